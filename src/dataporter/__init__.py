@@ -1,0 +1,43 @@
+"""Exactly resumable, drop-in data loading for PyTorch."""
+
+from dataporter.errors import (
+    ConfigurationError,
+    DataPorterError,
+    DatasetChangedError,
+    InvalidStateError,
+    SampleError,
+    StateMismatchError,
+    UnsupportedDatasetError,
+)
+from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
+from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.rng import sample_rng
+from dataporter.strategies import (
+    AdvancedResumptionStrategy,
+    DistributedResumptionStrategy,
+    ResumptionStrategy,
+    SimpleResumptionStrategy,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdvancedResumptionStrategy",
+    "ConfigurationError",
+    "DataPorterError",
+    "DatasetChangedError",
+    "DistributedResumptionStrategy",
+    "InvalidStateError",
+    "Order",
+    "ResumableDataLoader",
+    "ResumptionStrategy",
+    "SampleError",
+    "SequentialOrder",
+    "ShuffledOrder",
+    "SimpleResumptionStrategy",
+    "StateMismatchError",
+    "TorchOrder",
+    "UnsupportedDatasetError",
+    "create_resumable_dataloader",
+    "sample_rng",
+]

@@ -1,0 +1,133 @@
+"""Datasets that are columns of arrays: a batch is one indexing operation per column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Subset, TensorDataset
+
+__all__ = ["MappedColumns", "columns_of", "gather"]
+
+
+class MappedColumns:
+    """A dict of equally long arrays, read as a dataset of dicts.
+
+    torch's ``DataLoader`` has no meaning for such a dict; here it is the shortest way to say
+    "these arrays, by row".
+    """
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self.columns = dict(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+    @staticmethod
+    def nearly_fits(dataset: object) -> bool:
+        """Whether ``dataset`` is a dict of names → arrays."""
+        return (
+            type(dataset) is dict
+            and len(dataset) > 0
+            and all(isinstance(name, str) for name in dataset)
+            and all(isinstance(column, torch.Tensor | np.ndarray) for column in dataset.values())
+            and all(column.ndim > 0 for column in dataset.values())
+        )
+
+    @classmethod
+    def fits(cls, dataset: object) -> bool:
+        """Whether, moreover, the arrays are of one length."""
+        return (
+            isinstance(dataset, dict)
+            and cls.nearly_fits(dataset)
+            and len({len(column) for column in dataset.values()}) == 1
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Arrays to gather from, in the container that ``default_collate`` would make of the rows."""
+
+    container: type[list[Any]] | type[dict[str, Any]] | None
+    names: tuple[str, ...]
+    arrays: tuple[torch.Tensor | NDArray[Any], ...]
+    subset: NDArray[np.int64] | None = None
+
+
+def columns_of(dataset: object) -> Columns | None:
+    """The columns of a dataset, or None where its rows can only be had by ``__getitem__``.
+
+    Exact types only: a subclass may do anything in its ``__getitem__``.
+    """
+    if type(dataset) is Subset:
+        return _columns_of_subset(dataset)
+    if type(dataset) is TensorDataset:
+        container, names, arrays = list, (), dataset.tensors
+    elif type(dataset) is MappedColumns:
+        container, names, arrays = dict, tuple(dataset.columns), tuple(dataset.columns.values())
+    else:
+        container, names, arrays = None, (), (dataset,)
+    if not arrays or not all(_can_gather(array) for array in arrays):
+        return None
+    return Columns(container, names, arrays)
+
+
+def gather(columns: Columns, indices: NDArray[np.int64]) -> Any:
+    """The batch of these rows: each column's rows, in the columns' container."""
+    if columns.subset is not None:
+        indices = columns.subset[indices]
+    places = torch.from_numpy(indices)
+    rows = [
+        # Three times as fast as array[places], for tensors and arrays alike.
+        array.index_select(0, places)
+        if isinstance(array, torch.Tensor)
+        else torch.from_numpy(array.take(indices, axis=0))
+        for array in columns.arrays
+    ]
+    if columns.container is None:
+        return rows[0]
+    return rows if columns.container is list else dict(zip(columns.names, rows))
+
+
+def _columns_of_subset(subset: Subset[Any]) -> Columns | None:
+    inner = columns_of(subset.dataset)
+    if inner is None or not isinstance(subset.indices, Sequence | np.ndarray | torch.Tensor):
+        return None
+    indices = np.asarray(subset.indices)
+    length = len(inner.arrays[0]) if inner.subset is None else len(inner.subset)
+    # Negative indices and wrong ones behave as the dataset says, which is not ours to imitate.
+    if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
+        return None
+    if indices.size and not (0 <= indices.min() and indices.max() < length):
+        return None
+    indices = indices.astype(np.int64)
+    return Columns(
+        inner.container,
+        inner.names,
+        inner.arrays,
+        indices if inner.subset is None else inner.subset[indices],
+    )
+
+
+def _can_gather(array: object) -> bool:
+    if type(array) is np.ndarray:
+        try:
+            torch.from_numpy(np.empty(0, dtype=array.dtype))
+        except (TypeError, ValueError):
+            return False
+        return array.ndim > 0
+    return (
+        type(array) is torch.Tensor
+        and array.ndim > 0
+        and array.layout is torch.strided
+        and array.device.type == "cpu"
+        and not array.requires_grad
+        and not array.is_quantized
+    )

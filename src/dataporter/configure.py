@@ -1,0 +1,206 @@
+"""Arguments of a loader, checked and turned into what they mean; every mistake named at once."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import IterableDataset
+
+from dataporter.columns import MappedColumns
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.fetch import OnError
+from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.strategies import ResumptionStrategy, strategy_named
+from dataporter.world import World
+
+__all__ = [
+    "batch_size_checked",
+    "fingerprint_of",
+    "generator_seed",
+    "length_of",
+    "on_error_checked",
+    "order_for",
+    "place_checked",
+    "reject",
+    "rows_of",
+    "seed_checked",
+    "strategy_for",
+    "world_checked",
+]
+
+_ORDERS: dict[str, Order] = {
+    order.name: order for order in (ShuffledOrder(), SequentialOrder(), TorchOrder())
+}
+# torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
+_SEED_LIMIT = 1 << 63
+
+
+def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
+    """The order that ``order=`` and ``shuffle=`` ask for."""
+    if order is None:
+        return _ORDERS["shuffled" if shuffle else "sequential"]
+    if isinstance(order, str):
+        if order not in _ORDERS:
+            raise ConfigurationError(
+                f"order={order!r}: expected {', '.join(map(repr, _ORDERS))} or an Order object"
+            )
+        if shuffle is not None and bool(shuffle) != (order != "sequential"):
+            raise ConfigurationError(
+                f"order={order!r} and shuffle={shuffle} contradict each other: leave shuffle= out"
+            )
+        return _ORDERS[order]
+    if not isinstance(order, Order):
+        raise ConfigurationError(
+            f"order={order!r}: an order object needs name, version, epoch_length() and indices(); "
+            "see dataporter.Order"
+        )
+    return order
+
+
+def batch_size_checked(batch_size: Any) -> int | None:
+    """A positive whole number, or None for no batching."""
+    if batch_size is None:
+        return None
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ConfigurationError(
+            f"batch_size={batch_size!r}: expected a whole number of 1 or more, or None to get "
+            "single samples"
+        )
+    return batch_size
+
+
+def seed_checked(seed: Any) -> int | None:
+    """A seed within 0..2**63-1, or None."""
+    if seed is None:
+        return None
+    return _whole("seed", seed, _SEED_LIMIT)
+
+
+def place_checked(name: str, value: Any) -> int:
+    """An epoch or step: a whole number from 0."""
+    return _whole(name, value, _SEED_LIMIT)
+
+
+def _whole(name: str, value: Any, limit: int) -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not 0 <= number < limit:
+        raise ConfigurationError(f"{name}={value!r}: expected a whole number from 0 to {limit - 1}")
+    return number
+
+
+def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:
+    """The seed that ``order="torch"`` follows a generator by; None where a seed is drawn instead."""
+    if not isinstance(order, TorchOrder) or generator is None:
+        return None
+    seed = generator.initial_seed()
+    fresh = torch.Generator()
+    fresh.manual_seed(seed)
+    if not torch.equal(fresh.get_state(), generator.get_state()):
+        raise ConfigurationError(
+            f"order='torch' follows a generator from its seed on, but this one (seed {seed}) has "
+            "been drawn from: call generator.manual_seed() before, or pass seed="
+        )
+    return seed % _SEED_LIMIT
+
+
+def on_error_checked(on_error: Any) -> OnError:
+    """``"raise"``, ``"skip"`` or a callable."""
+    if on_error in ("raise", "skip") or callable(on_error):
+        return on_error  # type: ignore[no-any-return]  # narrowed by value
+    raise ConfigurationError(
+        f"on_error={on_error!r}: expected 'raise', 'skip' or a function (exception, index) → sample"
+    )
+
+
+def rows_of(dataset: Any) -> Any:
+    """The dataset as something that is indexed by row: a dict of arrays becomes its rows."""
+    if MappedColumns.fits(dataset):
+        return MappedColumns(dataset)
+    if type(dataset) is dict and MappedColumns.nearly_fits(dataset):
+        lengths = {name: len(column) for name, column in dataset.items()}
+        raise ConfigurationError(
+            f"the arrays of a dict dataset must have one length, and have {lengths}"
+        )
+    return dataset
+
+
+def length_of(rows: Any) -> int:
+    """The number of samples.
+
+    Raises:
+        UnsupportedDatasetError: the dataset has no length.
+    """
+    try:
+        return len(rows)
+    except (TypeError, NotImplementedError) as error:
+        kind = type(rows).__name__
+        if hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
+            raise UnsupportedDatasetError(
+                f"dataset of type {kind} can only be iterated over: make its class a subclass of "
+                f"{IterableDataset.__module__}.IterableDataset, or give it __len__ and __getitem__"
+            ) from error
+        raise UnsupportedDatasetError(
+            f"dataset of type {kind} has no length ({error}): give it __len__ and __getitem__, "
+            "pass a sampler that says which indices to read, or make it an IterableDataset"
+        ) from error
+
+
+def fingerprint_of(dataset: Any) -> str | None:
+    """What the dataset calls itself, if it does: ``fingerprint``, or Hugging Face's ``_fingerprint``."""
+    for name in ("fingerprint", "_fingerprint"):
+        fingerprint = getattr(dataset, name, None)
+        if isinstance(fingerprint, str):
+            return fingerprint
+    return None
+
+
+def strategy_for(
+    strategy: str | ResumptionStrategy | None, world: World, own_sampler: object | None
+) -> ResumptionStrategy:
+    """The strategy that was asked for, or the one that suits (C7)."""
+    if strategy is None:
+        if own_sampler is not None:
+            return strategy_named("simple")
+        in_group = dist.is_available() and dist.is_initialized()
+        return strategy_named("distributed" if in_group or world.size > 1 else "advanced")
+    chosen = strategy_named(strategy)
+    if own_sampler is not None and chosen.counts != "batches":
+        raise ConfigurationError(
+            f"strategy={chosen.name!r} needs an order to jump in, and a sampler of your own (a "
+            f"{type(own_sampler).__name__}) can only be counted through: use strategy='simple', or "
+            "order= and shuffle= instead of the sampler. If a framework has put the sampler there "
+            "to shard the data, tell it not to (Lightning: use_distributed_sampler=False); this "
+            "loader shards by itself"
+        )
+    return chosen
+
+
+def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
+    """What a world of several ranks needs so that all of them hold one state."""
+    if world.size == 1:
+        return
+    if seed is None:
+        raise ConfigurationError(
+            f"a world of {world.size} ranks needs seed=, the same on every rank: drawn by each rank "
+            "for itself it would differ, and with it the order"
+        )
+    if not in_order:
+        raise ConfigurationError(
+            f"in_order=False in a world of {world.size} ranks: each rank would deliver other "
+            "batches early, and the ranks share one state; leave in_order=True"
+        )
+
+
+def reject(reason: str, **arguments: object) -> None:
+    """Refuse the arguments that were given although they have no meaning here."""
+    given = {name: value for name, value in arguments.items() if value}
+    if given:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigurationError(f"{shown}: {reason}; leave {'it' if len(given) == 1 else 'them'} out")

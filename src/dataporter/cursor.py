@@ -1,0 +1,55 @@
+"""The cursor: the one object that changes while a loader is used, its place in its stream (C1-C3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dataporter.request import Progress, Request
+
+__all__ = ["Cursor"]
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where the next batch comes from.
+
+    Attributes:
+        progress: what was delivered of the current epoch.
+        seed: the loader's; None until it is needed for the first time.
+        waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
+            and the next one starts the epoch after it.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    seed: int | None = None
+    waiting: bool = True
+    # The pass that moves the cursor: the last that began, unless somebody has set the place since.
+    _pass: object | None = None
+
+    def begin(self, a_pass: object) -> Progress:
+        """Where a pass that starts now begins; from here on it moves the cursor."""
+        if not self.waiting:
+            self.progress = Progress(self.progress.epoch + 1)
+            self.waiting = True
+        self._pass = a_pass
+        return self.progress
+
+    def deliver(self, a_pass: object, request: Request) -> None:
+        """Count a batch, unless the pass that delivered it no longer moves the cursor."""
+        if a_pass is self._pass:
+            self.progress = self.progress.after(request)
+            self.waiting = False
+
+    def finish(self, a_pass: object) -> None:
+        """A pass came to its end: the next epoch is waiting."""
+        if a_pass is self._pass:
+            self.jump(Progress(self.progress.epoch + 1))
+
+    def jump(self, progress: Progress) -> None:
+        """Go on from here at the next pass, whatever is under way now."""
+        self.progress, self.waiting, self._pass = progress, True, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """The start of this epoch, unless it is the current one."""
+        if epoch != self.progress.epoch:
+            self.jump(Progress(epoch))

@@ -1,0 +1,81 @@
+"""Delivery: `next()` gives a batch to the training loop, and only then it counts (C1, C3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from dataporter._torch import profiled
+from dataporter.cursor import Cursor
+from dataporter.engines.engine import Reply
+from dataporter.request import Progress, Request
+
+__all__ = ["Delivery"]
+
+Batch = TypeVar("Batch")
+
+
+class Delivery(Generic[Batch], Iterator[Batch]):
+    """One pass of the training loop over a loader; what ``iter(loader)`` returns.
+
+    Args:
+        cursor: is moved by what this pass delivers.
+        begin: settles where this pass begins and starts an engine on it. Called at the first
+            ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
+        length: what ``len()`` of this iterator says.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        begin: Callable[[object], Iterator[Reply]],
+        length: Callable[[], int],
+    ) -> None:
+        self._cursor = cursor
+        self._begin = begin
+        self._length = length
+        # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
+        self._pass = object()
+        self._replies: Iterator[Reply] | None = None
+        self._failed: list[Request] = []
+        self._broken = False
+
+    def __next__(self) -> Batch:
+        with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
+            if self._replies is None:
+                self._replies = self._begin(self._pass)
+            try:
+                reply = next(self._replies)
+            except StopIteration:
+                if not self._broken:
+                    self._cursor.finish(self._pass)
+                raise
+            except BaseException:
+                # The engine or the user's sampler failed, so this pass is over, but its epoch not.
+                self._replies, self._broken = iter(()), True
+                raise
+            return self._deliver(reply)
+
+    def __len__(self) -> int:
+        return self._length()
+
+    def _deliver(self, reply: Reply) -> Batch:
+        if reply.failure is not None:
+            # Not delivered: a state taken now comes back to this batch. Who asks for the next one
+            # passes it over.
+            self._failed.append(reply.request)
+            raise reply.failure
+        for request in self._failed:
+            self._cursor.deliver(self._pass, request)
+        self._failed.clear()
+        self._cursor.deliver(self._pass, reply.request)
+        for skipped in reply.skipped:
+            warnings.warn(
+                f"on_error='skip' left out sample index {skipped.index!r} (epoch "
+                f"{reply.request.epoch}, step {reply.request.step}, position {skipped.position}): "
+                f"{skipped.error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return reply.batch  # type: ignore[no-any-return]  # the collate function makes a Batch

@@ -1,0 +1,7 @@
+"""Engines: where fetches run. They know requests and batches, and nothing of loaders."""
+
+from dataporter.engines.engine import Engine, Reply
+from dataporter.engines.inline import InlineEngine
+from dataporter.engines.process import ProcessEngine, WorkerOptions
+
+__all__ = ["Engine", "InlineEngine", "ProcessEngine", "Reply", "WorkerOptions"]

@@ -1,0 +1,34 @@
+"""The seam between the loader and what runs its fetches: requests go in, replies come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from dataporter.fetch import Skipped
+from dataporter.request import Request
+
+__all__ = ["Engine", "Reply"]
+
+
+class Reply(NamedTuple):
+    """What became of a request: a batch, or the exception that fetching it raised."""
+
+    request: Request
+    batch: Any = None
+    skipped: tuple[Skipped, ...] = ()
+    failure: Exception | None = None
+
+
+class Engine(Protocol):
+    """Carries requests to where they are fetched, and the batches back."""
+
+    def start(self, requests: Iterator[Request]) -> Iterator[Reply]:
+        """Serve a pass. Requests are drawn ahead as far as the engine prefetches.
+
+        A failed fetch is a reply, after which the next one can be had; only a failure of the engine
+        itself is raised. The pass before, where one is still under way, is given up.
+        """
+
+    def close(self) -> None:
+        """Stop what the engine runs. It starts again with the next pass."""

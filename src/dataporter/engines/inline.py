@@ -1,0 +1,39 @@
+"""The inline engine: fetches in the training process, at the moment a batch is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dataporter.engines.engine import Reply
+from dataporter.fetch import Fetch
+from dataporter.request import Request
+
+__all__ = ["InlineEngine"]
+
+
+@dataclass(frozen=True, slots=True)
+class InlineEngine:
+    """No workers, no prefetching, nothing to stop.
+
+    Attributes:
+        fetch: reads and collates.
+        pin: moves a batch to page-locked memory, or returns it as it is.
+    """
+
+    fetch: Fetch
+    pin: Callable[[Any], Any]
+
+    def start(self, requests: Iterator[Request]) -> Iterator[Reply]:
+        return map(self._serve, requests)
+
+    def _serve(self, request: Request) -> Reply:
+        try:
+            batch, skipped = self.fetch(request)
+            return Reply(request, self.pin(batch), skipped)
+        except Exception as error:
+            return Reply(request, failure=error)
+
+    def close(self) -> None:
+        """Nothing runs between two batches."""

@@ -1,0 +1,46 @@
+"""The errors DataPorter raises: one family, each also the built-in type that people would catch."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "DataPorterError",
+    "DatasetChangedError",
+    "InvalidStateError",
+    "SampleError",
+    "StateMismatchError",
+    "UnsupportedDatasetError",
+]
+
+
+class DataPorterError(Exception):
+    """Everything DataPorter raises of its own accord is one of these."""
+
+
+class ConfigurationError(DataPorterError, ValueError):
+    """An argument is wrong by itself or contradicts another one."""
+
+
+class UnsupportedDatasetError(DataPorterError, TypeError):
+    """The dataset does not offer what the call needs (a length, random access)."""
+
+
+class InvalidStateError(DataPorterError, ValueError):
+    """What was given to ``load_state_dict`` is no state of this library, damaged, or too new."""
+
+
+class StateMismatchError(DataPorterError, ValueError):
+    """The state is sound, but belongs to another dataset or configuration than this loader's."""
+
+
+class SampleError(DataPorterError, RuntimeError):
+    """A sample failed and its own exception cannot be raised here.
+
+    Raised instead of the dataset's exception only when that one cannot cross a process boundary,
+    when it is a ``StopIteration`` (which would silently end the loop), or when ``on_error="skip"``
+    left nothing of a batch.
+    """
+
+
+class DatasetChangedError(DataPorterError, RuntimeError):
+    """The dataset has another length than when the loader was built."""

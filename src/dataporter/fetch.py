@@ -1,0 +1,235 @@
+"""Fetch: a request becomes a batch, by reading its samples and collating them (C8, C12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import StackDataset, Subset, default_collate
+
+from dataporter.columns import Columns, columns_of, gather
+from dataporter.errors import SampleError
+from dataporter.request import Request
+from dataporter.rng import begin_reading, isolated_generators, sample_keys, seed_generators
+
+__all__ = ["Fetch", "Fetched", "OnError", "Skipped", "fetch_for", "undisturbing"]
+
+OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+
+_INDICES_SHOWN = 8
+
+
+class Skipped(NamedTuple):
+    """A sample that ``on_error="skip"`` left out: its index, its position, and what it raised."""
+
+    index: Any
+    position: int
+    error: str
+
+
+class Fetched(NamedTuple):
+    """A batch, and what is missing from it."""
+
+    batch: Any
+    skipped: tuple[Skipped, ...] = ()
+
+
+# A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
+# dataset can. Raises what the dataset or the collate function raised, with a note that names
+# index, epoch, step and position; or SampleError.
+Fetch = Callable[[Request], Fetched]
+
+
+def fetch_for(
+    dataset: Any,
+    collate: Callable[[Any], Any],
+    *,
+    batched: bool,
+    seeds_each: Literal["sample", "batch"],
+    on_error: OnError,
+) -> Fetch:
+    """The fastest fetch that a dataset allows.
+
+    Args:
+        dataset: map-style, indexed by what the requests hold.
+        collate: makes a batch of a list of samples; converts a single sample (``batched=False``).
+        batched: whether a request is a batch, or one sample that is handed out as it is.
+        seeds_each: seed the random generators before each sample, or once a batch.
+        on_error: what happens when a sample raises: raise it, leave the sample out, or take what
+            ``on_error(exception, index)`` returns in its place.
+    """
+    offers_batches = batched and _offers_batches(dataset)
+    by_sample = SampleFetch(dataset, collate, batched, offers_batches, seeds_each, on_error)
+    # Only default_collate is known to make of the rows what a gather gives.
+    columns = columns_of(dataset) if batched and collate is default_collate else None
+    return by_sample if columns is None else ColumnFetch(columns, by_sample)
+
+
+def undisturbing(fetch: Fetch) -> Fetch:
+    """``fetch`` for the training process: the global generators are put back after each batch."""
+    # A gather runs nobody's code and draws nothing.
+    return fetch if isinstance(fetch, ColumnFetch) else _Undisturbing(fetch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Undisturbing:
+    fetch: Fetch
+
+    def __call__(self, request: Request) -> Fetched:
+        with isolated_generators():
+            return self.fetch(request)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFetch:
+    """Gathers whole columns, one operation each; no seeding, since nothing can draw."""
+
+    columns: Columns
+    otherwise: SampleFetch
+
+    def __call__(self, request: Request) -> Fetched:
+        indices = request.indices
+        if not isinstance(indices, np.ndarray):
+            rows = _row_numbers(indices)
+            if rows is None:
+                return self.otherwise(request)
+            indices = rows
+        try:
+            return Fetched(gather(self.columns, indices))
+        except Exception as error:
+            _note(error, f"while reading {_batch_place(request)}")
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFetch:
+    """Reads sample by sample, or batch by batch where the dataset has ``__getitems__``."""
+
+    dataset: Any
+    collate: Callable[[Any], Any]
+    batched: bool
+    offers_batches: bool
+    seeds_each: Literal["sample", "batch"]
+    on_error: OnError
+
+    def __call__(self, request: Request) -> Fetched:
+        keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
+        try:
+            if self.offers_batches and self.on_error == "raise":
+                samples, skipped = self._read_together(request, keys), ()
+            else:
+                samples, skipped = self._read_each(request, keys)
+            begin_reading(keys)
+            try:
+                return Fetched(self.collate(samples if self.batched else samples[0]), skipped)
+            except Exception as error:
+                _note(error, f"while collating {_batch_place(request)}")
+                raise
+        finally:
+            begin_reading(None)
+
+    def _read_together(self, request: Request, keys: list[int]) -> Any:
+        begin_reading(keys)
+        if keys:
+            seed_generators(keys[0])
+        try:
+            return self.dataset.__getitems__(_plain(request.indices))
+        except Exception as error:
+            _note(error, f"while reading {_batch_place(request)}")
+            if isinstance(error, StopIteration):
+                raise SampleError(f"the dataset raised {error!r}") from error
+            raise
+
+    def _read_each(
+        self, request: Request, keys: list[int]
+    ) -> tuple[list[Any], tuple[Skipped, ...]]:
+        samples: list[Any] = []
+        skipped: list[Skipped] = []
+        dataset, each = self.dataset, self.seeds_each == "sample"
+        if keys and not each:
+            seed_generators(keys[0])
+        indices = _plain(request.indices)
+        for place, (key, index) in enumerate(zip(keys, indices)):
+            if each:
+                seed_generators(key)
+            begin_reading((key,))
+            try:
+                samples.append(dataset[index])
+            except Exception as error:
+                position = int(request.positions[place])
+                if self.on_error == "skip":
+                    skipped.append(Skipped(index, position, repr(error)))
+                elif self.on_error == "raise":
+                    raise _placed(error, index, position, request) from error.__cause__
+                else:
+                    samples.append(self.on_error(error, index))
+        if indices and not samples:
+            raise SampleError(
+                f"on_error='skip' left nothing of {_batch_place(request)}: every sample failed, "
+                f"the first (index {skipped[0].index!r}) with {skipped[0].error}"
+            )
+        return samples, tuple(skipped)
+
+
+def _offers_batches(dataset: Any) -> bool:
+    """Whether ``__getitems__`` reads a batch at once.
+
+    torch's wrappers always have it, but pass it on to what they wrap or loop over the samples;
+    where they would loop, each sample is better read, and seeded, on its own.
+    """
+    if type(dataset) is Subset:
+        return _offers_batches(dataset.dataset)
+    if type(dataset) is StackDataset:
+        parts = dataset.datasets
+        values = parts.values() if isinstance(parts, dict) else parts
+        return any(_offers_batches(part) for part in values)
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def _plain(indices: NDArray[np.int64] | Sequence[Any]) -> list[Any]:
+    """Indices as the list of Python objects that datasets know from torch's samplers."""
+    return indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+
+
+def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:
+    """Indices of a user's sampler as an array, if they can only mean row numbers."""
+    if not all(type(index) is int and index >= 0 for index in indices) or not indices:
+        return None
+    return np.array(indices, dtype=np.int64)
+
+
+def _placed(error: Exception, index: Any, position: int, request: Request) -> Exception:
+    """The dataset's own exception with its place; SampleError for one that would end the loop."""
+    place = (
+        f"sample index {index!r} (epoch {request.epoch}, step {request.step}, position {position})"
+    )
+    if isinstance(error, StopIteration):
+        stopped = SampleError(
+            f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch "
+            "silently, so raise an IndexError or a RuntimeError there"
+        )
+        stopped.__cause__ = error
+        return stopped
+    _note(error, f"while reading {place}")
+    return error
+
+
+def _batch_place(request: Request) -> str:
+    indices = _plain(request.indices)
+    shown = ", ".join(map(repr, indices[:_INDICES_SHOWN]))
+    more = ", ..." if len(indices) > _INDICES_SHOWN else ""
+    return (
+        f"the batch of {len(indices)} samples with indices [{shown}{more}] (epoch {request.epoch}, "
+        f"step {request.step})"
+    )
+
+
+def _note(error: Exception, text: str) -> None:
+    """Add to an exception's traceback; Python 3.10 keeps the note without printing it."""
+    if hasattr(error, "add_note"):
+        error.add_note(f"dataporter: {text}")
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", ()), f"dataporter: {text}"]  # type: ignore[attr-defined]  # PEP 678

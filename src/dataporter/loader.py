@@ -1,0 +1,425 @@
+"""`ResumableDataLoader`: a `torch.utils.data.DataLoader` that goes on from the exact next sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from dataporter import configure
+from dataporter._torch import pin_function
+from dataporter.cursor import Cursor
+from dataporter.delivery import Delivery
+from dataporter.engines import Engine, InlineEngine, ProcessEngine, Reply, WorkerOptions
+from dataporter.errors import (
+    ConfigurationError,
+    DatasetChangedError,
+    InvalidStateError,
+    StateMismatchError,
+    UnsupportedDatasetError,
+)
+from dataporter.fetch import OnError, fetch_for, undisturbing
+from dataporter.orders import Order
+from dataporter.plan import Plan
+from dataporter.request import PlannedRequests, Progress, RequestSource
+from dataporter.sampled import SampledRequests
+from dataporter.samplers import OrderSampler
+from dataporter.state import Identity, Mismatch, State, build, parse
+from dataporter.strategies import ResumptionStrategy, explain
+from dataporter.world import find_world, world_of_sampler
+
+__all__ = ["ResumableDataLoader", "create_resumable_dataloader"]
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class ResumableDataLoader(DataLoader[Batch]):
+    """A ``torch.utils.data.DataLoader`` that can stop anywhere and go on from the exact next sample.
+
+    Every batch is a function of (dataset, seed, epoch, step), so the state is only a place: it
+    costs nothing to take and nothing to resume from, and the number of workers, prefetching and
+    pinning may change in between. Random augmentation is part of it: the global generators of
+    Python, NumPy and torch are seeded before each sample (``simple``: each batch), and are put back
+    in the training process.
+
+    Args:
+        dataset: a map-style dataset, or a dict of equally long arrays, read by row. An
+            ``IterableDataset`` is iterated over as torch does, and cannot be resumed.
+        batch_size, shuffle, sampler, batch_sampler, num_workers, collate_fn, pin_memory, drop_last,
+            timeout, worker_init_fn, multiprocessing_context, generator, prefetch_factor,
+            persistent_workers, pin_memory_device, in_order: as in torch. ``drop_last`` drops an
+            incomplete last global batch, over all ranks.
+        strategy: ``"simple"``, ``"advanced"``, ``"distributed"`` or a strategy object; see the
+            classes. By default ``"distributed"`` in a world of several ranks, ``"simple"`` with a
+            sampler or batch sampler of your own, else ``"advanced"``.
+        seed: 0..2**63-1. By default drawn from ``generator``, or else from torch's default
+            generator, when it is first needed. Needed in a world of several ranks.
+        order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"torch"``
+            (the order that torch's loader gives for a generator of this seed) or an
+            :class:`~dataporter.Order`.
+        rank, world_size: data-parallel rank and number of ranks; by default those of
+            ``torch.distributed`` where it is initialised, else 0 of 1.
+        on_error: what happens when a sample raises. ``"raise"``: its exception, with a note that
+            names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
+            function ``(exception, index) → sample``: what it returns takes the sample's place.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
+
+    Example:
+        >>> loader = ResumableDataLoader(range(6), batch_size=2, shuffle=True, seed=7)
+        >>> batches = iter(loader)
+        >>> _ = next(batches)
+        >>> state = loader.state_dict()
+        >>> rest = [batch.tolist() for batch in batches]
+        >>> resumed = ResumableDataLoader(range(6), batch_size=2, shuffle=True)
+        >>> resumed.load_state_dict(state)
+        >>> [batch.tolist() for batch in resumed] == rest
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any] | Mapping[str, Any] | Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
+        batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        strategy: str | ResumptionStrategy | None = None,
+        seed: int | None = None,
+        order: str | Order | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        own_sampler = sampler if sampler is not None else batch_sampler
+        world = find_world(rank, world_size)
+        if own_sampler is not None:
+            configure.reject(
+                "a sampler of your own decides the order", shuffle=shuffle, order=order
+            )
+            world = world_of_sampler(own_sampler, world)
+        self.rank, self.world_size = world
+        self.strategy = configure.strategy_for(strategy, world, own_sampler)
+        self.order: Order | None = None
+        self.on_error = configure.on_error_checked(on_error)
+        self._given_seed = configure.seed_checked(seed)
+        self._cursor = Cursor(seed=self._given_seed)
+        self._rows = configure.rows_of(dataset)
+        self._source: RequestSource | None = None
+        self._engine: Engine | None = None
+
+        if isinstance(dataset, IterableDataset):
+            configure.reject(
+                "an IterableDataset has no indices to order or to share out",
+                strategy=strategy,
+                order=order,
+                world_size=world_size,
+            )
+        elif own_sampler is None:
+            self.order = configure.order_for(order, shuffle)
+            if self._cursor.seed is None:
+                self._cursor.seed = configure.generator_seed(self.order, generator)
+            batch_size = configure.batch_size_checked(batch_size)
+            length = configure.length_of(self._rows)
+            plan = Plan(self.order.epoch_length(length), batch_size or 1, world.size, bool(drop_last))
+            self._source = planned = PlannedRequests(self.order, plan, world.rank, length)
+            sampler, shuffle = OrderSampler(planned, self._cursor, self._settled_seed), None
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            collate_fn,
+            pin_memory,
+            drop_last,
+            timeout,
+            worker_init_fn,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            pin_memory_device=pin_memory_device,
+            in_order=in_order,
+        )
+        if own_sampler is not None:
+            self._source = SampledRequests(
+                self.sampler if self.batch_sampler is None else self.batch_sampler,
+                batched=self.batch_sampler is not None,
+                rank=world.rank,
+                world_size=world.size,
+            )
+        if self._source is not None:
+            configure.world_checked(world, self._cursor.seed, in_order=in_order)
+        self._identity = self._identify(own_sampler)
+
+    # ---- the stream
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names a private class
+        """A pass: what is left of the epoch that a state, ``seek`` or ``set_epoch`` asked for;
+        otherwise the first epoch, or the one after the last that was begun (C3).
+        """
+        if self._source is None:
+            return super().__iter__()
+        return Delivery(self._cursor, self._begin_pass, self.__len__)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
+        if isinstance(self._source, PlannedRequests):
+            return self._source.steps(Progress())
+        return super().__len__()
+
+    def _begin_pass(self, a_pass: object) -> Iterator[Reply]:
+        source = self._indexed()
+        self._check_dataset()
+        if isinstance(source, SampledRequests) and (epoch := source.requested_epoch()) is not None:
+            self._cursor.set_epoch(epoch)
+        if self._engine is None:
+            self._engine = self._build_engine()
+        progress = self._cursor.begin(a_pass)
+        return self._engine.start(source.requests(progress, self._settled_seed()))
+
+    def _build_engine(self) -> Engine:
+        fetch = fetch_for(
+            self._rows,
+            self.collate_fn,
+            batched=self.batch_sampler is not None,
+            seeds_each=self.strategy.seeds_each,
+            on_error=self.on_error,
+        )
+        if self.num_workers == 0:
+            return InlineEngine(undisturbing(fetch), pin_function(pin_memory=self.pin_memory))
+        options = WorkerOptions(
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            persistent_workers=self.persistent_workers,
+            pin_memory=self.pin_memory,
+            in_order=self.in_order,
+            timeout=self.timeout,
+            worker_init_fn=self.worker_init_fn,
+            multiprocessing_context=self.multiprocessing_context,
+            pin_memory_device=self.pin_memory_device,
+        )
+        return ProcessEngine(fetch, self.dataset, options)
+
+    def _settled_seed(self) -> int:
+        """The seed; drawn when it is first needed, where torch's loader would draw as well."""
+        if self._cursor.seed is None:
+            drawn = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+            self._cursor.seed = int(drawn)
+        return self._cursor.seed
+
+    # ---- the state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: after the last batch that was delivered (C1).
+
+        Returns:
+            A flat dict of JSON types, the same on every rank, to be kept with the model's
+            checkpoint: ``torch.save``, ``torch.load(weights_only=True)``, ``json`` and
+            ``torch.distributed.checkpoint`` all carry it.
+
+        Raises:
+            UnsupportedDatasetError: the dataset is an ``IterableDataset``.
+        """
+        self._indexed()
+        return build(State(self._identity, self._settled_seed(), self._cursor.progress))
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], on_mismatch: Literal["error", "warn"] = "error"
+    ) -> None:
+        """Go on from a state at the next ``iter()``. Nothing is applied when it is refused.
+
+        Args:
+            state: what ``state_dict()`` returned, on any rank.
+            on_mismatch: what to do when the state belongs to another dataset or configuration:
+                refuse it, or warn and go on as near to it as the strategy's count gets.
+
+        Raises:
+            InvalidStateError: (a ``ValueError``) not a state, damaged, or from a newer schema.
+            StateMismatchError: (a ``ValueError``) a state of another dataset or configuration.
+            UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``.
+        """
+        if on_mismatch not in ("error", "warn"):
+            raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
+        source = self._indexed()
+        saved = parse(state)
+        seed = saved.seed if self._given_seed is None else self._given_seed
+        mismatches = self.strategy.mismatches(saved.identity, self._identity)
+        if seed != saved.seed:
+            mismatches.append(Mismatch("seed", saved.seed, seed))
+        if not mismatches:
+            _check_progress(saved.progress, source)
+            digest = source.digest_at(saved.progress, seed)
+            if digest != saved.progress.digest:
+                mismatches.append(Mismatch("order_digest", saved.progress.digest, digest))
+        if mismatches and on_mismatch == "error":
+            raise StateMismatchError(explain(mismatches))
+        if mismatches:
+            warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=2)
+        progress = self.strategy.resume(saved, self._identity, source, seed)
+        self._cursor.seed = seed
+        self._cursor.jump(source.within(progress))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start ``epoch`` at the next pass; the current epoch stays as it is (C3).
+
+        Raises:
+            ConfigurationError: ``epoch`` is no whole number of 0 or more.
+        """
+        self._cursor.set_epoch(configure.place_checked("epoch", epoch))
+
+    def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
+        """Jump to a batch: the next pass begins with it. No data is read.
+
+        Args:
+            epoch: counted from 0; by default the current one.
+            step: batches of that epoch to pass over, 0..len(loader).
+
+        Raises:
+            ConfigurationError: there is no such epoch or step.
+        """
+        source = self._indexed()
+        step = configure.place_checked("step", step)
+        epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
+        if isinstance(source, PlannedRequests) and step > len(self):
+            raise ConfigurationError(f"seek(step={step}): an epoch has {len(self)} steps")
+        self._cursor.jump(source.progress_at(epoch, step, self._settled_seed()))
+
+    def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
+        """Which samples a batch has, on this rank, without reading any.
+
+        For an epoch in whose middle the batch size or the world changed, this is known while the
+        loader is in it, from the change on; for any other epoch the present batch size and world
+        are taken for granted.
+
+        Returns:
+            Indices into the dataset, int64 of shape (batch,); with a sampler of your own a list of
+            what it yields (it is walked up to the step).
+
+        Raises:
+            ConfigurationError: there is no such epoch or step.
+        """
+        source = self._indexed()
+        epoch, step = configure.place_checked("epoch", epoch), configure.place_checked("step", step)
+        progress = self._cursor.progress if epoch == self.epoch else Progress(epoch)
+        return source.samples_at(progress, step, self._settled_seed())
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, counted from 0; after the end of a pass the one that comes next."""
+        return self._cursor.progress.epoch
+
+    @property
+    def step(self) -> int:
+        """Batches of this epoch that were delivered: the number of the one that comes next."""
+        return self._cursor.progress.step
+
+    @property
+    def position(self) -> int:
+        """Samples of this epoch that were delivered, over all ranks."""
+        return self._cursor.progress.delivered
+
+    @property
+    def remaining(self) -> int:
+        """Batches that this epoch still has on this rank."""
+        return self._indexed().steps(self._cursor.progress)
+
+    @property
+    def seed(self) -> int:
+        """The seed of order and augmentation."""
+        return self._settled_seed()
+
+    # ---- what holds it together
+
+    def _indexed(self) -> RequestSource:
+        if self._source is None:
+            raise UnsupportedDatasetError(
+                f"dataset of type {type(self.dataset).__name__} is an IterableDataset, which has no "
+                "positions to go on from: it is iterated over as torch does and cannot be resumed"
+            )
+        return self._source
+
+    def _identify(self, own_sampler: object | None) -> Identity:
+        if self.order is None:
+            order, version = f"sampler {type(own_sampler).__name__}", 0
+        else:
+            order, version = self.order.name, self.order.version
+        return Identity(
+            strategy=self.strategy.name,
+            order=order,
+            order_version=version,
+            dataset_length=len(self._rows) if hasattr(self._rows, "__len__") else None,
+            dataset_fingerprint=configure.fingerprint_of(self.dataset),
+            batch_size=self.batch_size,
+            world_size=self.world_size,
+            drop_last=self.drop_last,
+        )
+
+    def _check_dataset(self) -> None:
+        length = self._identity.dataset_length
+        if length is not None and len(self._rows) != length:
+            raise DatasetChangedError(
+                f"the dataset had {length} samples when the loader was built and has "
+                f"{len(self._rows)} now: build a new loader for it"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a loader sent to another process, starts workers of its own.
+        return {**self.__dict__, "_engine": None}
+
+
+def _check_progress(progress: Progress, source: RequestSource) -> None:
+    if source.within(progress) != progress:
+        raise InvalidStateError(
+            f"the state's fields step ({progress.step}), position ({progress.position}) and early "
+            f"({list(progress.early)}) do not fit together, or do not fit an epoch of this dataset"
+        )
+
+
+def create_resumable_dataloader(
+    dataset: Dataset[Any] | Mapping[str, Any] | Any,
+    batch_size: int | None = 1,
+    shuffle: bool | None = None,
+    strategy: str | ResumptionStrategy | None = None,
+    **arguments: Any,
+) -> ResumableDataLoader[Any]:
+    """A :class:`ResumableDataLoader`, with the arguments most runs need up front.
+
+    Args:
+        dataset, batch_size, shuffle, strategy: as in :class:`ResumableDataLoader`.
+        **arguments: any other argument of :class:`ResumableDataLoader`.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
+
+    Example:
+        >>> loader = create_resumable_dataloader(range(10), batch_size=4)
+        >>> [batch.tolist() for batch in loader]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    """
+    return ResumableDataLoader(
+        dataset, batch_size=batch_size, shuffle=shuffle, strategy=strategy, **arguments
+    )

@@ -1,0 +1,8 @@
+"""Orders: which sample comes at which position of an epoch."""
+
+from dataporter.orders.order import Order
+from dataporter.orders.sequential import SequentialOrder
+from dataporter.orders.shuffled import ShuffledOrder
+from dataporter.orders.torch_order import TorchOrder
+
+__all__ = ["Order", "SequentialOrder", "ShuffledOrder", "TorchOrder"]

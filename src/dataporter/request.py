@@ -1,0 +1,190 @@
+"""Requests: what a worker is asked for, and the progress that delivering them makes (C1, C9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataporter.errors import ConfigurationError
+from dataporter.orders import Order
+from dataporter.plan import Plan, Stretch
+
+__all__ = ["Delivered", "PlannedRequests", "Progress", "Request", "RequestSource"]
+
+# Indices are computed for so many positions in one go: large enough to spread NumPy's cost per
+# call, small enough that the temporaries stay in the processor's cache and off mmap.
+BLOCK_LENGTH = 8192
+
+
+class Delivered(NamedTuple):
+    """Positions of an epoch that count as delivered, from ``start`` to before ``stop``.
+
+    ``digest`` sums up all indices of the epoch before ``stop`` where the order is not ours to
+    compute (a sampler of the user's own), and is 0 elsewhere.
+    """
+
+    start: int
+    stop: int
+    digest: int = 0
+
+
+class Request(NamedTuple):
+    """One batch on one rank: all that its content is a function of, next to the dataset itself.
+
+    Attributes:
+        seed, epoch, step: the loader's seed, and which batch this is.
+        positions: int64, shape (batch,).
+        indices: the samples at these positions: int64 of the same shape, or a list of whatever a
+            sampler of the user's own gave.
+        delivers: the positions, over all ranks, that are done when this batch is delivered.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64] | Sequence[Any]
+    delivers: tuple[Delivered, ...]
+
+
+class Progress(NamedTuple):
+    """How far an epoch has come.
+
+    Attributes:
+        epoch: number of the epoch.
+        step: batches delivered on each rank.
+        position: all positions before this one are done.
+        early: done as well, past ``position``: delivered ahead of their turn (``in_order=False``).
+        digest: see :class:`Delivered`; of the indices before ``position``.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+    early: tuple[Delivered, ...] = ()
+    digest: int = 0
+
+    def after(self, request: Request) -> Progress:
+        """The progress once ``request`` was delivered, or was passed over after it failed."""
+        if not self.early and len(request.delivers) == 1:
+            delivered = request.delivers[0]
+            if delivered.start == self.position:
+                return Progress(self.epoch, self.step + 1, delivered.stop, (), delivered.digest)
+        position, digest = self.position, self.digest
+        early: list[Delivered] = []
+        for stretch in sorted((*self.early, *request.delivers)):
+            if stretch.start <= position:
+                if stretch.stop > position:
+                    position, digest = stretch.stop, stretch.digest
+            elif early and early[-1].stop == stretch.start:
+                early[-1] = Delivered(early[-1].start, stretch.stop, stretch.digest)
+            else:
+                early.append(stretch)
+        return Progress(self.epoch, self.step + 1, position, tuple(early), digest)
+
+    @property
+    def delivered(self) -> int:
+        """How many positions are done."""
+        return self.position + sum(stretch.stop - stretch.start for stretch in self.early)
+
+    @property
+    def done(self) -> tuple[Stretch, ...]:
+        return tuple((stretch.start, stretch.stop) for stretch in self.early)
+
+
+class RequestSource(Protocol):
+    """Where a loader's requests come from: an order and a plan, or a sampler of the user's own."""
+
+    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+        """What is left of the epoch, batch by batch."""
+
+    def steps(self, progress: Progress) -> int:
+        """How many batches that is."""
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
+        """The progress of an epoch when ``step`` of its batches have been delivered."""
+
+    def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64] | list[Any]:
+        """Indices of a batch of the epoch that ``progress`` belongs to."""
+
+    def within(self, progress: Progress) -> Progress:
+        """The progress, cut down to what an epoch can have come to."""
+
+    def digest_at(self, progress: Progress, seed: int) -> int:
+        """Digest of the indices before ``progress.position``, as this source would give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequests:
+    """Requests computed from an order and a plan; any of them at once."""
+
+    order: Order
+    plan: Plan
+    rank: int
+    dataset_length: int
+
+    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+        plan = self._plan(progress)
+        for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
+            indices = self._indices(positions, seed, progress.epoch)
+            for place, (step_positions, step_indices) in enumerate(zip(positions, indices)):
+                step = first_step + place
+                yield Request(
+                    seed,
+                    progress.epoch,
+                    step,
+                    step_positions,
+                    step_indices,
+                    tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
+                )
+
+    def steps(self, progress: Progress) -> int:
+        return max(0, self._plan(progress).last_step - progress.step)
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
+        return Progress(epoch, step, self.plan.position_before(step))
+
+    def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64]:
+        plan = self._plan(progress)
+        if step < plan.first_step:
+            raise ConfigurationError(
+                f"samples_at(epoch={progress.epoch}, step={step}): the first {plan.first_step} "
+                "steps of this epoch were delivered with another batch size or world size, which "
+                "a state does not keep; build the loader as it was then to ask for them"
+            )
+        if step >= plan.last_step:
+            raise ConfigurationError(
+                f"samples_at(epoch={progress.epoch}, step={step}): this epoch has "
+                f"{plan.last_step} steps, so step must be within 0..{plan.last_step - 1}"
+            )
+        return self._indices(plan.positions(step, self.rank), seed, progress.epoch)
+
+    def within(self, progress: Progress) -> Progress:
+        position = min(progress.position, self.plan.length)
+        early = tuple(stretch for stretch in progress.early if stretch.stop <= self.plan.length)
+        cut = progress._replace(position=position, early=early)
+        return cut._replace(step=min(progress.step, cut.delivered))
+
+    def digest_at(self, progress: Progress, seed: int) -> int:
+        # An order says by its name and version what its indices are.
+        return 0
+
+    def _plan(self, progress: Progress) -> Plan:
+        return self.plan.resumed(progress.step, progress.position, progress.done)
+
+    def _indices(
+        self, positions: NDArray[np.int64], seed: int, epoch: int
+    ) -> NDArray[np.int64]:
+        indices = self.order.indices(
+            positions, seed=seed, epoch=epoch, dataset_length=self.dataset_length
+        )
+        if indices.shape != positions.shape:
+            raise ConfigurationError(
+                f"order {self.order.name!r} gave indices of shape {indices.shape} for positions of "
+                f"shape {positions.shape}; an order must keep the shape"
+            )
+        return indices

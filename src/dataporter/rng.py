@@ -1,0 +1,147 @@
+"""Keyed randomness: the hash behind every seed, and the seeding of the global generators (C8)."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = [
+    "begin_reading",
+    "fold",
+    "isolated_generators",
+    "mix",
+    "sample_keys",
+    "sample_rng",
+    "seed_generators",
+]
+
+# Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014): the golden
+# gamma, and Stafford's variant 13 of the MurmurHash3 finaliser as used by SplitMix64.
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+_MASK_64 = (1 << 64) - 1
+
+# Each use of the loader's seed hashes its own word in, so that no two uses share a stream.
+STREAM_ORDER = 1
+STREAM_SAMPLE = 2
+STREAM_SAMPLER = 3
+STREAM_WORKERS = 4
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, a bijection of 64-bit words, over a fresh array."""
+    mixed = values ^ (values >> np.uint64(30))
+    mixed *= np.uint64(_MULTIPLIER_1)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(_MULTIPLIER_2)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def fold(*words: int) -> int:
+    """Hash whole numbers into one 64-bit word; the order of the words counts."""
+    state = 0
+    for word in words:
+        state = (state * _MULTIPLIER_2 + word + GOLDEN_GAMMA) & _MASK_64
+        state = ((state ^ (state >> 30)) * _MULTIPLIER_1) & _MASK_64
+        state = ((state ^ (state >> 27)) * _MULTIPLIER_2) & _MASK_64
+        state ^= state >> 31
+    return state
+
+
+def sample_keys(seed: int, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The key of each sample: a hash of (seed, epoch, position), all different within an epoch."""
+    base = np.uint64(fold(seed, epoch, STREAM_SAMPLE))
+    return mix(positions.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + base)
+
+
+def seed_generators(key: int) -> None:
+    """Seed Python's ``random``, NumPy's legacy generator and torch's default CPU generator.
+
+    NumPy and torch run the same Mersenne Twister and torch reads 32 bits of a seed, so each is
+    given its own half of the key: equal halves would make the two streams copies of one another.
+    """
+    random.seed(key)
+    np.random.seed(key >> 32)
+    torch.default_generator.manual_seed(key & 0xFFFFFFFF)
+
+
+@contextmanager
+def isolated_generators() -> Iterator[None]:
+    """Put the states of the three global generators back when the block ends."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    torch_state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.default_generator.set_state(torch_state)
+
+
+class _Reading(threading.local):
+    """The keys of what this thread reads at the moment, and the generators handed out for them."""
+
+    def __init__(self) -> None:
+        self.keys: Sequence[int] | None = None
+        self.generators: dict[int, np.random.Generator] = {}
+
+
+_reading = _Reading()
+
+
+def begin_reading(keys: Sequence[int] | None) -> None:
+    """Let :func:`sample_rng` serve these keys, one a sample, until the next call; None: nothing."""
+    _reading.keys = keys
+    _reading.generators = {}
+
+
+def sample_rng(place: int = 0) -> np.random.Generator:
+    """The random generator of the sample being read, a function of (seed, epoch, position) alone.
+
+    For datasets and transforms that want explicit randomness instead of the global generators,
+    which DataPorter seeds as well. Two calls within one sample return the same generator.
+
+    Args:
+        place: which sample of the batch, counted from 0. Only ``__getitems__`` and a collate
+            function see more than one sample at a time and need it.
+
+    Returns:
+        A ``numpy.random.Generator`` (PCG64). Outside a ``ResumableDataLoader`` (the dataset is
+        indexed by hand, or read by a plain ``DataLoader``) one that is seeded from torch's default
+        generator, so that ``torch.manual_seed`` governs it.
+
+    Raises:
+        IndexError: ``place`` lies outside the batch being read.
+
+    Example:
+        >>> class Noisy:
+        ...     def __len__(self):
+        ...         return 4
+        ...     def __getitem__(self, index):
+        ...         return index + sample_rng().normal()
+        >>> from dataporter import ResumableDataLoader
+        >>> first, again = (next(iter(ResumableDataLoader(Noisy(), 4, seed=1))) for _ in "ab")
+        >>> bool((first == again).all())
+        True
+    """
+    if _reading.keys is None:
+        return np.random.default_rng(int(torch.empty((), dtype=torch.int64).random_()))
+    generator = _reading.generators.get(place)
+    if generator is None:
+        if not 0 <= place < len(_reading.keys):
+            raise IndexError(
+                f"sample_rng({place}): the batch being read has {len(_reading.keys)} samples, "
+                f"so place must be within 0..{len(_reading.keys) - 1}"
+            )
+        generator = np.random.default_rng(_reading.keys[place])
+        _reading.generators[place] = generator
+    return generator
