@@ -20,7 +20,9 @@ def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
     """
     if not pin_memory:
         return _unchanged
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     if accelerator is None or accelerator.type == "mps":
         reason = "no accelerator is found" if accelerator is None else "MPS does not support it"
         warnings.warn(

@@ -203,4 +203,6 @@ def reject(reason: str, **arguments: object) -> None:
     given = {name: value for name, value in arguments.items() if value}
     if given:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ConfigurationError(f"{shown}: {reason}; leave {'it' if len(given) == 1 else 'them'} out")
+        raise ConfigurationError(
+            f"{shown}: {reason}; leave {'it' if len(given) == 1 else 'them'} out"
+        )

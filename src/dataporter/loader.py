@@ -141,7 +141,9 @@ class ResumableDataLoader(DataLoader[Batch]):
                 self._cursor.seed = configure.generator_seed(self.order, generator)
             batch_size = configure.batch_size_checked(batch_size)
             length = configure.length_of(self._rows)
-            plan = Plan(self.order.epoch_length(length), batch_size or 1, world.size, bool(drop_last))
+            plan = Plan(
+                self.order.epoch_length(length), batch_size or 1, world.size, bool(drop_last)
+            )
             self._source = planned = PlannedRequests(self.order, plan, world.rank, length)
             sampler, shuffle = OrderSampler(planned, self._cursor, self._settled_seed), None
         super().__init__(

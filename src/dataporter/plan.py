@@ -106,7 +106,9 @@ class Plan:
         steps_at_once = 1
         while step < end_of_whole:
             count = min(steps_at_once, end_of_whole - step)
-            starts = np.arange(step - self.first_step, step - self.first_step + count, dtype=np.int64)
+            starts = np.arange(
+                step - self.first_step, step - self.first_step + count, dtype=np.int64
+            )
             starts = starts * self.global_batch_size + rank * self.batch_size
             places = starts[:, None] + np.arange(self.batch_size, dtype=np.int64)
             yield step, self._positions_of(places)

@@ -176,9 +176,7 @@ class PlannedRequests:
     def _plan(self, progress: Progress) -> Plan:
         return self.plan.resumed(progress.step, progress.position, progress.done)
 
-    def _indices(
-        self, positions: NDArray[np.int64], seed: int, epoch: int
-    ) -> NDArray[np.int64]:
+    def _indices(self, positions: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
         indices = self.order.indices(
             positions, seed=seed, epoch=epoch, dataset_length=self.dataset_length
         )

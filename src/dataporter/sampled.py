@@ -161,7 +161,9 @@ class SampledRequests:
 def _chain(sampler: Any) -> list[Any]:
     """The sampler and what it wraps, as ``BatchSampler`` wraps its ``sampler``."""
     chain = [sampler]
-    while len(chain) < _LONGEST_CHAIN and (inner := getattr(chain[-1], "sampler", None)) is not None:
+    while (
+        len(chain) < _LONGEST_CHAIN and (inner := getattr(chain[-1], "sampler", None)) is not None
+    ):
         chain.append(inner)
     return chain
 

@@ -49,7 +49,9 @@ class ResumptionStrategy:
         strategy's count gets: the same batch, or the same sample.
         """
         saved, progress = state.identity, state.progress
-        unchanged = saved.batch_size == present.batch_size and saved.world_size == present.world_size
+        unchanged = (
+            saved.batch_size == present.batch_size and saved.world_size == present.world_size
+        )
         if self.counts == "batches" and not unchanged:
             steps = source.steps(Progress(progress.epoch))
             return source.progress_at(progress.epoch, min(progress.step, steps), seed)
@@ -124,7 +126,7 @@ def explain(mismatches: list[Mismatch]) -> str:
 
 _ADVICE = {
     "strategy": "build the loader with the strategy of the state; 'advanced' and 'distributed' "
-    "count alike, so between these two on_mismatch=\"warn\" resumes exactly",
+    'count alike, so between these two on_mismatch="warn" resumes exactly',
     "order": "set order=, shuffle= or the sampler as they were",
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",

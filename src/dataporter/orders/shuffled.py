@@ -64,7 +64,9 @@ def _feistel(values: NDArray[np.uint64], length: int, key: int) -> NDArray[np.ui
     permuted = _encipher(values, np.uint64(left_radix), np.uint64(right_radix), keys)
     outside = np.flatnonzero(permuted >= bound)
     while outside.size:
-        walked = _encipher(permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), keys)
+        walked = _encipher(
+            permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), keys
+        )
         permuted.flat[outside] = walked
         outside = outside[walked >= bound]
     return permuted
