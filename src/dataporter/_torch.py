@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
             stacklevel=2,
         )
         return _unchanged
-    return lambda batch: _utils.pin_memory.pin_memory(batch, accelerator.type)
+    return partial(_utils.pin_memory.pin_memory, device=accelerator.type)
 
 
 def present_dataset_to_worker(inner: Callable[[Any], Any]) -> None:

@@ -69,14 +69,15 @@ def columns_of(dataset: object) -> Columns | None:
     if type(dataset) is Subset:
         return _columns_of_subset(dataset)
     if type(dataset) is TensorDataset:
-        container, names, arrays = list, (), dataset.tensors
+        columns = Columns(list, (), tuple(dataset.tensors))
     elif type(dataset) is MappedColumns:
-        container, names, arrays = dict, tuple(dataset.columns), tuple(dataset.columns.values())
+        columns = Columns(dict, tuple(dataset.columns), tuple(dataset.columns.values()))
+    elif isinstance(dataset, torch.Tensor | np.ndarray):
+        columns = Columns(None, (), (dataset,))
     else:
-        container, names, arrays = None, (), (dataset,)
-    if not arrays or not all(_can_gather(array) for array in arrays):
         return None
-    return Columns(container, names, arrays)
+    gatherable = columns.arrays and all(_can_gather(array) for array in columns.arrays)
+    return columns if gatherable else None
 
 
 def gather(columns: Columns, indices: NDArray[np.int64]) -> Any:
@@ -105,7 +106,7 @@ def _columns_of_subset(subset: Subset[Any]) -> Columns | None:
     # Negative indices and wrong ones behave as the dataset says, which is not ours to imitate.
     if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
         return None
-    if indices.size and not (0 <= indices.min() and indices.max() < length):
+    if indices.size and not (indices.min() >= 0 and indices.max() < length):
         return None
     indices = indices.astype(np.int64)
     return Columns(

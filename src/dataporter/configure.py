@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
@@ -96,7 +95,7 @@ def _whole(name: str, value: Any, limit: int) -> int:
 
 
 def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:
-    """The seed that ``order="torch"`` follows a generator by; None where a seed is drawn instead."""
+    """The seed by which ``order="torch"`` follows a generator; None where one is drawn instead."""
     if not isinstance(order, TorchOrder) or generator is None:
         return None
     seed = generator.initial_seed()
@@ -153,7 +152,7 @@ def length_of(rows: Any) -> int:
 
 
 def fingerprint_of(dataset: Any) -> str | None:
-    """What the dataset calls itself, if it does: ``fingerprint``, or Hugging Face's ``_fingerprint``."""
+    """The dataset's ``fingerprint``, or Hugging Face's ``_fingerprint``, if it has one."""
     for name in ("fingerprint", "_fingerprint"):
         fingerprint = getattr(dataset, name, None)
         if isinstance(fingerprint, str):
@@ -188,8 +187,8 @@ def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
         return
     if seed is None:
         raise ConfigurationError(
-            f"a world of {world.size} ranks needs seed=, the same on every rank: drawn by each rank "
-            "for itself it would differ, and with it the order"
+            f"a world of {world.size} ranks needs seed=, the same on every rank: drawn by each "
+            "rank for itself it would differ, and with it the order"
         )
     if not in_order:
         raise ConfigurationError(

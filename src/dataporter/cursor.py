@@ -1,4 +1,4 @@
-"""The cursor: the one object that changes while a loader is used, its place in its stream (C1-C3)."""
+"""The cursor: a loader's place in its stream, and the one object that changes (C1-C3)."""
 
 from __future__ import annotations
 

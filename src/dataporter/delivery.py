@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from dataporter._torch import profiled
 from dataporter.cursor import Cursor
 from dataporter.engines.engine import Reply
-from dataporter.request import Progress, Request
+from dataporter.request import Request
 
 __all__ = ["Delivery"]
 

@@ -119,7 +119,8 @@ class SampleFetch:
         keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
         try:
             if self.offers_batches and self.on_error == "raise":
-                samples, skipped = self._read_together(request, keys), ()
+                samples = self._read_together(request, keys)
+                skipped: tuple[Skipped, ...] = ()
             else:
                 samples, skipped = self._read_each(request, keys)
             begin_reading(keys)

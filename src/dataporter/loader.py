@@ -1,4 +1,4 @@
-"""`ResumableDataLoader`: a `torch.utils.data.DataLoader` that goes on from the exact next sample."""
+"""`ResumableDataLoader`: torch's DataLoader, going on from the exact next sample."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class ResumableDataLoader(DataLoader[Batch]):
-    """A ``torch.utils.data.DataLoader`` that can stop anywhere and go on from the exact next sample.
+    """A ``torch.utils.data.DataLoader`` that can stop anywhere and go on from the next sample.
 
     Every batch is a function of (dataset, seed, epoch, step), so the state is only a place: it
     costs nothing to take and nothing to resume from, and the number of workers, prefetching and
@@ -147,7 +147,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._source = planned = PlannedRequests(self.order, plan, world.rank, length)
             sampler, shuffle = OrderSampler(planned, self._cursor, self._settled_seed), None
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # torch asks for a Dataset, and takes sequences
             batch_size,
             shuffle,
             sampler,
@@ -358,8 +358,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _indexed(self) -> RequestSource:
         if self._source is None:
             raise UnsupportedDatasetError(
-                f"dataset of type {type(self.dataset).__name__} is an IterableDataset, which has no "
-                "positions to go on from: it is iterated over as torch does and cannot be resumed"
+                f"dataset of type {type(self.dataset).__name__} is an IterableDataset, which has "
+                "no positions to go on from: it is iterated over as torch does, and not resumed"
             )
         return self._source
 

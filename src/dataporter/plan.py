@@ -95,7 +95,7 @@ class Plan:
     def blocks(
         self, rank: int, step: int, block_length: int
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """From ``step`` to the end: (number of a block's first step, positions of shape (steps, batch)).
+        """From ``step`` on: a block's first step, and its positions of shape (steps, batch).
 
         Blocks hold about ``block_length`` positions, so that an order computes many batches in one
         go; the first block is one step alone, so that the first batch does not wait for others. An
@@ -123,7 +123,8 @@ class Plan:
     def positions(self, step: int, rank: int) -> NDArray[np.int64]:
         """Positions of one batch of one rank, shape (batch,)."""
         _, block = next(self.blocks(rank, step, self.batch_size))
-        return block[0]
+        positions: NDArray[np.int64] = block[0]
+        return positions
 
     def _positions_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places among what is left → positions; places past the end wrap to the epoch's start."""

@@ -37,7 +37,7 @@ STREAM_WORKERS = 4
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser, a bijection of 64-bit words, over a fresh array."""
-    mixed = values ^ (values >> np.uint64(30))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(30))
     mixed *= np.uint64(_MULTIPLIER_1)
     mixed ^= mixed >> np.uint64(27)
     mixed *= np.uint64(_MULTIPLIER_2)
@@ -59,7 +59,8 @@ def fold(*words: int) -> int:
 def sample_keys(seed: int, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The key of each sample: a hash of (seed, epoch, position), all different within an epoch."""
     base = np.uint64(fold(seed, epoch, STREAM_SAMPLE))
-    return mix(positions.astype(np.uint64) * np.uint64(GOLDEN_GAMMA) + base)
+    places: NDArray[np.uint64] = positions.astype(np.uint64) * np.uint64(GOLDEN_GAMMA)
+    return mix(places + base)
 
 
 def seed_generators(key: int) -> None:

@@ -1,4 +1,4 @@
-"""Requests from a sampler or batch sampler of the user's own: its indices are walked, not jumped."""
+"""Requests from a sampler of the user's own: its indices are walked through, not jumped to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Generator
 
 from dataporter.errors import ConfigurationError

@@ -1,4 +1,4 @@
-"""The sampler that a ResumableDataLoader shows: its order, for whoever reads or rebuilds the loader."""
+"""The sampler that a loader shows: its order, for whoever reads or rebuilds the loader."""
 
 from __future__ import annotations
 

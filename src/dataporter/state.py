@@ -193,8 +193,8 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
         )
         if not sound:
             raise InvalidStateError(
-                f"the state's field 'early' holds {_shown(stretch)}, expected [start, stop, digest] "
-                f"with {before} < start < stop"
+                f"the state's field 'early' holds {_shown(stretch)}, expected "
+                f"[start, stop, digest] with {before} < start < stop"
             )
         early.append(Delivered(*stretch))
         before = stretch[1]

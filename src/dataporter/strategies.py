@@ -1,4 +1,4 @@
-"""Strategies: what a state counts, what may change at a resume, and how random generators are seeded (C6-C8)."""
+"""Strategies: what a state counts, what may change at a resume, how seeding is done (C6-C8)."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ _ADVICE = {
     "world_size": "strategy='distributed' can change it at a resume",
     "drop_last": "set drop_last= as it was",
     "seed": "leave seed= out to take the state's, or pass the state's",
-    "order_digest": "the sampler gives other indices than when the state was saved: it keeps random "
-    "state of its own; take its randomness from set_epoch, from an attribute `generator`, or from "
-    "the global generators, all of which the loader sets",
+    "order_digest": "the sampler gives other indices than when the state was saved: it keeps "
+    "random state of its own; take its randomness from set_epoch, from an attribute `generator`, "
+    "or from the global generators, all of which the loader sets",
 }

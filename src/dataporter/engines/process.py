@@ -189,7 +189,7 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True)
 class _WorkerStart:
-    """The ``worker_init_fn`` of the inner loader: show the user's dataset, then run the user's own."""
+    """The inner loader's ``worker_init_fn``: shows the user's dataset, then runs the user's own."""
 
     worker_init_fn: Callable[[int], None] | None
 

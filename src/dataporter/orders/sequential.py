@@ -19,6 +19,7 @@ class SequentialOrder:
     version: ClassVar[int] = 1
 
     def epoch_length(self, dataset_length: int) -> int:
+        """Every sample once."""
         return dataset_length
 
     def indices(

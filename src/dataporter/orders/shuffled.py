@@ -36,6 +36,7 @@ class ShuffledOrder:
     version: ClassVar[int] = 1
 
     def epoch_length(self, dataset_length: int) -> int:
+        """Every sample once."""
         return dataset_length
 
     def indices(
@@ -98,7 +99,7 @@ def _add_hashed(
     radix: np.uint64,
     scratch: NDArray[np.uint64],
 ) -> None:
-    """``target = (target + hash(source, key)) mod radix``, in place, seven passes over the arrays."""
+    """``target = (target + hash(source, key)) mod radix``, in place."""
     shifted = np.add(source, key, out=scratch)
     shifted *= _MULTIPLIER
     shifted ^= shifted >> _HALF

@@ -16,7 +16,7 @@ __all__ = ["TorchOrder"]
 
 @dataclass(frozen=True, slots=True)
 class TorchOrder:
-    """What ``DataLoader(dataset, shuffle=True, generator=torch.Generator().manual_seed(seed))`` gives.
+    """What ``DataLoader(shuffle=True, generator=torch.Generator().manual_seed(seed))`` gives.
 
     Epoch e is what that loader (without ``persistent_workers``) gives in its e-th complete pass.
     Unlike the other orders this one is not free: torch's generator can only be run forward, so the
@@ -28,6 +28,7 @@ class TorchOrder:
     version: ClassVar[int] = 1
 
     def epoch_length(self, dataset_length: int) -> int:
+        """Every sample once."""
         return dataset_length
 
     def indices(
