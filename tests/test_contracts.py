@@ -1,0 +1,272 @@
+"""Where a loader stands and where its next pass begins: contracts C1 to C4, case by case."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from datasets import Indices, ids
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from dataporter import ConfigurationError, ResumableDataLoader
+
+
+def loader_of(length: int = 10, batch_size: int = 2, **arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(Indices(length), batch_size, **{"seed": 1, **arguments})
+
+
+def epoch_of(epoch: int, **arguments: Any) -> list[list[int]]:
+    loader = loader_of(shuffle=True, **arguments)
+    loader.set_epoch(epoch)
+    return [ids(batch) for batch in loader]
+
+
+def place(loader: ResumableDataLoader[Any]) -> tuple[int, int, int, int]:
+    return loader.epoch, loader.step, loader.position, loader.remaining
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_position_counts_what_was_delivered_not_what_was_prefetched(workers: int) -> None:
+    loader = loader_of(num_workers=workers)
+    assert place(loader) == (0, 0, 0, 5)
+    for delivered, _ in enumerate(loader, start=1):
+        assert place(loader) == (0, delivered, 2 * delivered, 5 - delivered)
+    assert place(loader) == (1, 0, 0, 5)
+
+
+def test_a_state_after_the_last_batch_resumes_with_no_batch_and_then_the_next_epoch() -> None:
+    loader = loader_of(shuffle=True)
+    for _ in loader:
+        state = loader.state_dict()
+    resumed = loader_of(shuffle=True)
+    resumed.load_state_dict(state)
+    assert place(resumed) == (0, 5, 10, 0)
+    assert [ids(batch) for batch in resumed] == []
+    assert [ids(batch) for batch in resumed] == epoch_of(1)
+
+
+def test_a_state_after_the_loop_ended_resumes_with_the_whole_next_epoch() -> None:
+    loader = loader_of(shuffle=True)
+    list(loader)
+    resumed = loader_of(shuffle=True)
+    resumed.load_state_dict(loader.state_dict())
+    assert [ids(batch) for batch in resumed] == epoch_of(1)
+
+
+def test_passes_are_consecutive_epochs_also_after_an_abandoned_one() -> None:
+    loader = loader_of(shuffle=True)
+    assert [ids(batch) for batch in loader] == epoch_of(0)
+    next(iter(loader))
+    assert loader.epoch == 1
+    assert [ids(batch) for batch in loader] == epoch_of(2)
+
+
+def test_an_iterator_without_a_next_changes_nothing() -> None:
+    loader = loader_of(shuffle=True)
+    iter(loader)
+    iter(loader)
+    assert [ids(batch) for batch in loader] == epoch_of(0)
+
+
+def test_set_epoch_between_iter_and_next_counts() -> None:
+    loader = loader_of(shuffle=True)
+    batches = iter(loader)
+    loader.set_epoch(3)
+    assert [ids(batch) for batch in batches] == epoch_of(3)
+    assert loader.epoch == 4
+
+
+def test_set_epoch_on_the_current_epoch_changes_nothing() -> None:
+    loader = loader_of(shuffle=True)
+    loader.seek(epoch=2, step=3)
+    loader.set_epoch(2)
+    assert [ids(batch) for batch in loader] == epoch_of(2)[3:]
+    loader.load_state_dict({**loader.state_dict(), "epoch": 2, "step": 1, "position": 2})
+    loader.set_epoch(2)
+    assert [ids(batch) for batch in loader] == epoch_of(2)[1:]
+
+
+def test_set_epoch_on_another_epoch_starts_it() -> None:
+    loader = loader_of(shuffle=True)
+    loader.seek(epoch=2, step=3)
+    loader.set_epoch(1)
+    assert place(loader) == (1, 0, 0, 5)
+    assert [ids(batch) for batch in loader] == epoch_of(1)
+
+
+def test_set_epoch_while_a_pass_is_under_way_counts_for_the_next_one() -> None:
+    loader = loader_of(shuffle=True)
+    seen = []
+    for batch in loader:
+        seen.append(ids(batch))
+        if len(seen) == 2:
+            loader.set_epoch(7)
+    assert seen == epoch_of(0)
+    assert [ids(batch) for batch in loader] == epoch_of(7)
+
+
+@pytest.mark.parametrize("reach", ["sampler", "batch_sampler.sampler"])
+def test_set_epoch_on_what_frameworks_can_reach_is_the_loaders(reach: str) -> None:
+    loader = loader_of(shuffle=True)
+    reached: Any = loader
+    for name in reach.split("."):
+        reached = getattr(reached, name)
+    reached.set_epoch(4)
+    assert loader.epoch == reached.epoch == 4
+    assert [ids(batch) for batch in loader] == epoch_of(4)
+
+
+def test_a_loaded_state_is_the_state_and_takes_effect_at_the_next_iter() -> None:
+    loader = loader_of(shuffle=True)
+    state = {**loader.state_dict(), "epoch": 5, "step": 2, "position": 4}
+    batches = iter(loader)
+    first = ids(next(batches))
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    assert [first, *map(ids, batches)] == epoch_of(0), "the pass under way goes its own way"
+    assert loader.state_dict() == state, "and moves nothing"
+    assert [ids(batch) for batch in loader] == epoch_of(5)[2:]
+
+
+def test_len_is_the_whole_epoch_wherever_the_loader_stands() -> None:
+    loader = loader_of(11, 4)
+    loader.seek(step=2)
+    assert (len(loader), loader.remaining, len(iter(loader))) == (3, 1, 3)
+
+
+def test_seek_jumps_to_any_batch_of_any_epoch() -> None:
+    loader = loader_of(shuffle=True)
+    loader.seek(epoch=9, step=4)
+    assert [ids(batch) for batch in loader] == epoch_of(9)[4:]
+    loader.seek(step=2)
+    assert [ids(batch) for batch in loader] == epoch_of(10)[2:], "by default the current epoch"
+    with pytest.raises(ConfigurationError, match="5 steps"):
+        loader.seek(step=6)
+
+
+def test_samples_at_says_which_samples_a_batch_has_without_reading_them() -> None:
+    class Unreadable(Indices):
+        def __getitem__(self, index: int) -> int:
+            raise AssertionError("read")
+
+    loader = ResumableDataLoader(Unreadable(10), 2, shuffle=True, seed=1)
+    for epoch in (0, 4):
+        assert [loader.samples_at(epoch, step).tolist() for step in range(5)] == epoch_of(epoch)
+    with pytest.raises(ConfigurationError, match="5 steps"):
+        loader.samples_at(0, 5)
+    assert loader.state_dict()["step"] == 0
+
+
+def test_samples_at_of_an_epoch_in_which_the_batch_size_changed() -> None:
+    loader = loader_of(shuffle=True)
+    loader.seek(step=1)
+    resumed = loader_of(shuffle=True, batch_size=3)
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.samples_at(0, 1).tolist() == sum(epoch_of(0), [])[2:5]
+    with pytest.raises(ConfigurationError, match="another batch size"):
+        resumed.samples_at(0, 0)
+
+
+def test_the_last_pass_that_began_moves_the_loader() -> None:
+    loader = loader_of(shuffle=True)
+    first, second = iter(loader), iter(loader)
+    assert ids(next(first)) == epoch_of(0)[0]
+    assert ids(next(second)) == epoch_of(1)[0]
+    assert ids(next(first)) == epoch_of(0)[1]
+    assert place(loader) == (1, 1, 2, 4)
+
+
+def test_the_seed_is_drawn_from_torchs_generator_once_and_kept() -> None:
+    torch.manual_seed(5)
+    first = ResumableDataLoader(Indices(10), shuffle=True)
+    untouched = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert torch.equal(untouched, torch.get_rng_state()), "building a loader draws nothing"
+    seed = first.seed
+    assert first.seed == first.state_dict()["seed"] == seed
+    torch.manual_seed(5)
+    second = ResumableDataLoader(Indices(10), shuffle=True)
+    assert [ids(batch) for batch in first] == [ids(batch) for batch in second]
+    generator = torch.Generator().manual_seed(5)
+    third = ResumableDataLoader(Indices(10), shuffle=True, generator=generator)
+    assert third.seed == seed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterating_leaves_the_training_process_s_generators_alone(workers: int) -> None:
+    """Else a resumed run, which starts one more pass, would train with other dropout masks."""
+    import random
+
+    import numpy as np
+    from datasets import Augmented
+
+    loader = ResumableDataLoader(Augmented(8), 2, shuffle=True, seed=3, num_workers=workers)
+    np.random.standard_normal()  # leaves a second value cached, which belongs to the state as well
+    before = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
+    for _ in loader:
+        now = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
+        assert now == before
+
+
+def test_copies_and_pickles_go_on_from_the_same_place_and_apart() -> None:
+    loader = loader_of(shuffle=True)
+    next(iter(loader))
+    state = loader.state_dict()
+    for other in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+        other.load_state_dict(state)
+        assert [ids(batch) for batch in other] == epoch_of(0)[1:]
+    assert loader.state_dict() == state
+
+
+def test_frameworks_find_truthful_samplers_and_may_rebuild_them() -> None:
+    loader = loader_of(11, 3, shuffle=True)
+    assert isinstance(loader.batch_sampler, BatchSampler)
+    assert (loader.batch_size, loader.drop_last) == (3, False)
+    assert (loader.batch_sampler.batch_size, loader.batch_sampler.drop_last) == (3, False)
+    expected = [loader.samples_at(0, step).tolist() for step in range(4)]
+    assert list(loader.batch_sampler) == expected
+    rebuilt = type(loader.batch_sampler)(loader.sampler, batch_size=3, drop_last=False)
+    assert list(rebuilt) == expected
+    assert len(loader.sampler) == 11
+
+
+def test_a_rebuilt_sampler_is_never_sharded_twice() -> None:
+    loader = loader_of(11, 3, shuffle=True, rank=1, world_size=2)
+    assert len(loader.sampler) == 6
+    with pytest.raises(ConfigurationError, match="use_distributed_sampler=False"):
+        list(loader.sampler)
+    with pytest.raises(ConfigurationError, match="use_distributed_sampler=False"):
+        ResumableDataLoader(
+            Indices(11),
+            3,
+            sampler=DistributedSampler(range(11), 2, 1),
+            strategy=loader.strategy,
+            seed=1,
+        )
+
+
+def test_a_distributed_sampler_of_the_users_own_is_followed_and_driven() -> None:
+    def build(rank: int) -> ResumableDataLoader[Any]:
+        return loader_of(12, 2, sampler=DistributedSampler(range(12), 2, rank, seed=8))
+
+    ranks = [build(0), build(1)]
+    epochs = [[[ids(batch) for batch in loader] for loader in ranks] for _ in range(2)]
+    assert epochs[0] != epochs[1], "set_epoch is called for those who forget it"
+    for rank, loader in enumerate(ranks):
+        theirs = DistributedSampler(range(12), 2, rank, seed=8)
+        theirs.set_epoch(1)
+        assert sum(epochs[1][rank], []) == list(theirs)
+    for loader in ranks:
+        loader.sampler.set_epoch(0)
+        assert loader.step == 0
+    assert [[ids(batch) for batch in loader] for loader in ranks] == epochs[0]
+    next(iter(ranks[0]))
+    next(iter(ranks[1]))
+    states = [loader.state_dict() for loader in ranks]
+    assert states[0] == states[1], "the state is the same on every rank"
+    resumed = build(1)
+    resumed.load_state_dict(states[0])
+    assert [ids(batch) for batch in resumed] == epochs[1][1][1:]
