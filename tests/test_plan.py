@@ -1,4 +1,4 @@
-"""The plan: every position exactly once, on any number of ranks, through any chain of changes (C7)."""
+"""The plan: every position once, on any number of ranks, through any chain of changes (C7)."""
 
 from __future__ import annotations
 
@@ -44,13 +44,17 @@ def test_every_position_comes_once_and_padding_is_the_least_that_evens_the_ranks
     assert plan.rank_length == sum(batch[0].size for batch in batches)
 
 
-@given(length=st.integers(1, 300), batch_size=BATCH_SIZES, world_size=WORLDS, drop_last=st.booleans())
+@given(
+    length=st.integers(1, 300), batch_size=BATCH_SIZES, world_size=WORLDS, drop_last=st.booleans()
+)
 def test_steps_and_shapes_are_those_of_distributed_sampler(
     length: int, batch_size: int, world_size: int, drop_last: bool
 ) -> None:
     plan = Plan(length, batch_size, world_size, drop_last)
     for rank in {0, world_size - 1}:
-        theirs = DistributedSampler(range(length), world_size, rank, shuffle=False, drop_last=drop_last)
+        theirs = DistributedSampler(
+            range(length), world_size, rank, shuffle=False, drop_last=drop_last
+        )
         batches = list(BatchSampler(theirs, batch_size, drop_last))
         ours = [plan.positions(step, rank).size for step in steps(plan)]
         assert ours == [len(batch) for batch in batches]

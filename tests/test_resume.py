@@ -1,4 +1,4 @@
-"""The law of the library: the stream joined from its pieces equals the uninterrupted one, bit for bit."""
+"""The law of the library: a stream joined from its pieces equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDERS = st.sampled_from(["shuffled", "sequential", "torch"])
 
 
 def take(loader: ResumableDataLoader[Any], count: int) -> list[str]:
-    """The digests of the next batches, over the ends of epochs; leaves the loader where it stands."""
+    """The digests of the next batches, over the ends of epochs."""
     taken: list[str] = []
     while len(taken) < count:
         for batch in loader:

@@ -143,7 +143,7 @@ def test_what_may_change_between_save_and_load(
 
 def test_another_strategy_is_refused() -> None:
     state = build_loader("advanced").state_dict()
-    with pytest.raises(StateMismatchError, match="strategy.*'advanced'.*'distributed'"):
+    with pytest.raises(StateMismatchError, match=r"strategy.*'advanced'.*'distributed'"):
         build_loader("distributed").load_state_dict(state)
 
 

@@ -131,4 +131,14 @@ def _can_gather(array: object) -> bool:
         and array.device.type == "cpu"
         and not array.requires_grad
         and not array.is_quantized
+        and _has_index_select(array)
     )
+
+
+def _has_index_select(tensor: torch.Tensor) -> bool:
+    # Not every dtype has it for every number of dimensions (uint16 has it from two on).
+    try:
+        torch.empty((1,) * tensor.ndim, dtype=tensor.dtype).index_select(0, torch.tensor([0]))
+    except NotImplementedError:
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""Train on the handwritten digits; stop with Ctrl-C, start again, and go on with the next sample.
+
+python examples/basic_resume.py [checkpoint.pt]
+"""
+
+import os
+import sys
+import time
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dataporter import create_resumable_dataloader
+
+num_epochs = 5
+path = sys.argv[1] if len(sys.argv) > 1 else "checkpoint.pt"
+
+torch.manual_seed(0)
+digits = load_digits()
+pixels = torch.tensor(digits.data / 16, dtype=torch.float32)
+dataset = TensorDataset(pixels, torch.tensor(digits.target), torch.arange(len(pixels)))
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+optimizer = torch.optim.Adam(model.parameters())
+
+dataloader = create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
+
+
+def save_checkpoint() -> None:
+    """Save beside, then move, so that there is a whole checkpoint at any moment."""
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "dataloader": dataloader.state_dict(),
+    }
+    torch.save(checkpoint, f"{path}.new")
+    os.replace(f"{path}.new", path)
+
+
+if os.path.exists(path):
+    checkpoint = torch.load(path)
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    dataloader.load_state_dict(checkpoint["dataloader"])
+    print(f"Going on from {path}: epoch {dataloader.epoch}, step {dataloader.step}.")
+else:
+    print(f"Starting. Stop with Ctrl-C at any time; {path} is saved every 10 steps.")
+
+try:
+    # After a resume the first pass is what is left of its epoch.
+    for epoch in range(dataloader.epoch, num_epochs):
+        for images, labels, samples in dataloader:
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            first = ", ".join(map(str, samples[:4].tolist()))
+            print(
+                f"epoch {epoch}, step {dataloader.step - 1}: loss {loss:.6f}, samples {first}, ..."
+            )
+            if dataloader.step % 10 == 0:
+                save_checkpoint()
+            time.sleep(0.02)  # the digits are quickly learned; this leaves time for Ctrl-C
+except KeyboardInterrupt:
+    print("Stopped. Start again to go on.")
+    sys.exit(130)
+
+os.remove(path)
+print(f"Finished {num_epochs} epochs. {path} is removed, so that the next start begins anew.")

@@ -1,0 +1,69 @@
+"""The command line: reads the arguments, calls the library, and turns errors into one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+# Libraries that only some commands need, and the extra of this package that brings them.
+_EXTRAS = {"matplotlib": "examples", "sklearn": "examples"}
+
+main = typer.Typer(
+    name="dataporter",
+    help="Exactly resumable, drop-in data loading for PyTorch.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@main.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from dataporter import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@main.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where to save the plot.")] = Path("demo.png"),
+    epochs: Annotated[int, typer.Option(min=1, help="How many epochs each run trains.")] = 3,
+    keep: Annotated[
+        Path | None, typer.Option(help="A new directory for the logs and checkpoints.")
+    ] = None,
+) -> None:
+    """Kill a training run, resume it, and compare every step with a run left alone.
+
+    Trains on scikit-learn's handwritten digits. Exit code: 0 when every sample, every byte and
+    every loss is the same, 1 when anything differs, 2 when the demo could not be carried out.
+    """
+    try:
+        from dataporter.demo.show import DemoError, show
+
+        exact = show(output, epochs=epochs, keep=keep)
+    except ModuleNotFoundError as error:
+        _fail_for_want_of(error)
+    except DemoError as error:
+        _fail(f"demo: {error}")
+    except KeyboardInterrupt:
+        _fail("demo: interrupted; its training processes are stopped", exit_code=130)
+    raise typer.Exit(0 if exact else 1)
+
+
+def _fail_for_want_of(error: ModuleNotFoundError) -> NoReturn:
+    library = (error.name or "").partition(".")[0]
+    if library not in _EXTRAS:
+        raise error
+    _fail(f"{library} is not installed: pip install 'dataporter[{_EXTRAS[library]}]'")
+
+
+def _fail(message: str, exit_code: int = 2) -> NoReturn:
+    typer.echo(f"dataporter: {message}", err=True)
+    raise typer.Exit(exit_code)
