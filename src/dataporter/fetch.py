@@ -13,7 +13,13 @@ from torch.utils.data import StackDataset, Subset, default_collate
 from dataporter.columns import Columns, columns_of, gather
 from dataporter.errors import SampleError
 from dataporter.request import Request
-from dataporter.rng import begin_reading, isolated_generators, sample_keys, seed_generators
+from dataporter.rng import (
+    Reading,
+    isolated_generators,
+    reading,
+    sample_keys,
+    seed_generators,
+)
 
 __all__ = ["Fetch", "Fetched", "OnError", "Skipped", "fetch_for", "undisturbing"]
 
@@ -116,63 +122,91 @@ class SampleFetch:
     on_error: OnError
 
     def __call__(self, request: Request) -> Fetched:
-        keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
-        try:
+        with reading(request.seed, request.epoch, request.positions) as current:
+            if self.seeds_each == "batch" or self.offers_batches:
+                _seed_once(request)
+            indices = _plain(request.indices)
+            skipped: tuple[Skipped, ...] = ()
             if self.offers_batches and self.on_error == "raise":
-                samples = self._read_together(request, keys)
-                skipped: tuple[Skipped, ...] = ()
+                samples = self._read_together(request, indices)
             else:
-                samples, skipped = self._read_each(request, keys)
-            begin_reading(keys)
+                samples, skipped = self._read_each(request, indices, current)
+                current.place = None
             try:
                 return Fetched(self.collate(samples if self.batched else samples[0]), skipped)
             except Exception as error:
                 _note(error, f"while collating {_batch_place(request)}")
                 raise
-        finally:
-            begin_reading(None)
 
-    def _read_together(self, request: Request, keys: list[int]) -> Any:
-        begin_reading(keys)
-        if keys:
-            seed_generators(keys[0])
+    def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
-            return self.dataset.__getitems__(_plain(request.indices))
+            return self.dataset.__getitems__(indices)
         except Exception as error:
-            _note(error, f"while reading {_batch_place(request)}")
+            place = _batch_place(request)
             if isinstance(error, StopIteration):
-                raise SampleError(f"the dataset raised {error!r}") from error
+                raise _stopped(error, place) from error
+            _note(error, f"while reading {place}")
             raise
 
     def _read_each(
-        self, request: Request, keys: list[int]
+        self, request: Request, indices: list[Any], current: Reading
     ) -> tuple[list[Any], tuple[Skipped, ...]]:
         samples: list[Any] = []
         skipped: list[Skipped] = []
-        dataset, each = self.dataset, self.seeds_each == "sample"
-        if keys and not each:
-            seed_generators(keys[0])
-        indices = _plain(request.indices)
-        for place, (key, index) in enumerate(zip(keys, indices)):
-            if each:
-                seed_generators(key)
-            begin_reading((key,))
+        dataset, first = self.dataset, 0
+        keys: list[int] | None = None
+        if self.seeds_each == "sample":
+            keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
+        # Begun again behind a failed sample, so that the loop itself has nothing to do but read.
+        while True:
             try:
-                samples.append(dataset[index])
+                for place in range(first, len(indices)):
+                    current.place = place
+                    if keys is not None:
+                        seed_generators(keys[place])
+                    samples.append(dataset[indices[place]])
+                break
             except Exception as error:
-                position = int(request.positions[place])
-                if self.on_error == "skip":
-                    skipped.append(Skipped(index, position, repr(error)))
-                elif self.on_error == "raise":
-                    raise _placed(error, index, position, request) from error.__cause__
-                else:
-                    samples.append(self.on_error(error, index))
+                failed = current.place
+                assert failed is not None
+                self._take_failure(error, failed, request, indices[failed], samples, skipped)
+                first = failed + 1
         if indices and not samples:
             raise SampleError(
                 f"on_error='skip' left nothing of {_batch_place(request)}: every sample failed, "
                 f"the first (index {skipped[0].index!r}) with {skipped[0].error}"
             )
         return samples, tuple(skipped)
+
+    def _take_failure(
+        self,
+        error: Exception,
+        place: int,
+        request: Request,
+        index: Any,
+        samples: list[Any],
+        skipped: list[Skipped],
+    ) -> None:
+        position = int(request.positions[place])
+        if self.on_error == "skip":
+            skipped.append(Skipped(index, position, repr(error)))
+        elif self.on_error == "raise":
+            shown = (
+                f"sample index {index!r} (epoch {request.epoch}, step {request.step}, "
+                f"position {position})"
+            )
+            if isinstance(error, StopIteration):
+                raise _stopped(error, shown) from error
+            _note(error, f"while reading {shown}")
+            raise error
+        else:
+            samples.append(self.on_error(error, index))
+
+
+def _seed_once(request: Request) -> None:
+    if len(request.positions):
+        (key,) = sample_keys(request.seed, request.epoch, request.positions[:1]).tolist()
+        seed_generators(key)
 
 
 def _offers_batches(dataset: Any) -> bool:
@@ -202,20 +236,11 @@ def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:
     return np.array(indices, dtype=np.int64)
 
 
-def _placed(error: Exception, index: Any, position: int, request: Request) -> Exception:
-    """The dataset's own exception with its place; SampleError for one that would end the loop."""
-    place = (
-        f"sample index {index!r} (epoch {request.epoch}, step {request.step}, position {position})"
+def _stopped(error: StopIteration, place: str) -> SampleError:
+    return SampleError(
+        f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch silently, "
+        "so raise an IndexError or a RuntimeError there"
     )
-    if isinstance(error, StopIteration):
-        stopped = SampleError(
-            f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch "
-            "silently, so raise an IndexError or a RuntimeError there"
-        )
-        stopped.__cause__ = error
-        return stopped
-    _note(error, f"while reading {place}")
-    return error
 
 
 def _batch_place(request: Request) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter import numpy_state
+
 __all__ = [
-    "begin_reading",
     "fold",
     "isolated_generators",
     "mix",
+    "reading",
     "sample_keys",
     "sample_rng",
     "seed_generators",
@@ -78,31 +80,65 @@ def seed_generators(key: int) -> None:
 def isolated_generators() -> Iterator[None]:
     """Put the states of the three global generators back when the block ends."""
     python_state = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
+    legacy_state = numpy_state.save()
     torch_state = torch.default_generator.get_state()
     try:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        numpy_state.put_back(legacy_state)
         torch.default_generator.set_state(torch_state)
 
 
-class _Reading(threading.local):
-    """The keys of what this thread reads at the moment, and the generators handed out for them."""
+class Reading:
+    """What a fetch reads at the moment: a whole batch, or one sample of it.
 
-    def __init__(self) -> None:
-        self.keys: Sequence[int] | None = None
+    Attributes:
+        seed, epoch, positions: as in the request.
+        place: the sample being read, counted within the batch; None where the whole batch is.
+    """
+
+    __slots__ = ("epoch", "generators", "place", "positions", "seed")
+
+    def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
+        self.seed = seed
+        self.epoch = epoch
+        self.positions = positions
+        self.place: int | None = None
         self.generators: dict[int, np.random.Generator] = {}
 
+    def generator(self, place: int) -> np.random.Generator:
+        """The generator of the place-th sample that can be seen; the same object each time."""
+        visible = len(self.positions) if self.place is None else 1
+        if not 0 <= place < visible:
+            raise IndexError(
+                f"sample_rng({place}): {visible} samples are being read, so place must be within "
+                f"0..{visible - 1}"
+            )
+        place += self.place or 0
+        if place not in self.generators:
+            position = self.positions[place : place + 1]
+            key = int(sample_keys(self.seed, self.epoch, position)[0])
+            self.generators[place] = np.random.default_rng(key)
+        return self.generators[place]
 
-_reading = _Reading()
+
+class _Local(threading.local):
+    reading: Reading | None = None
 
 
-def begin_reading(keys: Sequence[int] | None) -> None:
-    """Let :func:`sample_rng` serve these keys, one a sample, until the next call; None: nothing."""
-    _reading.keys = keys
-    _reading.generators = {}
+_local = _Local()
+
+
+@contextmanager
+def reading(seed: int, epoch: int, positions: NDArray[np.int64]) -> Iterator[Reading]:
+    """Let :func:`sample_rng` serve a batch within the block; the block sets the ``place``."""
+    outer, current = _local.reading, Reading(seed, epoch, positions)
+    _local.reading = current
+    try:
+        yield current
+    finally:
+        _local.reading = outer
 
 
 def sample_rng(place: int = 0) -> np.random.Generator:
@@ -134,15 +170,7 @@ def sample_rng(place: int = 0) -> np.random.Generator:
         >>> bool((first == again).all())
         True
     """
-    if _reading.keys is None:
+    current = _local.reading
+    if current is None:
         return np.random.default_rng(int(torch.empty((), dtype=torch.int64).random_()))
-    generator = _reading.generators.get(place)
-    if generator is None:
-        if not 0 <= place < len(_reading.keys):
-            raise IndexError(
-                f"sample_rng({place}): the batch being read has {len(_reading.keys)} samples, "
-                f"so place must be within 0..{len(_reading.keys) - 1}"
-            )
-        generator = np.random.default_rng(_reading.keys[place])
-        _reading.generators[place] = generator
-    return generator
+    return current.generator(place)
