@@ -215,7 +215,9 @@ def test_copies_and_pickles_go_on_from_the_same_place_and_apart() -> None:
     loader = loader_of(shuffle=True)
     next(iter(loader))
     state = loader.state_dict()
-    for other in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+    assert copy.copy(loader).dataset is loader.dataset
+    for other in (copy.copy(loader), copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+        assert other.state_dict() == state
         other.load_state_dict(state)
         assert [ids(batch) for batch in other] == epoch_of(0)[1:]
     assert loader.state_dict() == state

@@ -1,4 +1,4 @@
-"""Keyed randomness: different keys, unrelated streams, and generators put back as they were (C8)."""
+"""Keyed randomness: unrelated streams, and generators put back as they were (C8)."""
 
 from __future__ import annotations
 

@@ -147,6 +147,19 @@ def test_another_strategy_is_refused() -> None:
         build_loader("distributed").load_state_dict(state)
 
 
+def test_a_state_taken_over_from_another_strategy_can_be_saved_and_loaded_again() -> None:
+    advanced = build_loader("advanced", batch_size=3)
+    advanced.seek(step=3)
+    resized = build_loader("advanced", batch_size=5)
+    resized.load_state_dict(advanced.state_dict())
+    simple = build_loader("simple", batch_size=5)
+    with pytest.warns(RuntimeWarning, match="strategy"):
+        simple.load_state_dict(resized.state_dict(), on_mismatch="warn")
+    again = build_loader("simple", batch_size=5)
+    again.load_state_dict(simple.state_dict())
+    assert again.state_dict() == simple.state_dict()
+
+
 def test_a_fingerprint_of_the_data_is_part_of_the_state() -> None:
     class Marked(Indices):
         fingerprint = "one"

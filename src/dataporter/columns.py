@@ -139,6 +139,6 @@ def _has_index_select(tensor: torch.Tensor) -> bool:
     # Not every dtype has it for every number of dimensions (uint16 has it from two on).
     try:
         torch.empty((1,) * tensor.ndim, dtype=tensor.dtype).index_select(0, torch.tensor([0]))
-    except NotImplementedError:
+    except RuntimeError:
         return False
     return True

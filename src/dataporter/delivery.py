@@ -50,12 +50,19 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             except StopIteration:
                 if not self._broken:
                     self._cursor.finish(self._pass)
+                # Ends for good, whoever the workers serve next.
+                self._replies, self._broken = iter(()), True
                 raise
             except BaseException:
                 # The engine or the user's sampler failed, so this pass is over, but its epoch not.
                 self._replies, self._broken = iter(()), True
                 raise
-            return self._deliver(reply)
+            try:
+                return self._deliver(reply)
+            finally:
+                # A failure's traceback holds this frame: with the failure in it, a cycle that would
+                # keep the workers until the garbage collector comes, and stall it for 5 s each.
+                del reply
 
     def __len__(self) -> int:
         return self._length()
@@ -65,7 +72,10 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.
             self._failed.append(reply.request)
-            raise reply.failure
+            try:
+                raise reply.failure
+            finally:
+                del reply
         for request in self._failed:
             self._cursor.deliver(self._pass, request)
         self._failed.clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -31,7 +33,7 @@ from dataporter.sampled import SampledRequests
 from dataporter.samplers import OrderSampler
 from dataporter.state import Identity, Mismatch, State, build, parse
 from dataporter.strategies import ResumptionStrategy, explain
-from dataporter.world import find_world, world_of_sampler
+from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 __all__ = ["ResumableDataLoader", "create_resumable_dataloader"]
 
@@ -172,6 +174,10 @@ class ResumableDataLoader(DataLoader[Batch]):
                 rank=world.rank,
                 world_size=world.size,
             )
+            if self._cursor.seed is None:
+                self._cursor.seed = seed_of_sampler(own_sampler)
+            if (epoch := self._source.built_at_epoch()) is not None:
+                self._cursor.set_epoch(epoch)
         if self._source is not None:
             configure.world_checked(world, self._cursor.seed, in_order=in_order)
         self._identity = self._identify(own_sampler)
@@ -197,13 +203,16 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._check_dataset()
         if isinstance(source, SampledRequests) and (epoch := source.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
-        if self._engine is None:
+        # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
+        # dataset, between two passes; workers that persist have seen it as it was.
+        if self._engine is None or not self.persistent_workers:
             self._engine = self._build_engine()
         progress = self._cursor.begin(a_pass)
         return self._engine.start(source.requests(progress, self._settled_seed()))
 
     def _build_engine(self) -> Engine:
-        fetch = fetch_for(
+        build_fetch = partial(
+            fetch_for,
             self._rows,
             self.collate_fn,
             batched=self.batch_sampler is not None,
@@ -211,7 +220,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             on_error=self.on_error,
         )
         if self.num_workers == 0:
-            return InlineEngine(undisturbing(fetch), pin_function(pin_memory=self.pin_memory))
+            return InlineEngine(
+                undisturbing(build_fetch()), pin_function(pin_memory=self.pin_memory)
+            )
         options = WorkerOptions(
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor,
@@ -223,7 +234,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             multiprocessing_context=self.multiprocessing_context,
             pin_memory_device=self.pin_memory_device,
         )
-        return ProcessEngine(fetch, self.dataset, options)
+        return ProcessEngine(build_fetch, self.dataset, options)
 
     def _settled_seed(self) -> int:
         """The seed; drawn when it is first needed, where torch's loader would draw as well."""
@@ -273,16 +284,18 @@ class ResumableDataLoader(DataLoader[Batch]):
             mismatches.append(Mismatch("seed", saved.seed, seed))
         if not mismatches:
             _check_progress(saved.progress, source)
-            digest = source.digest_at(saved.progress, seed)
+            step, digest = source.place_at(saved.progress, seed)
             if digest != saved.progress.digest:
                 mismatches.append(Mismatch("order_digest", saved.progress.digest, digest))
+            elif self.strategy.counts == "batches" and step != saved.progress.step:
+                raise _contradiction(saved.progress)
         if mismatches and on_mismatch == "error":
             raise StateMismatchError(explain(mismatches))
         if mismatches:
             warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=2)
         progress = self.strategy.resume(saved, self._identity, source, seed)
         self._cursor.seed = seed
-        self._cursor.jump(source.within(progress))
+        self._jump(source.within(progress))
 
     def set_epoch(self, epoch: int) -> None:
         """Start ``epoch`` at the next pass; the current epoch stays as it is (C3).
@@ -307,7 +320,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
         if isinstance(source, PlannedRequests) and step > len(self):
             raise ConfigurationError(f"seek(step={step}): an epoch has {len(self)} steps")
-        self._cursor.jump(source.progress_at(epoch, step, self._settled_seed()))
+        self._jump(source.progress_at(epoch, step, self._settled_seed()))
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
         """Which samples a batch has, on this rank, without reading any.
@@ -355,6 +368,11 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- what holds it together
 
+    def _jump(self, progress: Progress) -> None:
+        self._cursor.jump(progress)
+        if isinstance(self._source, SampledRequests):
+            self._source.overlook_requested_epoch()
+
     def _indexed(self) -> RequestSource:
         if self._source is None:
             raise UnsupportedDatasetError(
@@ -372,7 +390,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             strategy=self.strategy.name,
             order=order,
             order_version=version,
-            dataset_length=len(self._rows) if hasattr(self._rows, "__len__") else None,
+            dataset_length=self._length(),
             dataset_fingerprint=configure.fingerprint_of(self.dataset),
             batch_size=self.batch_size,
             world_size=self.world_size,
@@ -380,12 +398,24 @@ class ResumableDataLoader(DataLoader[Batch]):
         )
 
     def _check_dataset(self) -> None:
-        length = self._identity.dataset_length
-        if length is not None and len(self._rows) != length:
+        length, present = self._identity.dataset_length, self._length()
+        if length != present:
             raise DatasetChangedError(
                 f"the dataset had {length} samples when the loader was built and has "
-                f"{len(self._rows)} now: build a new loader for it"
+                f"{present} now: build a new loader for it"
             )
+
+    def _length(self) -> int | None:
+        if self._source is None:
+            return None
+        try:
+            return configure.length_of(self._rows)
+        except UnsupportedDatasetError:
+            return None
+
+    def __copy__(self) -> ResumableDataLoader[Batch]:
+        # A copy stands where this loader does and goes its own way; only the data is shared.
+        return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, self._rows)})
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, starts workers of its own.
@@ -394,10 +424,14 @@ class ResumableDataLoader(DataLoader[Batch]):
 
 def _check_progress(progress: Progress, source: RequestSource) -> None:
     if source.within(progress) != progress:
-        raise InvalidStateError(
-            f"the state's fields step ({progress.step}), position ({progress.position}) and early "
-            f"({list(progress.early)}) do not fit together, or do not fit an epoch of this dataset"
-        )
+        raise _contradiction(progress)
+
+
+def _contradiction(progress: Progress) -> InvalidStateError:
+    return InvalidStateError(
+        f"the state's fields step ({progress.step}), position ({progress.position}) and early "
+        f"({list(progress.early)}) do not fit together, or do not fit an epoch of this dataset"
+    )
 
 
 def create_resumable_dataloader(

@@ -114,8 +114,8 @@ class RequestSource(Protocol):
     def within(self, progress: Progress) -> Progress:
         """The progress, cut down to what an epoch can have come to."""
 
-    def digest_at(self, progress: Progress, seed: int) -> int:
-        """Digest of the indices before ``progress.position``, as this source would give them."""
+    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+        """Step and digest at ``progress.position``, as this source would count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,11 @@ class PlannedRequests:
         cut = progress._replace(position=position, early=early)
         return cut._replace(step=min(progress.step, cut.delivered))
 
-    def digest_at(self, progress: Progress, seed: int) -> int:
-        # An order says by its name and version what its indices are.
-        return 0
+    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+        # An order says by its name and version what its indices are, so the digest is 0. Batches
+        # that came early count as steps, and say nothing of the position.
+        fits = progress.early or self.plan.position_before(progress.step) == progress.position
+        return (progress.step if fits else -1), 0
 
     def _plan(self, progress: Progress) -> Plan:
         return self.plan.resumed(progress.step, progress.position, progress.done)

@@ -50,6 +50,15 @@ class SampledRequests:
         ]
         self._epochs = [getattr(part, "epoch", None) for part in self._chain]
 
+    def built_at_epoch(self) -> int | None:
+        """The epoch that was set on the sampler before the loader got it."""
+        set_before = (epoch for epoch in self._epochs if isinstance(epoch, int) and epoch > 0)
+        return next(set_before, None)
+
+    def overlook_requested_epoch(self) -> None:
+        """Whatever epoch was set on the sampler, something later has decided otherwise."""
+        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
+
     def requested_epoch(self) -> int | None:
         """The epoch that somebody has set on the sampler itself since it was last looked at."""
         for part, known in zip(self._chain, self._epochs):
@@ -59,8 +68,12 @@ class SampledRequests:
         return None
 
     def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
-        done = progress.done
-        for request in self._walk(progress.epoch, seed):
+        done, walk = progress.done, self._walk(progress.epoch, seed)
+        if not done:
+            # By the step, since a batch sampler may give an empty batch, which moves no position.
+            yield from islice(walk, progress.step, None)
+            return
+        for request in walk:
             start, stop, _ = request.delivers[0]
             if stop > progress.position and not any(a <= start and stop <= b for a, b in done):
                 yield request
@@ -80,15 +93,20 @@ class SampledRequests:
     def within(self, progress: Progress) -> Progress:
         return progress
 
-    def digest_at(self, progress: Progress, seed: int) -> int:
-        digest = 0
+    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+        step, position, digest = 0, 0, 0
         with self._undisturbed():
             for request in self._walk(progress.epoch, seed):
                 delivered = request.delivers[0]
-                if delivered.stop > progress.position:
+                # Empty batches move no position, so the step says how many of them are done.
+                if delivered.stop > progress.position or (
+                    delivered.stop == position and step >= progress.step
+                ):
                     break
-                digest = delivered.digest
-        return digest
+                step, position, digest = step + 1, delivered.stop, delivered.digest
+        if progress.early:
+            step = progress.step
+        return (step if position == progress.position else -1), digest
 
     def _request_at(self, epoch: int, step: int, seed: int) -> Request:
         with self._undisturbed():
@@ -103,7 +121,7 @@ class SampledRequests:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Walk aside without disturbing an iteration of the sampler that is under way."""
-        epochs = self._epochs
+        known, epochs = self._epochs, [getattr(part, "epoch", None) for part in self._chain]
         states = [generator.get_state() for generator, _ in self._generators]
         try:
             yield
@@ -111,7 +129,7 @@ class SampledRequests:
             for part, before in zip(self._chain, epochs):
                 if before is not None and callable(getattr(part, "set_epoch", None)):
                     part.set_epoch(before)
-            self._epochs = epochs
+            self._epochs = known
             for (generator, _), state in zip(self._generators, states):
                 generator.set_state(state)
 

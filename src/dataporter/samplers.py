@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import Sampler
 
+from dataporter.configure import place_checked
 from dataporter.cursor import Cursor
 from dataporter.errors import ConfigurationError
 from dataporter.request import PlannedRequests, Progress
@@ -51,4 +52,4 @@ class OrderSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """The loader's ``set_epoch``."""
-        self._cursor.set_epoch(epoch)
+        self._cursor.set_epoch(place_checked("epoch", epoch))

@@ -32,6 +32,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "world_size": (int,),
     "drop_last": (bool,),
 }
+_LIMIT = 1 << 63
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
 
 
@@ -110,9 +111,9 @@ def parse(state: Mapping[str, Any]) -> State:
             )
         _check_type(field, state[field], types)
     for field in _NOT_NEGATIVE:
-        if state[field] is not None and state[field] < 0:
+        if state[field] is not None and not 0 <= state[field] < _LIMIT:
             raise InvalidStateError(
-                f"the state's field {field!r} is {state[field]}, expected 0 or more"
+                f"the state's field {field!r} is {state[field]}, expected 0 to {_LIMIT - 1}"
             )
     for field in ("batch_size", "world_size"):
         if state[field] is not None and state[field] < 1:
@@ -190,6 +191,7 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
             and len(stretch) == 3
             and all(type(number) is int for number in stretch)
             and before < stretch[0] < stretch[1]
+            and stretch[2] >= 0
         )
         if not sound:
             raise InvalidStateError(

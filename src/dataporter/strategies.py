@@ -49,10 +49,11 @@ class ResumptionStrategy:
         strategy's count gets: the same batch, or the same sample.
         """
         saved, progress = state.identity, state.progress
-        unchanged = (
-            saved.batch_size == present.batch_size and saved.world_size == present.world_size
+        counted_alike = all(
+            getattr(saved, field) == getattr(present, field)
+            for field in ("strategy", "batch_size", "world_size")
         )
-        if self.counts == "batches" and not unchanged:
+        if self.counts == "batches" and not counted_alike:
             steps = source.steps(Progress(progress.epoch))
             return source.progress_at(progress.epoch, min(progress.step, steps), seed)
         return progress

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from dataporter.errors import ConfigurationError
 
-__all__ = ["World", "find_world", "world_of_sampler"]
+__all__ = ["World", "find_world", "seed_of_sampler", "world_of_sampler"]
 
 
 class World(NamedTuple):
@@ -51,3 +51,12 @@ def world_of_sampler(sampler: Any, found: World) -> World:
         if isinstance(size, int) and isinstance(rank, int):
             return World(rank, size)
     return found
+
+
+def seed_of_sampler(sampler: Any) -> int | None:
+    """The seed of a ``DistributedSampler``, which is the same on every rank by its own contract."""
+    for part in (sampler, getattr(sampler, "sampler", None)):
+        seed = getattr(part, "seed", None)
+        if isinstance(getattr(part, "num_replicas", None), int) and isinstance(seed, int):
+            return seed % (1 << 63)
+    return None

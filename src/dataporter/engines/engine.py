@@ -17,7 +17,7 @@ class Reply(NamedTuple):
     request: Request
     batch: Any = None
     skipped: tuple[Skipped, ...] = ()
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
 
 class Engine(Protocol):

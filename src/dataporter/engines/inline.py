@@ -32,7 +32,7 @@ class InlineEngine:
         try:
             batch, skipped = self.fetch(request)
             return Reply(request, self.pin(batch), skipped)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
             return Reply(request, failure=error)
 
     def close(self) -> None:

@@ -48,13 +48,16 @@ class ProcessEngine:
     """Runs on torch's own worker processes: requests are its sampler, a batch is its sample.
 
     Args:
-        fetch: reads and collates; goes to each worker once.
+        build_fetch: makes what reads and collates; called in each worker, once its
+            ``worker_init_fn`` is through with the dataset.
         dataset: what ``get_worker_info().dataset`` shows.
         options: how to run the workers.
     """
 
-    def __init__(self, fetch: Fetch, dataset: Any, options: WorkerOptions) -> None:
-        self._fetching = _FetchingDataset(fetch, dataset)
+    def __init__(
+        self, build_fetch: Callable[[], Fetch], dataset: Any, options: WorkerOptions
+    ) -> None:
+        self._fetching = _FetchingDataset(build_fetch, dataset)
         self._options = options
         self._feed = _Feed()
         # The seeds that workers start with come from here and not from torch's default generator,
@@ -143,12 +146,15 @@ class _Feed(Sampler[Request]):
 class _FetchingDataset(Dataset[Any]):
     """Makes a request's batch one sample of the inner loader; runs in the worker."""
 
-    def __init__(self, fetch: Fetch, dataset: Any) -> None:
-        self.fetch = fetch
+    def __init__(self, build_fetch: Callable[[], Fetch], dataset: Any) -> None:
+        self.build_fetch = build_fetch
         self.dataset = dataset
+        self.fetch: Fetch | None = None
 
     def __getitem__(self, request: Request) -> tuple[int, Any, tuple[Any, ...], _Failure | None]:
         try:
+            if self.fetch is None:
+                self.fetch = self.build_fetch()
             batch, skipped = self.fetch(request)
         except Exception as error:
             return request.step, None, (), _Failure.of(error)

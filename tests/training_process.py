@@ -1,0 +1,104 @@
+"""A training run as people write one: logs what it is given, and leaves checkpoints behind.
+
+Run as a program, it resumes from the last checkpoint of its directory:
+
+    python training_process.py DIRECTORY STRATEGY WORKERS CHECKPOINT_EVERY
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import digest, ids
+from torch import nn
+
+from dataporter import ResumableDataLoader
+
+LENGTH, BATCH_SIZE, EPOCHS = 40, 4, 6
+STEPS = EPOCHS * LENGTH // BATCH_SIZE
+
+
+class Augmented(torch.utils.data.Dataset[dict[str, Any]]):
+    """Features that are shifted, scaled and masked by each of the global generators."""
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        features = torch.arange(6.0).add(index).div(LENGTH)
+        features += random.gauss(0, 0.1)
+        features *= torch.from_numpy(np.random.uniform(0.9, 1.1, 6).astype(np.float32))
+        features[torch.rand(6) < 0.2] = 0
+        return {"index": index, "features": features, "target": index % 2}
+
+
+def training(
+    checkpoint: Path, strategy: str, workers: int, every: int
+) -> Iterator[dict[str, int | str]]:
+    """Train to the end from ``checkpoint``, if there is one; yields each step's record."""
+    torch.set_num_threads(1)
+    torch.manual_seed(11)
+    # Dropout draws from the training process's generator, which the loader must leave alone.
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+    loader = ResumableDataLoader(
+        Augmented(), BATCH_SIZE, shuffle=True, strategy=strategy, seed=5, num_workers=workers
+    )
+    done = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        loader.load_state_dict(saved["loader"])
+        torch.set_rng_state(saved["generator"])
+        done = saved["done"]
+
+    while done < STEPS:
+        for batch in loader:
+            loss = nn.functional.cross_entropy(model(batch["features"]), batch["target"])
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            # torch.optim would import its compiler: seconds, in each of many lives.
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients):
+                    parameter -= 0.1 * gradient
+            yield {
+                "done": done,
+                "epoch": loader.epoch,
+                "ids": str(ids(batch)),
+                "batch": digest(batch),
+                "loss": loss.item().hex(),
+            }
+            done += 1
+            if done % every == 0:
+                written = checkpoint.with_suffix(f".{os.getpid()}")
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "loader": loader.state_dict(),
+                        "generator": torch.get_rng_state(),
+                        "done": done,
+                    },
+                    written,
+                )
+                os.replace(written, checkpoint)
+
+
+def main() -> None:
+    directory, strategy, workers, every = sys.argv[1:]
+    checkpoint = Path(directory) / "checkpoint.pt"
+    with (Path(directory) / f"{time.time_ns()}.jsonl").open("w", buffering=1) as log:
+        for record in training(checkpoint, strategy, int(workers), int(every)):
+            print(json.dumps(record), file=log)
+            time.sleep(0.01)  # a step takes its time, so that a kill lands at any part of it
+        print(json.dumps("finished"), file=log)
+
+
+if __name__ == "__main__":
+    main()
