@@ -1,0 +1,88 @@
+"""The contestants: the same shuffled batches from each library, as its documentation has it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from dataporter import ResumableDataLoader
+
+# Grain looks for jax when it is imported, and logs that it is not there.
+logging.getLogger("absl").setLevel(logging.ERROR)
+import grain  # noqa: E402
+
+# torchdata 0.11 calls what torch 2.13 has deprecated, with every loader.
+warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+
+__all__ = [
+    "BATCH_SIZE",
+    "GRAIN",
+    "OURS",
+    "TORCH",
+    "TORCHDATA",
+    "grain_loader",
+    "our_loader",
+    "torch_loader",
+    "torchdata_loader",
+]
+
+OURS = "DataPorter"
+TORCH = "torch DataLoader"
+TORCHDATA = "torchdata StatefulDataLoader"
+GRAIN = "Grain"
+
+BATCH_SIZE = 256
+_SEED = 1
+
+
+def our_loader(dataset: Any, **arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(
+        dataset, BATCH_SIZE, shuffle=True, drop_last=True, seed=_SEED, **arguments
+    )
+
+
+def torch_loader(dataset: Any, num_workers: int = 0) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        BATCH_SIZE,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(_SEED),
+    )
+
+
+def torchdata_loader(dataset: Any, num_workers: int = 0) -> StatefulDataLoader[Any]:
+    return StatefulDataLoader(
+        dataset,
+        BATCH_SIZE,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(_SEED),
+    )
+
+
+def grain_loader(source: Any, num_workers: int = 0) -> Iterable[Any]:
+    """Grain's dataset pipeline: source, shuffle, batch.
+
+    It goes on for ever, epoch after epoch. Its reader threads are off: they would be a second
+    engine, and slow it down here where reading a row is no waiting.
+    """
+    batches = (
+        grain.MapDataset.source(source)
+        .seed(_SEED)
+        .shuffle()
+        .repeat()
+        .batch(BATCH_SIZE, drop_remainder=True)
+        .to_iter_dataset(grain.ReadOptions(num_threads=0))
+    )
+    if num_workers == 0:
+        return batches
+    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))

@@ -1,0 +1,125 @@
+"""What does an index of a shuffled epoch cost, in time and in memory, as datasets grow?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+import torch
+
+# Not public in Grain 0.2.18, but the heart of its public shuffle.
+from grain._src.python.experimental.index_shuffle.python import index_shuffle_module
+from torch.utils.data import RandomSampler
+
+from benchmarks.command import run
+from benchmarks.rounds import Rounds, play
+from benchmarks.tables import Table
+from benchmarks.timing import peak_allocated
+from dataporter import ShuffledOrder
+
+LENGTHS = (10**4, 10**6, 10**9, 10**12)
+BLOCK = 8192
+# Beyond it randperm alone takes seconds; at 10**9 it would take 8 GB.
+LONGEST_PERMUTATION = 10**7
+NOT_APPLICABLE = "—"
+
+OURS = "DataPorter ShuffledOrder, block of 8,192"
+RANDPERM = "torch.randperm"
+SAMPLER = "torch RandomSampler (randperm, and a list of it)"
+GRAIN = "Grain index_shuffle, one by one"
+
+
+def measure(quick: bool) -> Table:
+    lengths = sorted({*LENGTHS, LONGEST_PERMUTATION})
+    by_length = {length: _play(length, quick) for length in lengths}
+    rows = []
+    for name in (OURS, RANDPERM, SAMPLER, GRAIN):
+        cells = [
+            f"{by_length[length].median(name):.1f}"
+            if name in by_length[length].figures
+            else NOT_APPLICABLE
+            for length in lengths
+        ]
+        rows.append((name, *cells, _memory(name)))
+    return Table(
+        "Orders: nanoseconds an index, by the number of samples",
+        ("", *(f"{length:.0e}".replace("e+", "e") for length in lengths), "memory"),
+        tuple(rows),
+        (),
+        (
+            "DataPorter: whole blocks at random places of the epoch, as its loader asks for them. "
+            f"torch: a whole permutation, up to {LONGEST_PERMUTATION:,} samples. Grain: "
+            f"`index_shuffle` called from Python for each of {BLOCK:,} indices, as its `shuffle()` "
+            "does (an internal module of 0.2.18).",
+            "Memory: what is held for an epoch, and at most while it is made; tracemalloc, and "
+            "the size of torch's tensors; randperm's and RandomSampler's measured at 10^6.",
+        ),
+    )
+
+
+def _play(length: int, quick: bool) -> Rounds:
+    contestants: dict[str, Callable[[], float]] = {
+        OURS: partial(_our_nanoseconds, length, blocks=20 if quick else 100),
+        GRAIN: partial(_grain_nanoseconds, length),
+    }
+    if length <= LONGEST_PERMUTATION:
+        contestants[RANDPERM] = partial(_randperm_nanoseconds, length)
+        contestants[SAMPLER] = partial(_sampler_nanoseconds, length)
+    return play(contestants, rounds=2 if quick else 7)
+
+
+def _our_nanoseconds(length: int, blocks: int) -> float:
+    starts = np.random.default_rng(0).integers(0, length - BLOCK, blocks)
+    positions = [np.arange(start, start + BLOCK) for start in starts]
+    order = ShuffledOrder()
+    begin = perf_counter()
+    for block in positions:
+        order.indices(block, seed=1, epoch=0, dataset_length=length)
+    return (perf_counter() - begin) / (blocks * BLOCK) * 1e9
+
+
+def _randperm_nanoseconds(length: int) -> float:
+    begin = perf_counter()
+    torch.randperm(length)
+    return (perf_counter() - begin) / length * 1e9
+
+
+def _sampler_nanoseconds(length: int) -> float:
+    begin = perf_counter()
+    for _ in RandomSampler(range(length)):
+        pass
+    return (perf_counter() - begin) / length * 1e9
+
+
+def _grain_nanoseconds(length: int) -> float:
+    start = (length - BLOCK) // 2
+    begin = perf_counter()
+    for index in range(start, start + BLOCK):
+        index_shuffle_module.index_shuffle(index, max_index=length - 1, seed=1, rounds=4)
+    return (perf_counter() - begin) / BLOCK * 1e9
+
+
+def _memory(name: str) -> str:
+    measured = 10**6
+    if name == OURS:
+        block = np.arange(measured, measured + BLOCK)
+        peak = peak_allocated(
+            lambda: ShuffledOrder().indices(block, seed=1, epoch=0, dataset_length=10**12)
+        )
+        return f"{peak / 1e3:.0f} kB a block, whatever the length"
+    if name == RANDPERM:
+        return f"{torch.randperm(measured).nbytes / measured:.0f} B a sample"
+    if name == SAMPLER:
+        # The permutation's tensor is alive while its list is made of it, and not traced.
+        peak = peak_allocated(lambda: next(iter(RandomSampler(range(measured)))))
+        return f"{peak / measured + 8:.0f} B a sample"
+    peak = peak_allocated(
+        lambda: index_shuffle_module.index_shuffle(1, max_index=10**12, seed=1, rounds=4)
+    )
+    return f"{peak} B, whatever the length"
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)

@@ -1,0 +1,95 @@
+"""What does a dataset that is read sample by sample cost, and what does seeding each sample add?"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+
+import numpy as np
+
+from benchmarks.command import run
+from benchmarks.datasets import Dicts, NumpyDicts
+from benchmarks.loaders import (
+    BATCH_SIZE,
+    GRAIN,
+    TORCH,
+    TORCHDATA,
+    grain_loader,
+    our_loader,
+    torch_loader,
+    torchdata_loader,
+)
+from benchmarks.rounds import play
+from benchmarks.tables import Goal, Table
+from benchmarks.timing import samples_per_second, seconds_per_call
+from dataporter.rng import isolated_generators, mix, seed_generators
+
+GOAL = 1.0
+SIMPLE = "DataPorter, strategy 'simple'"
+ADVANCED = "DataPorter, strategy 'advanced'"
+
+
+def measure(quick: bool) -> Table:
+    dataset = Dicts()
+    pass_speed = partial(samples_per_second, batch_size=BATCH_SIZE, at_most=0.3 if quick else 1.5)
+    simple, advanced = our_loader(dataset, strategy="simple"), our_loader(dataset)
+    torch_s, torchdata_s = torch_loader(dataset), torchdata_loader(dataset)
+    grain_s = grain_loader(NumpyDicts())
+    rounds = play(
+        {
+            SIMPLE: lambda: pass_speed(simple),
+            TORCH: lambda: pass_speed(torch_s),
+            ADVANCED: lambda: pass_speed(advanced),
+            TORCHDATA: lambda: pass_speed(torchdata_s),
+            GRAIN: lambda: pass_speed(grain_s),
+        },
+        rounds=3 if quick else 9,
+    )
+    rows = []
+    for name in rounds.figures:
+        low, high = rounds.range(name)
+        rows.append(
+            (
+                name,
+                f"{rounds.median(name):,.0f}",
+                f"{low:,.0f} to {high:,.0f}",
+                f"{1e6 / rounds.median(name):.2f}",
+                f"{rounds.ratio(name, TORCH):.2f}",
+            )
+        )
+    seeding = rounds.paired(lambda slow, fast: 1e6 / slow - 1e6 / fast, ADVANCED, SIMPLE)
+    reached = rounds.ratio(SIMPLE, TORCH)
+    return Table(
+        "Per sample: a dataset of dicts (64 float32, 1 int), shuffled, batch 256, no workers",
+        ("", "samples/s", "range", "µs a sample", "times torch"),
+        tuple(rows),
+        (
+            Goal(
+                f"at least {GOAL:.1f} times torch without seeding each sample ('simple')",
+                f"{reached:.2f} times",
+                reached >= GOAL,
+            ),
+        ),
+        (
+            f"Seeding Python's, NumPy's and torch's generators before each sample ('advanced', the "
+            f"default) costs {seeding:.1f} µs a sample within the loader; "
+            f"`rng.seed_generators` by itself {_bare_seeding(quick):.1f} µs. It is what makes "
+            "random augmentation the same after a resume; no peer does it.",
+            "Grain reads the same rows as NumPy values, and batches them with NumPy.",
+        ),
+    )
+
+
+def _bare_seeding(quick: bool) -> float:
+    """Microseconds of one seeding. Keys differ, because equal ones could find warm branches."""
+    keys = mix(np.arange(4096, dtype=np.uint64)).tolist()
+    places = count()
+    with isolated_generators():
+        seconds = seconds_per_call(
+            lambda: seed_generators(keys[next(places) % 4096]), at_least=0.05 if quick else 0.3
+        )
+    return seconds * 1e6
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)

@@ -1,0 +1,99 @@
+"""How fast do two worker processes deliver, for each form a dataset can have?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from benchmarks.command import run
+from benchmarks.datasets import BatchedDicts, Dicts, NumpyDicts, NumpyPairs, pairs
+from benchmarks.loaders import (
+    BATCH_SIZE,
+    GRAIN,
+    OURS,
+    TORCH,
+    TORCHDATA,
+    grain_loader,
+    our_loader,
+    torch_loader,
+    torchdata_loader,
+)
+from benchmarks.rounds import Rounds, play
+from benchmarks.tables import Table
+from benchmarks.timing import samples_per_second
+
+NUM_WORKERS = 2
+# More than the workers can have prefetched by the time the first batch is out.
+WARM_UP = 8
+SIMPLE = "DataPorter, strategy 'simple'"
+NOT_APPLICABLE = "—"
+
+
+def measure(quick: bool) -> Table:
+    play_with = partial(_play, rounds=2 if quick else 5, at_most=0.3 if quick else 1.0)
+    of_tensors = play_with(pairs(), None if quick else NumpyPairs())
+    of_dicts = play_with(Dicts(), None if quick else NumpyDicts())
+    of_batches = play_with(BatchedDicts(), None)
+    rows = []
+    for name in (OURS, SIMPLE, TORCH, TORCHDATA, GRAIN):
+        cells = [_cell(rounds, name) for rounds in (of_tensors, of_dicts, of_batches)]
+        rows.append((name, *cells))
+    return Table(
+        "Workers: the same datasets with 2 worker processes, samples/s (times torch)",
+        ("", "TensorDataset", "dicts, `__getitem__`", "dicts, `__getitems__`"),
+        tuple(rows),
+        (),
+        (
+            f"No goal yet: DataPorter still runs on torch's worker processes. {WARM_UP} batches "
+            "are taken before the clock starts, so that starting the workers does not count.",
+            "DataPorter's first line is its default strategy, which seeds each sample (a batch "
+            "where `__getitems__` reads it). Grain has no public way to read a batch of a "
+            "source's rows at once, hence its —. Its workers take about 10 s to start, so they "
+            "stay alive between the rounds, and --quick leaves them out.",
+        ),
+    )
+
+
+def _play(dataset: Any, source: Any | None, *, rounds: int, at_most: float) -> Rounds:
+    loaders: dict[str, Iterable[Any]] = {
+        OURS: our_loader(dataset, num_workers=NUM_WORKERS),
+        TORCH: torch_loader(dataset, NUM_WORKERS),
+        SIMPLE: our_loader(dataset, num_workers=NUM_WORKERS, strategy="simple"),
+        TORCHDATA: torchdata_loader(dataset, NUM_WORKERS),
+    }
+    if source is not None:
+        loaders[GRAIN] = _Kept(iter(grain_loader(source, NUM_WORKERS)))
+    return play(
+        {
+            name: partial(
+                samples_per_second,
+                loader,
+                batch_size=BATCH_SIZE,
+                at_most=at_most,
+                warm_up=WARM_UP,
+            )
+            for name, loader in loaders.items()
+        },
+        rounds,
+    )
+
+
+class _Kept:
+    """An iterator that goes on where the last round left it; what it prefetched is warm-up."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterator
+
+
+def _cell(rounds: Rounds, name: str) -> str:
+    if name not in rounds.figures:
+        return NOT_APPLICABLE
+    return f"{rounds.median(name):,.0f} ({rounds.ratio(name, TORCH):.2f})"
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
