@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,15 @@ def test_a_dict_of_arrays_is_read_by_row() -> None:
     assert second["y"].tolist() == [9]
     rows = next(iter(ResumableDataLoader(columns, 2, collate_fn=list)))
     assert [int(row["y"]) for row in rows] == [7, 8], "a collate function of one's own gets rows"
+
+
+def test_a_read_only_memory_map_is_gathered_without_a_warning(tmp_path: Path) -> None:
+    np.arange(12.0).tofile(tmp_path / "rows")
+    mapped = np.memmap(tmp_path / "rows", dtype=float, mode="r", shape=(4, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (first, _) = ResumableDataLoader(mapped, 3)
+    assert first.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 @given(columns=st.integers(1, 4), rows=st.integers(1, 30), batch_size=st.integers(1, 9))

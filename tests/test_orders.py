@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch.utils.data import DataLoader
 
-from dataporter import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter import (
+    ConfigurationError,
+    Order,
+    ResumableDataLoader,
+    SequentialOrder,
+    ShuffledOrder,
+    TorchOrder,
+)
 from dataporter.orders.shuffled import SORTED_LENGTH
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -21,6 +29,52 @@ EPOCHS = st.integers(0, 10_000)
 
 def permutation(order: Order, length: int, seed: int = 0, epoch: int = 0) -> np.ndarray:
     return order.indices(np.arange(length), seed=seed, epoch=epoch, dataset_length=length)
+
+
+class Faulty:
+    """An order of somebody's own that gives ``answer``."""
+
+    name, version = "faulty", 1
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def epoch_length(self, dataset_length: int) -> int:
+        return dataset_length
+
+    def indices(self, positions: np.ndarray, *, seed: int, epoch: int, dataset_length: int) -> Any:
+        return self.answer(positions)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda positions: positions.tolist(), "a list"),
+        (lambda positions: positions[:, :1], r"shape \(1, 1\)"),
+        (lambda positions: positions.astype(float), "float64"),
+        (lambda positions: positions + 3, "from 3 to 5"),
+        (lambda positions: positions - 1, "from -1 to 1"),
+    ],
+)
+def test_an_order_that_gives_no_indices_of_the_dataset_is_told_of(answer: Any, named: str) -> None:
+    loader = ResumableDataLoader(range(5), 3, order=Faulty(answer))
+    with pytest.raises(ConfigurationError, match=f"'faulty' gave .*{named}"):
+        next(iter(loader))
+
+
+def test_an_order_may_have_another_length_than_the_dataset() -> None:
+    class Twice(Faulty):
+        def epoch_length(self, dataset_length: int) -> int:
+            return 2 * dataset_length
+
+    loader = ResumableDataLoader(range(5), 4, order=Twice(lambda positions: positions % 5))
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    rest = [batch.tolist() for batch in batches]
+    assert rest == [[4, 0, 1, 2], [3, 4]]
+    loader.load_state_dict(state)
+    assert [batch.tolist() for batch in loader] == rest
 
 
 @pytest.mark.parametrize("order", [ShuffledOrder(), SequentialOrder(), TorchOrder()])

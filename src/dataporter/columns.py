@@ -118,7 +118,7 @@ def _columns_of_subset(subset: Subset[Any]) -> Columns | None:
 
 
 def _can_gather(array: object) -> bool:
-    if type(array) is np.ndarray:
+    if type(array) is np.ndarray or type(array) is np.memmap:
         try:
             torch.from_numpy(np.empty(0, dtype=array.dtype))
         except (TypeError, ValueError):

@@ -52,7 +52,7 @@ def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
                 f"order={order!r} and shuffle={shuffle} contradict each other: leave shuffle= out"
             )
         return _ORDERS[order]
-    if not isinstance(order, Order):
+    if isinstance(order, type) or not isinstance(order, Order):
         raise ConfigurationError(
             f"order={order!r}: an order object needs name, version, epoch_length() and indices(); "
             "see dataporter.Order"

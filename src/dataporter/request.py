@@ -182,9 +182,22 @@ class PlannedRequests:
         indices = self.order.indices(
             positions, seed=seed, epoch=epoch, dataset_length=self.dataset_length
         )
-        if indices.shape != positions.shape:
+        # Two passes over a block: nothing beside computing it, and an order may be anybody's.
+        wrong = _fault(indices, positions, self.dataset_length)
+        if wrong is not None:
             raise ConfigurationError(
-                f"order {self.order.name!r} gave indices of shape {indices.shape} for positions of "
-                f"shape {positions.shape}; an order must keep the shape"
+                f"order {self.order.name!r} gave {wrong} for positions of shape {positions.shape} "
+                f"of epoch {epoch}; expected an int64 array of that shape, within "
+                f"0..{self.dataset_length - 1}"
             )
         return indices
+
+
+def _fault(indices: Any, positions: NDArray[np.int64], dataset_length: int) -> str | None:
+    if not isinstance(indices, np.ndarray):
+        return f"a {type(indices).__name__}"
+    if indices.shape != positions.shape or indices.dtype != np.int64:
+        return f"an array of {indices.dtype} and shape {indices.shape}"
+    if indices.size and not (indices.min() >= 0 and indices.max() < dataset_length):
+        return f"indices from {indices.min()} to {indices.max()}"
+    return None
