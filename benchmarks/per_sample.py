@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -19,9 +18,9 @@ from benchmarks.loaders import (
     torch_loader,
     torchdata_loader,
 )
-from benchmarks.rounds import play
+from benchmarks.side_by_side import PROCEDURE, race
 from benchmarks.tables import Goal, Table
-from benchmarks.timing import samples_per_second, seconds_per_call
+from benchmarks.timing import seconds_per_call
 from dataporter.rng import isolated_generators, mix, seed_generators
 
 GOAL = 1.0
@@ -31,19 +30,17 @@ ADVANCED = "DataPorter, strategy 'advanced'"
 
 def measure(quick: bool) -> Table:
     dataset = Dicts()
-    pass_speed = partial(samples_per_second, batch_size=BATCH_SIZE, at_most=0.3 if quick else 1.5)
-    simple, advanced = our_loader(dataset, strategy="simple"), our_loader(dataset)
-    torch_s, torchdata_s = torch_loader(dataset), torchdata_loader(dataset)
-    grain_s = grain_loader(NumpyDicts())
-    rounds = play(
+    rounds = race(
         {
-            SIMPLE: lambda: pass_speed(simple),
-            TORCH: lambda: pass_speed(torch_s),
-            ADVANCED: lambda: pass_speed(advanced),
-            TORCHDATA: lambda: pass_speed(torchdata_s),
-            GRAIN: lambda: pass_speed(grain_s),
+            SIMPLE: our_loader(dataset, strategy="simple"),
+            TORCH: torch_loader(dataset),
+            ADVANCED: our_loader(dataset),
+            TORCHDATA: torchdata_loader(dataset),
+            GRAIN: grain_loader(NumpyDicts()),
         },
-        rounds=3 if quick else 9,
+        batch_size=BATCH_SIZE,
+        at_most=0.5 if quick else 2.5,
+        rounds=3 if quick else 7,
     )
     rows = []
     for name in rounds.figures:
@@ -75,6 +72,7 @@ def measure(quick: bool) -> Table:
             f"default) costs {seeding:.1f} µs a sample within the loader; "
             f"`rng.seed_generators` by itself {_bare_seeding(quick):.1f} µs. It is what makes "
             "random augmentation the same after a resume; no peer does it.",
+            PROCEDURE,
             "Grain reads the same rows as NumPy values, and batches them with NumPy.",
         ),
     )

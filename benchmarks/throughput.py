@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from time import perf_counter
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import TensorDataset
@@ -21,9 +20,8 @@ from benchmarks.loaders import (
     torch_loader,
     torchdata_loader,
 )
-from benchmarks.rounds import play
+from benchmarks.side_by_side import PROCEDURE, race
 from benchmarks.tables import Goal, Table
-from benchmarks.timing import samples_per_second
 
 GOAL = 8.0
 BARE = "bare gather"
@@ -31,18 +29,17 @@ BARE = "bare gather"
 
 def measure(quick: bool) -> Table:
     dataset = pairs()
-    pass_speed = partial(samples_per_second, batch_size=BATCH_SIZE, at_most=0.3 if quick else 1.5)
-    ours, torch_s = our_loader(dataset), torch_loader(dataset)
-    torchdata_s, grain_s = torchdata_loader(dataset), grain_loader(NumpyPairs())
-    rounds = play(
+    rounds = race(
         {
-            BARE: lambda: _bare_gather(dataset),
-            OURS: lambda: pass_speed(ours),
-            TORCH: lambda: pass_speed(torch_s),
-            TORCHDATA: lambda: pass_speed(torchdata_s),
-            GRAIN: lambda: pass_speed(grain_s),
+            BARE: BareGather(dataset),
+            OURS: our_loader(dataset),
+            TORCH: torch_loader(dataset),
+            TORCHDATA: torchdata_loader(dataset),
+            GRAIN: grain_loader(NumpyPairs()),
         },
-        rounds=3 if quick else 9,
+        batch_size=BATCH_SIZE,
+        at_most=0.5 if quick else 2.5,
+        rounds=3 if quick else 7,
     )
     rows = []
     for name in rounds.figures:
@@ -64,8 +61,7 @@ def measure(quick: bool) -> Table:
         tuple(rows),
         (Goal(f"at least {GOAL:g} times torch", f"{reached:.1f} times", reached >= GOAL),),
         (
-            f"{len(rounds.figures[OURS])} rounds in turn, each a new pass (a whole epoch where it "
-            "takes less than 1.5 s); medians, and medians of the ratios within a round.",
+            PROCEDURE,
             "Bare gather: `index_select` on both tensors with slices of a ready permutation, which "
             "no loader can be faster than. Grain has no dataset of columns: it reads the same "
             "NumPy rows one by one, and batches them with NumPy; its reader threads are off.",
@@ -73,16 +69,17 @@ def measure(quick: bool) -> Table:
     )
 
 
-def _bare_gather(dataset: TensorDataset) -> float:
-    features, labels = dataset.tensors
-    permutation = torch.randperm(len(features))
-    steps = len(features) // BATCH_SIZE
-    begin = perf_counter()
-    for start in range(0, steps * BATCH_SIZE, BATCH_SIZE):
-        rows = permutation[start : start + BATCH_SIZE]
-        features.index_select(0, rows)
-        labels.index_select(0, rows)
-    return steps * BATCH_SIZE / (perf_counter() - begin)
+class BareGather:
+    """Nothing but the gathers, by a permutation that is there already."""
+
+    def __init__(self, dataset: TensorDataset) -> None:
+        self._features, self._labels = dataset.tensors
+        self._permutation = torch.randperm(len(dataset))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(self._permutation) - BATCH_SIZE + 1, BATCH_SIZE):
+            rows = self._permutation[start : start + BATCH_SIZE]
+            yield self._features.index_select(0, rows), self._labels.index_select(0, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Side by side: passes over several loaders, run a few batches of each in turn.
+
+For loaders that work only while a batch is asked for. On a busy machine the speed changes from one
+second to the next; passes that take turns every few milliseconds all see the same of it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+from benchmarks.rounds import Rounds
+
+__all__ = ["PROCEDURE", "race"]
+
+PROCEDURE = (
+    "A round is a pass over each loader, taking turns every 20 batches; a pass is the whole epoch, "
+    "with what beginning it costs, or 2.5 s of it (0.5 s with --quick). Medians of the rounds, and "
+    "of the ratios within a round."
+)
+
+# Enough for the caches to fill with what a loader needs, where its neighbour left them.
+BATCHES_IN_TURN = 20
+
+
+def race(
+    loaders: Mapping[str, Iterable[Any]], *, batch_size: int, at_most: float, rounds: int
+) -> Rounds:
+    """Samples per second of a whole pass, begun with ``iter()``, or of ``at_most`` seconds of it.
+
+    A round is one pass over each loader.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds):
+        gc.collect()
+        passes = {name: _Pass(loader, at_most) for name, loader in loaders.items()}
+        running = list(passes.values())
+        while running:
+            for a_pass in running:
+                a_pass.go_on()
+            # Another one begins each time, so that none always follows the same neighbour.
+            running = [a_pass for a_pass in running[1:] + running[:1] if not a_pass.over]
+        for name, a_pass in passes.items():
+            figures[name].append(a_pass.batches * batch_size / a_pass.seconds)
+    return Rounds(figures)
+
+
+class _Pass:
+    def __init__(self, loader: Iterable[Any], at_most: float) -> None:
+        self._loader = loader
+        self._at_most = at_most
+        self._iterator: Iterator[Any] | None = None
+        self.batches = 0
+        self.seconds = 0.0
+        self.over = False
+
+    def go_on(self) -> None:
+        begin = perf_counter()
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        count = 0
+        for _ in islice(self._iterator, BATCHES_IN_TURN):
+            count += 1
+        self.seconds += perf_counter() - begin
+        self.batches += count
+        if count < BATCHES_IN_TURN or self.seconds > self._at_most:
+            self.over, self._iterator = True, None
