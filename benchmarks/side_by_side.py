@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -17,9 +18,9 @@ from benchmarks.rounds import Rounds
 __all__ = ["PROCEDURE", "race"]
 
 PROCEDURE = (
-    "A round is a pass over each loader, taking turns every 20 batches; a pass is the whole epoch, "
-    "with what beginning it costs, or 2.5 s of it (0.5 s with --quick). Medians of the rounds, and "
-    "of the ratios within a round."
+    "A round is a pass over each loader, taking turns of 20 batches in random order; a pass is the "
+    "whole epoch, with what beginning it costs, or 2.5 s of it (0.5 s with --quick). Medians of "
+    "the rounds, and of the ratios within a round."
 )
 
 # Enough for the caches to fill with what a loader needs, where its neighbour left them.
@@ -34,6 +35,7 @@ def race(
     A round is one pass over each loader.
     """
     figures: dict[str, list[float]] = {name: [] for name in loaders}
+    shuffled = Random(0)
     for _ in range(rounds):
         gc.collect()
         passes = {name: _Pass(loader, at_most) for name, loader in loaders.items()}
@@ -41,8 +43,9 @@ def race(
         while running:
             for a_pass in running:
                 a_pass.go_on()
-            # Another one begins each time, so that none always follows the same neighbour.
-            running = [a_pass for a_pass in running[1:] + running[:1] if not a_pass.over]
+            running = [a_pass for a_pass in running if not a_pass.over]
+            # Who follows on a loader of the same dataset finds its rows in the caches.
+            shuffled.shuffle(running)
         for name, a_pass in passes.items():
             figures[name].append(a_pass.batches * batch_size / a_pass.seconds)
     return Rounds(figures)

@@ -22,6 +22,8 @@ __all__ = [
     "seconds_per_call",
 ]
 
+_LONGEST_CALL = 600.0
+
 
 def samples_per_second(
     loader: Iterable[Any], *, batch_size: int, at_most: float, warm_up: int = 0
@@ -75,6 +77,10 @@ def peak_resident(call: Callable[[], object]) -> int:
     """Bytes by which the process grew at most, whoever allocated them.
 
     Measured in a forked child, whose peak begins at what the parent has. Precise to a few MB.
+
+    Raises:
+        TimeoutError: the call took more than ten minutes.
+        EOFError: the child died of it.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -90,8 +96,11 @@ def peak_resident(call: Callable[[], object]) -> int:
     child.start()
     sender.close()
     try:
+        if not receiver.poll(_LONGEST_CALL):
+            raise TimeoutError(f"no answer from {call!r} within {_LONGEST_CALL} s")
         return int(receiver.recv())
     finally:
+        child.kill()
         child.join()
 
 

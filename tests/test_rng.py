@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from dataporter import numpy_state
-from dataporter.rng import fold, isolated_generators, mix, sample_keys, seed_generators
+from dataporter.rng import (
+    fold,
+    isolated_generators,
+    mix,
+    sample_key,
+    sample_keys,
+    seed_generators,
+)
 
 WORDS = st.integers(0, 2**63 - 1)
 
@@ -32,6 +39,7 @@ def test_the_keys_of_an_epoch_are_all_different(seed: int, epoch: int, start: in
     keys = sample_keys(seed, epoch, positions)
     assert len(np.unique(keys)) == 2000
     assert sample_keys(seed, epoch, positions[5:6])[0] == keys[5], "alone or in a batch"
+    assert [sample_key(seed, epoch, start + place) for place in range(20)] == keys[:20].tolist()
 
 
 @given(words=st.lists(WORDS, min_size=1, max_size=4), bit=st.integers(0, 62), data=st.data())
@@ -99,6 +107,26 @@ def test_another_bit_generator_behind_numpy_random_is_put_back_as_well(
         state = numpy_state.save()
         np.random.rand(3)
         numpy_state.put_back(state)
+        assert repr(np.random.get_state(legacy=False)) == before
+    finally:
+        np.random.set_bit_generator(ours)
+
+
+@pytest.mark.parametrize("make", [np.random.PCG64, np.random.Philox, np.random.SFC64])
+def test_seeding_decides_what_another_bit_generator_gives(
+    make: Callable[[int], np.random.BitGenerator],
+) -> None:
+    ours = np.random.get_bit_generator()
+    np.random.set_bit_generator(make(5))
+    try:
+        before = repr(np.random.get_state(legacy=False))
+        with isolated_generators():
+            seed_generators(7 << 32)
+            first = draw()
+            seed_generators(7 << 32)
+            assert draw() == first
+            seed_generators(8 << 32)
+            assert draw() != first
         assert repr(np.random.get_state(legacy=False)) == before
     finally:
         np.random.set_bit_generator(ours)

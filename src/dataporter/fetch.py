@@ -17,6 +17,7 @@ from dataporter.rng import (
     Reading,
     isolated_generators,
     reading,
+    sample_key,
     sample_keys,
     seed_generators,
 )
@@ -153,24 +154,22 @@ class SampleFetch:
     ) -> tuple[list[Any], tuple[Skipped, ...]]:
         samples: list[Any] = []
         skipped: list[Skipped] = []
-        dataset, first = self.dataset, 0
-        keys: list[int] | None = None
+        dataset, take, places = self.dataset, samples.append, enumerate(indices)
+        keys: list[int] = []
         if self.seeds_each == "sample":
             keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
-        # Begun again behind a failed sample, so that the loop itself has nothing to do but read.
+        # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
             try:
-                for place in range(first, len(indices)):
-                    current.place = place
-                    if keys is not None:
-                        seed_generators(keys[place])
-                    samples.append(dataset[indices[place]])
+                for current.place, index in places:
+                    if keys:
+                        seed_generators(keys[current.place])
+                    take(dataset[index])
                 break
             except Exception as error:
                 failed = current.place
                 assert failed is not None
                 self._take_failure(error, failed, request, indices[failed], samples, skipped)
-                first = failed + 1
         if indices and not samples:
             raise SampleError(
                 f"on_error='skip' left nothing of {_batch_place(request)}: every sample failed, "
@@ -205,8 +204,7 @@ class SampleFetch:
 
 def _seed_once(request: Request) -> None:
     if len(request.positions):
-        (key,) = sample_keys(request.seed, request.epoch, request.positions[:1]).tolist()
-        seed_generators(key)
+        seed_generators(sample_key(request.seed, request.epoch, int(request.positions[0])))
 
 
 def _offers_batches(dataset: Any) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator
 from numpy.typing import NDArray
 
 from dataporter import numpy_state
@@ -18,6 +19,7 @@ __all__ = [
     "isolated_generators",
     "mix",
     "reading",
+    "sample_key",
     "sample_keys",
     "sample_rng",
     "seed_generators",
@@ -51,11 +53,15 @@ def fold(*words: int) -> int:
     """Hash whole numbers into one 64-bit word; the order of the words counts."""
     state = 0
     for word in words:
-        state = (state * _MULTIPLIER_2 + word + GOLDEN_GAMMA) & _MASK_64
-        state = ((state ^ (state >> 30)) * _MULTIPLIER_1) & _MASK_64
-        state = ((state ^ (state >> 27)) * _MULTIPLIER_2) & _MASK_64
-        state ^= state >> 31
+        state = _mix_word((state * _MULTIPLIER_2 + word + GOLDEN_GAMMA) & _MASK_64)
     return state
+
+
+def _mix_word(word: int) -> int:
+    """:func:`mix` of one word."""
+    word = ((word ^ (word >> 30)) * _MULTIPLIER_1) & _MASK_64
+    word = ((word ^ (word >> 27)) * _MULTIPLIER_2) & _MASK_64
+    return word ^ (word >> 31)
 
 
 def sample_keys(seed: int, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -65,6 +71,12 @@ def sample_keys(seed: int, epoch: int, positions: NDArray[np.int64]) -> NDArray[
     return mix(places + base)
 
 
+def sample_key(seed: int, epoch: int, position: int) -> int:
+    """One of :func:`sample_keys`; for a single sample Python's numbers are ten times as fast."""
+    base = fold(seed, epoch, STREAM_SAMPLE)
+    return _mix_word((position * GOLDEN_GAMMA + base) & _MASK_64)
+
+
 def seed_generators(key: int) -> None:
     """Seed Python's ``random``, NumPy's legacy generator and torch's default CPU generator.
 
@@ -72,7 +84,11 @@ def seed_generators(key: int) -> None:
     given its own half of the key: equal halves would make the two streams copies of one another.
     """
     random.seed(key)
-    np.random.seed(key >> 32)
+    try:
+        np.random.seed(key >> 32)
+    except TypeError:  # somebody chose another bit generator with numpy.random.set_bit_generator
+        generator = get_bit_generator()
+        generator.state = type(generator)(key >> 32).state
     torch.default_generator.manual_seed(key & 0xFFFFFFFF)
 
 
@@ -117,8 +133,7 @@ class Reading:
             )
         place += self.place or 0
         if place not in self.generators:
-            position = self.positions[place : place + 1]
-            key = int(sample_keys(self.seed, self.epoch, position)[0])
+            key = sample_key(self.seed, self.epoch, int(self.positions[place]))
             self.generators[place] = np.random.default_rng(key)
         return self.generators[place]
 
