@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch.utils.data import _utils, get_worker_info
 
-__all__ = ["pin_function", "present_dataset_to_worker", "profiled"]
+__all__ = ["default_collate_is_extended", "pin_function", "present_dataset_to_worker", "profiled"]
+
+
+_COLLATE_FUNCTIONS = dict(_utils.collate.default_collate_fn_map)
 
 
 def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
@@ -46,6 +49,14 @@ def present_dataset_to_worker(inner: Callable[[Any], Any]) -> None:
     _utils.worker._worker_info = _utils.worker.WorkerInfo(
         id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=inner(info.dataset)
     )
+
+
+def default_collate_is_extended() -> bool:
+    """Whether somebody has taught ``default_collate`` types of his own.
+
+    Its docstring says to do that by changing this dict, which is not published elsewhere.
+    """
+    return _utils.collate.default_collate_fn_map != _COLLATE_FUNCTIONS
 
 
 def profiled(name: str) -> AbstractContextManager[Any]:

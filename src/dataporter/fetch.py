@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import StackDataset, Subset, default_collate
 
+from dataporter.collate import collate as collate_like_default
 from dataporter.columns import Columns, columns_of, gather
 from dataporter.errors import SampleError
 from dataporter.request import Request
@@ -52,7 +53,7 @@ Fetch = Callable[[Request], Fetched]
 
 def fetch_for(
     dataset: Any,
-    collate: Callable[[Any], Any],
+    collate_fn: Callable[[Any], Any],
     *,
     batched: bool,
     seeds_each: Literal["sample", "batch"],
@@ -62,16 +63,19 @@ def fetch_for(
 
     Args:
         dataset: map-style, indexed by what the requests hold.
-        collate: makes a batch of a list of samples; converts a single sample (``batched=False``).
+        collate_fn: makes a batch of a list of samples; converts a single sample
+            (``batched=False``).
         batched: whether a request is a batch, or one sample that is handed out as it is.
         seeds_each: seed the random generators before each sample, or once a batch.
         on_error: what happens when a sample raises: raise it, leave the sample out, or take what
             ``on_error(exception, index)`` returns in its place.
     """
     offers_batches = batched and _offers_batches(dataset)
-    by_sample = SampleFetch(dataset, collate, batched, offers_batches, seeds_each, on_error)
     # Only default_collate is known to make of the rows what a gather gives.
-    columns = columns_of(dataset) if batched and collate is default_collate else None
+    known = batched and collate_fn is default_collate
+    collate = collate_like_default if known else collate_fn
+    by_sample = SampleFetch(dataset, collate, batched, offers_batches, seeds_each, on_error)
+    columns = columns_of(dataset) if known else None
     return by_sample if columns is None else ColumnFetch(columns, by_sample)
 
 

@@ -1,0 +1,46 @@
+"""Collation: torch's default_collate, with a shorter way for dicts, tuples and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from dataporter._torch import default_collate_is_extended
+
+__all__ = ["collate"]
+
+_DTYPES: dict[type, Any] = {int: np.int64, float: np.float64}
+
+
+def collate(samples: list[Any]) -> Any:
+    """What ``torch.utils.data.default_collate`` makes of the samples, in less time.
+
+    Plain dicts and tuples are taken apart here, and numbers go through one NumPy array, since
+    ``torch.tensor`` takes a list apart number by number. Everything else is left to torch, and so
+    is every batch once somebody has added types of his own to torch's ``default_collate_fn_map``.
+
+    Raises:
+        What ``default_collate`` raises, for the same samples.
+    """
+    return default_collate(samples) if default_collate_is_extended() else _collate(samples)
+
+
+def _collate(samples: list[Any]) -> Any:
+    first = samples[0]
+    kind = type(first)
+    if kind is dict:
+        return {key: _collate([sample[key] for sample in samples]) for key in first}
+    if kind is tuple:
+        width = len(first)
+        if all(len(sample) == width for sample in samples):
+            return [_collate(list(column)) for column in zip(*samples)]
+    elif kind in _DTYPES and set(map(type, samples)) == {kind}:
+        try:
+            numbers = np.array(samples, dtype=_DTYPES[kind])
+        except OverflowError:
+            return default_collate(samples)
+        return torch.tensor(numbers)
+    return default_collate(samples)
