@@ -21,7 +21,7 @@ from benchmarks.loaders import (
 from benchmarks.side_by_side import PROCEDURE, race
 from benchmarks.tables import Goal, Table
 from benchmarks.timing import seconds_per_call
-from dataporter.rng import isolated_generators, mix, seed_generators
+from dataporter.rng import isolated_generators, mix, sample_key, seed_generators
 
 GOAL = 1.0
 SIMPLE = "DataPorter, strategy 'simple'"
@@ -71,7 +71,10 @@ def measure(quick: bool) -> Table:
             f"Seeding Python's, NumPy's and torch's generators before each sample ('advanced', the "
             f"default) costs {seeding:.1f} µs a sample within the loader; "
             f"`rng.seed_generators` by itself {_bare_seeding(quick):.1f} µs. It is what makes "
-            "random augmentation the same after a resume; no peer does it.",
+            "random augmentation the same after a resume; no peer does it. 'simple' seeds once a "
+            "batch; that, and putting the training's own generators back, takes "
+            f"{_bare_isolation(quick):.0f} µs a batch of {BATCH_SIZE} by itself, and more with the "
+            "processor's caches full of data: about what it is behind torch by.",
             PROCEDURE,
             "Grain reads the same rows as NumPy values, and batches them with NumPy.",
         ),
@@ -87,6 +90,16 @@ def _bare_seeding(quick: bool) -> float:
             lambda: seed_generators(keys[next(places) % 4096]), at_least=0.05 if quick else 0.3
         )
     return seconds * 1e6
+
+
+def _bare_isolation(quick: bool) -> float:
+    """Microseconds of what surrounds a batch in the training process."""
+
+    def surround() -> None:
+        with isolated_generators():
+            seed_generators(sample_key(0, 0, 0))
+
+    return seconds_per_call(surround, at_least=0.05 if quick else 0.3) * 1e6
 
 
 if __name__ == "__main__":
