@@ -74,8 +74,8 @@ def test_equal_samples_collate_as_in_torch(sample: Any, count: int) -> None:
     assert outcome(collate, [sample] * count) == outcome(default_collate, [sample] * count)
 
 
-@pytest.mark.parametrize("leaf", [st.integers(-(2**63), 2**63 - 1), st.floats()])
-def test_numbers_in_dicts_and_tuples_collate_as_in_torch(leaf: Any) -> None:
+@pytest.mark.parametrize("leaf", [st.integers(-(2**63), 2**63 - 1), st.floats(), st.text()])
+def test_leaves_in_dicts_and_tuples_collate_as_in_torch(leaf: Any) -> None:
     @given(st.lists(st.fixed_dictionaries({"a": leaf, "b": st.tuples(leaf)}), min_size=1))
     def compare(samples: list[Any]) -> None:
         assert described(collate(samples)) == described(default_collate(samples))

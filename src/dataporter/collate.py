@@ -28,7 +28,7 @@ def collate(samples: list[Any]) -> Any:
     return default_collate(samples) if default_collate_is_extended() else _collate(samples)
 
 
-def _collate(samples: list[Any]) -> Any:
+def _collate(samples: Any) -> Any:
     first = samples[0]
     kind = type(first)
     if kind is dict:
@@ -36,7 +36,7 @@ def _collate(samples: list[Any]) -> Any:
     if kind is tuple:
         width = len(first)
         if all(len(sample) == width for sample in samples):
-            return [_collate(list(column)) for column in zip(*samples)]
+            return [_collate(column) for column in zip(*samples)]
     elif kind in _DTYPES and set(map(type, samples)) == {kind}:
         try:
             numbers = np.array(samples, dtype=_DTYPES[kind])
