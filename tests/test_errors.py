@@ -499,6 +499,14 @@ def test_a_dataset_without_a_length_and_a_sampler_is_none_of_these() -> None:
     assert ids(next(iter(ResumableDataLoader(NoLength(), 2, sampler=[5, 9])))) == [5, 9]
 
 
+def test_a_dict_of_lists() -> None:
+    columns = {"x": [1, 2], "y": torch.zeros(2)}
+    names = ("by row", "'x': 'list'", "make them arrays")
+    refusal(UnsupportedDatasetError, names, lambda: ResumableDataLoader(columns, 2))
+    by_number = {0: [1, 2], 1: [3, 4]}
+    assert [batch[0].item() for batch in next(iter(ResumableDataLoader(by_number)))] == [1, 2]
+
+
 def test_a_dict_of_arrays_of_several_lengths() -> None:
     columns = {"x": np.zeros(3), "y": torch.zeros(4)}
     names = ("one length", "'x': 3", "'y': 4")

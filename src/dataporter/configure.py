@@ -134,8 +134,14 @@ def length_of(rows: Any) -> int:
     """The number of samples.
 
     Raises:
-        UnsupportedDatasetError: the dataset has no length.
+        UnsupportedDatasetError: the dataset has no length, or is a dict without rows.
     """
+    if type(rows) is dict and rows and not any(isinstance(key, int) for key in rows):
+        kinds = {name: type(column).__name__ for name, column in rows.items()}
+        raise UnsupportedDatasetError(
+            "a dict dataset is read by row where its values are tensors or NumPy arrays of one "
+            f"length, and its names are strings; these are {kinds}: make them arrays"
+        )
     try:
         return len(rows)
     except (TypeError, NotImplementedError) as error:
