@@ -8,6 +8,8 @@ from dataporter.errors import (
     SampleError,
     StateMismatchError,
     UnsupportedDatasetError,
+    WorkerDiedError,
+    WorkerTimeoutError,
 )
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
@@ -38,6 +40,8 @@ __all__ = [
     "StateMismatchError",
     "TorchOrder",
     "UnsupportedDatasetError",
+    "WorkerDiedError",
+    "WorkerTimeoutError",
     "create_resumable_dataloader",
     "sample_rng",
 ]

@@ -9,9 +9,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import _utils, get_worker_info
+from torch.utils.data import _utils
 
-__all__ = ["default_collate_is_extended", "pin_function", "present_dataset_to_worker", "profiled"]
+__all__ = [
+    "become_worker",
+    "default_collate_is_extended",
+    "numpy_seed",
+    "pin_function",
+    "profiled",
+    "stack_with",
+]
 
 
 _COLLATE_FUNCTIONS = dict(_utils.collate.default_collate_fn_map)
@@ -38,17 +45,32 @@ def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
     return partial(_utils.pin_memory.pin_memory, device=accelerator.type)
 
 
-def present_dataset_to_worker(inner: Callable[[Any], Any]) -> None:
-    """Make ``get_worker_info().dataset`` the dataset that the user knows.
+def become_worker(worker_id: int, num_workers: int, seed: int, dataset: Any) -> None:
+    """Make ``torch.utils.data.get_worker_info()`` say what it says in a worker of torch's.
 
-    torch fills it with the dataset of the loader that started the worker, which here wraps the
-    user's; there is no published way to set it.
+    There is no published way to set it.
     """
-    info = get_worker_info()
-    assert info is not None, "called outside a worker"
     _utils.worker._worker_info = _utils.worker.WorkerInfo(
-        id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=inner(info.dataset)
+        id=worker_id, num_workers=num_workers, seed=seed, dataset=dataset
     )
+
+
+def numpy_seed(base_seed: int, worker_id: int) -> Any:
+    """What torch seeds NumPy with in a worker; its mixing is not published."""
+    return _utils.worker._generate_state(base_seed, worker_id)  # type: ignore[no-untyped-call]  # torch's
+
+
+def stack_with(stack: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``default_collate`` stack tensors with ``stack`` in this process; returns torch's own.
+
+    torch's own way, in a worker, is a new file of shared memory for each tensor. Somebody who has
+    put a function of his own there keeps it.
+    """
+    functions = _utils.collate.default_collate_fn_map
+    own = _utils.collate.collate_tensor_fn
+    if functions[torch.Tensor] is own:
+        functions[torch.Tensor] = _COLLATE_FUNCTIONS[torch.Tensor] = stack
+    return own
 
 
 def default_collate_is_extended() -> bool:

@@ -10,6 +10,8 @@ __all__ = [
     "SampleError",
     "StateMismatchError",
     "UnsupportedDatasetError",
+    "WorkerDiedError",
+    "WorkerTimeoutError",
 ]
 
 
@@ -44,3 +46,11 @@ class SampleError(DataPorterError, RuntimeError):
 
 class DatasetChangedError(DataPorterError, RuntimeError):
     """The dataset has another length than when the loader was built."""
+
+
+class WorkerDiedError(DataPorterError, RuntimeError):
+    """Workers died more often than ``worker_restarts`` allows, or of the same batch twice."""
+
+
+class WorkerTimeoutError(DataPorterError, RuntimeError):
+    """A worker gave no batch within ``timeout`` seconds."""

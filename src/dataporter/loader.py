@@ -69,6 +69,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         on_error: what happens when a sample raises. ``"raise"``: its exception, with a note that
             names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
             function ``(exception, index) → sample``: what it returns takes the sample's place.
+        worker_restarts: how many workers that die (killed by the kernel, say) are replaced in a
+            pass, without losing or repeating anything. Past it, or when a batch has killed two
+            workers, :class:`~dataporter.WorkerDiedError` is raised.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -112,6 +115,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         on_error: OnError = "raise",
+        worker_restarts: int = 3,
     ) -> None:
         own_sampler = sampler if sampler is not None else batch_sampler
         world = find_world(rank, world_size)
@@ -124,6 +128,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self.strategy = configure.strategy_for(strategy, world, own_sampler)
         self.order: Order | None = None
         self.on_error = configure.on_error_checked(on_error)
+        self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
         self._given_seed = configure.seed_checked(seed)
         self._cursor = Cursor(seed=self._given_seed)
         self._rows = configure.rows_of(dataset)
@@ -208,7 +213,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         if self._engine is None or not self.persistent_workers:
             self._engine = self._build_engine()
         progress = self._cursor.begin(a_pass)
-        return self._engine.start(source.requests(progress, self._settled_seed()))
+        seed = self._settled_seed()
+        return self._engine.start(
+            source.requests(progress, seed), source.ahead(progress.epoch + 1, seed)
+        )
 
     def _build_engine(self) -> Engine:
         build_fetch = partial(
@@ -219,22 +227,20 @@ class ResumableDataLoader(DataLoader[Batch]):
             seeds_each=self.strategy.seeds_each,
             on_error=self.on_error,
         )
+        pin = pin_function(pin_memory=self.pin_memory)
         if self.num_workers == 0:
-            return InlineEngine(
-                undisturbing(build_fetch()), pin_function(pin_memory=self.pin_memory)
-            )
+            return InlineEngine(undisturbing(build_fetch()), pin)
         options = WorkerOptions(
             num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor,
-            persistent_workers=self.persistent_workers,
-            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch_factor or 2,
+            persistent=self.persistent_workers,
             in_order=self.in_order,
             timeout=self.timeout,
+            restarts=self.worker_restarts,
             worker_init_fn=self.worker_init_fn,
-            multiprocessing_context=self.multiprocessing_context,
-            pin_memory_device=self.pin_memory_device,
+            context=self.multiprocessing_context,
         )
-        return ProcessEngine(build_fetch, self.dataset, options)
+        return ProcessEngine(build_fetch, self.dataset, pin, options)
 
     def _settled_seed(self) -> int:
         """The seed; drawn when it is first needed, where torch's loader would draw as well."""

@@ -102,6 +102,9 @@ class RequestSource(Protocol):
     def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
         """What is left of the epoch, batch by batch."""
 
+    def ahead(self, epoch: int, seed: int) -> Iterator[Request]:
+        """The requests of a later epoch, as far as it does no harm to draw them early."""
+
     def steps(self, progress: Progress) -> int:
         """How many batches that is."""
 
@@ -141,6 +144,9 @@ class PlannedRequests:
                     step_indices,
                     tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
                 )
+
+    def ahead(self, epoch: int, seed: int) -> Iterator[Request]:
+        return self.requests(Progress(epoch), seed)
 
     def steps(self, progress: Progress) -> int:
         return max(0, self._plan(progress).last_step - progress.step)

@@ -23,8 +23,12 @@ class Reply(NamedTuple):
 class Engine(Protocol):
     """Carries requests to where they are fetched, and the batches back."""
 
-    def start(self, requests: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
         """Serve a pass. Requests are drawn ahead as far as the engine prefetches.
+
+        ``ahead`` is what the next pass will ask for if nothing changes course: an engine whose
+        workers persist may prefetch that as well, once this pass has nothing more to ask for, and
+        keeps what it has of it for as long as the next pass does ask for the same.
 
         A failed fetch is a reply, after which the next one can be had; only a failure of the engine
         itself is raised. The pass before, where one is still under way, is given up.

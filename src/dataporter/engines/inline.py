@@ -25,7 +25,7 @@ class InlineEngine:
     fetch: Fetch
     pin: Callable[[Any], Any]
 
-    def start(self, requests: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
         return map(self._serve, requests)
 
     def _serve(self, request: Request) -> Reply:

@@ -2,214 +2,254 @@
 
 from __future__ import annotations
 
-import pickle
-import traceback
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+import numpy as np
+from torch import multiprocessing
 
-from dataporter._torch import present_dataset_to_worker
+from dataporter.engines.crew import Crew, Ticket, describe
 from dataporter.engines.engine import Reply
-from dataporter.errors import DataPorterError, SampleError
+from dataporter.engines.worker import WorkerSpec
+from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch import Fetch
 from dataporter.request import Request
 from dataporter.rng import STREAM_WORKERS, fold
 
-__all__ = ["ProcessEngine", "WorkerOptions", "WorkerTraceback"]
+__all__ = ["ProcessEngine", "WorkerOptions"]
+
+_PATIENCE = 3600.0  # s at a time, where no timeout is given
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """The arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
+    """How to run workers: the arguments of ``torch.utils.data.DataLoader`` that concern them.
+
+    ``restarts`` is how many may be replaced in a pass.
+    """
 
     num_workers: int
-    prefetch_factor: int | None
-    persistent_workers: bool
-    pin_memory: bool
+    prefetch_factor: int
+    persistent: bool
     in_order: bool
     timeout: float
+    restarts: int
     worker_init_fn: Callable[[int], None] | None
-    multiprocessing_context: Any
-    pin_memory_device: str
-
-
-class WorkerTraceback(DataPorterError):
-    """The traceback of a failed fetch as its worker saw it: the ``__cause__`` of what is raised."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+    context: Any
 
 
 class ProcessEngine:
-    """Runs on torch's own worker processes: requests are its sampler, a batch is its sample.
+    """Hands requests to the workers in turns, so many ahead, and gives their batches out.
 
     Args:
-        build_fetch: makes what reads and collates; called in each worker, once its
-            ``worker_init_fn`` is through with the dataset.
+        build_fetch: makes what reads and collates; called in each worker.
         dataset: what ``get_worker_info().dataset`` shows.
+        pin: moves a batch to page-locked memory, or returns it as it is.
         options: how to run the workers.
     """
 
     def __init__(
-        self, build_fetch: Callable[[], Fetch], dataset: Any, options: WorkerOptions
+        self,
+        build_fetch: Callable[[], Fetch],
+        dataset: Any,
+        pin: Callable[[Any], Any],
+        options: WorkerOptions,
     ) -> None:
-        self._fetching = _FetchingDataset(build_fetch, dataset)
+        self._build_fetch = build_fetch
+        self._dataset = dataset
+        self._pin = pin
         self._options = options
-        self._feed = _Feed()
-        # The seeds that workers start with come from here and not from torch's default generator,
-        # which belongs to the training: one more draw at a resume would change what follows it.
-        self._generator = torch.Generator()
-        self._workers: DataLoader[Any] | None = None
-        self._serving: dict[int, Request] = {}
+        self._crew: Crew | None = None
+        self._pass: _Pass | None = None
 
-    def start(self, requests: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+        before, self._pass = self._pass, None
+        ready = deque[Ticket]() if before is None else before.hand_over()
+        crew, self._crew = self._crew, None
         first = next(requests, None)
-        if first is None:
-            return iter(())
-        self._generator.manual_seed(fold(first.seed, first.epoch, STREAM_WORKERS))
-        in_flight: dict[int, Request] = {}
-        self._feed.requests = _tracked(chain((first,), requests), in_flight)
-        self._serving = in_flight
-        if self._workers is None:
-            self._workers = self._build_workers()
-        return _Pass(self, in_flight, iter(self._workers))
-
-    def serves_another_than(self, in_flight: dict[int, Request]) -> bool:
-        """Whether the workers of this pass were taken over by a later one."""
-        return self._options.persistent_workers and in_flight is not self._serving
+        if crew is None or not crew.close.alive:
+            if first is None:
+                return iter(())
+            crew, ready = self._hired(first), deque()
+        served = requests if first is None else chain((first,), requests)
+        new = _Pass(crew, served, ahead, ready, self._pin, self._options)
+        # The workers belong to the pass and end with it, unless they persist.
+        if self._options.persistent:
+            self._crew, self._pass = crew, new
+        return new
 
     def close(self) -> None:
-        self._workers = None
+        crew, self._crew, self._pass = self._crew, None, None
+        if crew is not None:
+            crew.close()
 
-    def _build_workers(self) -> DataLoader[Any]:
+    def _hired(self, first: Request) -> Crew:
         options = self._options
-        return DataLoader(
-            self._fetching,
-            batch_size=None,
-            sampler=self._feed,
-            collate_fn=_unchanged,
-            num_workers=options.num_workers,
-            prefetch_factor=options.prefetch_factor,
-            persistent_workers=options.persistent_workers,
-            pin_memory=options.pin_memory,
-            pin_memory_device=options.pin_memory_device,
-            in_order=options.in_order,
-            timeout=options.timeout,
-            worker_init_fn=_WorkerStart(options.worker_init_fn),
-            multiprocessing_context=options.multiprocessing_context,
-            generator=self._generator,
+        spec = WorkerSpec(
+            self._build_fetch,
+            self._dataset,
+            options.worker_init_fn,
+            options.num_workers,
+            # 32 bits are what NumPy and torch take with a worker's number added.
+            fold(first.seed, first.epoch, STREAM_WORKERS) >> 33,
         )
+        return Crew(spec, options.context or multiprocessing.get_context())
 
 
 class _Pass(Iterator[Reply]):
-    """One pass over the requests, as the replies arrive."""
+    """A pass of the training loop: what is asked ahead, and what comes back, in which order."""
 
     def __init__(
-        self, engine: ProcessEngine, in_flight: dict[int, Request], batches: Iterator[Any]
+        self,
+        crew: Crew,
+        requests: Iterator[Request],
+        ahead: Iterator[Request],
+        ready: deque[Ticket],
+        pin: Callable[[Any], Any],
+        options: WorkerOptions,
     ) -> None:
-        self._engine = engine
-        self._in_flight = in_flight
-        self._batches = batches
+        self._crew: Crew | None = crew
+        self._requests = requests
+        self._ahead = ahead if options.persistent else iter(())
+        # What was asked before this pass began, and counts as long as this pass asks for the same.
+        self._ready = ready
+        self._pin = pin
+        self._options = options
+        self._asked: deque[Ticket] = deque()
+        self._asked_ahead: deque[Ticket] = deque()
+        self._drawn = 0
+        self._sampler_failure: Exception | None = None
+        self._restarts_left = options.restarts
+        self._taken_over = False
 
     def __next__(self) -> Reply:
-        if self._engine.serves_another_than(self._in_flight):
+        if self._taken_over:
             raise DataPorterError(
                 "the persistent workers serve a later iterator of this loader, so this one cannot "
                 "go on; use one iterator at a time, or persistent_workers=False"
             )
+        if self._crew is None:
+            raise StopIteration
         try:
-            step, batch, skipped, failure = next(self._batches)
-        except StopIteration:
-            raise
+            self._ask(self._crew)
+            if not self._asked and self._sampler_failure is not None:
+                raise self._sampler_failure
+            ticket = self._next_answered(self._crew) if self._asked else None
+            if ticket is not None:
+                self._asked.remove(ticket)
+                self._ask(self._crew)
         except BaseException:
-            # A worker died, hung or could not start: torch's iterator is of no use any more.
-            self._engine.close()
+            self._dismiss()
             raise
-        request = self._in_flight.pop(step)
-        return Reply(request, batch, skipped, failure and failure.rebuilt())
+        if ticket is None:
+            if not self._options.persistent:
+                self._dismiss()
+            raise StopIteration
+        batch, skipped, failure = self._crew.result(ticket)
+        if failure is None:
+            try:
+                batch = self._pin(batch)
+            except Exception as error:
+                failure = error
+        return Reply(ticket.request, batch, skipped, failure)
 
+    def hand_over(self) -> deque[Ticket]:
+        """A later pass takes the workers; returns what was asked ahead for it."""
+        crew, self._crew, self._taken_over = self._crew, None, True
+        if crew is not None and crew.close.alive:
+            for ticket in (*self._asked, *self._ready):
+                crew.forget(ticket)
+        self._asked.clear()
+        self._ready.clear()
+        asked_ahead, self._asked_ahead = self._asked_ahead, deque()
+        return asked_ahead
 
-class _Feed(Sampler[Request]):
-    """The inner loader's sampler: hands out the requests of the pass that is being started."""
+    def _dismiss(self) -> None:
+        crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.close()
 
-    def __init__(self) -> None:
-        self.requests: Iterator[Request] = iter(())
+    # ---- asking
 
-    def __iter__(self) -> Iterator[Request]:
-        return self.requests
+    def _ask(self, crew: Crew) -> None:
+        """Keep the workers busy: first with this pass, then with what comes after it."""
+        most = self._options.num_workers * self._options.prefetch_factor
+        while len(self._asked) < most and (request := self._draw()) is not None:
+            self._asked.append(self._already_asked(crew, request) or self._asked_now(crew, request))
+        if len(self._asked) < most and self._ready:
+            self._forget_ready(crew)
+        while len(self._asked) + len(self._asked_ahead) < most:
+            request = next(self._ahead, None)
+            if request is None:
+                return
+            worker = len(self._asked_ahead) % self._options.num_workers
+            self._asked_ahead.append(crew.ask(request, worker))
 
-
-class _FetchingDataset(Dataset[Any]):
-    """Makes a request's batch one sample of the inner loader; runs in the worker."""
-
-    def __init__(self, build_fetch: Callable[[], Fetch], dataset: Any) -> None:
-        self.build_fetch = build_fetch
-        self.dataset = dataset
-        self.fetch: Fetch | None = None
-
-    def __getitem__(self, request: Request) -> tuple[int, Any, tuple[Any, ...], _Failure | None]:
+    def _draw(self) -> Request | None:
+        if self._sampler_failure is not None:
+            return None
         try:
-            if self.fetch is None:
-                self.fetch = self.build_fetch()
-            batch, skipped = self.fetch(request)
+            return next(self._requests, None)
         except Exception as error:
-            return request.step, None, (), _Failure.of(error)
-        return request.step, batch, skipped, None
+            # Raised in its turn: what was drawn before it is delivered first.
+            self._sampler_failure = error
+            return None
 
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An exception on its way from a worker."""
-
-    pickled: bytes | None
-    shown: str
-    traceback: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Failure:
-        text = "".join(traceback.format_exception(error))
-        try:
-            # Many exceptions pickle but cannot be built again, so try both.
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)
-        except Exception:
-            pickled = None
-        return cls(pickled, f"{type(error).__qualname__}: {error}", text)
-
-    def rebuilt(self) -> Exception:
-        error: Exception
-        if self.pickled is None:
-            error = SampleError(
-                f"a worker raised {self.shown}\n(an exception that cannot be pickled, so it cannot "
-                "be raised here as itself; its traceback is above)"
-            )
+    def _asked_now(self, crew: Crew, request: Request) -> Ticket:
+        workers = range(self._options.num_workers)
+        if self._options.in_order:
+            worker = self._drawn % len(workers)
         else:
-            error = pickle.loads(self.pickled)
-        error.__cause__ = WorkerTraceback(self.traceback)
-        return error
+            busy = [ticket.worker for ticket in self._asked if ticket.answer is None]
+            worker = min(workers, key=busy.count)
+        self._drawn += 1
+        return crew.ask(request, worker)
+
+    def _already_asked(self, crew: Crew, request: Request) -> Ticket | None:
+        if not self._ready:
+            return None
+        if not _same(self._ready[0].request, request):
+            self._forget_ready(crew)
+            return None
+        ticket = self._ready.popleft()
+        # Equal but for what it delivers, which the request of the present pass says.
+        ticket.request = request
+        self._drawn += 1
+        return ticket
+
+    def _forget_ready(self, crew: Crew) -> None:
+        while self._ready:
+            crew.forget(self._ready.popleft())
+
+    # ---- waiting
+
+    def _next_answered(self, crew: Crew) -> Ticket:
+        timeout = self._options.timeout
+        until = time.monotonic() + (timeout or float("inf"))
+        while True:
+            candidates = (self._asked[0],) if self._options.in_order else self._asked
+            for ticket in candidates:
+                if ticket.answer is not None:
+                    return ticket
+            left = until - time.monotonic()
+            if left <= 0:
+                raise WorkerTimeoutError(
+                    f"DataLoader timed out after {timeout} seconds: {describe(self._asked[0])}"
+                )
+            crew.wait(min(left, _PATIENCE), self._may_replace)
+
+    def _may_replace(self) -> bool:
+        self._restarts_left -= 1
+        return self._restarts_left >= 0
 
 
-@dataclass(frozen=True, slots=True)
-class _WorkerStart:
-    """The inner loader's ``worker_init_fn``: shows the user's dataset, then runs the user's own."""
-
-    worker_init_fn: Callable[[int], None] | None
-
-    def __call__(self, worker_id: int) -> None:
-        present_dataset_to_worker(lambda fetching: fetching.dataset)
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
-
-
-def _tracked(requests: Iterator[Request], in_flight: dict[int, Request]) -> Iterator[Request]:
-    for request in requests:
-        in_flight[request.step] = request
-        yield request
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+def _same(one: Request, other: Request) -> bool:
+    return (
+        (one.seed, one.epoch, one.step) == (other.seed, other.epoch, other.step)
+        and np.array_equal(one.positions, other.positions)
+        and np.array_equal(one.indices, other.indices)
+    )

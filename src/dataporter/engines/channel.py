@@ -1,0 +1,150 @@
+"""A channel: messages, and the memory that comes with them, between two processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Sequence
+
+__all__ = ["CAN_SEND_MEMORY", "Channel", "channels"]
+
+# Windows has no descriptors to send over a socket.
+CAN_SEND_MEMORY = sys.platform != "win32"
+
+# Length of the message, and how many descriptors come with it.
+_HEADER = struct.Struct("<QB")
+_READ_SIZE = 1 << 16
+_MOST_DESCRIPTORS = 8
+
+
+def channels() -> tuple[Channel, Channel]:
+    """The two ends: for the training process, which never waits, and for a worker, which does."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return Channel(ours), Channel(theirs)
+
+
+class Channel:
+    """One end. The socket goes to another process only while that process is being started."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._unsent = bytearray()
+        self._unread = bytearray()
+        self._descriptors: deque[int] = deque()
+        self.ended = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+        while self._descriptors:
+            _close(self._descriptors.popleft())
+
+    # ---- the end that waits
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send it all, with memory that the other end may map. The descriptors stay the caller's.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        header = _HEADER.pack(len(message), len(descriptors))
+        if descriptors:
+            socket.send_fds(self._socket, [header], list(descriptors))
+            self._socket.sendall(message)
+        else:
+            self._socket.sendall(header + message)
+
+    def receive(self) -> bytes:
+        """The next message.
+
+        Raises:
+            EOFError: the other end is gone.
+        """
+        (length, _) = _HEADER.unpack(self._receive_exactly(_HEADER.size))
+        return self._receive_exactly(length)
+
+    def _receive_exactly(self, length: int) -> bytes:
+        received = bytearray(length)
+        missing = memoryview(received)
+        while missing:
+            count = self._socket.recv_into(missing)
+            if not count:
+                raise EOFError
+            missing = missing[count:]
+        return bytes(received)
+
+    # ---- the end that never waits
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def post(self, message: bytes) -> None:
+        """Send what fits now; :meth:`flush` sends the rest."""
+        self._unsent += _HEADER.pack(len(message), 0)
+        self._unsent += message
+        self.flush()
+
+    def flush(self) -> None:
+        while self._unsent and not self.ended:
+            try:
+                sent = self._socket.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError:  # the other end is gone, which reading will tell as well
+                self._unsent.clear()
+                return
+            del self._unsent[:sent]
+
+    def messages(self) -> list[tuple[bytes, list[int]]]:
+        """What has arrived, with descriptors that are the caller's now; sets ``ended`` at the end.
+
+        A message that its sender did not live to finish is left out.
+        """
+        arrived: list[tuple[bytes, list[int]]] = []
+        while True:
+            try:
+                data = self._read()
+            except BlockingIOError:
+                return arrived
+            except OSError:
+                data = b""
+            if not data:
+                self.ended = True
+                return arrived
+            self._unread += data
+            arrived += self._complete()
+            if len(data) < _READ_SIZE:
+                return arrived
+
+    def _read(self) -> bytes:
+        if not CAN_SEND_MEMORY:
+            return self._socket.recv(_READ_SIZE)
+        data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_SIZE, _MOST_DESCRIPTORS)
+        self._descriptors.extend(descriptors)
+        return data
+
+    def _complete(self) -> list[tuple[bytes, list[int]]]:
+        complete, start = [], 0
+        while len(self._unread) - start >= _HEADER.size:
+            length, count = _HEADER.unpack_from(self._unread, start)
+            end = start + _HEADER.size + length
+            if len(self._unread) < end:
+                break
+            message = bytes(memoryview(self._unread)[start + _HEADER.size : end])
+            complete.append((message, [self._descriptors.popleft() for _ in range(count)]))
+            start = end
+        del self._unread[:start]
+        return complete
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

@@ -1,0 +1,267 @@
+"""What runs in a worker process: requests come in, batches go out through the ring."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dataporter._torch import become_worker, numpy_seed, stack_with
+from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
+from dataporter.engines.packing import Arena, Packer
+from dataporter.engines.ring import Slot, WorkerSlots
+from dataporter.errors import DataPorterError, SampleError
+from dataporter.fetch import Fetch
+from dataporter.request import Request
+
+__all__ = ["Answer", "Failure", "Task", "WorkerSpec", "WorkerTraceback", "run"]
+
+_LOOKS_FOR_PARENT_EVERY = 1.0  # s
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is started with; goes to its process by whatever way that is started.
+
+    Attributes:
+        build_fetch: makes what reads and collates; called once ``worker_init_fn`` is through with
+            the dataset.
+        dataset: what ``get_worker_info().dataset`` shows.
+        worker_init_fn: called with the worker's number.
+        num_workers: how many workers there are.
+        base_seed: worker i's generators start from ``base_seed + i``, as in torch. Each fetch seeds
+            them anew, so this only reaches what ``worker_init_fn`` draws.
+    """
+
+    build_fetch: Callable[[], Fetch]
+    dataset: Any
+    worker_init_fn: Callable[[int], None] | None
+    num_workers: int
+    base_seed: int
+
+
+class Task(NamedTuple):
+    """From the training process to a worker: a request, and slots that are the worker's again."""
+
+    ticket: int
+    request: Request
+    reusable: list[int]
+    spent: list[int]
+
+
+class Answer(NamedTuple):
+    """From a worker: a packed (batch, skipped), or why there is none.
+
+    Attributes:
+        ticket: the task's.
+        packed: to be unpacked with the first ``size`` bytes of ``slot``.
+        slot: None where nothing lies in one.
+        is_new: the slot's descriptor comes along.
+        given_up: slots that the worker will not use again.
+    """
+
+    ticket: int
+    packed: bytes = b""
+    slot: int | None = None
+    size: int = 0
+    is_new: bool = False
+    given_up: Sequence[int] = ()
+    failure: Failure | None = None
+
+
+class WorkerTraceback(DataPorterError):
+    """The traceback of a failed fetch as its worker saw it: the ``__cause__`` of what is raised."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception on its way from a worker."""
+
+    pickled: bytes | None
+    shown: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        text = "".join(traceback.format_exception(error))
+        try:
+            # Many exceptions pickle but cannot be built again, so try both.
+            pickled = pickle.dumps(error)
+            pickle.loads(pickled)
+        except Exception:
+            pickled = None
+        return cls(pickled, f"{type(error).__qualname__}: {error}", text)
+
+    def rebuilt(self) -> Exception:
+        error: Exception
+        if self.pickled is None:
+            error = SampleError(
+                f"a worker raised {self.shown}\n(an exception that cannot be pickled, so it cannot "
+                "be raised here as itself; its traceback is above)"
+            )
+        else:
+            error = pickle.loads(self.pickled)
+        error.__cause__ = WorkerTraceback(self.traceback)
+        return error
+
+
+def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Channel]) -> None:
+    """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
+    for other in others:
+        other.close()
+    _outlive_nobody()
+    # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
+    fetch = _begin(spec, worker_id, worker)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            task: Task = pickle.loads(channel.receive())
+            worker.answer(task, fetch, channel)
+
+
+def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
+    torch.set_num_threads(1)
+    seed = spec.base_seed + worker_id
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(numpy_seed(spec.base_seed, worker_id))
+    become_worker(worker_id, spec.num_workers, seed, spec.dataset)
+    worker.torchs_stack = stack_with(worker.stack)
+    try:
+        if spec.worker_init_fn is not None:
+            spec.worker_init_fn(worker_id)
+        return spec.build_fetch()
+    except Exception as error:
+        return _Refusal(error)
+
+
+class _Refusal:
+    """Answers each request with what kept the worker from starting."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self, request: Request) -> Any:
+        raise self._error
+
+
+class _Worker:
+    """The slots, and the one that is being written to."""
+
+    def __init__(self, slots: WorkerSlots | None) -> None:
+        self._slots = slots
+        self._arena: Arena | None = None
+        self.torchs_stack: Callable[..., torch.Tensor] | None = None
+
+    def answer(self, task: Task, fetch: Fetch, channel: Channel) -> None:
+        if self._slots is None:
+            channel.send(pickle.dumps(_packed_whole(task, fetch)))
+            return
+        self._slots.release(task.reusable, task.spent)
+        descriptor: int | None = None
+        try:
+            with self._writing(self._slots) as slot:
+                answer, descriptor = self._packed(task, fetch, slot, self._slots)
+        except Exception as error:
+            answer = Answer(task.ticket, failure=Failure.of(error))
+        answer = answer._replace(given_up=self._slots.given_up())
+        try:
+            channel.send(pickle.dumps(answer), () if descriptor is None else (descriptor,))
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _writing(self, slots: WorkerSlots) -> Iterator[Slot | None]:
+        """A free slot, for the collation to write to; it is free again if nothing is sent in it."""
+        slot = slots.take()
+        self._arena = None if slot is None else Arena(slot.lease(slot.size))
+        try:
+            yield slot
+        except BaseException:
+            if slot is not None:
+                slots.put_back(slot)
+            raise
+        finally:
+            self._arena = None
+
+    def _packed(
+        self, task: Task, fetch: Fetch, slot: Slot | None, slots: WorkerSlots
+    ) -> tuple[Answer, int | None]:
+        packer = Packer(tuple(fetch(task.request)), self._arena)
+        if not packer.size:
+            if slot is not None:
+                slots.put_back(slot)
+            return Answer(task.ticket, packer.message), None
+        descriptor, moved = None, slot is None or slot.size < packer.size
+        if moved:
+            target, descriptor = slots.make(packer.size)
+            packer.write(target.lease(packer.size), moved=True)
+            if slot is not None:
+                slots.give_up(slot)
+        else:
+            assert slot is not None
+            target = slot
+            packer.write(np.frombuffer(slot.memory, dtype=np.uint8), moved=False)
+        slots.send(target)
+        return (
+            Answer(task.ticket, packer.message, target.number, packer.size, moved),
+            descriptor,
+        )
+
+    def stack(self, samples: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+        """``torch.stack``, straight into the slot where that changes nothing but the place."""
+        first = samples[0]
+        if first.layout is not torch.strided or first.is_nested:
+            assert self.torchs_stack is not None
+            return self.torchs_stack(samples, collate_fn_map=collate_fn_map)
+        if self._arena is not None and _are_alike(samples):
+            out = self._arena.empty((len(samples), *first.shape), first.dtype)
+            if out is not None:
+                return torch.stack(tuple(samples), out=out)
+        return torch.stack(tuple(samples))
+
+
+def _are_alike(samples: Sequence[torch.Tensor]) -> bool:
+    first = samples[0]
+    return (
+        set(map(type, samples)) == {torch.Tensor}
+        and first.device.type == "cpu"
+        and not any(sample.requires_grad for sample in samples)
+        and len({(sample.dtype, sample.shape) for sample in samples}) == 1
+    )
+
+
+def _packed_whole(task: Task, fetch: Fetch) -> Answer:
+    """An answer where memory cannot be shared: everything lies in the message."""
+    try:
+        return Answer(task.ticket, pickle.dumps(tuple(fetch(task.request))))
+    except Exception as error:
+        return Answer(task.ticket, failure=Failure.of(error))
+
+
+def _outlive_nobody() -> None:
+    """End this process soon after the training process is gone, whatever it is doing."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKS_FOR_PARENT_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=look, name="dataporter-parent", daemon=True).start()
