@@ -139,14 +139,20 @@ class _Pickler(pickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, buffer: io.BytesIO, lease: Lease | None) -> None:
         super().__init__(buffer)
-        self._lease = lease
+        # Not methods of its own: it remembers what it finds, and would keep itself and the lease.
+        self._leaves = _Leaves(lease)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__:
-            return {"_tensor_at": self._tensor_at, "_array_at": self._array_at}.get(
-                name, _empty_tensor
-            )
+            return getattr(self._leaves, name)
         return super().find_class(module, name)
+
+
+class _Leaves:
+    """What tensors and arrays become where they arrive."""
+
+    def __init__(self, lease: Lease | None) -> None:
+        self._lease = lease
 
     def _tensor_at(
         self, number: int, shape: tuple[int, ...], offset: int, order: list[int] | None
@@ -164,17 +170,14 @@ class _Unpickler(pickle.Unpickler):
         array = _array(self._lease, np.dtype(kind), shape, offset)
         return array.T if in_fortran_order else array
 
-
-def _tensor_at() -> None:
-    """Stands in a message for the method of the unpickler."""
-
-
-def _array_at() -> None:
-    """Stands in a message for the method of the unpickler."""
+    def _empty_tensor(self, number: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=_DTYPES[number])
 
 
-def _empty_tensor(number: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.empty(shape, dtype=_DTYPES[number])
+# Stand in a message for what `_Leaves` calls the same.
+def _tensor_at() -> None: ...
+def _array_at() -> None: ...
+def _empty_tensor() -> None: ...
 
 
 def _tensor(lease: Lease, dtype: torch.dtype, shape: Sequence[int], offset: int) -> torch.Tensor:
