@@ -35,6 +35,7 @@ class Channel:
         self._socket = connection
         self._unsent = bytearray()
         self._unread = bytearray()
+        self._received: deque[bytes] = deque()
         self._descriptors: deque[int] = deque()
         self.ended = False
 
@@ -67,18 +68,13 @@ class Channel:
         Raises:
             EOFError: the other end is gone.
         """
-        (length, _) = _HEADER.unpack(self._receive_exactly(_HEADER.size))
-        return self._receive_exactly(length)
-
-    def _receive_exactly(self, length: int) -> bytes:
-        received = bytearray(length)
-        missing = memoryview(received)
-        while missing:
-            count = self._socket.recv_into(missing)
-            if not count:
+        while not self._received:
+            data = self._socket.recv(_READ_SIZE)
+            if not data:
                 raise EOFError
-            missing = missing[count:]
-        return bytes(received)
+            self._unread += data
+            self._received.extend(message for message, _ in self._complete())
+        return self._received.popleft()
 
     # ---- the end that never waits
 

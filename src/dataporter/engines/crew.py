@@ -100,9 +100,7 @@ class Crew:
         member = self._members[ticket.worker]
         member.asked[ticket.number] = ticket
         reusable, spent = member.slots.returned()
-        # What it delivers concerns the training process alone.
-        request = ticket.request._replace(delivers=())
-        member.channel.post(pickle.dumps(Task(ticket.number, request, reusable, spent)))
+        member.channel.post(Task(ticket.number, ticket.request, reusable, spent).packed())
         if member.channel.has_unsent:
             self._selector.modify(
                 member.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, ticket.worker

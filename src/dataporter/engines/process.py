@@ -135,7 +135,8 @@ class _Pass(Iterator[Reply]):
         if self._crew is None:
             raise StopIteration
         try:
-            self._ask(self._crew)
+            if not self._asked:
+                self._ask(self._crew)
             if not self._asked and self._sampler_failure is not None:
                 raise self._sampler_failure
             ticket = self._next_answered(self._crew) if self._asked else None

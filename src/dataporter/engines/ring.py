@@ -53,15 +53,18 @@ class Slot:
     Attributes:
         number: tells it from the worker's other slots.
         memory: the mapping.
+        address: where it begins.
     """
 
     number: int
     memory: mmap.mmap
+    address: int
     _holders: weakref.ref[Lease] | None = None
 
     @classmethod
     def map(cls, number: int, descriptor: int, size: int) -> Slot:
-        return cls(number, mmap.mmap(descriptor, size))
+        memory = mmap.mmap(descriptor, size)
+        return cls(number, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
     @property
     def size(self) -> int:

@@ -59,6 +59,29 @@ class Task(NamedTuple):
     reusable: list[int]
     spent: list[int]
 
+    def packed(self) -> bytes:
+        # What a request delivers concerns the training process alone.
+        seed, epoch, step, positions, indices, _ = self.request
+        # A pickled array takes ten times as long as its bytes.
+        raw = indices.tobytes() if isinstance(indices, np.ndarray) else None
+        return pickle.dumps(
+            (
+                self.ticket,
+                (seed, epoch, step, positions.tobytes(), raw, indices if raw is None else None),
+                self.reusable,
+                self.spent,
+            ),
+            pickle.HIGHEST_PROTOCOL,
+        )
+
+    @classmethod
+    def unpacked(cls, message: bytes) -> Task:
+        ticket, (seed, epoch, step, positions, raw, keys), *slots = pickle.loads(message)
+        # A bytearray, since torch wants arrays that it may write to.
+        indices = keys if raw is None else np.frombuffer(bytearray(raw), dtype=np.int64)
+        request = Request(seed, epoch, step, np.frombuffer(positions, dtype=np.int64), indices, ())
+        return cls(ticket, request, *slots)
+
 
 class Answer(NamedTuple):
     """From a worker: a packed (batch, skipped), or why there is none.
@@ -130,8 +153,7 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
     fetch = _begin(spec, worker_id, worker)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            task: Task = pickle.loads(channel.receive())
-            worker.answer(task, fetch, channel)
+            worker.answer(Task.unpacked(channel.receive()), fetch, channel)
 
 
 def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
@@ -181,7 +203,10 @@ class _Worker:
             answer = Answer(task.ticket, failure=Failure.of(error))
         answer = answer._replace(given_up=self._slots.given_up())
         try:
-            channel.send(pickle.dumps(answer), () if descriptor is None else (descriptor,))
+            channel.send(
+                pickle.dumps(answer, pickle.HIGHEST_PROTOCOL),
+                () if descriptor is None else (descriptor,),
+            )
         finally:
             if descriptor is not None:
                 os.close(descriptor)
@@ -190,7 +215,7 @@ class _Worker:
     def _writing(self, slots: WorkerSlots) -> Iterator[Slot | None]:
         """A free slot, for the collation to write to; it is free again if nothing is sent in it."""
         slot = slots.take()
-        self._arena = None if slot is None else Arena(slot.lease(slot.size))
+        self._arena = None if slot is None else Arena(slot)
         try:
             yield slot
         except BaseException:
@@ -211,13 +236,13 @@ class _Worker:
         descriptor, moved = None, slot is None or slot.size < packer.size
         if moved:
             target, descriptor = slots.make(packer.size)
-            packer.write(target.lease(packer.size), moved=True)
+            packer.write(target, moved=True)
             if slot is not None:
                 slots.give_up(slot)
         else:
             assert slot is not None
             target = slot
-            packer.write(np.frombuffer(slot.memory, dtype=np.uint8), moved=False)
+            packer.write(slot, moved=False)
         slots.send(target)
         return (
             Answer(task.ticket, packer.message, target.number, packer.size, moved),
