@@ -27,6 +27,8 @@ __all__ = ["Crew", "Ticket", "describe"]
 # the worker is never without a slot. A loop holds one batch while it asks for the next, a
 # prefetcher to a device another.
 _MOST_LEASES = 3
+# A batch that kills so many workers would kill the next one as well.
+_MOST_DEATHS = 2
 _GRACE = 2.0  # s, for a worker to finish what it reads
 _LAST_GRACE = 1.0  # s, after SIGTERM
 # A worker's end shows at its channel, unless a process that it has started holds that open.
@@ -214,7 +216,7 @@ class Crew:
             # One after the other, so it was at the first.
             asked[0].deaths += 1
         what = f"worker {worker} {_end(lost.process.exitcode)} while it had {_shown(asked)}"
-        if asked and asked[0].deaths > 1:
+        if asked and asked[0].deaths >= _MOST_DEATHS:
             raise WorkerDiedError(
                 f"{what}; it is the second one that this batch has killed, so another would not "
                 "help: read these samples by hand to see why, or look for the kernel's "

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -282,10 +283,12 @@ def _packed_whole(task: Task, fetch: Fetch) -> Answer:
 
 def _outlive_nobody() -> None:
     """End this process soon after the training process is gone, whatever it is doing."""
-    parent = os.getppid()
+    # Under fork the pipe that tells of the training's end is also held by later workers, and under
+    # forkserver the parent is the server; so look at both.
+    parent, training = os.getppid(), parent_process()
 
     def look() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (training is None or training.is_alive()):
             time.sleep(_LOOKS_FOR_PARENT_EVERY)
         os._exit(1)
 

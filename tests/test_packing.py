@@ -1,0 +1,288 @@
+"""Packing and the ring: a batch comes out as it went in, and keeps its slot while it lives."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import OrderedDict, namedtuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataporter.engines.packing import Arena, Packer, unpack
+from dataporter.engines.ring import TrainingSlots, WorkerSlots
+
+Pair = namedtuple("Pair", ["one", "two"])
+
+
+@dataclass
+class Record:
+    """A batch of somebody's own."""
+
+    image: Any
+    name: str
+
+
+class Frozen(Mapping[str, Any]):
+    """A mapping that is no dict."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint16, torch.uint32, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2),
+]
+
+
+def tensors() -> st.SearchStrategy[torch.Tensor]:
+    def build(dtype: torch.dtype, shape: list[int], way: int) -> torch.Tensor:
+        whole = torch.arange(int(np.prod(shape))).remainder(2).reshape(shape).to(dtype)
+        ways = (
+            lambda t: t,
+            lambda t: t.T if t.ndim == 2 else t,
+            lambda t: t[::2] if t.ndim else t,
+            lambda t: t.expand(3, *t.shape),
+            lambda t: t.conj() if t.is_complex() else t,
+            lambda t: t.unsqueeze(0).transpose(0, -1),
+        )
+        return ways[way](whole)
+
+    return st.builds(
+        build, st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=4), st.integers(0, 5)
+    )
+
+
+def arrays() -> st.SearchStrategy[Any]:
+    kinds = ["f4", "i8", "u1", "?", "c8", "U3", "S2", "M8[s]", ">i4", "f4,i2", "O"]
+    return st.builds(
+        lambda kind, shape, order: np.zeros(shape, dtype=kind, order=order),
+        st.sampled_from(kinds),
+        st.lists(st.integers(0, 3), max_size=3),
+        st.sampled_from("CF"),
+    )
+
+
+def odd_tensors() -> st.SearchStrategy[Any]:
+    return st.sampled_from(
+        [
+            torch.eye(3).to_sparse(),
+            torch.eye(3).to_sparse_csr(),
+            torch.ones(2, requires_grad=True),
+            torch.nn.Parameter(torch.ones(2)),
+            torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        ]
+    )
+
+
+LEAVES = st.one_of(
+    tensors(),
+    arrays(),
+    odd_tensors(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.none(),
+    st.booleans(),
+    st.builds(np.float32, st.floats(width=32)),
+    st.sampled_from([torch.float32, torch.Size([1, 2]), slice(1, 2)]),
+)
+BATCHES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.dictionaries(st.one_of(st.text(max_size=2), st.integers()), inner, max_size=4),
+        st.dictionaries(st.sampled_from("ab"), inner, max_size=2).map(OrderedDict),
+        st.dictionaries(st.sampled_from("ab"), inner, max_size=2).map(Frozen),
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.builds(Pair, inner, inner),
+        st.builds(Record, inner, st.just("name")),
+        inner.map(lambda twice: [twice, twice]),
+        st.lists(st.text(max_size=1), min_size=30, max_size=40),
+    ),
+    max_leaves=8,
+)
+
+
+def described(value: Any) -> Any:
+    """A batch as something that ``==`` compares to the last bit, with every type."""
+    if isinstance(value, torch.Tensor):
+        dense = value.detach()
+        if value.is_quantized:
+            dense = dense.int_repr()
+        if dense.layout is not torch.strided:
+            dense = dense.to_dense()
+        dense = dense.contiguous().resolve_conj()
+        flat = (
+            dense.flatten()
+            .clone(memory_format=torch.contiguous_format)
+            .as_strided((dense.numel(),), (1,))
+        )
+        raw = flat.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+        return type(value), value.dtype, value.layout, value.shape, value.requires_grad, raw
+    if isinstance(value, np.ndarray):
+        return type(value), value.dtype, value.shape, value.tolist(), value.flags.f_contiguous
+    if isinstance(value, Mapping):
+        return type(value), [(key, described(inner)) for key, inner in value.items()]
+    if isinstance(value, torch.Size):
+        return "size", list(value)
+    if isinstance(value, list | tuple):
+        return type(value), [described(inner) for inner in value]
+    if isinstance(value, Record):
+        return Record, described(value.image), value.name
+    return type(value), repr(value)
+
+
+class Ends:
+    """A worker's slots and the training process's, in one process."""
+
+    def __init__(self) -> None:
+        self.worker, self.training = WorkerSlots(), TrainingSlots()
+
+    def carry(self, batch: Any, *, copy: bool = False) -> Any:
+        self.worker.release(*self.training.returned())
+        packer = Packer(batch, None)
+        if not packer.size:
+            return unpack(packer.message, None)
+        slot = self.worker.take()
+        if slot is None or slot.size < packer.size:
+            if slot is not None:
+                self.worker.give_up(slot)
+            slot, descriptor = self.worker.make(packer.size)
+            self.training.map(slot.number, descriptor)
+        self.training.unmap(self.worker.given_up())
+        packer.write(slot, moved=True)
+        self.worker.send(slot)
+        give = self.training.copy if copy else self.training.lease
+        return unpack(packer.message, give(slot.number, packer.size))
+
+
+@settings(max_examples=500)
+@given(BATCHES, st.booleans())
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize.*", "ignore:TypedStorage")
+def test_any_batch_arrives_as_it_was(batch: Any, copy: bool) -> None:
+    assert described(Ends().carry(batch, copy=copy)) == described(batch)
+
+
+def test_what_occurs_twice_is_one_object_again() -> None:
+    twice = torch.arange(3)
+    batch = {"a": twice, "b": [twice], "c": (inner := [1]), "d": inner}
+    found = Ends().carry(batch)
+    assert found["a"] is found["b"][0]
+    assert found["c"] is found["d"]
+
+
+def test_a_dense_tensor_keeps_the_order_of_its_dimensions() -> None:
+    image = torch.arange(48.0).reshape(1, 3, 4, 4).to(memory_format=torch.channels_last)
+    (found,) = Ends().carry([image])
+    assert found.stride() == image.stride()
+    assert torch.equal(found, image)
+
+
+HOLDS = {
+    "tensor": lambda batch: batch["x"],
+    "view": lambda batch: batch["x"][1:, ::2],
+    "numpy": lambda batch: batch["x"].numpy(),
+    "storage": lambda batch: batch["x"].untyped_storage(),
+    "detached": lambda batch: batch["x"].detach(),
+    "reinterpreted": lambda batch: batch["x"].view(torch.int32),
+    "array": lambda batch: batch["n"][::2],
+    "array as tensor": lambda batch: torch.from_numpy(batch["n"]),
+    "memoryview": lambda batch: memoryview(batch["x"].numpy()),
+    "half precision": lambda batch: batch["h"][:1],
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+def test_a_slot_is_written_again_only_when_nothing_of_its_batch_is_left(hold: Any) -> None:
+    def batch(value: int) -> dict[str, Any]:
+        return {
+            "x": torch.full((4, 8), float(value)),
+            "n": np.full(8, value),
+            "h": torch.full((4,), float(value), dtype=torch.bfloat16),
+        }
+
+    gc.disable()  # a cycle would keep a slot until the collector comes
+    try:
+        ends = Ends()
+        held = hold(ends.carry(batch(1)))
+        before = bytes(memoryview(held)) if isinstance(held, memoryview) else repr(held)
+        for value in range(2, 6):
+            ends.carry(batch(value))
+        after = bytes(memoryview(held)) if isinstance(held, memoryview) else repr(held)
+        assert before == after
+        assert ends.worker._made == 2
+        del held
+        ends.carry(batch(6)), ends.carry(batch(7))
+        assert ends.training.leases == 0
+        assert ends.worker._made == 2
+    finally:
+        gc.enable()
+
+
+def test_slots_grow_with_the_batches_and_small_ones_are_given_up() -> None:
+    ends = Ends()
+    for size in (10, 5000, 100, 70000, 1, 300000):
+        batch = torch.arange(size)
+        assert torch.equal(ends.carry(batch), batch)
+    assert len(ends.training._slots) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_keeps_the_batches_that_it_inherited() -> None:
+    ends = Ends()
+    batch = ends.carry(torch.full((1000,), 1.0))
+    reading, writing = os.pipe()
+    waiting, going = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(going)
+            os.read(waiting, 1)
+            os.write(writing, bytes([int((batch == 1.0).all())]))
+        finally:
+            os._exit(0)
+    os.close(waiting)
+    del batch
+    for value in range(2, 5):
+        ends.carry(torch.full((1000,), float(value)))
+    os.close(going)
+    assert os.read(reading, 1) == b"\x01"
+    os.waitpid(child, 0)
+    os.close(reading), os.close(writing)
+
+
+def test_an_arena_hands_out_what_fits_and_knows_it_again() -> None:
+    slots = WorkerSlots()
+    slot, descriptor = slots.make(1000)
+    os.close(descriptor)
+    arena = Arena(slot)
+    first, second = arena.empty((4, 4), torch.float32), arena.empty((), torch.bool)
+    assert first is not None
+    assert second is not None
+    assert arena.empty((slot.size,), torch.uint8) is None
+    assert arena.offset_of(first) == 0
+    assert arena.offset_of(second) == 64
+    assert arena.offset_of(torch.ones(3)) is None
+    packer = Packer({"a": first, "b": second}, arena)
+    assert packer._leaves.outside == []
+    assert packer.size == arena.top

@@ -1,0 +1,510 @@
+"""Workers: batches equal to the inline engine's, whatever the loop holds and whoever is killed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from datasets import Augmented, Indices, digest, ids
+from torch.utils.data import default_collate, get_worker_info
+
+from dataporter import ResumableDataLoader, WorkerDiedError, WorkerTimeoutError
+from dataporter.engines import crew
+
+
+class Filled:
+    """Large enough to see a slot written over: 16 kB of its own index."""
+
+    def __init__(self, length: int = 60) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.full((64, 64), float(index)), "n": np.full(8, index), "s": str(index)}
+
+
+def inline(loader: ResumableDataLoader[Any]) -> list[str]:
+    """The digests of the next epoch, read without workers."""
+    arguments = {"shuffle": True, "seed": loader.seed, "strategy": loader.strategy}
+    reference = ResumableDataLoader(
+        loader.dataset, loader.batch_size, collate_fn=loader.collate_fn, **arguments
+    )
+    reference.seek(epoch=loader.epoch)
+    return [digest(batch) for batch in reference]
+
+
+def workers_of(process: psutil.Process | None = None) -> set[psutil.Process]:
+    return set((process or psutil.Process()).children())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    processes, memory = workers_of(), set(os.listdir("/dev/shm"))
+    yield
+    gc.collect()
+    _, alive = psutil.wait_procs(workers_of() - processes, timeout=5)
+    assert alive == []
+    assert set(os.listdir("/dev/shm")) <= memory
+
+
+# ---- lifetimes
+
+
+def test_batches_that_are_held_are_never_written_over() -> None:
+    loader = ResumableDataLoader(Filled(), 4, shuffle=True, seed=1, num_workers=2)
+    expected = inline(loader)
+    assert [digest(batch) for batch in list(loader)] == expected
+
+
+def test_batches_held_by_another_thread_are_never_written_over() -> None:
+    loader = ResumableDataLoader(Filled(), 2, shuffle=True, seed=1, num_workers=2)
+    expected, found = inline(loader), {}
+    held: dict[int, Any] = {}
+
+    def look_later(step: int) -> None:
+        time.sleep(random.random() / 20)
+        found[step] = digest(held.pop(step))
+
+    threads = []
+    for step, batch in enumerate(loader):
+        held[step] = batch
+        threads.append(threading.Thread(target=look_later, args=(step,)))
+        threads[-1].start()
+    del batch
+    for thread in threads:
+        thread.join()
+    assert [found[step] for step in range(len(expected))] == expected
+
+
+def test_writing_to_a_batch_damages_nothing_else() -> None:
+    loader = ResumableDataLoader(Filled(), 2, shuffle=True, seed=1, num_workers=2)
+    expected, found, kept = inline(loader), [], []
+    for batch in loader:
+        found.append(digest(batch))
+        batch["x"].fill_(-1.0)
+        kept.append(batch["x"][0])
+    assert found == expected
+    assert all(bool((row == -1.0).all()) for row in kept)
+
+
+def test_a_collate_function_may_keep_what_it_made() -> None:
+    kept: list[Any] = []
+
+    def collate(samples: list[Any]) -> Any:
+        batch = default_collate(samples)
+        kept.append(batch["x"])
+        return {"now": batch["x"], "first": kept[0]}
+
+    loader = ResumableDataLoader(Filled(), 2, seed=1, num_workers=1, collate_fn=collate)
+    for step, batch in enumerate(loader):
+        assert batch["now"][0, 0, 0] == 2 * step
+        assert bool((batch["first"][0] == 0).all())
+
+
+def test_hoarding_takes_no_descriptors() -> None:
+    loader = ResumableDataLoader(Filled(400), 2, num_workers=2)
+    before = psutil.Process().num_fds()
+    iterator = iter(loader)
+    hoard = [next(iterator) for _ in range(200)]
+    assert psutil.Process().num_fds() - before < 40
+    assert [int(batch["n"][0, 0]) for batch in hoard] == list(range(0, 400, 2))
+
+
+def test_a_batch_outlives_its_workers_and_its_loader() -> None:
+    batch = next(iter(ResumableDataLoader(Filled(), 4, num_workers=2)))
+    gc.collect()
+    assert batch["x"][:, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_batches_grow_and_shrink() -> None:
+    def collate(samples: list[int]) -> torch.Tensor:
+        return torch.full((samples[0] * 997 % 5000 + 1,), float(samples[0]))
+
+    loader = ResumableDataLoader(Indices(80), 1, num_workers=2, collate_fn=collate)
+    for index, batch in enumerate(loader):
+        assert batch.shape == (index * 997 % 5000 + 1,)
+        assert bool((batch == index).all())
+
+
+# ---- what can be carried
+
+
+class Odd:
+    """Nothing that lies in a slot, or only a part of it."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+def collate_oddly(samples: list[int]) -> Any:
+    value = float(samples[0])
+    return {
+        "sparse": (torch.eye(2) * value).to_sparse(),
+        "parameter": torch.nn.Parameter(torch.full((2,), value)),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(value),
+        "object": np.array([{"a": value}, None], dtype=object),
+        "transposed": torch.full((2, 3), value).T,
+        "set": {1, 2},
+    }
+
+
+def test_what_cannot_lie_in_a_slot_arrives_all_the_same() -> None:
+    batches = list(ResumableDataLoader(Odd(), 1, num_workers=2, collate_fn=collate_oddly))
+    for index, batch in enumerate(batches):
+        assert torch.equal(batch["sparse"].to_dense(), torch.eye(2) * index)
+        assert type(batch["parameter"]) is torch.nn.Parameter
+        assert batch["parameter"].requires_grad
+        assert batch["empty"].shape == (0, 3)
+        assert batch["scalar"].item() == index
+        assert batch["object"].tolist() == [{"a": float(index)}, None]
+        assert batch["transposed"].stride() == (1, 3)
+        assert batch["set"] == {1, 2}
+
+
+def test_a_batch_that_cannot_be_pickled_is_an_error_of_its_own() -> None:
+    loader = ResumableDataLoader(
+        Indices(4), 2, num_workers=1, collate_fn=lambda samples: lambda: samples
+    )
+    with pytest.raises(Exception, match="pickle"):
+        next(iter(loader))
+
+
+def test_neither_dev_shm_nor_files_are_used() -> None:
+    """So Docker's 64 kB of /dev/shm are enough."""
+
+    def maps(samples: list[int]) -> list[str]:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if "shm" in line]
+
+    def collate(samples: list[int]) -> Any:
+        return default_collate([torch.zeros(100_000) for _ in samples]), maps(samples)
+
+    for _, lines in ResumableDataLoader(Indices(8), 2, num_workers=2, collate_fn=collate):
+        assert [line for line in lines if "/dev/shm" in line] == []
+    assert not torch.zeros(1).is_shared()
+
+
+# ---- workers that die
+
+
+class Deadly(Augmented):
+    """Kills its worker at some indices, as often as there are files to say so."""
+
+    def __init__(self, length: int, lives: Path, how: str = "kill") -> None:
+        super().__init__(length)
+        self.lives = lives
+        self.how = how
+
+    def __getitem__(self, index: int) -> Any:
+        life = self.lives / str(index)
+        if get_worker_info() is not None and life.exists():
+            life.unlink()
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            else:
+                os._exit(3)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("how", ["kill", "segfault", "exit"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_dead_worker_is_replaced_and_the_stream_is_the_same(
+    tmp_path: Path, how: str, persistent: bool
+) -> None:
+    loader = ResumableDataLoader(
+        Deadly(40, tmp_path, how),
+        3,
+        shuffle=True,
+        seed=3,
+        num_workers=2,
+        persistent_workers=persistent,
+    )
+    # Persistent workers have read a part of the second epoch by the end of the first.
+    for _ in range(1 if persistent else 2):
+        expected = inline(loader)
+        for index in (7, 20, 33):
+            (tmp_path / str(index)).touch()
+        with pytest.warns(RuntimeWarning, match=r"worker \d .* nothing is lost"):
+            assert [digest(batch) for batch in loader] == expected
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_more_deaths_than_allowed_are_an_error_that_says_what_was_in_flight(
+    tmp_path: Path,
+) -> None:
+    loader = ResumableDataLoader(
+        Deadly(40, tmp_path), 2, num_workers=2, worker_restarts=1, prefetch_factor=1
+    )
+    for index in (10, 20):
+        (tmp_path / str(index)).touch()
+    found: list[int] = []
+    with (
+        pytest.warns(RuntimeWarning, match="nothing is lost"),
+        pytest.raises(
+            WorkerDiedError, match=r"SIGKILL.*\[20, 21\].*epoch 0, step 10.*worker_restarts"
+        ),
+    ):
+        found.extend(index for batch in loader for index in ids(batch))
+    assert found == list(range(20))
+    assert loader.step == 10
+    loader.load_state_dict(loader.state_dict())
+    assert [index for batch in loader for index in ids(batch)] == list(range(20, 40))
+
+
+class Fatal(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 3 and get_worker_info() is not None:
+            os._exit(1)
+        return index
+
+
+def test_a_batch_that_kills_two_workers_is_not_tried_a_third_time() -> None:
+    loader = ResumableDataLoader(Fatal(8), 2, num_workers=2, worker_restarts=100)
+    with (
+        pytest.warns(RuntimeWarning, match="nothing is lost"),
+        pytest.raises(WorkerDiedError, match=r"code 1 .*\[2, 3\].*step 1.*second"),
+    ):
+        list(loader)
+    loader.num_workers = 0
+    loader.set_epoch(5)
+    assert len(list(loader)) == 4
+
+
+class Hanging(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 5:
+            time.sleep(60)
+        return index
+
+
+def test_a_worker_that_hangs_is_told_with_what_it_had() -> None:
+    loader = ResumableDataLoader(Hanging(8), 2, num_workers=2, timeout=1)
+    found: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(WorkerTimeoutError, match=r"1 seconds.*worker 0.*\[4, 5\].*step 2"):
+        found.extend(index for batch in loader for index in ids(batch))
+    assert found == [0, 1, 2, 3]
+    assert time.monotonic() - began < 30
+
+
+# ---- over the end of an epoch
+
+
+class Slow(Indices):
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.02)
+        return index
+
+
+def asked_of(loader: Any) -> list[tuple[int, int]]:
+    """(epoch, step) of what the persistent workers have been asked ahead."""
+    return [(t.request.epoch, t.request.step) for t in loader._engine._pass._asked_ahead]
+
+
+def test_persistent_workers_fetch_the_next_epoch_while_the_last_batches_are_trained_on() -> None:
+    loader = ResumableDataLoader(
+        Slow(8), 1, shuffle=True, seed=1, num_workers=2, persistent_workers=True
+    )
+    first = [batch.item() for batch in loader]
+    assert asked_of(loader) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    expected = [batch.item() for batch in replay(loader)]
+    assert [batch.item() for batch in loader] == expected != first
+
+
+def replay(loader: Any) -> ResumableDataLoader[Any]:
+    twin = ResumableDataLoader(Slow(8), 1, shuffle=True, seed=1)
+    twin.load_state_dict(loader.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("course", ["set_epoch", "seek", "load_state_dict", "dropped"])
+def test_what_was_prefetched_is_dropped_when_the_course_changes(course: str) -> None:
+    loader = ResumableDataLoader(
+        Slow(8), 1, shuffle=True, seed=1, num_workers=2, persistent_workers=True
+    )
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    if course != "dropped":
+        list(batches)
+    if course == "set_epoch":
+        loader.set_epoch(7)
+    elif course == "seek":
+        loader.seek(epoch=3, step=5)
+    elif course == "load_state_dict":
+        loader.load_state_dict(state)
+    else:
+        del batches
+    expected = [batch.item() for batch in replay(loader)]
+    if course == "dropped":
+        expected = [batch.item() for batch in skipped_to_next(loader)]
+    assert [batch.item() for batch in loader] == expected
+    assert [batch.item() for batch in replay_next(loader)] == [batch.item() for batch in loader]
+
+
+def skipped_to_next(loader: Any) -> ResumableDataLoader[Any]:
+    twin = ResumableDataLoader(Slow(8), 1, shuffle=True, seed=1)
+    twin.seek(epoch=loader.epoch + 1)
+    return twin
+
+
+def replay_next(loader: Any) -> ResumableDataLoader[Any]:
+    return replay(loader)
+
+
+# ---- nothing left behind
+
+
+@pytest.mark.slow
+def test_descriptors_do_not_grow_over_a_thousand_iterators() -> None:
+    loader = ResumableDataLoader(Indices(4), 2, num_workers=1)
+    next(iter(loader))
+    gc.collect()
+    before = psutil.Process().num_fds()
+    for _ in range(1000):
+        next(iter(loader))
+    gc.collect()
+    assert psutil.Process().num_fds() <= before
+
+
+SCRIPT = """
+import os, sys, time
+import torch
+from dataporter import ResumableDataLoader
+
+class Data:
+    def __len__(self):
+        return 10_000
+    def __getitem__(self, index):
+        if "busy" in sys.argv and index > 40:
+            time.sleep(60)
+        return torch.full((1000,), float(index))
+
+if __name__ == "__main__":
+    loader = ResumableDataLoader(
+        Data(), 4, num_workers=2, multiprocessing_context=sys.argv[1], prefetch_factor=8,
+        persistent_workers="persistent" in sys.argv,
+    )
+    batches = iter(loader)
+    held = next(batches)
+    print("started", flush=True)
+    if "exit" in sys.argv:
+        sys.exit(0)
+    if "raise" in sys.argv:
+        raise ZeroDivisionError
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "end", ["exit", "exit persistent", "raise", "interrupt", "kill", "kill busy"]
+)
+def test_no_worker_outlives_the_training(tmp_path: Path, context: str, end: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    process = subprocess.Popen(
+        [sys.executable, str(script), context, *end.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        children = psutil.Process(process.pid).children(recursive=True) if "exit" not in end else []
+        if "kill" in end:
+            time.sleep(0.5)
+            process.kill()
+        elif end == "interrupt":
+            os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert alive == []
+        if "kill" not in end:
+            expected = {"raise": "ZeroDivisionError", "interrupt": "KeyboardInterrupt"}.get(end)
+            lines = errors.strip().splitlines()
+            assert (lines[-1] if lines else None) == expected, errors
+            assert errors.count("Traceback") == (expected is not None), errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# ---- all of it at once
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_minute_of_mischief_changes_no_byte(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random kills of workers, delays, hoarding and breaks, against the inline engine."""
+    # Chance kills two workers at the same batch before long.
+    monkeypatch.setattr(crew, "_MOST_DEATHS", 1000)
+    mischief = random.Random(seed)
+    processes, descriptors = workers_of(), psutil.Process().num_fds()
+    until = time.monotonic() + 30
+    loader = ResumableDataLoader(
+        Filled(48),
+        3,
+        shuffle=True,
+        seed=seed,
+        num_workers=2,
+        persistent_workers=bool(seed),
+        worker_restarts=1000,
+    )
+    epochs = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        while time.monotonic() < until:
+            place = ResumableDataLoader(Filled(48), 3, shuffle=True, seed=seed)
+            place.seek(epoch=epochs)
+            expected = [digest(batch) for batch in place]
+            loader.seek(epoch=epochs)
+            hoard: list[tuple[int, Any]] = []
+            stop = mischief.choice([None, None, mischief.randrange(16)])
+            for step, batch in enumerate(loader):
+                hoard.append((step, batch))
+                if mischief.random() < 0.15 and (alive := list(workers_of() - processes)):
+                    mischief.choice(alive).kill()
+                if mischief.random() < 0.2:
+                    time.sleep(mischief.random() / 50)
+                while hoard and mischief.random() < 0.7:
+                    held, content = hoard.pop(mischief.randrange(len(hoard)))
+                    assert digest(content) == expected[held]
+                    del content
+                if step == stop:
+                    break
+            for held, content in hoard:
+                assert digest(content) == expected[held]
+            assert stop is not None or loader.step == 0
+            epochs += 1
+    assert epochs > 10
+    content = None
+    del loader, batch, hoard
+    gc.collect()
+    assert psutil.Process().num_fds() <= descriptors + 2
