@@ -143,6 +143,24 @@ def test_batches_grow_and_shrink() -> None:
         assert bool((batch == index).all())
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_end_with_their_loader_and_need_no_garbage_collector(persistent: bool) -> None:
+    before = workers_of()
+    gc.disable()
+    try:
+        loader = ResumableDataLoader(
+            Filled(), 4, shuffle=True, num_workers=2, persistent_workers=persistent
+        )
+        batch = next(iter(loader))
+        started = workers_of() - before
+        assert len(started) == (2 if persistent else 0)
+        del loader
+        assert psutil.wait_procs(started, timeout=5)[1] == []
+        del batch
+    finally:
+        gc.enable()
+
+
 # ---- what can be carried
 
 

@@ -1,5 +1,6 @@
 """Exactly resumable, drop-in data loading for PyTorch."""
 
+from dataporter.device import DevicePrefetcher
 from dataporter.errors import (
     ConfigurationError,
     DataPorterError,
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "DataPorterError",
     "DatasetChangedError",
+    "DevicePrefetcher",
     "DistributedResumptionStrategy",
     "InvalidStateError",
     "Order",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ __all__ = [
     "rows_of",
     "seed_checked",
     "strategy_for",
+    "worker_kind_checked",
     "world_checked",
 ]
 
@@ -82,6 +83,13 @@ def seed_checked(seed: Any) -> int | None:
 def place_checked(name: str, value: Any) -> int:
     """An epoch or step: a whole number from 0."""
     return _whole(name, value, _SEED_LIMIT)
+
+
+def worker_kind_checked(worker_kind: Any) -> Literal["process", "thread"]:
+    """Processes or threads."""
+    if worker_kind not in ("process", "thread"):
+        raise ConfigurationError(f"worker_kind={worker_kind!r}: expected 'process' or 'thread'")
+    return worker_kind  # type: ignore[no-any-return]  # one of the two
 
 
 def _whole(name: str, value: Any, limit: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from dataporter.request import Progress, Request
 
 __all__ = ["Cursor"]
@@ -16,15 +18,24 @@ class Cursor:
     Attributes:
         progress: what was delivered of the current epoch.
         seed: the loader's; None until it is needed for the first time.
+        generator: what the seed is drawn from then; by default torch's own.
         waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
             and the next one starts the epoch after it.
     """
 
     progress: Progress = field(default_factory=Progress)
     seed: int | None = None
+    generator: torch.Generator | None = None
     waiting: bool = True
     # The pass that moves the cursor: the last that began, unless somebody has set the place since.
     _pass: object | None = None
+
+    def settled_seed(self) -> int:
+        """The seed; drawn when it is first needed, where torch's loader would draw as well."""
+        if self.seed is None:
+            drawn = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+            self.seed = int(drawn)
+        return self.seed
 
     def begin(self, a_pass: object) -> Progress:
         """Where a pass that starts now begins; from here on it moves the cursor."""

@@ -56,7 +56,7 @@ def fetch_for(
     collate_fn: Callable[[Any], Any],
     *,
     batched: bool,
-    seeds_each: Literal["sample", "batch"],
+    seeds_each: Literal["sample", "batch", "nothing"],
     on_error: OnError,
 ) -> Fetch:
     """The fastest fetch that a dataset allows.
@@ -66,7 +66,8 @@ def fetch_for(
         collate_fn: makes a batch of a list of samples; converts a single sample
             (``batched=False``).
         batched: whether a request is a batch, or one sample that is handed out as it is.
-        seeds_each: seed the random generators before each sample, or once a batch.
+        seeds_each: seed the global random generators before each sample, once a batch, or, where
+            several threads would share them, never.
         on_error: what happens when a sample raises: raise it, leave the sample out, or take what
             ``on_error(exception, index)`` returns in its place.
     """
@@ -123,12 +124,12 @@ class SampleFetch:
     collate: Callable[[Any], Any]
     batched: bool
     offers_batches: bool
-    seeds_each: Literal["sample", "batch"]
+    seeds_each: Literal["sample", "batch", "nothing"]
     on_error: OnError
 
     def __call__(self, request: Request) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:
-            if self.seeds_each == "batch" or self.offers_batches:
+            if self.seeds_each == "batch" or (self.offers_batches and self.seeds_each == "sample"):
                 _seed_once(request)
             indices = _plain(request.indices)
             skipped: tuple[Skipped, ...] = ()

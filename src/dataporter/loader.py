@@ -17,7 +17,14 @@ from dataporter import configure
 from dataporter._torch import pin_function
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
-from dataporter.engines import Engine, InlineEngine, ProcessEngine, Reply, WorkerOptions
+from dataporter.engines import (
+    Engine,
+    InlineEngine,
+    ProcessEngine,
+    Reply,
+    ThreadEngine,
+    WorkerOptions,
+)
 from dataporter.errors import (
     ConfigurationError,
     DatasetChangedError,
@@ -69,6 +76,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         on_error: what happens when a sample raises. ``"raise"``: its exception, with a note that
             names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
             function ``(exception, index) → sample``: what it returns takes the sample's place.
+        worker_kind: ``"process"``, or ``"thread"``: no copies and no start-up, for datasets whose
+            reading releases Python's lock. Threads share the global generators, which are not
+            seeded then: random augmentation is exact where it draws from
+            :func:`~dataporter.sample_rng`, and a warning tells of datasets that do not.
         worker_restarts: how many workers that die (killed by the kernel, say) are replaced in a
             pass, without losing or repeating anything. Past it, or when a batch has killed two
             workers, :class:`~dataporter.WorkerDiedError` is raised.
@@ -115,6 +126,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         on_error: OnError = "raise",
+        worker_kind: Literal["process", "thread"] = "process",
         worker_restarts: int = 3,
     ) -> None:
         own_sampler = sampler if sampler is not None else batch_sampler
@@ -128,9 +140,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         self.strategy = configure.strategy_for(strategy, world, own_sampler)
         self.order: Order | None = None
         self.on_error = configure.on_error_checked(on_error)
+        self.worker_kind = configure.worker_kind_checked(worker_kind)
         self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
         self._given_seed = configure.seed_checked(seed)
-        self._cursor = Cursor(seed=self._given_seed)
+        self._cursor = Cursor(seed=self._given_seed, generator=generator)
         self._rows = configure.rows_of(dataset)
         self._source: RequestSource | None = None
         self._engine: Engine | None = None
@@ -152,7 +165,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 self.order.epoch_length(length), batch_size or 1, world.size, bool(drop_last)
             )
             self._source = planned = PlannedRequests(self.order, plan, world.rank, length)
-            sampler, shuffle = OrderSampler(planned, self._cursor, self._settled_seed), None
+            sampler, shuffle = OrderSampler(planned, self._cursor), None
         super().__init__(
             dataset,  # type: ignore[arg-type]  # torch asks for a Dataset, and takes sequences
             batch_size,
@@ -213,18 +226,19 @@ class ResumableDataLoader(DataLoader[Batch]):
         if self._engine is None or not self.persistent_workers:
             self._engine = self._build_engine()
         progress = self._cursor.begin(a_pass)
-        seed = self._settled_seed()
+        seed = self._cursor.settled_seed()
         return self._engine.start(
             source.requests(progress, seed), source.ahead(progress.epoch + 1, seed)
         )
 
     def _build_engine(self) -> Engine:
+        seeded = self.num_workers == 0 or self.worker_kind == "process"
         build_fetch = partial(
             fetch_for,
             self._rows,
             self.collate_fn,
             batched=self.batch_sampler is not None,
-            seeds_each=self.strategy.seeds_each,
+            seeds_each=self.strategy.seeds_each if seeded else "nothing",
             on_error=self.on_error,
         )
         pin = pin_function(pin_memory=self.pin_memory)
@@ -240,14 +254,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             worker_init_fn=self.worker_init_fn,
             context=self.multiprocessing_context,
         )
+        if self.worker_kind == "thread":
+            return ThreadEngine(build_fetch, pin, options)
         return ProcessEngine(build_fetch, self.dataset, pin, options)
-
-    def _settled_seed(self) -> int:
-        """The seed; drawn when it is first needed, where torch's loader would draw as well."""
-        if self._cursor.seed is None:
-            drawn = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-            self._cursor.seed = int(drawn)
-        return self._cursor.seed
 
     # ---- the state
 
@@ -263,7 +272,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             UnsupportedDatasetError: the dataset is an ``IterableDataset``.
         """
         self._indexed()
-        return build(State(self._identity, self._settled_seed(), self._cursor.progress))
+        return build(State(self._identity, self._cursor.settled_seed(), self._cursor.progress))
 
     def load_state_dict(
         self, state: Mapping[str, Any], on_mismatch: Literal["error", "warn"] = "error"
@@ -326,7 +335,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
         if isinstance(source, PlannedRequests) and step > len(self):
             raise ConfigurationError(f"seek(step={step}): an epoch has {len(self)} steps")
-        self._jump(source.progress_at(epoch, step, self._settled_seed()))
+        self._jump(source.progress_at(epoch, step, self._cursor.settled_seed()))
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
         """Which samples a batch has, on this rank, without reading any.
@@ -345,7 +354,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         source = self._indexed()
         epoch, step = configure.place_checked("epoch", epoch), configure.place_checked("step", step)
         progress = self._cursor.progress if epoch == self.epoch else Progress(epoch)
-        return source.samples_at(progress, step, self._settled_seed())
+        return source.samples_at(progress, step, self._cursor.settled_seed())
 
     @property
     def epoch(self) -> int:
@@ -370,7 +379,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     @property
     def seed(self) -> int:
         """The seed of order and augmentation."""
-        return self._settled_seed()
+        return self._cursor.settled_seed()
 
     # ---- what holds it together
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
@@ -23,10 +23,9 @@ class OrderSampler(Sampler[int]):
     would be sharded a second time, so there iterating over it is an error.
     """
 
-    def __init__(self, requests: PlannedRequests, cursor: Cursor, seed: Callable[[], int]) -> None:
+    def __init__(self, requests: PlannedRequests, cursor: Cursor) -> None:
         self._requests = requests
         self._cursor = cursor
-        self._seed = seed
 
     def __iter__(self) -> Iterator[int]:
         plan = self._requests.plan
@@ -39,7 +38,7 @@ class OrderSampler(Sampler[int]):
                 "leave the sharding to the framework with world_size=1, rank=0"
             )
         epoch = Progress(self._cursor.progress.epoch)
-        for request in self._requests.requests(epoch, self._seed()):
+        for request in self._requests.requests(epoch, self._cursor.settled_seed()):
             yield from (int(index) for index in request.indices)
 
     def __len__(self) -> int:

@@ -3,5 +3,6 @@
 from dataporter.engines.engine import Engine, Reply
 from dataporter.engines.inline import InlineEngine
 from dataporter.engines.process import ProcessEngine, WorkerOptions
+from dataporter.engines.thread import ThreadEngine
 
-__all__ = ["Engine", "InlineEngine", "ProcessEngine", "Reply", "WorkerOptions"]
+__all__ = ["Engine", "InlineEngine", "ProcessEngine", "Reply", "ThreadEngine", "WorkerOptions"]

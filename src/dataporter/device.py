@@ -1,0 +1,140 @@
+"""`DevicePrefetcher`: the next batch travels to the accelerator while the present one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import nullcontext
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch
+
+__all__ = ["DevicePrefetcher"]
+
+Batch = TypeVar("Batch")
+
+
+class DevicePrefetcher(Generic[Batch]):
+    """Iterates over a loader, with each batch on ``device``, one batch ahead of the training.
+
+    On CUDA the copy runs on a stream of its own, so that it overlaps with the computing on the
+    batch before; it needs ``pin_memory=True`` in the loader to do so. On the CPU the batches are
+    passed on as they are, and nothing is read ahead.
+
+    Args:
+        loader: a :class:`~dataporter.ResumableDataLoader`, or any iterable of batches.
+        device: where the tensors go. Dicts, lists, tuples, dataclasses and their like are walked
+            through, and whatever else has a method ``to`` is moved with it.
+
+    Raises:
+        RuntimeError: there is no such device.
+
+    Example:
+        >>> from dataporter import ResumableDataLoader
+        >>> loader = ResumableDataLoader(range(4), batch_size=2)
+        >>> [batch.tolist() for batch in DevicePrefetcher(loader, "cpu")]
+        [[0, 1], [2, 3]]
+    """
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device | str | int) -> None:
+        self.loader = loader
+        self.device = torch.device(device)
+        # The loader's state before the batch that is on its way: that one is not delivered yet.
+        self._state: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._state = None
+        if self.device.type == "cpu":
+            return iter(self.loader)
+        return self._ahead()
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, as the loader says."""
+        return len(self.loader)  # type: ignore[arg-type]  # Sized or a TypeError, as for the loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's state after the last batch that came out of here.
+
+        Raises:
+            AttributeError: the loader has none.
+        """
+        if self._state is not None:
+            return self._state
+        state: dict[str, Any] = self.loader.state_dict()  # type: ignore[attr-defined]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the loader this state; the next ``iter()`` goes on from it.
+
+        Raises:
+            AttributeError: the loader cannot take one.
+            DataPorterError: what the loader raises for the state.
+        """
+        self.loader.load_state_dict(state)  # type: ignore[attr-defined]
+        self._state = None
+
+    def _ahead(self) -> Iterator[Batch]:
+        on_cuda = self.device.type == "cuda"
+        stream: Any = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        batches = iter(self.loader)
+        on_its_way = self._send(batches, stream)
+        while on_its_way is not None:
+            source, batch = on_its_way
+            if stream is not None:
+                current = torch.cuda.current_stream(self.device)
+                current.wait_stream(stream)
+                _moved(batch, partial(_used_on, current))
+                # Its memory may be used again only once it was copied.
+                stream.synchronize()
+            del source
+            on_its_way = self._send(batches, stream)
+            yield batch
+        self._state = None
+
+    def _send(self, batches: Iterator[Batch], stream: Any) -> tuple[Batch, Batch] | None:
+        state_dict = getattr(self.loader, "state_dict", None)
+        state = None if state_dict is None else state_dict()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            # The training has the last batch, and its epoch has not ended yet.
+            self._state = state
+            return None
+        self._state = state
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            return batch, _moved(batch, lambda value: value.to(self.device, non_blocking=True))
+
+
+def _used_on(stream: Any, tensor: Any) -> Any:
+    if isinstance(tensor, torch.Tensor):
+        tensor.record_stream(stream)
+    return tensor
+
+
+def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
+    """The batch with what can be moved in it moved, in containers of the same types."""
+    if isinstance(value, torch.Tensor) or (hasattr(value, "to") and callable(value.to)):
+        return move(value)
+    if isinstance(value, Mapping):
+        moved = {key: _moved(inner, move) for key, inner in value.items()}
+        if isinstance(value, MutableMapping):
+            clone = copy(value)
+            clone.update(moved)
+            return clone
+        return type(value)(moved)  # type: ignore[call-arg]  # as torch's default_collate has it
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(inner, move) for inner in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(inner, move) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value,
+            **{
+                field.name: _moved(getattr(value, field.name), move)
+                for field in fields(value)
+                if field.init
+            },
+        )
+    return value

@@ -1,0 +1,170 @@
+"""The thread engine: fetches in threads of the training process, without copying a byte."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataporter.engines.engine import Reply
+from dataporter.engines.process import WorkerOptions
+from dataporter.errors import WorkerTimeoutError
+from dataporter.fetch import Fetch
+from dataporter.request import Request
+
+__all__ = ["ThreadEngine"]
+
+
+class ThreadEngine:
+    """For datasets whose reading releases Python's lock: decoding, or waiting for a disk.
+
+    Args:
+        build_fetch: makes what reads and collates, and seeds no global generator: threads share
+            those.
+        pin: moves a batch to page-locked memory, or returns it as it is.
+        options: how to run the threads; ``restarts`` and ``context`` say nothing to them.
+    """
+
+    def __init__(
+        self,
+        build_fetch: Callable[[], Fetch],
+        pin: Callable[[Any], Any],
+        options: WorkerOptions,
+    ) -> None:
+        self._build_fetch = build_fetch
+        self._pin = pin
+        self._options = options
+        self._pool: ThreadPoolExecutor | None = None
+
+    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+        pool = self._pool
+        if pool is None:
+            pool = ThreadPoolExecutor(self._options.num_workers, "dataporter")
+            # Python would wait at its exit for whatever they are still to read.
+            weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)
+            self._pool = pool
+        serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
+        return _Pass(self, pool, serve, requests, self._pin, self._options)
+
+    def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Serve:
+    """What the threads run."""
+
+    def __init__(self, fetch: Fetch, worker_init_fn: Callable[[int], None] | None) -> None:
+        self._fetch = fetch
+        self._worker_init_fn = worker_init_fn
+        self._numbers = itertools.count()
+        self._thread = threading.local()
+
+    def __call__(self, request: Request) -> Reply:
+        try:
+            if self._worker_init_fn is not None and not hasattr(self._thread, "number"):
+                self._thread.number = next(self._numbers)
+                self._worker_init_fn(self._thread.number)
+            batch, skipped = self._fetch(request)
+        except Exception as error:
+            return Reply(request, failure=error)
+        return Reply(request, batch, skipped)
+
+
+class _Pass(Iterator[Reply]):
+    def __init__(
+        self,
+        engine: ThreadEngine,
+        pool: ThreadPoolExecutor,
+        serve: _Serve,
+        requests: Iterator[Request],
+        pin: Callable[[Any], Any],
+        options: WorkerOptions,
+    ) -> None:
+        # The threads end with the engine, which is so kept as long as this pass goes on.
+        self._engine = engine
+        self._pool = pool
+        self._serve = serve
+        self._requests = requests
+        self._pin = pin
+        self._options = options
+        self._asked: deque[tuple[Request, Future[Reply]]] = deque()
+        self._watched = False
+
+    def __next__(self) -> Reply:
+        if not self._watched:
+            self._watched = True
+            before = _global_state()
+            self._ask()
+            reply = self._next()
+            # The training has waited meanwhile, so whoever drew was a thread of ours.
+            _warn_of_draws(before, _global_state())
+        else:
+            reply = self._next()
+        self._ask()
+        if reply.failure is not None:
+            return reply
+        return reply._replace(batch=self._pin(reply.batch))
+
+    def __del__(self) -> None:
+        for _, future in self._asked:
+            future.cancel()
+
+    def _ask(self) -> None:
+        most = self._options.num_workers * self._options.prefetch_factor
+        while len(self._asked) < most:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            self._asked.append((request, self._pool.submit(self._serve, request)))
+
+    def _next(self) -> Reply:
+        if not self._asked:
+            raise StopIteration
+        timeout = self._options.timeout or None
+        candidates = [future for _, future in self._asked]
+        candidates = candidates[:1] if self._options.in_order else candidates
+        done, _ = wait(candidates, timeout, FIRST_COMPLETED)
+        if not done:
+            request = self._asked[0][0]
+            raise WorkerTimeoutError(
+                f"DataLoader timed out after {timeout} seconds: a thread has epoch "
+                f"{request.epoch}, step {request.step} to read"
+            )
+        place = next(place for place, future in enumerate(candidates) if future in done)
+        _, future = self._asked[place]
+        del self._asked[place]
+        return future.result()
+
+
+def _global_state() -> tuple[Any, bytes, bytes]:
+    legacy: Any = np.random.get_state(legacy=False)
+    return (
+        random.getstate(),
+        repr(legacy["state"]).encode(),
+        torch.default_generator.get_state().numpy().tobytes(),
+    )
+
+
+def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+    names = ("Python's random", "numpy.random", "torch's default generator")
+    drawn = [name for name, was, now in zip(names, before, after) if was != now]
+    if drawn:
+        warnings.warn(
+            f"the dataset draws from {' and '.join(drawn)} with worker_kind='thread'. Threads "
+            "share it with each other and with the training, so it cannot be seeded for each "
+            "sample and a resume is not exact: draw from dataporter.sample_rng(), or use "
+            "worker_kind='process'",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,94 @@
+"""DevicePrefetcher: the same batches on the device; what is ahead does not count as delivered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from datasets import Indices, ids
+
+from dataporter import DevicePrefetcher, ResumableDataLoader
+
+Pair = namedtuple("Pair", ["one", "two"])
+# A device that every torch has: it takes the same way as an accelerator, without a stream.
+ELSEWHERE = "meta"
+
+
+@dataclass
+class Record:
+    image: Any
+    name: str
+
+
+def loader(**arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(Indices(10), 2, shuffle=True, seed=3, **arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_the_cpu_batches_pass_as_they_are(workers: int) -> None:
+    expected = [ids(batch) for batch in loader()]
+    assert [
+        ids(batch) for batch in DevicePrefetcher(loader(num_workers=workers), "cpu")
+    ] == expected
+    assert len(DevicePrefetcher(loader(), "cpu")) == 5
+
+
+def test_tensors_move_in_containers_of_the_same_types() -> None:
+    batch = {
+        "list": [torch.ones(2), "text", None],
+        "pair": Pair(torch.ones(1), 2),
+        "record": Record(torch.ones(3), "name"),
+        "ordered": OrderedDict(a=(torch.ones(1),)),
+    }
+    (moved,) = DevicePrefetcher([batch], ELSEWHERE)
+    assert moved["list"][0].device.type == ELSEWHERE
+    assert moved["list"][1:] == ["text", None]
+    assert type(moved["pair"]) is Pair
+    assert moved["pair"].one.device.type == ELSEWHERE
+    assert moved["record"].image.device.type == ELSEWHERE
+    assert moved["record"].name == "name"
+    assert type(moved["ordered"]) is OrderedDict
+    assert moved["ordered"]["a"][0].device.type == ELSEWHERE
+    assert batch["list"][0].device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cpu", ELSEWHERE])
+@pytest.mark.parametrize("stop", range(6))
+def test_the_state_is_after_the_batch_that_came_out(device: str, stop: int) -> None:
+    alone, ahead = loader(), loader()
+    prefetcher = DevicePrefetcher(ahead, device)
+    batches, reference = iter(prefetcher), iter(alone)
+    assert prefetcher.state_dict() == alone.state_dict()
+    for _ in range(stop):
+        next(batches), next(reference)
+        assert prefetcher.state_dict() == alone.state_dict()
+    resumed = loader()
+    DevicePrefetcher(resumed, device).load_state_dict(prefetcher.state_dict())
+    assert [ids(batch) for batch in resumed] == [ids(batch) for batch in reference]
+
+
+@pytest.mark.parametrize("device", ["cpu", ELSEWHERE])
+def test_the_state_after_an_epoch_is_the_next_epochs(device: str) -> None:
+    alone, ahead = loader(), loader()
+    prefetcher = DevicePrefetcher(ahead, device)
+    assert len(list(prefetcher)) == len(list(alone)) == 5
+    assert prefetcher.state_dict() == alone.state_dict()
+    assert len(list(prefetcher)) == 5
+    list(alone)
+    assert prefetcher.state_dict() == alone.state_dict()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_batches_arrive_equal_and_resume_exactly() -> None:
+    pinned = loader(num_workers=2, pin_memory=True)
+    expected = [ids(batch) for batch in loader()]
+    prefetcher = DevicePrefetcher(pinned, "cuda")
+    batches = iter(prefetcher)
+    found = [next(batches) for _ in range(2)]
+    assert all(batch.is_cuda for batch in found)
+    resumed = loader()
+    resumed.load_state_dict(prefetcher.state_dict())
+    assert [ids(batch.cpu()) for batch in found] + [ids(b) for b in resumed] == expected

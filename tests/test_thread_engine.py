@@ -1,0 +1,147 @@
+"""Threads: the inline engine's batches, exact through sample_rng, and told where they are not."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from datasets import Indices, digest, ids
+
+from dataporter import ConfigurationError, ResumableDataLoader, WorkerTimeoutError, sample_rng
+
+
+class Explicit(Indices):
+    def __getitem__(self, index: int) -> Any:
+        return {"index": index, "noise": sample_rng().normal(size=3), "by": threading.get_ident()}
+
+
+class Global(Indices):
+    def __getitem__(self, index: int) -> float:
+        return random.random()
+
+
+def stripped(batch: Any) -> Any:
+    return {key: value for key, value in batch.items() if key != "by"}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("stop", [0, 3, 10])
+@pytest.mark.filterwarnings("error")
+def test_threads_give_what_the_inline_engine_gives_after_any_stop(
+    persistent: bool, stop: int
+) -> None:
+    def loader(workers: int) -> ResumableDataLoader[Any]:
+        return ResumableDataLoader(
+            Explicit(40),
+            4,
+            shuffle=True,
+            seed=5,
+            num_workers=workers,
+            worker_kind="thread",
+            persistent_workers=persistent and workers > 0,
+        )
+
+    reference = loader(0)
+    expected = [digest(stripped(batch)) for _ in range(2) for batch in reference]
+    first, second = loader(2), loader(1)
+    batches = iter(first)
+    found = [digest(stripped(next(batches))) for _ in range(stop)]
+    second.load_state_dict(first.state_dict())
+    found += [digest(stripped(batch)) for batch in second]
+    found += [digest(stripped(batch)) for batch in second]
+    assert found[: len(expected)] == expected
+
+
+def test_it_is_threads_that_read() -> None:
+    loader = ResumableDataLoader(Explicit(40), 4, num_workers=2, worker_kind="thread")
+    readers = {thread for batch in loader for thread in batch["by"].tolist()}
+    assert threading.get_ident() not in readers
+
+
+def test_a_dataset_that_draws_from_a_global_generator_is_told() -> None:
+    loader = ResumableDataLoader(Global(8), 2, num_workers=2, worker_kind="thread")
+    with pytest.warns(RuntimeWarning, match=r"draws from Python's random.*sample_rng"):
+        list(loader)
+
+
+class Failing(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 4:
+            raise LookupError("no such file")
+        return index
+
+
+def test_a_sample_that_raises_is_told_and_can_be_passed_over() -> None:
+    batches = iter(ResumableDataLoader(Failing(8), 2, num_workers=2, worker_kind="thread"))
+    assert ids(next(batches)) + ids(next(batches)) == [0, 1, 2, 3]
+    with pytest.raises(LookupError, match="no such file"):
+        next(batches)
+    assert ids(next(batches)) == [6, 7]
+
+
+class Hanging(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            time.sleep(3)
+        return index
+
+
+def test_a_thread_that_hangs_is_timed_out() -> None:
+    loader = ResumableDataLoader(Hanging(6), 1, num_workers=2, worker_kind="thread", timeout=0.3)
+    with pytest.raises(WorkerTimeoutError, match="step 2"):
+        list(loader)
+
+
+def test_the_threads_end_with_their_loader() -> None:
+    """At once, and not when the garbage collector comes."""
+    gc.collect()
+    before = threading.active_count()
+    gc.disable()
+    for _ in range(5):
+        loader = ResumableDataLoader(Indices(50), 1, num_workers=4, worker_kind="thread")
+        next(iter(loader))
+        del loader
+    gc.enable()
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_worker_init_fn_is_called_once_in_each_thread() -> None:
+    called: list[int] = []
+    loader = ResumableDataLoader(
+        Indices(30), 1, num_workers=2, worker_kind="thread", worker_init_fn=called.append
+    )
+    list(loader)
+    assert sorted(called) in ([0], [0, 1])
+
+
+def test_batches_out_of_order_are_counted_exactly() -> None:
+    loader = ResumableDataLoader(
+        Indices(40), 2, num_workers=3, worker_kind="thread", in_order=False, seed=1, shuffle=True
+    )
+    batches = iter(loader)
+    found = [index for _ in range(7) for index in ids(next(batches))]
+    resumed = ResumableDataLoader(Indices(40), 2, shuffle=True)
+    resumed.load_state_dict(loader.state_dict())
+    found += [index for batch in resumed for index in ids(batch)]
+    assert sorted(found) == list(range(40))
+
+
+def test_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'process' or 'thread'"):
+        ResumableDataLoader(Indices(4), worker_kind="fibre")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_training_that_draws_meanwhile_is_not_blamed() -> None:
+    for _ in ResumableDataLoader(Explicit(20), 2, num_workers=2, worker_kind="thread"):
+        random.random(), torch.rand(1)
+    warnings.resetwarnings()
