@@ -1,0 +1,265 @@
+"""How fast do two workers hand batches over, and how much memory do these take meanwhile?"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from benchmarks.command import run
+from benchmarks.loaders import OURS, TORCH, TORCHDATA
+from benchmarks.photographs import Photographs
+from benchmarks.rounds import Rounds, play
+from benchmarks.tables import Goal, Table
+from dataporter import ResumableDataLoader
+
+NUM_WORKERS = 2
+PREFETCH = 4
+WARM_UP = NUM_WORKERS * PREFETCH + 2
+BATCH_SIZE = 256
+MB = 1 << 20
+# Values of float32 in a row, and what torch's batches per second are to be multiplied by.
+SIZES = ((64, 8.0), (4096, 5.0), (12288, 5.0))
+PHOTOGRAPHS_IN_BATCH = 16
+
+
+class Rows:
+    """Rows that are read by the batch, and that need no collation."""
+
+    def __init__(self, width: int) -> None:
+        self.features = torch.rand(4096, width)
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read by the batch")
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = torch.as_tensor(indices) % len(self.features)
+        return {"x": self.features[rows], "y": rows}
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def measure(quick: bool) -> Table:
+    rounds, at_most = (2, 0.3) if quick else (7, 1.5)
+    rows: list[tuple[str, ...]] = []
+    goals: list[Goal] = []
+    for width, times in SIZES:
+        played = _race(Rows(width), BATCH_SIZE, rounds, at_most, collate_fn=as_it_is)
+        size = BATCH_SIZE * (width * 4 + 8)
+        what = f"{size / MB:.2g} MB" if size > MB else f"{size / 1024:.0f} kB"
+        rows.append(_row(f"batches of {what}", played))
+        goals.append(_goal(f"batches of {what}: at least {times:.0f} times torch", played, times))
+    photographs = Photographs()
+    played = _race(photographs, PHOTOGRAPHS_IN_BATCH, rounds, at_most)
+    rows.append(_row(f"{PHOTOGRAPHS_IN_BATCH} JPEGs, decoded and resized to 224 x 224", played))
+    goals.append(_goal("JPEGs: as fast as torch", played, 1.0))
+    bare = median(_bare_rate(photographs, at_most) for _ in range(rounds))
+    share = played.median(OURS) * PHOTOGRAPHS_IN_BATCH / bare
+    goals.append(
+        Goal(
+            f"JPEGs: at least 0.97 of what {NUM_WORKERS} processes decode without any loader "
+            f"({bare:,.0f} a second)",
+            f"{share:.2f}",
+            share >= 0.97,
+        )
+    )
+    goals += [_memory_goal(), *_first_batch_goals(3 if quick else 15)]
+    return Table(
+        "Handover: batches per second from 2 workers, 4 batches ahead each (times torch)",
+        ("", OURS, TORCH, TORCHDATA),
+        tuple(rows),
+        tuple(goals),
+        (
+            f"{WARM_UP} batches are taken before the clock starts, then {at_most} s of batches are "
+            f"counted; medians of {rounds} rounds, and of the ratios within a round. The rows of "
+            "the first three are read a batch at a time and need no collation, so handing over is "
+            "nearly all there is to do. Grain cannot read a batch of rows at once.",
+            "Memory is PSS, of the training process and its workers, over that of the process "
+            "before it had a loader.",
+        ),
+    )
+
+
+def _race(dataset: Any, batch_size: int, rounds: int, at_most: float, **arguments: Any) -> Rounds:
+    arguments |= {"shuffle": True, "num_workers": NUM_WORKERS, "prefetch_factor": PREFETCH}
+    loaders: dict[str, Callable[[], Iterable[Any]]] = {
+        OURS: lambda: ResumableDataLoader(dataset, batch_size, seed=1, **arguments),
+        TORCH: lambda: DataLoader(dataset, batch_size, **arguments),
+        TORCHDATA: lambda: StatefulDataLoader(dataset, batch_size, **arguments),
+    }
+    return play({name: partial(_rate, build, at_most) for name, build in loaders.items()}, rounds)
+
+
+def _rate(build: Callable[[], Iterable[Any]], at_most: float) -> float:
+    batches = _for_ever(build())
+    for _ in range(WARM_UP):
+        next(batches)
+    count, begin = 0, time.perf_counter()
+    for batch in batches:
+        count += 1
+        # A training looks at its batch at least.
+        (batch["x"] if isinstance(batch, dict) else batch).flatten()[0].item()
+        now = time.perf_counter()
+        if now - begin > at_most:
+            break
+    batches.close()
+    return count / (now - begin)
+
+
+def _for_ever(loader: Iterable[Any]) -> Any:
+    while True:
+        yield from loader
+
+
+def _row(name: str, played: Rounds) -> tuple[str, ...]:
+    return (
+        name,
+        *(
+            f"{played.median(loader):,.0f} ({played.ratio(loader, TORCH):.2f})"
+            for loader in (OURS, TORCH, TORCHDATA)
+        ),
+    )
+
+
+def _goal(what: str, played: Rounds, times: float) -> Goal:
+    reached = played.ratio(OURS, TORCH)
+    return Goal(what, f"{reached:.2f} times", reached >= times)
+
+
+def _bare_rate(photographs: Photographs, seconds: float) -> float:
+    """Photographs per second of as many processes as there are workers, decoding and no more."""
+    context = multiprocessing.get_context("fork")
+    counts = context.Queue()
+
+    def decode() -> None:
+        torch.set_num_threads(1)
+        count, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            photographs[count]
+            count += 1
+        counts.put(count / (time.perf_counter() - begin))
+
+    processes = [context.Process(target=decode, daemon=True) for _ in range(NUM_WORKERS)]
+    for process in processes:
+        process.start()
+    total = sum(counts.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(10)
+    return float(total)
+
+
+def _memory_goal() -> Goal:
+    dataset = Rows(SIZES[-1][0])
+    size = BATCH_SIZE * (SIZES[-1][0] * 4 + 8)
+    gc.collect()
+    before = _held()
+    loader = ResumableDataLoader(
+        dataset, BATCH_SIZE, collate_fn=as_it_is, num_workers=NUM_WORKERS, prefetch_factor=PREFETCH
+    )
+    batches = iter(loader)
+    for _ in islice(batches, 60):
+        pass
+    time.sleep(0.5)
+    held = _held() - before
+    del batches
+    slots = NUM_WORKERS * PREFETCH
+    limit = slots * size + 50 * MB
+    return Goal(
+        f"memory at batches of {size / MB:.0f} MB: at most {slots} slots and 50 MB, "
+        f"{limit / MB:.0f} MB",
+        f"{held / MB:.0f} MB",
+        held <= limit,
+    )
+
+
+def _held() -> int:
+    process = psutil.Process(os.getpid())
+    everybody = [process, *process.children(recursive=True)]
+    return sum(int(each.memory_full_info().pss) for each in everybody)
+
+
+def _first_batch_goals(repeats: int) -> Iterator[Goal]:
+    dataset = Rows(SIZES[0][0])
+    trip = _bare_round_trip(dataset, 50 * repeats)
+    loader = ResumableDataLoader(
+        dataset,
+        BATCH_SIZE,
+        shuffle=True,
+        seed=1,
+        collate_fn=as_it_is,
+        num_workers=NUM_WORKERS,
+        persistent_workers=True,
+    )
+    next(iter(loader))
+    last, jumped = len(loader) - 1, []
+    next_epoch = []
+    for epoch in range(1, repeats + 1):
+        loader.seek(epoch=epoch, step=last)
+        list(loader)
+        time.sleep(0.01)  # a training step
+        next_epoch.append(_first_batch(loader))
+        time.sleep(0.05)
+        loader.seek(epoch=epoch, step=5)
+        jumped.append(_first_batch(loader))
+    for what, found in (("the next epoch", next_epoch), ("a jump elsewhere", jumped)):
+        seconds = median(found)
+        yield Goal(
+            f"first batch after iter() with persistent workers, {what}: at most 2 bare round "
+            f"trips of {trip * 1e6:.0f} µs",
+            f"{seconds * 1e6:.0f} µs",
+            seconds <= 2 * trip,
+        )
+
+
+def _first_batch(loader: Iterable[Any]) -> float:
+    begin = time.perf_counter()
+    batches = iter(loader)
+    batch = next(batches)
+    seconds = time.perf_counter() - begin
+    del batch, batches
+    return seconds
+
+
+def _bare_round_trip(dataset: Rows, repeats: int) -> float:
+    """Seconds for asking a process for a batch, and hearing that it has read it."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def serve() -> None:
+        torch.set_num_threads(1)
+        while (indices := theirs.recv()) is not None:
+            dataset.__getitems__(indices)
+            theirs.send(True)
+
+    process = context.Process(target=serve, daemon=True)
+    process.start()
+    times = []
+    for place in range(repeats):
+        indices = list(range(place, place + BATCH_SIZE))
+        begin = time.perf_counter()
+        ours.send(indices)
+        ours.recv()
+        times.append(time.perf_counter() - begin)
+    ours.send(None)
+    process.join(10)
+    return median(times)
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
