@@ -98,8 +98,8 @@ class Plan:
         """From ``step`` on: a block's first step, and its positions of shape (steps, batch).
 
         Blocks hold about ``block_length`` positions, so that an order computes many batches in one
-        go; the first block is one step alone, so that the first batch does not wait for others. An
-        incomplete last batch is a block of its own.
+        go; the first is one step alone and each other at most twice the one before, so that the
+        first batches do not wait for later ones. An incomplete last batch is a block of its own.
         """
         whole_steps = self.left // self.global_batch_size
         end_of_whole = self.first_step + whole_steps
@@ -113,7 +113,7 @@ class Plan:
             places = starts[:, None] + np.arange(self.batch_size, dtype=np.int64)
             yield step, self._positions_of(places)
             step += count
-            steps_at_once = max(1, block_length // self.batch_size)
+            steps_at_once = min(2 * steps_at_once, max(1, block_length // self.batch_size))
         if step < self.last_step:
             begin = whole_steps * self.global_batch_size
             share = -(-(self.left - begin) // self.world_size)

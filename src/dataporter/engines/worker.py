@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import random
@@ -147,6 +148,9 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
     """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
     for other in others:
         other.close()
+    # What was there before a fork stays in pages that are shared, as long as nobody writes to them:
+    # the garbage collector would, looking for cycles.
+    gc.freeze()
     _outlive_nobody()
     # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
