@@ -36,7 +36,7 @@ _LOOKS_AT_WORKERS_EVERY = 1.0  # s
 _INDICES_SHOWN = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A request that a worker has, and what came of it.
 
@@ -59,7 +59,7 @@ class Ticket:
     deaths: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Member:
     process: Any
     channel: Channel
