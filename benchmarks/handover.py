@@ -182,7 +182,12 @@ def _memory_of_a_loader() -> tuple[int, int]:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # a pool's may have no children
     before = _held()
     loader = ResumableDataLoader(
-        dataset, BATCH_SIZE, collate_fn=as_it_is, num_workers=NUM_WORKERS, prefetch_factor=PREFETCH
+        dataset,
+        BATCH_SIZE,
+        collate_fn=as_it_is,
+        num_workers=NUM_WORKERS,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context="fork",  # a spawned process would spawn its own, each with a torch
     )
     batches = iter(loader)
     for _ in islice(batches, 60):
