@@ -9,7 +9,8 @@ import signal
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,7 +197,8 @@ class Crew:
             target=run, args=(self._spec, worker, theirs, inherited), daemon=True
         )
         try:
-            process.start()
+            with _interrupts_held():
+                process.start()
         except BaseException:
             ours.close()
             raise
@@ -233,6 +235,19 @@ class Crew:
         for ticket in asked:
             if ticket.wanted:
                 self._post(ticket)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from a worker until it ignores it; this process hears of it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) -> None:

@@ -146,14 +146,16 @@ class Failure:
 
 def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Channel]) -> None:
     """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
+    # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # was blocked for the time of the start
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for other in others:
         other.close()
     # What was there before a fork stays in pages that are shared, as long as nobody writes to them:
     # the garbage collector would, looking for cycles.
     gc.freeze()
     _outlive_nobody()
-    # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
     fetch = _begin(spec, worker_id, worker)
     with contextlib.suppress(EOFError, ConnectionError):
