@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dataporter import ResumableDataLoader
@@ -17,6 +17,10 @@ from dataporter import ResumableDataLoader
 logging.getLogger("absl").setLevel(logging.ERROR)
 import grain  # noqa: E402
 
+# SPDL says at each start which version of its pipeline it runs.
+logging.getLogger("spdl").setLevel(logging.ERROR)
+import spdl.dataloader  # noqa: E402
+
 # torchdata 0.11 calls what torch 2.13 has deprecated, with every loader.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
@@ -24,10 +28,13 @@ __all__ = [
     "BATCH_SIZE",
     "GRAIN",
     "OURS",
+    "SPDL",
     "TORCH",
     "TORCHDATA",
     "grain_loader",
     "our_loader",
+    "spdl_loader",
+    "spdl_threads",
     "torch_loader",
     "torchdata_loader",
 ]
@@ -36,6 +43,7 @@ OURS = "DataPorter"
 TORCH = "torch DataLoader"
 TORCHDATA = "torchdata StatefulDataLoader"
 GRAIN = "Grain"
+SPDL = "SPDL"
 
 BATCH_SIZE = 256
 _SEED = 1
@@ -86,3 +94,32 @@ def grain_loader(source: Any, num_workers: int = 0) -> Iterable[Any]:
     if num_workers == 0:
         return batches
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+
+
+def spdl_loader(
+    dataset: Any, batch_size: int = BATCH_SIZE, *, num_workers: int, **arguments: Any
+) -> Iterable[Any]:
+    """SPDL's loader of map-style datasets, with worker processes, in the sampler's order."""
+    return spdl.dataloader.get_pytorch_dataloader(  # type: ignore[no-any-return]  # untyped here
+        dataset,
+        batch_size,
+        shuffle=True,
+        num_workers=num_workers,
+        in_order=True,
+        generator=torch.Generator().manual_seed(_SEED),
+        **arguments,
+    )
+
+
+def spdl_threads(dataset: Any, batch_size: int, *, num_threads: int) -> Iterable[Any]:
+    """SPDL's own pipeline: threads that read samples, in the sampler's order, and stack them."""
+    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(_SEED))
+    return spdl.dataloader.DataLoader(  # type: ignore[no-any-return]  # untyped here
+        sampler,
+        preprocessor=dataset.__getitem__,
+        batch_size=batch_size,
+        drop_last=True,
+        aggregator=torch.stack,
+        num_threads=num_threads,
+        output_order="input",
+    )

@@ -162,12 +162,14 @@ class Ends:
         packer = Packer(batch, None)
         if not packer.size:
             return unpack(packer.message, None)
-        slot = self.worker.take()
+        slot = self.worker.take(0)
         if slot is None or slot.size < packer.size:
             if slot is not None:
                 self.worker.give_up(slot)
-            slot, descriptor = self.worker.make(packer.size)
-            self.training.map(slot.number, descriptor)
+            slot = self.worker.make(packer.size)
+            assert slot.descriptor is not None
+            self.training.map(slot.number, os.dup(slot.descriptor))
+            self.worker.forget_descriptor(slot)
         self.training.unmap(self.worker.given_up())
         packer.write(slot, moved=True)
         self.worker.send(slot)
@@ -273,8 +275,8 @@ def test_a_forked_process_keeps_the_batches_that_it_inherited() -> None:
 
 def test_an_arena_hands_out_what_fits_and_knows_it_again() -> None:
     slots = WorkerSlots()
-    slot, descriptor = slots.make(1000)
-    os.close(descriptor)
+    slot = slots.make(1000)
+    slots.forget_descriptor(slot)
     arena = Arena(slot)
     first, second = arena.empty((4, 4), torch.float32), arena.empty((), torch.bool)
     assert first is not None

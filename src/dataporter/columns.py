@@ -13,6 +13,9 @@ from torch.utils.data import Subset, TensorDataset
 
 __all__ = ["MappedColumns", "columns_of", "gather"]
 
+# Bytes from which on it takes longer to copy a column's rows than to look where they go.
+_LARGE = 1 << 16
+
 
 class MappedColumns:
     """A dict of equally long arrays, read as a dataset of dicts.
@@ -87,14 +90,24 @@ def gather(columns: Columns, indices: NDArray[np.int64]) -> Any:
     places = torch.from_numpy(indices)
     rows = [
         # Three times as fast as array[places], for tensors and arrays alike.
-        array.index_select(0, places)
-        if isinstance(array, torch.Tensor)
-        else torch.from_numpy(array.take(indices, axis=0))
+        array.index_select(0, places) if isinstance(array, torch.Tensor) else _taken(array, indices)
         for array in columns.arrays
     ]
     if columns.container is None:
         return rows[0]
     return rows if columns.container is list else dict(zip(columns.names, rows))
+
+
+def _taken(array: NDArray[Any], indices: NDArray[np.int64]) -> torch.Tensor:
+    size = array[:1].nbytes * len(indices)
+    if size < _LARGE or not (indices.min() >= 0 and indices.max() < len(array)):
+        return torch.from_numpy(array.take(indices, axis=0))
+    dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
+    # Memory of torch's: in a worker that is the place where the batch has to go.
+    rows = torch.empty((len(indices), *array.shape[1:]), dtype=dtype)
+    # Without "clip" NumPy would write to a copy first, lest a wrong index leave it half written.
+    array.take(indices, axis=0, out=rows.numpy(), mode="clip")
+    return rows
 
 
 def _columns_of_subset(subset: Subset[Any]) -> Columns | None:

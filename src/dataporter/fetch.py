@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +59,7 @@ def fetch_for(
     batched: bool,
     seeds_each: Literal["sample", "batch", "nothing"],
     on_error: OnError,
+    whole: AbstractContextManager[Any] | None = None,
 ) -> Fetch:
     """The fastest fetch that a dataset allows.
 
@@ -70,12 +72,16 @@ def fetch_for(
             several threads would share them, never.
         on_error: what happens when a sample raises: raise it, leave the sample out, or take what
             ``on_error(exception, index)`` returns in its place.
+        whole: entered while a batch is made as a whole (``__getitems__``, a gather, collation), and
+            not while single samples are read.
     """
     offers_batches = batched and _offers_batches(dataset)
     # Only default_collate is known to make of the rows what a gather gives.
     known = batched and collate_fn is default_collate
     collate = collate_like_default if known else collate_fn
-    by_sample = SampleFetch(dataset, collate, batched, offers_batches, seeds_each, on_error)
+    by_sample = SampleFetch(
+        dataset, collate, batched, offers_batches, seeds_each, on_error, whole or nullcontext()
+    )
     columns = columns_of(dataset) if known else None
     return by_sample if columns is None else ColumnFetch(columns, by_sample)
 
@@ -110,7 +116,8 @@ class ColumnFetch:
                 return self.otherwise(request)
             indices = rows
         try:
-            return Fetched(gather(self.columns, indices))
+            with self.otherwise.whole:
+                return Fetched(gather(self.columns, indices))
         except Exception as error:
             _note(error, f"while reading {_batch_place(request)}")
             raise
@@ -126,6 +133,7 @@ class SampleFetch:
     offers_batches: bool
     seeds_each: Literal["sample", "batch", "nothing"]
     on_error: OnError
+    whole: AbstractContextManager[Any]
 
     def __call__(self, request: Request) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:
@@ -139,14 +147,17 @@ class SampleFetch:
                 samples, skipped = self._read_each(request, indices, current)
                 current.place = None
             try:
-                return Fetched(self.collate(samples if self.batched else samples[0]), skipped)
+                with self.whole:
+                    batch = self.collate(samples if self.batched else samples[0])
+                return Fetched(batch, skipped)
             except Exception as error:
                 _note(error, f"while collating {_batch_place(request)}")
                 raise
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
-            return self.dataset.__getitems__(indices)
+            with self.whole:
+                return self.dataset.__getitems__(indices)
         except Exception as error:
             place = _batch_place(request)
             if isinstance(error, StopIteration):

@@ -35,7 +35,7 @@ from dataporter.errors import (
 from dataporter.fetch import OnError, fetch_for, undisturbing
 from dataporter.orders import Order
 from dataporter.plan import Plan
-from dataporter.request import PlannedRequests, Progress, RequestSource
+from dataporter.request import PlannedRequests, Progress, Requests, RequestSource
 from dataporter.sampled import SampledRequests
 from dataporter.samplers import OrderSampler
 from dataporter.state import Identity, Mismatch, State, build, parse
@@ -228,7 +228,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         progress = self._cursor.begin(a_pass)
         seed = self._cursor.settled_seed()
         return self._engine.start(
-            source.requests(progress, seed), source.ahead(progress.epoch + 1, seed)
+            Requests(source, progress, seed), source.ahead(progress.epoch + 1, seed)
         )
 
     def _build_engine(self) -> Engine:

@@ -13,7 +13,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.orders import Order
 from dataporter.plan import Plan, Stretch
 
-__all__ = ["Delivered", "PlannedRequests", "Progress", "Request", "RequestSource"]
+__all__ = ["Delivered", "PlannedRequests", "Progress", "Request", "RequestSource", "Requests"]
 
 # Indices are computed for so many positions in one go: large enough to spread NumPy's cost per
 # call, small enough that the temporaries stay in the processor's cache and off mmap.
@@ -102,8 +102,8 @@ class RequestSource(Protocol):
     def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
         """What is left of the epoch, batch by batch."""
 
-    def ahead(self, epoch: int, seed: int) -> Iterator[Request]:
-        """The requests of a later epoch, as far as it does no harm to draw them early."""
+    def ahead(self, epoch: int, seed: int) -> Requests | None:
+        """A later epoch, if it does no harm to draw its requests early."""
 
     def steps(self, progress: Progress) -> int:
         """How many batches that is."""
@@ -119,6 +119,18 @@ class RequestSource(Protocol):
 
     def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
         """Step and digest at ``progress.position``, as this source would count them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What a pass asks for, drawn anew by each ``iter()``. Equal ones give the same requests."""
+
+    source: RequestSource
+    progress: Progress
+    seed: int
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.source.requests(self.progress, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +157,8 @@ class PlannedRequests:
                     tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
                 )
 
-    def ahead(self, epoch: int, seed: int) -> Iterator[Request]:
-        return self.requests(Progress(epoch), seed)
+    def ahead(self, epoch: int, seed: int) -> Requests:
+        return Requests(self, Progress(epoch), seed)
 
     def steps(self, progress: Progress) -> int:
         return max(0, self._plan(progress).last_step - progress.step)

@@ -78,9 +78,9 @@ class SampledRequests:
             if stop > progress.position and not any(a <= start and stop <= b for a, b in done):
                 yield request
 
-    def ahead(self, epoch: int, seed: int) -> Iterator[Request]:
+    def ahead(self, epoch: int, seed: int) -> None:
         # A sampler has one place, and a later epoch's would be lost with it.
-        return iter(())
+        return None
 
     def steps(self, progress: Progress) -> int:
         return max(0, len(self._sampler) - progress.step)  # type: ignore[arg-type]  # Sized or a TypeError, as in torch

@@ -10,6 +10,8 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 
+from dataporter.engines.patience import Patience
+
 __all__ = ["CAN_SEND_MEMORY", "Channel", "channels"]
 
 # Windows has no descriptors to send over a socket.
@@ -19,6 +21,8 @@ CAN_SEND_MEMORY = sys.platform != "win32"
 _HEADER = struct.Struct("<QB")
 _READ_SIZE = 1 << 16
 _MOST_DESCRIPTORS = 8
+# Windows has no such flag: there a worker hears of a message when it waits for one.
+_DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
 
 
 def channels() -> tuple[Channel, Channel]:
@@ -35,7 +39,7 @@ class Channel:
         self._socket = connection
         self._unsent = bytearray()
         self._unread = bytearray()
-        self._received: deque[bytes] = deque()
+        self._patience = Patience()
         self._descriptors: deque[int] = deque()
         self.ended = False
 
@@ -62,19 +66,33 @@ class Channel:
         else:
             self._socket.sendall(header + message)
 
-    def receive(self) -> bytes:
-        """The next message.
+    def receive(self, *, wait: bool) -> list[bytes]:
+        """The messages that have come; with ``wait`` at least one.
 
         Raises:
             EOFError: the other end is gone.
         """
-        while not self._received:
-            data = self._socket.recv(_READ_SIZE)
+        received: list[bytes] = []
+        while True:
+            data = self._look()
+            if data is None:
+                if received or not wait:
+                    return received
+                data = self._patience.wait(self._look, lambda: self._socket.recv(_READ_SIZE))
             if not data:
                 raise EOFError
             self._unread += data
-            self._received.extend(message for message, _ in self._complete())
-        return self._received.popleft()
+            received += [message for message, _ in self._complete()]
+            if received and len(data) < _READ_SIZE:
+                return received
+
+    def _look(self) -> bytes | None:
+        if _DO_NOT_WAIT is None:
+            return None
+        try:
+            return self._socket.recv(_READ_SIZE, _DO_NOT_WAIT)
+        except BlockingIOError:
+            return None
 
     # ---- the end that never waits
 

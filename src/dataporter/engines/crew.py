@@ -12,10 +12,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dataporter.engines.channel import Channel, channels
 from dataporter.engines.packing import unpack
+from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError
@@ -49,6 +51,7 @@ class Ticket:
         slots: where its batch lies; those of a worker that has died since stay mapped.
         wanted: False once nobody waits for it any more.
         deaths: how many workers have died of it.
+        lost: why it will not be answered any more.
     """
 
     number: int
@@ -58,6 +61,7 @@ class Ticket:
     slots: TrainingSlots | None = None
     wanted: bool = True
     deaths: int = 0
+    lost: WorkerDiedError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +70,8 @@ class _Member:
     channel: Channel
     slots: TrainingSlots
     asked: dict[int, Ticket] = field(default_factory=dict)
+    cancelled: list[int] = field(default_factory=list)
+    lost: WorkerDiedError | None = None
 
 
 class Crew:
@@ -81,6 +87,7 @@ class Crew:
         self._context = context
         self._tickets = 0
         self._selector = _selector()
+        self._patience = Patience()
         self._members: list[_Member] = []
         self.close = weakref.finalize(self, _stop, os.getpid(), self._members, self._selector)
         try:
@@ -101,9 +108,14 @@ class Crew:
 
     def _post(self, ticket: Ticket) -> None:
         member = self._members[ticket.worker]
+        if member.lost is not None:
+            ticket.lost = member.lost
+            return
         member.asked[ticket.number] = ticket
         reusable, spent = member.slots.returned()
-        member.channel.post(Task(ticket.number, ticket.request, reusable, spent).packed())
+        cancelled, member.cancelled = member.cancelled, []
+        task = Task(ticket.number, ticket.request, reusable, spent, cancelled)
+        member.channel.post(task.packed())
         if member.channel.has_unsent:
             self._selector.modify(
                 member.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, ticket.worker
@@ -117,14 +129,15 @@ class Crew:
         Args:
             seconds: how long to wait.
             may_replace: says, for each worker that has died, whether another may take its place.
-
-        Raises:
-            WorkerDiedError: a worker has died, and is not to be replaced.
+                Where none may, what it was asked for is ``lost``.
         """
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
-            ready = self._selector.select(min(left, _LOOKS_AT_WORKERS_EVERY))
+            ready = self._patience.wait(
+                lambda: self._selector.select(0) or None,
+                partial(self._selector.select, min(left, _LOOKS_AT_WORKERS_EVERY)),
+            )
             for key, events in ready:
                 if events & selectors.EVENT_WRITE:
                     self._flush(key.data)
@@ -133,7 +146,8 @@ class Crew:
             ended = [
                 worker
                 for worker, member in enumerate(self._members)
-                if member.channel.ended or (not ready and not member.process.is_alive())
+                if member.lost is None
+                and (member.channel.ended or (not ready and not member.process.is_alive()))
             ]
             for worker in ended:
                 self._read(worker)
@@ -155,9 +169,12 @@ class Crew:
             if answer.is_new:
                 assert answer.slot is not None
                 member.slots.map(answer.slot, descriptors[0])
-            ticket = member.asked.pop(answer.ticket)
-            ticket.answer, ticket.slots = answer, member.slots
-            if not ticket.wanted:
+            ticket = member.asked.pop(answer.ticket, None)
+            if ticket is not None:
+                ticket.answer, ticket.slots = answer, member.slots
+            elif answer.slot is not None:  # the worker had begun it before it was cancelled
+                member.slots.leave(answer.slot)
+            if ticket is not None and not ticket.wanted:
                 self.forget(ticket)
 
     def result(self, ticket: Ticket) -> tuple[Any, tuple[Skipped, ...], Exception | None]:
@@ -179,7 +196,15 @@ class Crew:
     def forget(self, ticket: Ticket) -> None:
         """Nobody wants this batch any more."""
         ticket.wanted = False
-        if ticket.answer is not None and ticket.answer.slot is not None:
+        if ticket.lost is not None:
+            return
+        if ticket.answer is None:
+            member = self._members[ticket.worker]
+            # The first is being read, and if its worker dies it will have been of this.
+            if ticket.number != next(iter(member.asked)):
+                del member.asked[ticket.number]
+                member.cancelled.append(ticket.number)
+        elif ticket.answer.slot is not None:
             assert ticket.slots is not None
             ticket.slots.leave(ticket.answer.slot)
 
@@ -219,18 +244,23 @@ class Crew:
             asked[0].deaths += 1
         what = f"worker {worker} {_end(lost.process.exitcode)} while it had {_shown(asked)}"
         if asked and asked[0].deaths >= _MOST_DEATHS:
-            raise WorkerDiedError(
+            lost.lost = WorkerDiedError(
                 f"{what}; it is the second one that this batch has killed, so another would not "
                 "help: read these samples by hand to see why, or look for the kernel's "
                 "out-of-memory killer in its log"
             )
-        if not may_replace():
-            raise WorkerDiedError(
+        elif not may_replace():
+            lost.lost = WorkerDiedError(
                 f"{what}; worker_restarts does not allow another one in this epoch"
             )
-        warnings.warn(f"{what}; it is replaced, and nothing is lost", RuntimeWarning, stacklevel=2)
         self._selector.unregister(lost.channel)
         lost.channel.close()
+        if lost.lost is not None:
+            # Told in its turn: what other workers have read comes first.
+            for ticket in asked:
+                ticket.lost = lost.lost
+            return
+        warnings.warn(f"{what}; it is replaced, and nothing is lost", RuntimeWarning, stacklevel=2)
         self._members[worker] = self._started(worker)
         for ticket in asked:
             if ticket.wanted:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from dataporter.fetch import Skipped
-from dataporter.request import Request
+from dataporter.request import Request, Requests
 
 __all__ = ["Engine", "Reply"]
 
@@ -23,12 +23,12 @@ class Reply(NamedTuple):
 class Engine(Protocol):
     """Carries requests to where they are fetched, and the batches back."""
 
-    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         """Serve a pass. Requests are drawn ahead as far as the engine prefetches.
 
-        ``ahead`` is what the next pass will ask for if nothing changes course: an engine whose
-        workers persist may prefetch that as well, once this pass has nothing more to ask for, and
-        keeps what it has of it for as long as the next pass does ask for the same.
+        ``ahead`` is what the next pass asks for if nothing intervenes: an engine whose workers
+        persist may prefetch that as well, once this pass has nothing more to ask for, and keeps it
+        for the next pass if that does ask for the same.
 
         A failed fetch is a reply, after which the next one can be had; only a failure of the engine
         itself is raised. The pass before, where one is still under way, is given up.

@@ -8,7 +8,7 @@ from typing import Any
 
 from dataporter.engines.engine import Reply
 from dataporter.fetch import Fetch
-from dataporter.request import Request
+from dataporter.request import Request, Requests
 
 __all__ = ["InlineEngine"]
 
@@ -25,7 +25,7 @@ class InlineEngine:
     fetch: Fetch
     pin: Callable[[Any], Any]
 
-    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         return map(self._serve, requests)
 
     def _serve(self, request: Request) -> Reply:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dataporter.engines.ring import Lease, Slot
 
-__all__ = ["Arena", "Packer", "unpack"]
+__all__ = ["Arena", "Packer", "is_plain_tensor", "packed_whole", "unpack"]
 
 # A multiple of what any processor's vector instructions want, and a line of its cache.
 _ALIGNMENT = 64
@@ -81,6 +81,7 @@ class Packer:
     Attributes:
         message: what :func:`unpack` takes.
         size: bytes that its tensors and arrays need in the slot.
+        wasted: bytes of these that were handed out, and hold nothing of the batch.
 
     Raises:
         Exception: what pickling raises.
@@ -97,12 +98,19 @@ class Packer:
             _Pickler(buffer, leaves).dump(content)
             self.message = _PICKLED + buffer.getvalue()
         self.size = leaves.top
+        handed_out = 0 if arena is None else arena.top
+        self.wasted = max(0, handed_out - sum(_aligned(leaf.nbytes) for _, leaf in leaves.inside))
 
     def write(self, slot: Slot, *, moved: bool) -> None:
         """Copy into the slot what does not lie there; ``moved``: all, for it is another slot."""
         leaves = self._leaves
         for offset, leaf in leaves.outside + leaves.inside if moved else leaves.outside:
             _write(slot, offset, leaf)
+
+
+def packed_whole(content: Any) -> bytes:
+    """A batch as a message that needs no slot: its tensors and arrays are copied into it."""
+    return _PICKLED + pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack(message: bytes, lease: Lease | None) -> Any:
@@ -156,7 +164,8 @@ class _Leaves:
         return offset
 
 
-def _is_plain_tensor(tensor: torch.Tensor) -> bool:
+def is_plain_tensor(tensor: torch.Tensor) -> bool:
+    """Whether its values are the bytes that lie in memory, so that they may lie in a slot."""
     return (
         tensor.dtype in _NUMBERS
         and tensor.layout is torch.strided
@@ -223,7 +232,7 @@ def _taken_apart(value: Any, leaves: _Leaves, seen: set[int]) -> tuple[Any, ...]
     if id(value) in seen:
         raise _NotPlainError
     seen.add(id(value))
-    if kind is torch.Tensor and _is_plain_tensor(value):
+    if kind is torch.Tensor and is_plain_tensor(value):
         return _TENSOR, *leaves.place_tensor(value)
     if kind is dict and all(type(key) in _ATOMS for key in value):
         nodes = [_taken_apart(inner, leaves, seen) for inner in value.values()]
@@ -260,7 +269,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         kind = type(value)
-        if kind is torch.Tensor and _is_plain_tensor(value):
+        if kind is torch.Tensor and is_plain_tensor(value):
             return _tensor_at, self._leaves.place_tensor(value)
         if kind is np.ndarray and _is_plain_array(value):
             return _array_at, self._leaves.place_array(value)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import numpy as np
 from torch import multiprocessing
 
 from dataporter.engines.crew import Crew, Ticket, describe
@@ -17,12 +16,12 @@ from dataporter.engines.engine import Reply
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch import Fetch
-from dataporter.request import Request
+from dataporter.request import Request, Requests
 from dataporter.rng import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine", "WorkerOptions"]
 
-_PATIENCE = 3600.0  # s at a time, where no timeout is given
+_LONGEST_WAIT = 3600.0  # s at a time, where no timeout is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +65,18 @@ class ProcessEngine:
         self._crew: Crew | None = None
         self._pass: _Pass | None = None
 
-    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         before, self._pass = self._pass, None
-        ready = deque[Ticket]() if before is None else before.hand_over()
+        errand = None if before is None else before.hand_over(requests)
         crew, self._crew = self._crew, None
-        first = next(requests, None)
+        if errand is None:
+            errand = _Errand(requests, iter(requests))
         if crew is None or not crew.close.alive:
+            first = next(errand.remaining, None)
             if first is None:
                 return iter(())
-            crew, ready = self._hired(first), deque()
-        served = requests if first is None else chain((first,), requests)
-        new = _Pass(crew, served, ahead, ready, self._pin, self._options)
+            crew, errand.remaining = self._hired(first), chain((first,), errand.remaining)
+        new = _Pass(crew, errand, ahead, self._pin, self._options)
         # The workers belong to the pass and end with it, unless they persist.
         if self._options.persistent:
             self._crew, self._pass = crew, new
@@ -100,28 +100,33 @@ class ProcessEngine:
         return Crew(spec, options.context or multiprocessing.get_context())
 
 
+@dataclass(slots=True, eq=False)
+class _Errand:
+    """What workers are sent for: what they were asked so far, and what they are to be asked."""
+
+    requests: Requests
+    remaining: Iterator[Request]
+    asked: deque[Ticket] = field(default_factory=deque)
+    drawn: int = 0
+
+
 class _Pass(Iterator[Reply]):
     """A pass of the training loop: what is asked ahead, and what comes back, in which order."""
 
     def __init__(
         self,
         crew: Crew,
-        requests: Iterator[Request],
-        ahead: Iterator[Request],
-        ready: deque[Ticket],
+        present: _Errand,
+        ahead: Requests | None,
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
         self._crew: Crew | None = crew
-        self._requests = requests
-        self._ahead = ahead if options.persistent else iter(())
-        # What was asked before this pass began, and counts as long as this pass asks for the same.
-        self._ready = ready
+        self._present = present
+        reads_on = options.persistent and ahead is not None
+        self._next = _Errand(ahead, iter(ahead)) if reads_on and ahead is not None else None
         self._pin = pin
         self._options = options
-        self._asked: deque[Ticket] = deque()
-        self._asked_ahead: deque[Ticket] = deque()
-        self._drawn = 0
         self._sampler_failure: Exception | None = None
         self._restarts_left = options.restarts
         self._taken_over = False
@@ -134,14 +139,15 @@ class _Pass(Iterator[Reply]):
             )
         if self._crew is None:
             raise StopIteration
+        asked = self._present.asked
         try:
-            if not self._asked:
+            if not asked:
                 self._ask(self._crew)
-            if not self._asked and self._sampler_failure is not None:
+            if not asked and self._sampler_failure is not None:
                 raise self._sampler_failure
-            ticket = self._next_answered(self._crew) if self._asked else None
+            ticket = self._next_answered(self._crew) if asked else None
             if ticket is not None:
-                self._asked.remove(ticket)
+                asked.remove(ticket)
                 self._ask(self._crew)
         except BaseException:
             self._dismiss()
@@ -158,16 +164,19 @@ class _Pass(Iterator[Reply]):
                 failure = error
         return Reply(ticket.request, batch, skipped, failure)
 
-    def hand_over(self) -> deque[Ticket]:
-        """A later pass takes the workers; returns what was asked ahead for it."""
+    def hand_over(self, requests: Requests) -> _Errand | None:
+        """A later pass takes the workers; returns what they have read ahead for it."""
         crew, self._crew, self._taken_over = self._crew, None, True
-        if crew is not None and crew.close.alive:
-            for ticket in (*self._asked, *self._ready):
+        ahead, self._next = self._next, None
+        if crew is None or not crew.close.alive:
+            return None
+        fits = ahead is not None and ahead.requests == requests
+        dropped = [self._present] if fits or ahead is None else [self._present, ahead]
+        for errand in dropped:
+            for ticket in errand.asked:
                 crew.forget(ticket)
-        self._asked.clear()
-        self._ready.clear()
-        asked_ahead, self._asked_ahead = self._asked_ahead, deque()
-        return asked_ahead
+            errand.asked.clear()
+        return ahead if fits else None
 
     def _dismiss(self) -> None:
         crew, self._crew = self._crew, None
@@ -178,79 +187,59 @@ class _Pass(Iterator[Reply]):
 
     def _ask(self, crew: Crew) -> None:
         """Keep the workers busy: first with this pass, then with what comes after it."""
-        most = self._options.num_workers * self._options.prefetch_factor
-        while len(self._asked) < most and (request := self._draw()) is not None:
-            self._asked.append(self._already_asked(crew, request) or self._asked_now(crew, request))
-        if len(self._asked) < most and self._ready:
-            self._forget_ready(crew)
-        while len(self._asked) + len(self._asked_ahead) < most:
-            request = next(self._ahead, None)
-            if request is None:
-                return
-            worker = len(self._asked_ahead) % self._options.num_workers
-            self._asked_ahead.append(crew.ask(request, worker))
+        left = self._options.num_workers * self._options.prefetch_factor
+        left -= len(self._present.asked)
+        while left > 0 and (request := self._draw()) is not None:
+            self._ask_for(request, self._present, crew)
+            left -= 1
+        if self._next is None:
+            return
+        left -= len(self._next.asked)
+        while left > 0 and (request := next(self._next.remaining, None)) is not None:
+            self._ask_for(request, self._next, crew)
+            left -= 1
 
     def _draw(self) -> Request | None:
         if self._sampler_failure is not None:
             return None
         try:
-            return next(self._requests, None)
+            return next(self._present.remaining, None)
         except Exception as error:
             # Raised in its turn: what was drawn before it is delivered first.
             self._sampler_failure = error
             return None
 
-    def _asked_now(self, crew: Crew, request: Request) -> Ticket:
+    def _ask_for(self, request: Request, errand: _Errand, crew: Crew) -> None:
         workers = range(self._options.num_workers)
         if self._options.in_order:
-            worker = self._drawn % len(workers)
+            worker = errand.drawn % len(workers)
         else:
-            busy = [ticket.worker for ticket in self._asked if ticket.answer is None]
+            busy = [ticket.worker for ticket in errand.asked if ticket.answer is None]
             worker = min(workers, key=busy.count)
-        self._drawn += 1
-        return crew.ask(request, worker)
-
-    def _already_asked(self, crew: Crew, request: Request) -> Ticket | None:
-        if not self._ready:
-            return None
-        if not _same(self._ready[0].request, request):
-            self._forget_ready(crew)
-            return None
-        ticket = self._ready.popleft()
-        # Equal but for what it delivers, which the request of the present pass says.
-        ticket.request = request
-        self._drawn += 1
-        return ticket
-
-    def _forget_ready(self, crew: Crew) -> None:
-        while self._ready:
-            crew.forget(self._ready.popleft())
+        errand.drawn += 1
+        errand.asked.append(crew.ask(request, worker))
 
     # ---- waiting
 
     def _next_answered(self, crew: Crew) -> Ticket:
+        asked = self._present.asked
         timeout = self._options.timeout
         until = time.monotonic() + (timeout or float("inf"))
         while True:
-            candidates = (self._asked[0],) if self._options.in_order else self._asked
+            candidates = (asked[0],) if self._options.in_order else asked
             for ticket in candidates:
                 if ticket.answer is not None:
                     return ticket
+            lost = candidates[0].lost
+            if lost is not None and all(ticket.lost is not None for ticket in candidates):
+                raise lost
             left = until - time.monotonic()
             if left <= 0:
                 raise WorkerTimeoutError(
-                    f"DataLoader timed out after {timeout} seconds: {describe(self._asked[0])}"
+                    f"DataLoader timed out after {timeout} seconds: {describe(asked[0])}"
                 )
-            crew.wait(min(left, _PATIENCE), self._may_replace)
+            crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
 
     def _may_replace(self) -> bool:
         self._restarts_left -= 1
         return self._restarts_left >= 0
-
-
-def _same(one: Request, other: Request) -> bool:
-    return (
-        (one.seed, one.epoch, one.step) == (other.seed, other.epoch, other.step)
-        and np.array_equal(one.positions, other.positions)
-        and np.array_equal(one.indices, other.indices)
-    )

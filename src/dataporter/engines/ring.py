@@ -54,11 +54,13 @@ class Slot:
         number: tells it from the worker's other slots.
         memory: the mapping.
         address: where it begins.
+        descriptor: of a slot that the training process has not been sent yet.
     """
 
     number: int
     memory: mmap.mmap
     address: int
+    descriptor: int | None = None
     _holders: weakref.ref[Lease] | None = None
 
     @classmethod
@@ -91,23 +93,27 @@ class WorkerSlots:
         self._given_up: list[int] = []
         self._made = 0
 
-    def take(self) -> Slot | None:
-        """A slot to write to, if one is free; the last that came back, since caches know it."""
+    def take(self, size: int) -> Slot | None:
+        """A slot to write to: the last that came back, since caches know it, or else a new one.
+
+        ``size`` says how much is likely to be written; None where that is 0 and no slot is free.
+        """
         while self._free:
             slot = self._free.pop()
             # A collate function may have kept a tensor that it made there the last time.
             if not slot.is_held:
                 return slot
             self.give_up(slot)
-        return None
+        return self.make(size) if size else None
 
-    def make(self, size: int) -> tuple[Slot, int]:
-        """A new slot with room for ``size`` bytes, and its descriptor: the caller closes that."""
+    def make(self, size: int) -> Slot:
+        """A new slot with room for ``size`` bytes."""
         capacity = -(-int(size * _ROOM) // mmap.PAGESIZE) * mmap.PAGESIZE
         descriptor = create_memory(capacity)
         slot = Slot.map(self._made, descriptor, capacity)
+        slot.descriptor = descriptor
         self._made += 1
-        return slot, descriptor
+        return slot
 
     def put_back(self, slot: Slot) -> None:
         """Nothing was sent in it."""
@@ -115,11 +121,20 @@ class WorkerSlots:
 
     def give_up(self, slot: Slot) -> None:
         """It is too small, or held."""
-        self._given_up.append(slot.number)
+        if slot.descriptor is None:
+            self._given_up.append(slot.number)
+        else:
+            self.forget_descriptor(slot)
 
     def send(self, slot: Slot) -> None:
         """It is the training process's, until that gives it back."""
         self._sent[slot.number] = slot
+
+    def forget_descriptor(self, slot: Slot) -> None:
+        """The training process has it, or never will."""
+        if slot.descriptor is not None:
+            os.close(slot.descriptor)
+            slot.descriptor = None
 
     def release(self, reusable: list[int], spent: list[int]) -> None:
         """The training process gives slots back, to be written to or never again."""

@@ -19,7 +19,7 @@ from dataporter.engines.engine import Reply
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
 from dataporter.fetch import Fetch
-from dataporter.request import Request
+from dataporter.request import Request, Requests
 
 __all__ = ["ThreadEngine"]
 
@@ -45,7 +45,7 @@ class ThreadEngine:
         self._options = options
         self._pool: ThreadPoolExecutor | None = None
 
-    def start(self, requests: Iterator[Request], ahead: Iterator[Request]) -> Iterator[Reply]:
+    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         pool = self._pool
         if pool is None:
             pool = ThreadPoolExecutor(self._options.num_workers, "dataporter")
@@ -53,7 +53,7 @@ class ThreadEngine:
             weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)
             self._pool = pool
         serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
-        return _Pass(self, pool, serve, requests, self._pin, self._options)
+        return _Pass(self, pool, serve, iter(requests), self._pin, self._options)
 
     def close(self) -> None:
         pool, self._pool = self._pool, None

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ import torch
 
 from dataporter._torch import become_worker, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
-from dataporter.engines.packing import Arena, Packer
+from dataporter.engines.packing import Arena, Packer, packed_whole
+from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.errors import DataPorterError, SampleError
 from dataporter.fetch import Fetch
@@ -38,7 +39,7 @@ class WorkerSpec:
 
     Attributes:
         build_fetch: makes what reads and collates; called once ``worker_init_fn`` is through with
-            the dataset.
+            the dataset, with ``whole=``: a context for where a batch is made as a whole.
         dataset: what ``get_worker_info().dataset`` shows.
         worker_init_fn: called with the worker's number.
         num_workers: how many workers there are.
@@ -46,7 +47,7 @@ class WorkerSpec:
             them anew, so this only reaches what ``worker_init_fn`` draws.
     """
 
-    build_fetch: Callable[[], Fetch]
+    build_fetch: Callable[..., Fetch]
     dataset: Any
     worker_init_fn: Callable[[int], None] | None
     num_workers: int
@@ -54,12 +55,21 @@ class WorkerSpec:
 
 
 class Task(NamedTuple):
-    """From the training process to a worker: a request, and slots that are the worker's again."""
+    """From the training process to a worker: a request, and what else it has to know.
+
+    Attributes:
+        ticket: tells it from all others.
+        request: what to read.
+        reusable: slots that are the worker's again.
+        spent: slots that it is not to write to again.
+        cancelled: tickets that nobody waits for any more; no answer is expected.
+    """
 
     ticket: int
     request: Request
     reusable: list[int]
     spent: list[int]
+    cancelled: list[int]
 
     def packed(self) -> bytes:
         # What a request delivers concerns the training process alone.
@@ -72,17 +82,18 @@ class Task(NamedTuple):
                 (seed, epoch, step, positions.tobytes(), raw, indices if raw is None else None),
                 self.reusable,
                 self.spent,
+                self.cancelled,
             ),
             pickle.HIGHEST_PROTOCOL,
         )
 
     @classmethod
     def unpacked(cls, message: bytes) -> Task:
-        ticket, (seed, epoch, step, positions, raw, keys), *slots = pickle.loads(message)
+        ticket, (seed, epoch, step, positions, raw, keys), *rest = pickle.loads(message)
         # A bytearray, since torch wants arrays that it may write to.
         indices = keys if raw is None else np.frombuffer(bytearray(raw), dtype=np.int64)
         request = Request(seed, epoch, step, np.frombuffer(positions, dtype=np.int64), indices, ())
-        return cls(ticket, request, *slots)
+        return cls(ticket, request, *rest)
 
 
 class Answer(NamedTuple):
@@ -158,9 +169,16 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
     _outlive_nobody()
     worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
     fetch = _begin(spec, worker_id, worker)
+    tasks: dict[int, Task] = {}
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            worker.answer(Task.unpacked(channel.receive()), fetch, channel)
+            for message in channel.receive(wait=not tasks):
+                task = Task.unpacked(message)
+                worker.release(task)
+                for ticket in task.cancelled:
+                    tasks.pop(ticket, None)
+                tasks[task.ticket] = task
+            worker.answer(tasks.pop(next(iter(tasks))), fetch, channel)
 
 
 def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
@@ -174,7 +192,7 @@ def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
     try:
         if spec.worker_init_fn is not None:
             spec.worker_init_fn(worker_id)
-        return spec.build_fetch()
+        return spec.build_fetch(whole=worker.placing)
     except Exception as error:
         return _Refusal(error)
 
@@ -194,67 +212,73 @@ class _Worker:
 
     def __init__(self, slots: WorkerSlots | None) -> None:
         self._slots = slots
-        self._arena: Arena | None = None
+        self.placing = Placing()
+        self._usual_size = 0  # bytes, of the last batch
         self.torchs_stack: Callable[..., torch.Tensor] | None = None
 
+    def release(self, task: Task) -> None:
+        if self._slots is not None:
+            self._slots.release(task.reusable, task.spent)
+
     def answer(self, task: Task, fetch: Fetch, channel: Channel) -> None:
-        if self._slots is None:
+        slots, slot = self._slots, None
+        if slots is None:
             channel.send(pickle.dumps(_packed_whole(task, fetch)))
             return
-        self._slots.release(task.reusable, task.spent)
-        descriptor: int | None = None
         try:
-            with self._writing(self._slots) as slot:
-                answer, descriptor = self._packed(task, fetch, slot, self._slots)
+            packer, slot = self._packed(task.request, fetch, slots)
+            answer = Answer(task.ticket, packer.message)
         except Exception as error:
             answer = Answer(task.ticket, failure=Failure.of(error))
-        answer = answer._replace(given_up=self._slots.given_up())
-        try:
-            channel.send(
-                pickle.dumps(answer, pickle.HIGHEST_PROTOCOL),
-                () if descriptor is None else (descriptor,),
-            )
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+        descriptors: tuple[int, ...] = ()
+        if slot is not None:
+            slots.send(slot)
+            descriptors = () if slot.descriptor is None else (slot.descriptor,)
+            answer = answer._replace(slot=slot.number, size=packer.size, is_new=bool(descriptors))
+        answer = answer._replace(given_up=slots.given_up())
+        channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), descriptors)
+        if slot is not None:
+            slots.forget_descriptor(slot)
 
-    @contextlib.contextmanager
-    def _writing(self, slots: WorkerSlots) -> Iterator[Slot | None]:
-        """A free slot, for the collation to write to; it is free again if nothing is sent in it."""
-        slot = slots.take()
-        self._arena = None if slot is None else Arena(slot)
+    def _packed(
+        self, request: Request, fetch: Fetch, slots: WorkerSlots
+    ) -> tuple[Packer, Slot | None]:
+        """A batch, and the slot that it lies in, if there is anything to lie there."""
+        slot = slots.take(self._usual_size)
         try:
-            yield slot
+            packer = self._made(request, fetch, slot)
         except BaseException:
             if slot is not None:
                 slots.put_back(slot)
             raise
-        finally:
-            self._arena = None
-
-    def _packed(
-        self, task: Task, fetch: Fetch, slot: Slot | None, slots: WorkerSlots
-    ) -> tuple[Answer, int | None]:
-        packer = Packer(tuple(fetch(task.request)), self._arena)
         if not packer.size:
             if slot is not None:
                 slots.put_back(slot)
-            return Answer(task.ticket, packer.message), None
-        descriptor, moved = None, slot is None or slot.size < packer.size
-        if moved:
-            target, descriptor = slots.make(packer.size)
-            packer.write(target, moved=True)
-            if slot is not None:
-                slots.give_up(slot)
-        else:
-            assert slot is not None
-            target = slot
+            return packer, None
+        self._usual_size = packer.size
+        if slot is not None and packer.size <= slot.size:
             packer.write(slot, moved=False)
-        slots.send(target)
-        return (
-            Answer(task.ticket, packer.message, target.number, packer.size, moved),
-            descriptor,
-        )
+            return packer, slot
+        larger = slots.make(packer.size)
+        packer.write(larger, moved=True)
+        if slot is not None:
+            slots.give_up(slot)
+        return packer, larger
+
+    def _made(self, request: Request, fetch: Fetch, slot: Slot | None) -> Packer:
+        placing = self.placing
+        placing.arena = None if slot is None else Arena(slot)
+        try:
+            packer = Packer(tuple(fetch(request)), placing.arena)
+        except RuntimeError as error:
+            # torch does not resize memory that is not its own; so once more, in memory that is.
+            if "resizable" not in str(error) or not placing.switch_off():
+                raise
+            return self._made(request, fetch, slot)
+        finally:
+            placing.arena = None
+        placing.learn(packer.size, packer.wasted)
+        return packer
 
     def stack(self, samples: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
         """``torch.stack``, straight into the slot where that changes nothing but the place."""
@@ -262,27 +286,15 @@ class _Worker:
         if first.layout is not torch.strided or first.is_nested:
             assert self.torchs_stack is not None
             return self.torchs_stack(samples, collate_fn_map=collate_fn_map)
-        if self._arena is not None and _are_alike(samples):
-            out = self._arena.empty((len(samples), *first.shape), first.dtype)
-            if out is not None:
-                return torch.stack(tuple(samples), out=out)
-        return torch.stack(tuple(samples))
-
-
-def _are_alike(samples: Sequence[torch.Tensor]) -> bool:
-    first = samples[0]
-    return (
-        set(map(type, samples)) == {torch.Tensor}
-        and first.device.type == "cpu"
-        and not any(sample.requires_grad for sample in samples)
-        and len({(sample.dtype, sample.shape) for sample in samples}) == 1
-    )
+        arena = self.placing.arena
+        out = None if arena is None else stacked(arena, samples)
+        return torch.stack(tuple(samples)) if out is None else out
 
 
 def _packed_whole(task: Task, fetch: Fetch) -> Answer:
     """An answer where memory cannot be shared: everything lies in the message."""
     try:
-        return Answer(task.ticket, pickle.dumps(tuple(fetch(task.request))))
+        return Answer(task.ticket, packed_whole(tuple(fetch(task.request))))
     except Exception as error:
         return Answer(task.ticket, failure=Failure.of(error))
 
