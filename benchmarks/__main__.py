@@ -6,13 +6,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import handover, orders, per_sample, resume, state, throughput, workers
+from benchmarks import (
+    handover,
+    orders,
+    per_sample,
+    resume,
+    scale,
+    state,
+    throughput,
+    workers,
+)
 from benchmarks.command import asked_for_quick
 from benchmarks.machine import describe
 from benchmarks.tables import markdown, show
 
 RESULTS = Path(__file__).parent / "results.md"
-BENCHMARKS = (throughput, per_sample, workers, handover, resume, state, orders)
+BENCHMARKS = (throughput, per_sample, workers, handover, resume, scale, state, orders)
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ TAKES = {
     "batch_size": ("none", "int"),
     "strategy": ("string",),
     "order": ("string",),
+    "tail": ("string",),
     "early": (),
-    "drop_last": ("bool",),
 }
 
 
@@ -270,11 +270,11 @@ def test_a_place_that_a_sampler_does_not_have(changes: dict[str, int]) -> None:
         ({"strategy": "other"}, ("strategy", "'other'", "'advanced'")),
         ({"seed": 99}, ("seed", "99", "1", "leave seed= out")),
         ({"world_size": 8}, ("world_size", "8", "1", "'distributed'")),
-        ({"drop_last": True}, ("drop_last", "True", "False")),
+        ({"tail": "drop"}, ("tail", "'drop'", "'pad'")),
         ({"order_digest": 5}, ("order_digest", "5", "0")),
         (
-            {"drop_last": True, "dataset_length": 50, "order": "torch"},
-            ("drop_last", "dataset_length", "order"),
+            {"tail": "drop", "dataset_length": 50, "order": "torch"},
+            ("tail", "dataset_length", "order"),
         ),
     ],
     ids=str,

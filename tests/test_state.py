@@ -30,7 +30,7 @@ IDENTITIES = st.builds(
     dataset_fingerprint=st.none() | NAMES,
     batch_size=st.none() | st.integers(1, 2**31),
     world_size=st.integers(1, 2**20),
-    drop_last=st.booleans(),
+    tail=st.sampled_from(["pad", "drop", "uneven"]),
 )
 
 
@@ -109,7 +109,8 @@ CHANGES = [
     ({"world_size": 4}, ("distributed",), "world_size.*2.*4.*'distributed'"),
     ({"length": 50}, (), "dataset_length.*48.*50"),
     ({"order": "sequential"}, (), "order.*'shuffled'.*'sequential'"),
-    ({"drop_last": True}, (), "drop_last.*False.*True"),
+    ({"drop_last": True}, (), "tail.*'pad'.*'drop'"),
+    ({"tail": "uneven"}, (), "tail.*'pad'.*'uneven'"),
     ({"seed": 7}, (), "seed.*6.*7"),
 ]
 

@@ -1,68 +1,215 @@
-"""Real ranks: a loader finds its place in a process group, and one state serves another world."""
+"""Which rank a loader is, whom it asks, and what it asks them."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import copy
+import pickle
 from typing import Any
 
 import pytest
-
-from dataporter import ConfigurationError, ResumableDataLoader
-
-RANK = """
-import json, sys
+import torch
 import torch.distributed as dist
-from dataporter import ResumableDataLoader
+from datasets import Indices, ids
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils.data import DistributedSampler
+from worlds import outcome, ranks_of, standing_alone
 
-rank, world_size, store, steps = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size)
-loader = ResumableDataLoader(range(40), 2, shuffle=True, seed=3)
-if len(sys.argv) > 5:
-    loader.load_state_dict(json.loads(sys.argv[5]))
-seen = []
-for _, batch in zip(range(steps), loader):
-    seen += batch.tolist()
-print(json.dumps({
-    "seen": seen,
-    "state": loader.state_dict(),
-    "place": [loader.strategy.name, loader.rank, loader.world_size],
-}))
-dist.destroy_process_group()
-"""
+from dataporter import ConfigurationError, DistributedResumptionStrategy, ResumableDataLoader
 
 
-def run_world(world_size: int, steps: int, store: Path, *state: str) -> list[dict[str, Any]]:
-    arguments = [str(world_size), str(store), str(steps), *state]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=90)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [json.loads(output) for output in outputs]
+def loader_of(**arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(Indices(40), 2, **{"shuffle": True, "seed": 3, **arguments})
 
 
-@pytest.mark.slow
-def test_ranks_find_their_place_and_one_state_serves_another_world(tmp_path: Path) -> None:
-    two = run_world(2, 4, tmp_path / "two")
-    assert [rank["place"] for rank in two] == [["distributed", 0, 2], ["distributed", 1, 2]]
-    assert two[0]["state"] == two[1]["state"]
-    three = run_world(3, 99, tmp_path / "three", json.dumps(two[0]["state"]))
-    seen = [index for rank in [*two, *three] for index in rank["seen"]]
-    assert set(seen) == set(range(40))
-    assert len(seen) == 40, "24 samples were left, which three ranks share without a repeat"
+def place(loader: ResumableDataLoader[Any]) -> tuple[str, int, int]:
+    return loader.strategy.name, loader.rank, loader.world_size
 
 
-def test_a_group_s_ranks_need_one_seed() -> None:
-    with pytest.raises(ConfigurationError, match="2 ranks needs seed="):
+# ---- where the world comes from
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_arguments_come_before_a_group_a_group_before_torchrun_and_torchrun_before_one_rank() -> (
+    None
+):
+    explicit = {"strategy": "distributed", "rank": 2, "world_size": 4}
+    assert place(loader_of()) == ("advanced", 0, 1), "torchrun counts where it is asked for"
+    assert place(loader_of(strategy="distributed")) == ("distributed", 1, 3)
+    assert place(loader_of(strategy=DistributedResumptionStrategy())) == ("distributed", 1, 3)
+    assert place(loader_of(**explicit)) == ("distributed", 2, 4)
+    with standing_alone():
+        assert place(loader_of(strategy="distributed")) == ("distributed", 0, 1)
+        assert place(loader_of(process_group=dist.group.WORLD)) == ("distributed", 0, 1)
+        assert place(loader_of(**explicit)) == ("distributed", 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({"RANK": "0"}, ("RANK='0'", "WORLD_SIZE=None", "torchrun")),
+        ({"WORLD_SIZE": "2"}, ("RANK=None", "WORLD_SIZE='2'")),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, ("RANK='one'", "whole numbers")),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, ("RANK=2", "world of 2", "0..1")),
+    ],
+)
+def test_a_torchrun_environment_that_makes_no_sense_is_an_error(
+    environment: dict[str, str], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as raised:
+        loader_of(strategy="distributed")
+    assert [name for name in names if name not in str(raised.value)] == []
+    assert loader_of().world_size == 1
+
+
+def test_what_is_no_process_group_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a torch\.distributed ProcessGroup"):
+        loader_of(process_group="dp")
+    with standing_alone():
+        with pytest.raises(ConfigurationError, match="leave rank= and world_size= out"):
+            loader_of(rank=0, world_size=1, process_group=dist.group.WORLD)
+        mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
+        with pytest.raises(ConfigurationError, match=r"2 dimensions \('dp', 'tp'\).*new_group"):
+            loader_of(process_group=mesh)
+        assert place(loader_of(process_group=mesh["dp"])) == ("distributed", 0, 1)
+
+
+def test_without_a_group_several_ranks_need_one_seed() -> None:
+    with pytest.raises(ConfigurationError, match=r"2 ranks that no process group joins needs seed"):
         ResumableDataLoader(range(8), 2, rank=0, world_size=2)
+
+
+def test_copies_ask_the_same_ranks_and_pickles_nobody() -> None:
+    with standing_alone():
+        loader = loader_of()
+        for other in (copy.copy(loader), copy.deepcopy(loader)):
+            assert other._ranks.group is loader._ranks.group
+        assert pickle.loads(pickle.dumps(loader))._ranks.group is None
+
+
+# ---- real ranks
+
+
+def meshed_rank() -> dict[str, Any]:
+    """Two data-parallel ranks of two tensor-parallel ones each, in one world of four."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    loader = loader_of(process_group=mesh["dp"], seed=None)
+    seen = [index for batch in loader for index in ids(batch)]
+    evens = dist.new_group([0, 2])
+    evens_mesh = DeviceMesh("cpu", [0, 2])
+    return {
+        "place": place(loader),
+        "dp rank": mesh.get_local_rank("dp"),
+        "seen": seen,
+        "seed": loader.seed,
+        "evens": [
+            outcome(lambda group=group: place(loader_of(process_group=group)))
+            for group in (evens, evens_mesh)
+        ],
+    }
+
+
+def test_the_ranks_of_a_mesh_dimension_share_the_data_out() -> None:
+    ranks = ranks_of(4, meshed_rank)
+    assert [rank["place"] for rank in ranks] == [("distributed", rank // 2, 2) for rank in range(4)]
+    for column in (0, 1):
+        first, second = ranks[column], ranks[2 + column]
+        assert first["seed"] == second["seed"]
+        assert sorted(first["seen"] + second["seen"]) == list(range(40))
+        assert (first["dp rank"], second["dp rank"]) == (0, 1)
+    for rank in (1, 3):
+        group, mesh = ranks[rank]["evens"]
+        assert (group[0], mesh[0]) == ("ConfigurationError",) * 2
+        assert "member" in group[1]
+        assert "not part of" in mesh[1]
+    for rank in (0, 2):
+        assert ranks[rank]["evens"] == [("distributed", rank // 2, 2)] * 2
+
+
+class Striped:
+    """A sampler that knows its share, and has no seed."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.num_replicas = rank, 3
+
+    def __iter__(self) -> Any:
+        return iter(range(self.rank, 40, 3))
+
+
+def unseeded_rank() -> dict[str, Any]:
+    rank = dist.get_rank()
+    torch.manual_seed(100 + rank)
+    own = torch.Generator().manual_seed(200 + rank)
+    default, from_generator = loader_of(seed=None), loader_of(seed=None, generator=own)
+    told = {"seeds": [default.seed, from_generator.seed], "drawn": torch.initial_seed()}
+    told["next"] = int(torch.empty((), dtype=torch.int64).random_())
+    state = {**default.state_dict(), "seed": 77}
+    default.load_state_dict(state)
+    told["taken over"] = default.seed
+    sampler = DistributedSampler(Indices(40), shuffle=True, seed=8)
+    followed = ResumableDataLoader(Indices(40), 2, sampler=sampler)
+    told["followed"] = (*place(followed), followed.seed)
+    striped = ResumableDataLoader(Indices(40), 2, sampler=Striped(rank))
+    told["striped"] = (*place(striped), striped.seed)
+    told["odd sampler"] = outcome(
+        lambda: ResumableDataLoader(
+            Indices(40), 2, sampler=DistributedSampler(Indices(40), seed=8 + rank % 2)
+        )
+    )
+    # Nobody else does any of this: it would wait for the other ranks, and fail.
+    if rank == 1:
+        next(iter(default))
+        told["step"] = default.state_dict()["step"]
+        default.set_epoch(4)
+        default.seek(step=2)
+        default.samples_at(0, 1)
+        default.padding(6)
+        lonely = loader_of(rank=0, world_size=1)
+        lonely.load_state_dict(lonely.state_dict())
+        copy.deepcopy(default)
+        list(ResumableDataLoader(torch.utils.data.ChainDataset([])))
+    return told
+
+
+def test_the_first_rank_s_seed_is_everybody_s_and_only_building_and_loading_communicate() -> None:
+    ranks = ranks_of(3, unseeded_rank)
+    torch.manual_seed(100)
+    default = int(torch.empty((), dtype=torch.int64).random_())
+    own = torch.Generator().manual_seed(200)
+    from_generator = int(torch.empty((), dtype=torch.int64).random_(generator=own))
+    for number, rank in enumerate(ranks):
+        assert rank["seeds"] == [default, from_generator]
+        assert rank["taken over"] == 77, "a seed that was not given is the state's after a load"
+        assert rank["followed"] == ("simple", number, 3, 8)
+        assert rank["striped"] == ("simple", number, 3, ranks[0]["striped"][3])
+        assert "seed: 8 on ranks 0, 2; 9 on rank 1" in rank["odd sampler"][1]
+        torch.manual_seed(100 + number)
+        torch.empty((), dtype=torch.int64).random_()
+        assert rank["next"] == int(torch.empty((), dtype=torch.int64).random_()), "all ranks draw"
+    assert ranks[1]["step"] == 1
+
+
+def streaming_rank(steps: int, state: dict[str, Any] | None) -> dict[str, Any]:
+    loader = loader_of()
+    if state is not None:
+        loader.load_state_dict(state)
+    seen = [index for _, batch in zip(range(steps), loader) for index in ids(batch)]
+    return {"seen": seen, "state": loader.state_dict(), "place": place(loader)}
+
+
+def test_ranks_find_their_place_and_one_state_serves_another_world() -> None:
+    two = ranks_of(2, streaming_rank, 4, None)
+    assert [rank["place"] for rank in two] == [("distributed", 0, 2), ("distributed", 1, 2)]
+    assert two[0]["state"] == two[1]["state"]
+    three = ranks_of(3, streaming_rank, 99, two[0]["state"])
+    seen = [index for rank in [*two, *three] for index in rank["seen"]]
+    assert sorted(seen) == list(range(40)), "24 were left, which three ranks share without a repeat"

@@ -6,6 +6,7 @@ from dataporter.errors import (
     DataPorterError,
     DatasetChangedError,
     InvalidStateError,
+    RankMismatchError,
     SampleError,
     StateMismatchError,
     UnsupportedDatasetError,
@@ -15,6 +16,7 @@ from dataporter.errors import (
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
 from dataporter.rng import sample_rng
+from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
 from dataporter.strategies import (
     AdvancedResumptionStrategy,
     DistributedResumptionStrategy,
@@ -33,7 +35,10 @@ __all__ = [
     "DistributedResumptionStrategy",
     "InvalidStateError",
     "Order",
+    "RankMismatchError",
     "ResumableDataLoader",
+    "ResumableDistributedSampler",
+    "ResumableSampler",
     "ResumptionStrategy",
     "SampleError",
     "SequentialOrder",

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import _utils
 
 __all__ = [
     "become_worker",
+    "collective_device",
     "default_collate_is_extended",
     "numpy_seed",
     "pin_function",
@@ -53,6 +55,14 @@ def become_worker(worker_id: int, num_workers: int, seed: int, dataset: Any) -> 
     _utils.worker._worker_info = _utils.worker.WorkerInfo(
         id=worker_id, num_workers=num_workers, seed=seed, dataset=dataset
     )
+
+
+def collective_device(group: Any) -> str:
+    """The device whose tensors a process group carries, as torch's object collectives choose it.
+
+    A group may serve several devices, or none that a published function names.
+    """
+    return dist.distributed_c10d._get_object_coll_device(group)
 
 
 def numpy_seed(base_seed: int, worker_id: int) -> Any:

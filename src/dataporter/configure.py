@@ -6,13 +6,13 @@ import operator
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from dataporter.columns import MappedColumns
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import OnError
 from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.plan import Tail
 from dataporter.strategies import ResumptionStrategy, strategy_named
 from dataporter.world import World
 
@@ -28,6 +28,7 @@ __all__ = [
     "rows_of",
     "seed_checked",
     "strategy_for",
+    "tail_for",
     "worker_kind_checked",
     "world_checked",
 ]
@@ -71,6 +72,19 @@ def batch_size_checked(batch_size: Any) -> int | None:
             "single samples"
         )
     return batch_size
+
+
+def tail_for(tail: Any, *, drop_last: bool) -> Tail:
+    """What becomes of an incomplete last global batch."""
+    if tail is None:
+        return "drop" if drop_last else "pad"
+    if tail not in ("pad", "drop", "uneven"):
+        raise ConfigurationError(f"tail={tail!r}: expected 'pad', 'drop' or 'uneven'")
+    if drop_last and tail != "drop":
+        raise ConfigurationError(
+            f"tail={tail!r} and drop_last=True contradict each other: leave drop_last= out"
+        )
+    return tail  # type: ignore[no-any-return]  # narrowed by value
 
 
 def seed_checked(seed: Any) -> int | None:
@@ -181,8 +195,8 @@ def strategy_for(
     if strategy is None:
         if own_sampler is not None:
             return strategy_named("simple")
-        in_group = dist.is_available() and dist.is_initialized()
-        return strategy_named("distributed" if in_group or world.size > 1 else "advanced")
+        in_world = world.group is not None or world.size > 1
+        return strategy_named("distributed" if in_world else "advanced")
     chosen = strategy_named(strategy)
     if own_sampler is not None and chosen.counts != "batches":
         raise ConfigurationError(
@@ -199,10 +213,10 @@ def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
     """What a world of several ranks needs so that all of them hold one state."""
     if world.size == 1:
         return
-    if seed is None:
+    if seed is None and world.group is None:
         raise ConfigurationError(
-            f"a world of {world.size} ranks needs seed=, the same on every rank: drawn by each "
-            "rank for itself it would differ, and with it the order"
+            f"a world of {world.size} ranks that no process group joins needs seed=, the same on "
+            "every rank: drawn by each rank for itself it would differ, and with it the order"
         )
     if not in_order:
         raise ConfigurationError(

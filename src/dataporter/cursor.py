@@ -17,6 +17,8 @@ class Cursor:
 
     Attributes:
         progress: what was delivered of the current epoch.
+        origin: from where on this epoch goes by the present batch size and world: the place that
+            the last pass began at, or was set to since.
         seed: the loader's; None until it is needed for the first time.
         generator: what the seed is drawn from then; by default torch's own.
         waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
@@ -24,6 +26,7 @@ class Cursor:
     """
 
     progress: Progress = field(default_factory=Progress)
+    origin: Progress = field(default_factory=Progress)
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
@@ -42,7 +45,7 @@ class Cursor:
         if not self.waiting:
             self.progress = Progress(self.progress.epoch + 1)
             self.waiting = True
-        self._pass = a_pass
+        self._pass, self.origin = a_pass, self.progress
         return self.progress
 
     def deliver(self, a_pass: object, request: Request) -> None:
@@ -58,7 +61,7 @@ class Cursor:
 
     def jump(self, progress: Progress) -> None:
         """Go on from here at the next pass, whatever is under way now."""
-        self.progress, self.waiting, self._pass = progress, True, None
+        self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""

@@ -7,11 +7,13 @@ __all__ = [
     "DataPorterError",
     "DatasetChangedError",
     "InvalidStateError",
+    "RankMismatchError",
     "SampleError",
     "StateMismatchError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
     "WorkerTimeoutError",
+    "add_note",
 ]
 
 
@@ -35,6 +37,13 @@ class StateMismatchError(DataPorterError, ValueError):
     """The state is sound, but belongs to another dataset or configuration than this loader's."""
 
 
+class RankMismatchError(DataPorterError, ValueError):
+    """The ranks of a process group hold loaders or states that differ, or one of them failed.
+
+    Raised on every rank, except on those that have an error of their own to raise.
+    """
+
+
 class SampleError(DataPorterError, RuntimeError):
     """A sample failed and its own exception cannot be raised here.
 
@@ -54,3 +63,11 @@ class WorkerDiedError(DataPorterError, RuntimeError):
 
 class WorkerTimeoutError(DataPorterError, RuntimeError):
     """A worker gave no batch within ``timeout`` seconds."""
+
+
+def add_note(error: Exception, text: str) -> None:
+    """Add to an exception's traceback; Python 3.10 keeps the note without printing it."""
+    if hasattr(error, "add_note"):
+        error.add_note(f"dataporter: {text}")
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", ()), f"dataporter: {text}"]  # type: ignore[attr-defined]  # PEP 678

@@ -13,7 +13,7 @@ from torch.utils.data import StackDataset, Subset, default_collate
 
 from dataporter.collate import collate as collate_like_default
 from dataporter.columns import Columns, columns_of, gather
-from dataporter.errors import SampleError
+from dataporter.errors import SampleError, add_note
 from dataporter.request import Request
 from dataporter.rng import (
     Reading,
@@ -119,7 +119,7 @@ class ColumnFetch:
             with self.otherwise.whole:
                 return Fetched(gather(self.columns, indices))
         except Exception as error:
-            _note(error, f"while reading {_batch_place(request)}")
+            add_note(error, f"while reading {_batch_place(request)}")
             raise
 
 
@@ -151,7 +151,7 @@ class SampleFetch:
                     batch = self.collate(samples if self.batched else samples[0])
                 return Fetched(batch, skipped)
             except Exception as error:
-                _note(error, f"while collating {_batch_place(request)}")
+                add_note(error, f"while collating {_batch_place(request)}")
                 raise
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
@@ -162,7 +162,7 @@ class SampleFetch:
             place = _batch_place(request)
             if isinstance(error, StopIteration):
                 raise _stopped(error, place) from error
-            _note(error, f"while reading {place}")
+            add_note(error, f"while reading {place}")
             raise
 
     def _read_each(
@@ -212,7 +212,7 @@ class SampleFetch:
             )
             if isinstance(error, StopIteration):
                 raise _stopped(error, shown) from error
-            _note(error, f"while reading {shown}")
+            add_note(error, f"while reading {shown}")
             raise error
         else:
             samples.append(self.on_error(error, index))
@@ -265,11 +265,3 @@ def _batch_place(request: Request) -> str:
         f"the batch of {len(indices)} samples with indices [{shown}{more}] (epoch {request.epoch}, "
         f"step {request.step})"
     )
-
-
-def _note(error: Exception, text: str) -> None:
-    """Add to an exception's traceback; Python 3.10 keeps the note without printing it."""
-    if hasattr(error, "add_note"):
-        error.add_note(f"dataporter: {text}")
-    else:
-        error.__notes__ = [*getattr(error, "__notes__", ()), f"dataporter: {text}"]  # type: ignore[attr-defined]  # PEP 678

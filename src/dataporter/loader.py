@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,33 +13,26 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dataporter import configure
-from dataporter._torch import pin_function
+from dataporter.agreement import Ranks
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
-from dataporter.engines import (
-    Engine,
-    InlineEngine,
-    ProcessEngine,
-    Reply,
-    ThreadEngine,
-    WorkerOptions,
-)
-from dataporter.errors import (
-    ConfigurationError,
-    DatasetChangedError,
-    InvalidStateError,
-    StateMismatchError,
-    UnsupportedDatasetError,
-)
-from dataporter.fetch import OnError, fetch_for, undisturbing
+from dataporter.engines import Engine, Reply
+from dataporter.errors import ConfigurationError, DatasetChangedError, UnsupportedDatasetError
+from dataporter.fetch import OnError
 from dataporter.orders import Order
-from dataporter.plan import Plan
+from dataporter.plan import Tail
 from dataporter.request import PlannedRequests, Progress, Requests, RequestSource
+from dataporter.resume import OnMismatch, place_of
 from dataporter.sampled import SampledRequests
-from dataporter.samplers import OrderSampler
-from dataporter.state import Identity, Mismatch, State, build, parse
-from dataporter.strategies import ResumptionStrategy, explain
+from dataporter.samplers import OrderSampler, refuse_resumable
+from dataporter.serving import WorkerKind, engine_for
+from dataporter.state import Identity, State, build, parse
+from dataporter.strategies import ResumptionStrategy
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ResumableDataLoader", "create_resumable_dataloader"]
 
@@ -61,18 +53,29 @@ class ResumableDataLoader(DataLoader[Batch]):
             ``IterableDataset`` is iterated over as torch does, and cannot be resumed.
         batch_size, shuffle, sampler, batch_sampler, num_workers, collate_fn, pin_memory, drop_last,
             timeout, worker_init_fn, multiprocessing_context, generator, prefetch_factor,
-            persistent_workers, pin_memory_device, in_order: as in torch. ``drop_last`` drops an
-            incomplete last global batch, over all ranks.
+            persistent_workers, pin_memory_device, in_order: as in torch. ``drop_last`` is
+            ``tail="drop"``.
         strategy: ``"simple"``, ``"advanced"``, ``"distributed"`` or a strategy object; see the
             classes. By default ``"distributed"`` in a world of several ranks, ``"simple"`` with a
             sampler or batch sampler of your own, else ``"advanced"``.
         seed: 0..2**63-1. By default drawn from ``generator``, or else from torch's default
-            generator, when it is first needed. Needed in a world of several ranks.
+            generator, when it is first needed; the ranks of a process group share the first one's.
         order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"torch"``
             (the order that torch's loader gives for a generator of this seed) or an
             :class:`~dataporter.Order`.
-        rank, world_size: data-parallel rank and number of ranks; by default those of
-            ``torch.distributed`` where it is initialised, else 0 of 1.
+        rank, world_size: data-parallel rank and number of ranks. By default those of
+            ``process_group``, else of ``torch.distributed``'s default group where it is
+            initialised, else, with ``strategy="distributed"``, of torchrun's environment, else 0
+            of 1. With rank and world size given, nothing is ever communicated.
+        process_group: the ranks that share the data out, where those are not all there are (tensor,
+            pipeline or context parallelism): a process group, or a ``DeviceMesh`` of one
+            dimension, such as ``mesh["dp"]``; pass ``seed`` as well, since groups beside this one
+            share none with it. All ranks of the group, the default one included, build the loader
+            and load its state together; they compare what they hold.
+        tail: what becomes of an incomplete last global batch. ``"pad"``, the default: shared
+            evenly, with as few samples repeated as make the ranks equal (see :meth:`padding`).
+            ``"drop"``: left out, as by ``drop_last=True``. ``"uneven"``: shared with none repeated,
+            so that ranks may differ by one sample and by one step.
         on_error: what happens when a sample raises. ``"raise"``: its exception, with a note that
             names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
             function ``(exception, index) → sample``: what it returns takes the sample's place.
@@ -86,6 +89,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        RankMismatchError: (a ``ValueError``) the group's ranks were given different arguments, or
+            datasets of another length.
         UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
 
     Example:
@@ -125,80 +130,97 @@ class ResumableDataLoader(DataLoader[Batch]):
         order: str | Order | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
+        tail: Tail | None = None,
         on_error: OnError = "raise",
-        worker_kind: Literal["process", "thread"] = "process",
+        worker_kind: WorkerKind = "process",
         worker_restarts: int = 3,
     ) -> None:
         own_sampler = sampler if sampler is not None else batch_sampler
-        world = find_world(rank, world_size)
-        if own_sampler is not None:
-            configure.reject(
-                "a sampler of your own decides the order", shuffle=shuffle, order=order
-            )
-            world = world_of_sampler(own_sampler, world)
-        self.rank, self.world_size = world
-        self.strategy = configure.strategy_for(strategy, world, own_sampler)
-        self.order: Order | None = None
-        self.on_error = configure.on_error_checked(on_error)
-        self.worker_kind = configure.worker_kind_checked(worker_kind)
-        self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
-        self._given_seed = configure.seed_checked(seed)
-        self._cursor = Cursor(seed=self._given_seed, generator=generator)
-        self._rows = configure.rows_of(dataset)
-        self._source: RequestSource | None = None
-        self._engine: Engine | None = None
-
-        if isinstance(dataset, IterableDataset):
-            configure.reject(
-                "an IterableDataset has no indices to order or to share out",
-                strategy=strategy,
-                order=order,
-                world_size=world_size,
-            )
-        elif own_sampler is None:
-            self.order = configure.order_for(order, shuffle)
-            if self._cursor.seed is None:
-                self._cursor.seed = configure.generator_seed(self.order, generator)
-            batch_size = configure.batch_size_checked(batch_size)
-            length = configure.length_of(self._rows)
-            plan = Plan(
-                self.order.epoch_length(length), batch_size or 1, world.size, bool(drop_last)
-            )
-            self._source = planned = PlannedRequests(self.order, plan, world.rank, length)
-            sampler, shuffle = OrderSampler(planned, self._cursor), None
-        super().__init__(
-            dataset,  # type: ignore[arg-type]  # torch asks for a Dataset, and takes sequences
-            batch_size,
-            shuffle,
-            sampler,
-            batch_sampler,
-            num_workers,
-            collate_fn,
-            pin_memory,
-            drop_last,
-            timeout,
-            worker_init_fn,
-            multiprocessing_context,
-            generator,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
-            pin_memory_device=pin_memory_device,
-            in_order=in_order,
+        world = find_world(
+            rank,
+            world_size,
+            process_group,
+            launched=getattr(strategy, "name", strategy) == "distributed",
         )
-        if own_sampler is not None:
-            self._source = SampledRequests(
-                self.sampler if self.batch_sampler is None else self.batch_sampler,
-                batched=self.batch_sampler is not None,
-                rank=world.rank,
-                world_size=world.size,
+        iterable = isinstance(dataset, IterableDataset)
+        self._ranks = Ranks(None if iterable else world.group)
+        with self._ranks.agreed("ResumableDataLoader()") as terms:
+            if own_sampler is not None:
+                configure.reject(
+                    "a sampler of your own decides the order and what is repeated or left out",
+                    shuffle=shuffle,
+                    order=order,
+                    tail=tail,
+                )
+                refuse_resumable(own_sampler)
+                world = world_of_sampler(own_sampler, world)
+            self.rank, self.world_size, _ = world
+            self.strategy = configure.strategy_for(strategy, world, own_sampler)
+            self.order: Order | None = None
+            self.tail = configure.tail_for(tail, drop_last=bool(drop_last))
+            self.on_error = configure.on_error_checked(on_error)
+            self.worker_kind = configure.worker_kind_checked(worker_kind)
+            self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
+            self._given_seed = configure.seed_checked(seed)
+            self._cursor = Cursor(seed=self._given_seed, generator=generator)
+            self._rows = configure.rows_of(dataset)
+            self._source: RequestSource | None = None
+            self._engine: Engine | None = None
+
+            if iterable:
+                configure.reject(
+                    "an IterableDataset has no indices to order or to share out",
+                    strategy=strategy,
+                    order=order,
+                    world_size=world_size,
+                    process_group=process_group,
+                    tail=tail,
+                )
+            elif own_sampler is None:
+                self.order = configure.order_for(order, shuffle)
+                if self._cursor.seed is None:
+                    self._cursor.seed = configure.generator_seed(self.order, generator)
+                batch_size = configure.batch_size_checked(batch_size)
+                length = configure.length_of(self._rows)
+                self._source = planned = PlannedRequests.of(
+                    self.order, length, batch_size or 1, self.rank, self.world_size, self.tail
+                )
+                sampler, shuffle = OrderSampler(planned, self._cursor), None
+            super().__init__(
+                dataset,  # type: ignore[arg-type]  # torch asks for a Dataset, and takes sequences
+                batch_size,
+                shuffle,
+                sampler,
+                batch_sampler,
+                num_workers,
+                collate_fn,
+                pin_memory,
+                drop_last or tail == "drop",
+                timeout,
+                worker_init_fn,
+                multiprocessing_context,
+                generator,
+                prefetch_factor=prefetch_factor,
+                persistent_workers=persistent_workers,
+                pin_memory_device=pin_memory_device,
+                in_order=in_order,
             )
-            if self._cursor.seed is None:
-                self._cursor.seed = seed_of_sampler(own_sampler)
-            if (epoch := self._source.built_at_epoch()) is not None:
-                self._cursor.set_epoch(epoch)
-        if self._source is not None:
-            configure.world_checked(world, self._cursor.seed, in_order=in_order)
-        self._identity = self._identify(own_sampler)
+            if own_sampler is not None:
+                self._source = SampledRequests.of(self, world.rank, world.size)
+                if self._cursor.seed is None:
+                    self._cursor.seed = seed_of_sampler(own_sampler)
+                if (epoch := self._source.built_at_epoch()) is not None:
+                    self._cursor.set_epoch(epoch)
+            if self._source is not None:
+                configure.world_checked(world, self._cursor.seed, in_order=in_order)
+            self._identity = self._identify(own_sampler)
+            terms.equal = {**asdict(self._identity), "seed": self._cursor.seed}
+            if self._ranks.several:
+                # All ranks draw, so that their generators stay alike; the first one's counts.
+                terms.first = self._cursor.settled_seed()
+        if self._ranks.several:
+            self._cursor.seed = terms.first
 
     # ---- the stream
 
@@ -224,39 +246,19 @@ class ResumableDataLoader(DataLoader[Batch]):
         # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
         # dataset, between two passes; workers that persist have seen it as it was.
         if self._engine is None or not self.persistent_workers:
-            self._engine = self._build_engine()
+            self._engine = engine_for(
+                self,
+                self._rows,
+                seeds_each=self.strategy.seeds_each,
+                on_error=self.on_error,
+                worker_kind=self.worker_kind,
+                worker_restarts=self.worker_restarts,
+            )
         progress = self._cursor.begin(a_pass)
         seed = self._cursor.settled_seed()
         return self._engine.start(
             Requests(source, progress, seed), source.ahead(progress.epoch + 1, seed)
         )
-
-    def _build_engine(self) -> Engine:
-        seeded = self.num_workers == 0 or self.worker_kind == "process"
-        build_fetch = partial(
-            fetch_for,
-            self._rows,
-            self.collate_fn,
-            batched=self.batch_sampler is not None,
-            seeds_each=self.strategy.seeds_each if seeded else "nothing",
-            on_error=self.on_error,
-        )
-        pin = pin_function(pin_memory=self.pin_memory)
-        if self.num_workers == 0:
-            return InlineEngine(undisturbing(build_fetch()), pin)
-        options = WorkerOptions(
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor or 2,
-            persistent=self.persistent_workers,
-            in_order=self.in_order,
-            timeout=self.timeout,
-            restarts=self.worker_restarts,
-            worker_init_fn=self.worker_init_fn,
-            context=self.multiprocessing_context,
-        )
-        if self.worker_kind == "thread":
-            return ThreadEngine(build_fetch, pin, options)
-        return ProcessEngine(build_fetch, self.dataset, pin, options)
 
     # ---- the state
 
@@ -274,10 +276,11 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._indexed()
         return build(State(self._identity, self._cursor.settled_seed(), self._cursor.progress))
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], on_mismatch: Literal["error", "warn"] = "error"
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Go on from a state at the next ``iter()``. Nothing is applied when it is refused.
+
+        Where the world came from a process group, all its ranks call this, each with the same
+        state: it is applied on all of them or on none.
 
         Args:
             state: what ``state_dict()`` returned, on any rank.
@@ -287,30 +290,18 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             InvalidStateError: (a ``ValueError``) not a state, damaged, or from a newer schema.
             StateMismatchError: (a ``ValueError``) a state of another dataset or configuration.
+            RankMismatchError: (a ``ValueError``) another rank has another state, or has refused it.
             UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``.
         """
-        if on_mismatch not in ("error", "warn"):
-            raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
         source = self._indexed()
-        saved = parse(state)
-        seed = saved.seed if self._given_seed is None else self._given_seed
-        mismatches = self.strategy.mismatches(saved.identity, self._identity)
-        if seed != saved.seed:
-            mismatches.append(Mismatch("seed", saved.seed, seed))
-        if not mismatches:
-            _check_progress(saved.progress, source)
-            step, digest = source.place_at(saved.progress, seed)
-            if digest != saved.progress.digest:
-                mismatches.append(Mismatch("order_digest", saved.progress.digest, digest))
-            elif self.strategy.counts == "batches" and step != saved.progress.step:
-                raise _contradiction(saved.progress)
-        if mismatches and on_mismatch == "error":
-            raise StateMismatchError(explain(mismatches))
-        if mismatches:
-            warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=2)
-        progress = self.strategy.resume(saved, self._identity, source, seed)
+        with self._ranks.agreed("load_state_dict()") as terms:
+            saved = parse(state)
+            seed, progress = place_of(
+                saved, self._identity, self.strategy, source, self._given_seed, on_mismatch
+            )
+            terms.equal = build(saved)
         self._cursor.seed = seed
-        self._jump(source.within(progress))
+        self._jump(progress)
 
     def set_epoch(self, epoch: int) -> None:
         """Start ``epoch`` at the next pass; the current epoch stays as it is (C3).
@@ -333,8 +324,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         source = self._indexed()
         step = configure.place_checked("step", step)
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
-        if isinstance(source, PlannedRequests) and step > len(self):
-            raise ConfigurationError(f"seek(step={step}): an epoch has {len(self)} steps")
+        if isinstance(source, PlannedRequests) and step > (steps := source.epoch_steps()):
+            raise ConfigurationError(f"seek(step={step}): an epoch has {steps} steps")
         self._jump(source.progress_at(epoch, step, self._cursor.settled_seed()))
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
@@ -351,10 +342,31 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: there is no such epoch or step.
         """
-        source = self._indexed()
         epoch, step = configure.place_checked("epoch", epoch), configure.place_checked("step", step)
-        progress = self._cursor.progress if epoch == self.epoch else Progress(epoch)
-        return source.samples_at(progress, step, self._cursor.settled_seed())
+        origin = self._cursor.origin if epoch == self.epoch else Progress(epoch)
+        return self._indexed().samples_at(origin, step, self._cursor.settled_seed())
+
+    def padding(self, step: int) -> NDArray[np.bool_]:
+        """Which samples of a batch of the current epoch are repeats, on this rank (``tail="pad"``).
+
+        For evaluation. Only an epoch's last step has any, and in the pass it is known also after a
+        resume with another batch size or world.
+
+        Returns:
+            bool of shape (batch,), True where the sample is there for a second time.
+
+        Raises:
+            ConfigurationError: no such step on this rank, or a sampler of your own shares out.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(5), 2, rank=1, world_size=2, seed=1)
+            >>> [batch.tolist() for batch in loader]
+            [[2, 3], [0]]
+            >>> [batch[~loader.padding(step)].tolist() for step, batch in enumerate(loader)]
+            [[2, 3], []]
+        """
+        step = configure.place_checked("step", step)
+        return self._indexed().padding(self._cursor.origin, step)
 
     @property
     def epoch(self) -> int:
@@ -409,7 +421,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             dataset_fingerprint=configure.fingerprint_of(self.dataset),
             batch_size=self.batch_size,
             world_size=self.world_size,
-            drop_last=self.drop_last,
+            tail=self.tail,
         )
 
     def _check_dataset(self) -> None:
@@ -435,18 +447,6 @@ class ResumableDataLoader(DataLoader[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, starts workers of its own.
         return {**self.__dict__, "_engine": None}
-
-
-def _check_progress(progress: Progress, source: RequestSource) -> None:
-    if source.within(progress) != progress:
-        raise _contradiction(progress)
-
-
-def _contradiction(progress: Progress) -> InvalidStateError:
-    return InvalidStateError(
-        f"the state's fields step ({progress.step}), position ({progress.position}) and early "
-        f"({list(progress.early)}) do not fit together, or do not fit an epoch of this dataset"
-    )
 
 
 def create_resumable_dataloader(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Plan", "Stretch"]
+__all__ = ["Plan", "Stretch", "Tail"]
 
 # A stretch of an epoch's positions: the first and the one after the last.
 Stretch = tuple[int, int]
+# What becomes of an incomplete last global batch.
+Tail = Literal["pad", "drop", "uneven"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +23,19 @@ class Plan:
 
     A global batch is a run of ``batch_size * world_size`` positions, in which each rank takes
     ``batch_size`` neighbours; so the same global batch size gives the same sets of samples for
-    every world size. An incomplete last global batch is dropped (``drop_last``) or shared evenly:
-    all ranks take as many, and as few samples as it takes to make that possible are repeated from
-    the start of the epoch, as ``torch.utils.data.DistributedSampler`` does.
+    every world size.
+
+    An incomplete last global batch, the tail, is dropped (``"drop"``) or shared. ``"pad"``: all
+    ranks take as many, and as few samples as it takes to make that possible are repeated from the
+    start of the epoch, as ``torch.utils.data.DistributedSampler`` does. ``"uneven"``: nothing is
+    repeated, the lower ranks take one sample more, and ranks that nothing is left for have one step
+    fewer.
 
     Attributes:
         length: positions of a whole epoch.
         batch_size: samples of a batch on one rank.
         world_size: number of data-parallel ranks.
-        drop_last: leave an incomplete last global batch out.
+        tail: what becomes of an incomplete last global batch.
         first_step: number of the plan's first step within the epoch.
         first_position: the positions before it are done.
         done: stretches after ``first_position`` that are done as well.
@@ -37,7 +44,7 @@ class Plan:
     length: int
     batch_size: int
     world_size: int = 1
-    drop_last: bool = False
+    tail: Tail = "pad"
     first_step: int = 0
     first_position: int = 0
     done: tuple[Stretch, ...] = ()
@@ -53,16 +60,18 @@ class Plan:
 
     @property
     def last_step(self) -> int:
-        """Number of the step after the plan's last."""
-        whole, rest = divmod(self.left, self.global_batch_size)
-        return self.first_step + whole + (1 if rest and not self.drop_last else 0)
+        """Number of the step after the plan's last, over all ranks."""
+        return self.end(rank=0)
 
-    @property
-    def rank_length(self) -> int:
-        """How many samples one rank gets, repeats included."""
-        whole, rest = divmod(self.left, self.global_batch_size)
-        share = 0 if self.drop_last else -(-rest // self.world_size)
-        return whole * self.batch_size + share
+    def end(self, rank: int) -> int:
+        """Number of the step after the last one in which this rank has a batch."""
+        whole = self.left // self.global_batch_size
+        return self.first_step + whole + (1 if self._share(rank)[1] else 0)
+
+    def rank_length(self, rank: int) -> int:
+        """How many samples this rank gets, repeats included."""
+        whole = self.left // self.global_batch_size
+        return whole * self.batch_size + self._share(rank)[1]
 
     def resumed(self, step: int, position: int, done: tuple[Stretch, ...] = ()) -> Plan:
         """The plan for what is left after ``step`` batches and ``position`` samples of the epoch.
@@ -98,12 +107,12 @@ class Plan:
         """From ``step`` on: a block's first step, and its positions of shape (steps, batch).
 
         Blocks hold about ``block_length`` positions, so that an order computes many batches in one
-        go; the first is one step alone and each other at most twice the one before, so that the
+        go; the first is a quarter of that and each other at most twice the one before, so that the
         first batches do not wait for later ones. An incomplete last batch is a block of its own.
         """
         whole_steps = self.left // self.global_batch_size
         end_of_whole = self.first_step + whole_steps
-        steps_at_once = 1
+        steps_at_once = max(1, block_length // 4 // self.batch_size)
         while step < end_of_whole:
             count = min(steps_at_once, end_of_whole - step)
             starts = np.arange(
@@ -114,17 +123,37 @@ class Plan:
             yield step, self._positions_of(places)
             step += count
             steps_at_once = min(2 * steps_at_once, max(1, block_length // self.batch_size))
-        if step < self.last_step:
-            begin = whole_steps * self.global_batch_size
-            share = -(-(self.left - begin) // self.world_size)
-            begin += rank * share
-            yield step, self._positions_of(np.arange(begin, begin + share, dtype=np.int64))[None]
+        if step < self.end(rank):
+            yield step, self._positions_of(self._places(step, rank))[None]
 
     def positions(self, step: int, rank: int) -> NDArray[np.int64]:
         """Positions of one batch of one rank, shape (batch,)."""
-        _, block = next(self.blocks(rank, step, self.batch_size))
-        positions: NDArray[np.int64] = block[0]
-        return positions
+        return self._positions_of(self._places(step, rank))
+
+    def padding(self, step: int, rank: int) -> NDArray[np.bool_]:
+        """Which samples of one batch of one rank are repeats, bool of shape (batch,)."""
+        return self._places(step, rank) >= self.left
+
+    def _places(self, step: int, rank: int) -> NDArray[np.int64]:
+        """One batch of one rank, counted among what is left."""
+        begin = (step - self.first_step) * self.global_batch_size
+        if begin + self.global_batch_size <= self.left:
+            start, count = begin + rank * self.batch_size, self.batch_size
+        else:
+            start, count = self._share(rank)
+        return np.arange(start, start + count, dtype=np.int64)
+
+    def _share(self, rank: int) -> tuple[int, int]:
+        """This rank's share of the tail: the place it starts at, and how many samples it has."""
+        rest = self.left % self.global_batch_size
+        begin = self.left - rest
+        if self.tail == "drop":
+            return begin, 0
+        if self.tail == "pad":
+            count = -(-rest // self.world_size)
+            return begin + rank * count, count
+        count, more = divmod(rest, self.world_size)
+        return begin + rank * count + min(rank, more), count + (rank < more)
 
     def _positions_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places among what is left → positions; places past the end wrap to the epoch's start."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dataporter.errors import ConfigurationError
 from dataporter.orders import Order
-from dataporter.plan import Plan, Stretch
+from dataporter.plan import Plan, Stretch, Tail
 
 __all__ = ["Delivered", "PlannedRequests", "Progress", "Request", "RequestSource", "Requests"]
 
@@ -108,11 +108,17 @@ class RequestSource(Protocol):
     def steps(self, progress: Progress) -> int:
         """How many batches that is."""
 
+    def epoch_steps(self) -> int:
+        """How many batches a whole epoch has, on the ranks that have most."""
+
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         """The progress of an epoch when ``step`` of its batches have been delivered."""
 
     def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64] | list[Any]:
-        """Indices of a batch of the epoch that ``progress`` belongs to."""
+        """Indices of a batch of an epoch that goes, or went, on from ``progress``."""
+
+    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
+        """Which samples of that batch are there for a second time, to even the ranks."""
 
     def within(self, progress: Progress) -> Progress:
         """The progress, cut down to what an epoch can have come to."""
@@ -142,6 +148,20 @@ class PlannedRequests:
     rank: int
     dataset_length: int
 
+    @classmethod
+    def of(
+        cls,
+        order: Order,
+        dataset_length: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        tail: Tail,
+    ) -> PlannedRequests:
+        """The requests of one rank of a world."""
+        plan = Plan(order.epoch_length(dataset_length), batch_size, world_size, tail)
+        return cls(order, plan, rank, dataset_length)
+
     def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
         plan = self._plan(progress)
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
@@ -161,25 +181,35 @@ class PlannedRequests:
         return Requests(self, Progress(epoch), seed)
 
     def steps(self, progress: Progress) -> int:
-        return max(0, self._plan(progress).last_step - progress.step)
+        return max(0, self._plan(progress).end(self.rank) - progress.step)
+
+    def epoch_steps(self) -> int:
+        return self.plan.last_step
 
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         return Progress(epoch, step, self.plan.position_before(step))
 
+    def progress_after(self, origin: Progress, steps: int) -> Progress:
+        """The progress ``steps`` batches after a pass began at ``origin``."""
+        plan = self._plan(origin)
+        if steps > (left := max(0, plan.last_step - origin.step)):
+            raise ConfigurationError(
+                f"{steps} batches after step {origin.step} of epoch {origin.epoch}: the epoch had "
+                f"{left} left there; count anew in each pass"
+            )
+        if steps == 0:
+            return origin
+        step = origin.step + steps
+        position = plan.position_before(step)
+        early = tuple(stretch for stretch in origin.early if stretch.start > position)
+        return Progress(origin.epoch, step, position, early)
+
     def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64]:
-        plan = self._plan(progress)
-        if step < plan.first_step:
-            raise ConfigurationError(
-                f"samples_at(epoch={progress.epoch}, step={step}): the first {plan.first_step} "
-                "steps of this epoch were delivered with another batch size or world size, which "
-                "a state does not keep; build the loader as it was then to ask for them"
-            )
-        if step >= plan.last_step:
-            raise ConfigurationError(
-                f"samples_at(epoch={progress.epoch}, step={step}): this epoch has "
-                f"{plan.last_step} steps, so step must be within 0..{plan.last_step - 1}"
-            )
+        plan = self._plan_with(progress, step)
         return self._indices(plan.positions(step, self.rank), seed, progress.epoch)
+
+    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
+        return self._plan_with(progress, step).padding(step, self.rank)
 
     def within(self, progress: Progress) -> Progress:
         position = min(progress.position, self.plan.length)
@@ -195,6 +225,22 @@ class PlannedRequests:
 
     def _plan(self, progress: Progress) -> Plan:
         return self.plan.resumed(progress.step, progress.position, progress.done)
+
+    def _plan_with(self, progress: Progress, step: int) -> Plan:
+        """The plan of what is left, once it is sure that this rank has such a step in it."""
+        plan = self._plan(progress)
+        if step < plan.first_step:
+            raise ConfigurationError(
+                f"step={step} of epoch {progress.epoch}: the first {plan.first_step} steps of this "
+                "epoch were delivered with another batch size or world size, which a state does "
+                "not keep; build the loader as it was then to ask for them"
+            )
+        if step >= (end := plan.end(self.rank)):
+            raise ConfigurationError(
+                f"step={step} of epoch {progress.epoch}: this epoch has {end} steps on this rank, "
+                f"so step must be within 0..{end - 1}"
+            )
+        return plan
 
     def _indices(self, positions: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
         indices = self.order.indices(

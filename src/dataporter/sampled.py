@@ -9,7 +9,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Generator
+from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 from dataporter.request import Delivered, Progress, Request
@@ -50,6 +52,13 @@ class SampledRequests:
         ]
         self._epochs = [getattr(part, "epoch", None) for part in self._chain]
 
+    @classmethod
+    def of(cls, loader: DataLoader[Any], rank: int, world_size: int) -> SampledRequests:
+        """What a loader's batch sampler gives, or its sampler where it does not batch."""
+        batched = loader.batch_sampler is not None
+        sampler = loader.batch_sampler if batched else loader.sampler
+        return cls(sampler, batched=batched, rank=rank, world_size=world_size)  # type: ignore[arg-type]  # not None
+
     def built_at_epoch(self) -> int | None:
         """The epoch that was set on the sampler before the loader got it."""
         set_before = (epoch for epoch in self._epochs if isinstance(epoch, int) and epoch > 0)
@@ -85,6 +94,9 @@ class SampledRequests:
     def steps(self, progress: Progress) -> int:
         return max(0, len(self._sampler) - progress.step)  # type: ignore[arg-type]  # Sized or a TypeError, as in torch
 
+    def epoch_steps(self) -> int:
+        return self.steps(Progress())
+
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         if step == 0:
             return Progress(epoch)
@@ -93,6 +105,12 @@ class SampledRequests:
 
     def samples_at(self, progress: Progress, step: int, seed: int) -> list[Any]:
         return list(self._request_at(progress.epoch, step, seed).indices)
+
+    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
+        raise ConfigurationError(
+            f"which samples a {type(self._sampler).__name__} gives twice only itself can say: "
+            "padding() is known for order= and shuffle=, which share the samples out themselves"
+        )
 
     def within(self, progress: Progress) -> Progress:
         return progress

@@ -30,7 +30,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "dataset_fingerprint": (str, type(None)),
     "batch_size": (int, type(None)),
     "world_size": (int,),
-    "drop_last": (bool,),
+    "tail": (str,),
 }
 _LIMIT = 1 << 63
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
@@ -47,7 +47,7 @@ class Identity:
     dataset_fingerprint: str | None
     batch_size: int | None
     world_size: int
-    drop_last: bool
+    tail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def build(state: State) -> dict[str, Any]:
         "dataset_fingerprint": identity.dataset_fingerprint,
         "batch_size": identity.batch_size,
         "world_size": identity.world_size,
-        "drop_last": identity.drop_last,
+        "tail": identity.tail,
     }
 
 
@@ -134,7 +134,7 @@ def parse(state: Mapping[str, Any]) -> State:
         dataset_fingerprint=state["dataset_fingerprint"],
         batch_size=state["batch_size"],
         world_size=state["world_size"],
-        drop_last=state["drop_last"],
+        tail=state["tail"],
     )
     progress = Progress(
         epoch=state["epoch"],
@@ -174,7 +174,7 @@ def _check_schema(state: Mapping[str, Any]) -> None:
 
 
 def _check_type(field: str, value: object, types: tuple[type, ...]) -> None:
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+    if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
         raise InvalidStateError(
             f"the state's field {field!r} is {_shown(value)}, expected {expected}"

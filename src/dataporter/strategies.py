@@ -14,6 +14,7 @@ __all__ = [
     "DistributedResumptionStrategy",
     "ResumptionStrategy",
     "SimpleResumptionStrategy",
+    "explain",
     "strategy_named",
 ]
 
@@ -54,8 +55,8 @@ class ResumptionStrategy:
             for field in ("strategy", "batch_size", "world_size")
         )
         if self.counts == "batches" and not counted_alike:
-            steps = source.steps(Progress(progress.epoch))
-            return source.progress_at(progress.epoch, min(progress.step, steps), seed)
+            step = min(progress.step, source.epoch_steps())
+            return source.progress_at(progress.epoch, step, seed)
         return progress
 
 
@@ -134,7 +135,7 @@ _ADVICE = {
     "dataset_fingerprint": "the data changed; resume on the dataset that the state was saved with",
     "batch_size": "strategy='advanced' can change it at a resume",
     "world_size": "strategy='distributed' can change it at a resume",
-    "drop_last": "set drop_last= as it was",
+    "tail": "set tail= or drop_last= as it was",
     "seed": "leave seed= out to take the state's, or pass the state's",
     "order_digest": "the sampler gives other indices than when the state was saved: it keeps "
     "random state of its own; take its randomness from set_epoch, from an attribute `generator`, "

@@ -1,0 +1,164 @@
+"""Agreement: a group's ranks hold one configuration and one state, or all of them raise (C7)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dataporter._torch import collective_device
+from dataporter.errors import RankMismatchError, add_note
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Ranks", "Terms"]
+
+# What a rank that failed hands in for its digest; digests are never negative.
+_FAILED = -1
+_VALUES_SHOWN = 8
+
+
+@dataclass(slots=True)
+class Terms:
+    """What a rank brings to an agreement, and takes from it.
+
+    Attributes:
+        equal: by name, what has to be the same on every rank.
+        first: a number of 0 or more; once agreed, that of the group's first rank.
+    """
+
+    equal: dict[str, object] = field(default_factory=dict)
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks that hold a loader like this one. Without a group there is nobody to ask."""
+
+    group: ProcessGroup | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anybody else."""
+        return self.group is not None and dist.get_world_size(self.group) > 1
+
+    @contextmanager
+    def agreed(self, call: str) -> Iterator[Terms]:
+        """A block that every rank runs; it succeeds on all of them or on none.
+
+        The block fills in its terms and changes nothing. Leaving it, by an error as well, is one
+        all-reduce of 24 bytes; only where that shows a difference are details gathered. How long
+        it waits for a rank that does not come is the group's timeout.
+
+        Args:
+            call: what the ranks do, in the words of an error.
+
+        Raises:
+            RankMismatchError: the terms differ, or another rank's block raised.
+        """
+        terms = Terms()
+        try:
+            yield terms
+        except Exception as error:
+            if self.several and self._differ(terms, _FAILED):
+                self._gather(_Report(call, {}, f"{type(error).__name__}: {error}"))
+                add_note(error, f"{call}: so every other rank of the process group raises as well")
+            raise
+        if self.several and self._differ(terms, _digest(call, terms.equal)):
+            shown = {name: _shown(value) for name, value in terms.equal.items()}
+            raise RankMismatchError(_explanation(self._gather(_Report(call, shown))))
+
+    def _differ(self, terms: Terms, digest: int) -> bool:
+        group = self.group
+        first = terms.first if dist.get_rank(group) == 0 else 0
+        # The highest digest, and of the negative ones the highest, which is minus the lowest.
+        message = torch.tensor(
+            [digest, -digest, first], dtype=torch.int64, device=collective_device(group)
+        )
+        dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
+        highest, minus_lowest, terms.first = message.tolist()
+        return bool(highest != -minus_lowest)
+
+    def _gather(self, report: _Report) -> list[_Report]:
+        reports: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(reports, report, group=self.group)
+        return reports
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        # A group cannot be copied, and a loader's copy has the same ranks to ask.
+        return self
+
+    def __reduce__(self) -> tuple[type[Ranks], tuple[()]]:
+        # A group belongs to its process: wherever this is unpickled, nobody can be asked.
+        return Ranks, ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What one rank says when they differ: its terms as text, or its failure."""
+
+    call: str
+    terms: Mapping[str, str]
+    failure: str | None = None
+
+
+def _digest(call: str, equal: Mapping[str, object]) -> int:
+    text = json.dumps([call, equal], sort_keys=True, default=repr)
+    return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _explanation(reports: Sequence[_Report]) -> str:
+    failed = {rank: report.failure for rank, report in enumerate(reports) if report.failure}
+    lines = [f"{ranks} raised {failure}" for failure, ranks in _by_value(failed)]
+    calls = {rank: report.call for rank, report in enumerate(reports)}
+    terms = {rank: report.terms for rank, report in enumerate(reports) if not report.failure}
+    if len(set(calls.values())) > 1:
+        lines.append(f"call: {_told(_by_value(calls))}")
+        terms.clear()  # of different things
+    for name in dict.fromkeys(name for one in terms.values() for name in one):
+        values = _by_value({rank: one[name] for rank, one in terms.items()})
+        if len(values) > 1:
+            lines.append(f"{name}: {_told(values)}")
+    differences = "".join(f"\n  - {line}" for line in lines)
+    return (
+        f"{' / '.join(dict.fromkeys(calls.values()))}: the {len(reports)} ranks of the process "
+        f"group differ:{differences}\nNothing was changed on any rank. All of them must build the "
+        "same loader and load the same state; for a loader on one rank alone pass rank=0, "
+        "world_size=1."
+    )
+
+
+def _told(values: Sequence[tuple[str, str]]) -> str:
+    told = "; ".join(f"{value} on {ranks}" for value, ranks in values[:_VALUES_SHOWN])
+    more = len(values) - _VALUES_SHOWN
+    return told + (f"; and {more} other values" if more > 0 else "")
+
+
+def _by_value(values: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Each value once, with the ranks that have it, as ``ranks 0, 2-7``."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, value in values.items():
+        ranks_of.setdefault(value, []).append(rank)
+    return [(value, _named(ranks)) for value, ranks in ranks_of.items()]
+
+
+def _named(ranks: Sequence[int]) -> str:
+    runs = []
+    # Neighbours keep their distance to their place in the list.
+    for _, group in groupby(enumerate(ranks), key=lambda pair: pair[1] - pair[0]):
+        run = [rank for _, rank in group]
+        runs.append(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(runs)}"

@@ -1,0 +1,57 @@
+"""Serving: the engine that a loader's arguments ask for."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader
+
+from dataporter._torch import pin_function
+from dataporter.engines import Engine, InlineEngine, ProcessEngine, ThreadEngine, WorkerOptions
+from dataporter.fetch import OnError, fetch_for, undisturbing
+
+__all__ = ["WorkerKind", "engine_for"]
+
+WorkerKind = Literal["process", "thread"]
+
+
+def engine_for(
+    loader: DataLoader[Any],
+    rows: Any,
+    *,
+    seeds_each: Literal["sample", "batch"],
+    on_error: OnError,
+    worker_kind: WorkerKind,
+    worker_restarts: int,
+) -> Engine:
+    """An engine by the loader's present attributes, which torch lets people set at any time.
+
+    Args:
+        rows: the dataset as something that is indexed by row.
+    """
+    seeded = loader.num_workers == 0 or worker_kind == "process"
+    build_fetch = partial(
+        fetch_for,
+        rows,
+        loader.collate_fn,
+        batched=loader.batch_sampler is not None,
+        seeds_each=seeds_each if seeded else "nothing",
+        on_error=on_error,
+    )
+    pin = pin_function(pin_memory=loader.pin_memory)
+    if loader.num_workers == 0:
+        return InlineEngine(undisturbing(build_fetch()), pin)
+    options = WorkerOptions(
+        num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor or 2,
+        persistent=loader.persistent_workers,
+        in_order=loader.in_order,
+        timeout=loader.timeout,
+        restarts=worker_restarts,
+        worker_init_fn=loader.worker_init_fn,
+        context=loader.multiprocessing_context,
+    )
+    if worker_kind == "thread":
+        return ThreadEngine(build_fetch, pin, options)
+    return ProcessEngine(build_fetch, loader.dataset, pin, options)
