@@ -1,7 +1,9 @@
 """Exactly resumable, drop-in data loading for PyTorch."""
 
+from dataporter.checkpoint import load_latest, save_atomically
 from dataporter.device import DevicePrefetcher
 from dataporter.errors import (
+    CheckpointNotFoundError,
     ConfigurationError,
     DataPorterError,
     DatasetChangedError,
@@ -15,6 +17,7 @@ from dataporter.errors import (
 )
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
 from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
 from dataporter.strategies import (
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdvancedResumptionStrategy",
+    "CheckpointNotFoundError",
     "ConfigurationError",
     "DataPorterError",
     "DatasetChangedError",
@@ -35,6 +39,7 @@ __all__ = [
     "DistributedResumptionStrategy",
     "InvalidStateError",
     "Order",
+    "PreemptionGuard",
     "RankMismatchError",
     "ResumableDataLoader",
     "ResumableDistributedSampler",
@@ -50,5 +55,7 @@ __all__ = [
     "WorkerDiedError",
     "WorkerTimeoutError",
     "create_resumable_dataloader",
+    "load_latest",
     "sample_rng",
+    "save_atomically",
 ]

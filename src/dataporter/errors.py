@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointNotFoundError",
     "ConfigurationError",
     "DataPorterError",
     "DatasetChangedError",
@@ -63,6 +64,10 @@ class WorkerDiedError(DataPorterError, RuntimeError):
 
 class WorkerTimeoutError(DataPorterError, RuntimeError):
     """A worker gave no batch within ``timeout`` seconds."""
+
+
+class CheckpointNotFoundError(DataPorterError, FileNotFoundError):
+    """There is no checkpoint where ``load_latest`` looked for one, or none that is whole."""
 
 
 def add_note(error: Exception, text: str) -> None:

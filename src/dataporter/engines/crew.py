@@ -32,6 +32,13 @@ __all__ = ["Crew", "Ticket", "describe"]
 _MOST_LEASES = 3
 # A batch that kills so many workers would kill the next one as well.
 _MOST_DEATHS = 2
+# Who ends a job tells all of its processes (torchrun: SIGTERM to the session of each rank), and
+# a PreemptionGuard lets the training go on to a last step. A worker that ends so is not at fault.
+_TOLD_TO_END = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
 _GRACE = 2.0  # s, for a worker to finish what it reads
 _LAST_GRACE = 1.0  # s, after SIGTERM
 # A worker's end shows at its channel, unless a process that it has started holds that open.
@@ -249,7 +256,7 @@ class Crew:
                 "help: read these samples by hand to see why, or look for the kernel's "
                 "out-of-memory killer in its log"
             )
-        elif not may_replace():
+        elif -lost.process.exitcode not in _TOLD_TO_END and not may_replace():
             lost.lost = WorkerDiedError(
                 f"{what}; worker_restarts does not allow another one in this epoch"
             )

@@ -1,0 +1,317 @@
+"""Checkpoints that a kill cannot harm: written beside, sealed, and moved into place when whole.
+
+`path` is always the newest checkpoint. Those before it lie beside it, as
+`NAME.previous-NUMBER.SUFFIX`; the higher the number, the newer.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from dataporter.errors import CheckpointNotFoundError, ConfigurationError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which does not let a file be removed that somebody has open
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["load_latest", "save_atomically"]
+
+# Follows the zip archive that torch.save writes. Readers of zip archives look for the directory
+# from the end backwards, so torch.load and zipfile read the file as if this were not there.
+_SEAL = b"\ndataporter checkpoint, sha256 %s\n"
+_SEAL_LENGTH = len(_SEAL % (b"0" * 64))
+_UNFINISHED = ".unfinished"
+_READ_AT_ONCE = 1 << 20  # B
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def save_atomically(obj: Any, path: str | os.PathLike[str], keep: int = 3) -> Path:
+    """``torch.save``, so that a kill or a power cut at any moment leaves the last good checkpoint.
+
+    The object is written to a file of its own in the same folder, sealed with a SHA-256, and forced
+    to the disk; then it takes the place of ``path`` in one step. What was there is kept under
+    a number: ``checkpoint.pt`` becomes ``checkpoint.previous-000001.pt``. ``path`` is a file that
+    plain ``torch.load`` reads; :func:`load_latest` checks the seal as well.
+
+    One process should write to a path, which in distributed training is rank 0. Two at a time do
+    each other no harm: every file is whole, and the one that comes last is the newest. What
+    a killed process left half-written is removed by a later save.
+
+    Args:
+        obj: what ``torch.save`` takes.
+        path: the file of the newest checkpoint, in a folder that exists.
+        keep: how many checkpoints to leave, the new one included. More than one takes a file system
+            with hard links.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) ``path`` is a folder, or ``keep`` is less than 1.
+        OSError: the disk is full, the folder is missing or cannot be written to. Like any other
+            exception, of pickling for instance, it leaves the checkpoints as they were.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in range(5):
+        ...         _ = save_atomically({"step": step}, f"{folder}/checkpoint.pt")
+        ...     print(sorted(os.listdir(folder)))
+        ...     load_latest(f"{folder}/checkpoint.pt")
+        ['checkpoint.previous-000003.pt', 'checkpoint.previous-000004.pt', 'checkpoint.pt']
+        {'step': 4}
+    """
+    path = _file(path)
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise ConfigurationError(f"keep={keep!r}: expected a whole number of 1 or more")
+    _remove_abandoned(path)
+    with _unfinished(path) as file:
+        _write_sealed(obj, file)
+        if os.name == "nt":
+            file.close()  # an open file cannot be moved there
+        if keep > 1:
+            _set_aside(path)
+        os.replace(file.name, path)
+    _sync_folder(path.parent)
+    previous = _previous(path)
+    for _, older in previous[: max(0, len(previous) - (keep - 1))]:
+        with suppress(FileNotFoundError):
+            os.unlink(older)
+    return path
+
+
+def load_latest(
+    path: str | os.PathLike[str], *, weights_only: bool = True, **torch_load_arguments: Any
+) -> Any:
+    """Load the newest whole checkpoint that :func:`save_atomically` has left at ``path``.
+
+    A file is whole when every byte of it is as it was written. One that is cut short or has changed
+    is passed over, with a ``RuntimeWarning`` that says so, and the one before it is taken. An error
+    of ``torch.load`` itself is raised, since an older checkpoint would have it as well.
+
+    Args:
+        path: as it was given to :func:`save_atomically`.
+        weights_only, torch_load_arguments: of ``torch.load``.
+
+    Raises:
+        CheckpointNotFoundError: (a ``FileNotFoundError``) there is no checkpoint, or none is whole.
+        ConfigurationError: (a ``ValueError``) ``path`` is a folder.
+    """
+    path = _file(path)
+    candidates = [path, *(older for _, older in reversed(_previous(path)))]
+    damaged: list[str] = []
+    for candidate in candidates:
+        if not os.path.lexists(candidate):
+            continue
+        fault = _fault(candidate)
+        if fault is None:
+            for passed_over in damaged:
+                warnings.warn(
+                    f"passed over the checkpoint {passed_over}; {candidate.name} is taken instead",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return torch.load(candidate, weights_only=weights_only, **torch_load_arguments)
+        damaged.append(f"{candidate.name}, because {fault}")
+    folder = path.parent.absolute()
+    if not damaged:
+        raise CheckpointNotFoundError(
+            f"there is no checkpoint {path.name} in {folder}: train from the start, or give the "
+            "path that save_atomically was given"
+        )
+    raise CheckpointNotFoundError(
+        f"no checkpoint of {path.name} in {folder} is whole:"
+        + "".join(f"\n  - {one}" for one in damaged)
+        + "\nRestore one from a backup. To train from the start, move these files away"
+    )
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_dir() or not path.name:
+        raise ConfigurationError(
+            f"path={str(path)!r} is a folder: name a file in it, such as "
+            f"{str(path / 'checkpoint.pt')!r}"
+        )
+    return path
+
+
+# ---- the series
+
+
+def _previous(path: Path) -> list[tuple[int, Path]]:
+    """The checkpoints before the newest with their numbers, oldest first."""
+    named = re.compile(
+        rf"{re.escape(path.stem)}\.previous-(\d{{6,}}){re.escape(path.suffix)}", re.ASCII
+    )
+    found = []
+    with suppress(FileNotFoundError), os.scandir(path.parent) as entries:
+        found = [
+            (int(match[1]), path.with_name(entry.name))
+            for entry in entries
+            if (match := named.fullmatch(entry.name))
+        ]
+    return sorted(found)
+
+
+def _set_aside(path: Path) -> None:
+    """Give the newest checkpoint a second name, by which it stays when its place is taken."""
+    previous = _previous(path)
+    number, newest = previous[-1] if previous else (0, None)
+    if newest is not None and _are_one_file(path, newest):
+        return  # a save before this one was killed after it got here
+    while True:
+        number += 1
+        older = path.with_name(f"{path.stem}.previous-{number:06}{path.suffix}")
+        try:
+            os.link(path, older)
+        except FileExistsError:
+            continue  # somebody else writes here, too
+        except FileNotFoundError:
+            return  # this is the first checkpoint
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            raise OSError(
+                error.errno,
+                "older checkpoints are kept by hard links, which this file system refuses: "
+                "use keep=1, or another folder",
+                str(path),
+            ) from error
+        return
+
+
+def _are_one_file(one: Path, other: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return one.samefile(other)
+    return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk. Windows has no such thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- one file
+
+
+class _Hashing:
+    """Where ``torch.save`` writes to: a file, and a hash of all that went there."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.sha256.update(data)
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_sealed(obj: Any, file: BinaryIO) -> None:
+    hashing = _Hashing(file)
+    try:
+        torch.save(obj, hashing)  # type: ignore[arg-type]  # needs no more than these two methods
+    except Exception:
+        # torch turns a full disk into a RuntimeError about the place in its archive.
+        if hashing.failure is not None:
+            raise hashing.failure from None
+        raise
+    file.write(_SEAL % hashing.sha256.hexdigest().encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _fault(path: Path) -> str | None:
+    """Why a file is no whole checkpoint; None where it is one."""
+    sha256 = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - _SEAL_LENGTH
+            while left > 0 and (data := file.read(min(left, _READ_AT_ONCE))):
+                sha256.update(data)
+                left -= len(data)
+            seal = file.read()
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    if seal == _SEAL % sha256.hexdigest().encode():
+        return None
+    if len(seal) == _SEAL_LENGTH and seal.startswith(_SEAL.partition(b"%")[0]):
+        return "its bytes are not those that were saved"
+    return "it was cut short, or is not from save_atomically"
+
+
+# ---- files under way
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``path``, removed unless it is moved away."""
+    file = _created(path)
+    try:
+        with file:
+            yield file
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(file.name)
+        raise
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file, locked as long as its writer lives, so that nobody takes it for abandoned."""
+    while True:
+        name = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+        file = name.open("xb")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()  # it is being removed, by somebody who saw it before it was locked
+            continue
+        except OSError:
+            return file  # the file system has no locks; then what is abandoned stays
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers have left, and nothing that a living one is writing."""
+    unfinished = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
+    with suppress(FileNotFoundError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if unfinished.fullmatch(entry.name):
+                with suppress(OSError), open(entry.path, "ab") as file:
+                    if fcntl is not None:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.unlink(entry.path)
+                if fcntl is None:
+                    with suppress(OSError):
+                        os.unlink(entry.path)

@@ -1,0 +1,367 @@
+"""Checkpoints: a kill at any moment leaves a whole one, and damage is found and passed over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import checkpoint_writer
+import pytest
+import torch
+from checkpoint_writer import content, number_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataporter import (
+    CheckpointNotFoundError,
+    ConfigurationError,
+    DataPorterError,
+    ResumableDataLoader,
+    load_latest,
+    save_atomically,
+)
+
+WRITER = [sys.executable, "-u", checkpoint_writer.__file__]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def unfinished(folder: Path) -> list[str]:
+    return [name for name in names(folder) if name.endswith(".unfinished")]
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# ---- the series
+
+
+@settings(max_examples=60)
+@given(keeps=st.lists(st.integers(1, 4), min_size=1, max_size=8))
+def test_the_newest_are_kept_and_nothing_else(keeps: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as directory, no_warnings():
+        path = Path(directory) / "checkpoint.pt"
+        expected: list[int] = []
+        for number, keep in enumerate(keeps):
+            assert save_atomically({"number": number}, path, keep) == path
+            expected = [*expected, number][-keep:]
+            *previous, newest = expected
+            assert load_latest(path) == torch.load(path) == {"number": newest}
+            found = sorted(set(Path(directory).iterdir()) - {path})
+            assert [torch.load(older)["number"] for older in found] == previous
+
+
+def test_a_checkpoint_is_read_by_torch_and_zip_as_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "model"  # no suffix
+    model = torch.nn.Linear(3, 2)
+    loader = ResumableDataLoader(range(10), 2, shuffle=True)
+    saved = {"model": model.state_dict(), "loader": loader.state_dict()}
+    save_atomically(saved, path)
+    save_atomically(saved, path)
+    assert names(tmp_path) == ["model", "model.previous-000001"]
+    for loaded in (
+        torch.load(path),
+        torch.load(path, mmap=True),
+        load_latest(str(path)),
+        load_latest(path, mmap=True, map_location="cpu"),
+    ):
+        assert loaded["loader"] == loader.state_dict()
+        assert torch.equal(loaded["model"]["weight"], model.weight)
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_series_in_one_folder_do_not_touch_one_another_or_anything_else(tmp_path: Path) -> None:
+    others = [
+        *("checkpoint.000001.pt", "checkpoint.previous-1.pt", "checkpoint.previous-000001.bin"),
+        *("checkpointXprevious-000001.pt", "my-checkpoint.previous-000001.pt"),
+        *("checkpoint.pt.unfinished", "checkpoint.pt.0123456.unfinished", "notes.unfinished"),
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    for number in range(6):
+        save_atomically(number, tmp_path / "checkpoint.pt", keep=2)
+        save_atomically(-number, tmp_path / "best.pt", keep=1)
+    mine = ["best.pt", "checkpoint.previous-000005.pt", "checkpoint.pt"]
+    assert names(tmp_path) == sorted([*mine, *others])
+    assert load_latest(tmp_path / "best.pt") == -5
+
+
+def test_numbers_go_on_past_six_digits(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically(0, path)
+    (tmp_path / "checkpoint.pt").rename(tmp_path / "checkpoint.previous-999999.pt")
+    for number in (1, 2, 3):
+        save_atomically(number, path)
+    assert names(tmp_path) == [
+        *("checkpoint.previous-1000000.pt", "checkpoint.previous-1000001.pt", "checkpoint.pt")
+    ]
+
+
+def test_a_file_of_somebody_elses_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"by": "hand"}, path)
+    save_atomically({"by": "dataporter"}, path)
+    assert torch.load(tmp_path / "checkpoint.previous-000001.pt") == {"by": "hand"}
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place_and_the_place_before_any_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for number in (1, 2):
+        save_atomically(number, path, keep=2)
+    calls = []
+    for call in ("fsync", "link", "replace", "unlink"):
+        plain = getattr(os, call)
+
+        def recorded(*arguments: Any, call: str = call, plain: Any = plain) -> Any:
+            is_folder = call == "fsync" and os.path.isdir(f"/proc/self/fd/{arguments[0]}")
+            calls.append(f"{call} folder" if is_folder else call)
+            return plain(*arguments)
+
+        monkeypatch.setattr(os, call, recorded)
+    save_atomically(3, path, keep=2)
+    assert calls == ["fsync", "link", "replace", "fsync folder", "unlink"]
+
+
+# ---- what cannot be saved
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise pickle.PicklingError("this object stays here")
+
+
+def test_what_cannot_be_pickled_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically(content(1), path)
+    with pytest.raises(pickle.PicklingError, match="stays here"):
+        save_atomically({"values": torch.zeros(1000), "object": Unpicklable()}, path)
+    assert names(tmp_path) == ["checkpoint.pt"]
+    assert number_of(load_latest(path)) == 1
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    ran = subprocess.run(
+        [*WRITER, "full", path], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == f"OSError {errno.EFBIG}\n"
+    assert names(tmp_path) == ["checkpoint.pt"]
+    assert number_of(load_latest(path)) == 1
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_whatever_the_disk_refuses_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically(content(1), path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, "refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        with pytest.raises(OSError, match="refused"):
+            save_atomically(content(2), path)
+    assert unfinished(tmp_path) == []
+    assert number_of(load_latest(path)) == 1
+    # The number that was given already is not given again.
+    save_atomically(content(3), path)
+    assert names(tmp_path) == ["checkpoint.previous-000001.pt", "checkpoint.pt"]
+
+
+def test_a_file_system_without_hard_links_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "checkpoint.pt"
+    save_atomically(1, path, keep=1)
+    with pytest.raises(OSError, match=r"hard links.*use keep=1"):
+        save_atomically(2, path)
+    save_atomically(3, path, keep=1)
+    assert load_latest(path) == 3
+
+
+def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        save_atomically(1, tmp_path / "nowhere" / "checkpoint.pt")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 1.5, None])
+def test_keep_is_a_number_from_1(tmp_path: Path, keep: Any) -> None:
+    with pytest.raises(ConfigurationError, match="keep="):
+        save_atomically(1, tmp_path / "checkpoint.pt", keep)
+
+
+@pytest.mark.parametrize("call", [lambda path: save_atomically(1, path), load_latest])
+def test_a_folder_is_no_path(tmp_path: Path, call: Any) -> None:
+    with pytest.raises(ConfigurationError, match="is a folder: name a file in it"):
+        call(tmp_path)
+
+
+# ---- damage
+
+
+def three(folder: Path) -> tuple[Path, Path, Path]:
+    """Checkpoints 3, 2 and 1, newest first."""
+    path = folder / "checkpoint.pt"
+    for number in (1, 2, 3):
+        save_atomically({"number": number, "values": torch.arange(4)}, path)
+    return path, *(folder / f"checkpoint.previous-00000{number}.pt" for number in (2, 1))
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_any_flipped_bit_and_any_cut_is_found(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        newest, second, _ = three(Path(folder))
+        size = newest.stat().st_size
+        if data.draw(st.booleans()):
+            flip(newest, data.draw(st.integers(0, 8 * size - 1)))
+        else:
+            cut(newest, data.draw(st.integers(0, size - 1)))
+        with pytest.warns(RuntimeWarning, match=r"checkpoint\.pt, because") as told:
+            assert load_latest(newest)["number"] == 2
+        assert len(told) == 1
+        # A save on top of a damaged one goes on as ever.
+        save_atomically({"number": 4}, newest)
+        with no_warnings():
+            assert load_latest(newest) == {"number": 4}
+        assert second.exists()
+
+
+def test_each_that_was_passed_over_is_told_with_its_reason(tmp_path: Path) -> None:
+    newest, second, _ = three(tmp_path)
+    cut(newest, 0)
+    flip(second, 5000)
+    with pytest.warns(RuntimeWarning) as told:
+        assert load_latest(newest)["number"] == 1
+    first_told, second_told = (str(one.message) for one in told)
+    assert "checkpoint.pt, because it was cut short" in first_told
+    assert "checkpoint.previous-000002.pt, because its bytes are not those" in second_told
+    assert "checkpoint.previous-000001.pt is taken instead" in first_told
+    assert [Path(one.filename) for one in told] == [Path(__file__)] * 2
+
+
+def test_none_whole_is_an_error_that_names_each_and_the_folder(tmp_path: Path) -> None:
+    files = three(tmp_path)
+    for number, file in enumerate(files):
+        cut(file, 100 * number)
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        load_latest(files[0])
+    for part in (str(tmp_path), *(file.name for file in files), "cut short", "backup"):
+        assert part in str(caught.value)
+
+
+def test_no_checkpoint_is_a_file_not_found_error_that_names_the_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError) as caught:
+            load_latest(folder / "checkpoint.pt")
+        assert isinstance(caught.value, DataPorterError)
+        assert f"no checkpoint checkpoint.pt in {folder}" in str(caught.value)
+
+
+def test_a_lost_newest_is_replaced_by_the_one_before(tmp_path: Path) -> None:
+    newest, *_ = three(tmp_path)
+    newest.unlink()
+    assert load_latest(newest)["number"] == 2
+
+
+def test_an_error_of_torch_load_is_not_taken_for_damage(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically({"number": 1}, path)
+    save_atomically({"path": tmp_path}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_latest(path)
+    assert load_latest(path, weights_only=False) == {"path": tmp_path}
+
+
+# ---- kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("writers", "times"), [(1, 60), (2, 30)])
+def test_writers_killed_at_any_moment_leave_what_they_announced(
+    tmp_path: Path, writers: int, times: int
+) -> None:
+    """Each life dies at random; the next removes its half-written file."""
+    seed = str(random.randrange(10**9))
+    print(f"kills drawn from seed {seed}")
+    path = tmp_path / "checkpoint.pt"
+    ran = subprocess.run(
+        [*WRITER, "killed-often", path, str(writers), str(times), seed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert int(ran.stdout) > times / 4, "hardly a kill has hit the writing of a file"
+    save_atomically(content(0), path)
+    assert len(names(tmp_path)) == 3
+    assert unfinished(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+def test_a_death_between_the_parts_of_a_save_leaves_the_last_good_one(
+    tmp_path: Path, call: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    ran = subprocess.run([*WRITER, "dies-before", call, path], timeout=60)
+    assert ran.returncode == -9
+    assert len(unfinished(tmp_path)) == 1
+    with no_warnings():
+        assert number_of(load_latest(path)) == 3
+    save_atomically(content(5), path)
+    assert unfinished(tmp_path) == []
+    assert [number_of(torch.load(file)) for file in sorted(tmp_path.glob("*.previous-*"))] == [2, 3]
+
+
+def test_the_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+
+    class SavesMeanwhile:
+        def __reduce__(self) -> Any:
+            for number in range(3):
+                save_atomically(number, path)
+            assert len(unfinished(tmp_path)) == 1
+            return OrderedDict, ()
+
+    save_atomically({"slow": SavesMeanwhile()}, path)
+    assert load_latest(path) == {"slow": OrderedDict()}
+    assert unfinished(tmp_path) == []
