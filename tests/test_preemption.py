@@ -160,7 +160,7 @@ def test_wrong_uses_are_named() -> None:
         guard.should_stop()
     with guard, pytest.raises(ConfigurationError, match="in use already"):
         guard.__enter__()
-    with pytest.raises(ConfigurationError, match="expected a torch.distributed ProcessGroup"):
+    with pytest.raises(ConfigurationError, match=r"expected a torch\.distributed ProcessGroup"):
         PreemptionGuard(process_group="dp").__enter__()
 
 
