@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from datasets import Indices, ids
 from worlds import outcome, ranks_of
 
-from dataporter import ResumableDataLoader
+from dataporter import ResumableDataLoader, agreement
 from dataporter.agreement import _explanation, _Report
 
 WORLD = 4
@@ -149,14 +150,21 @@ def waiting_rank() -> Any:
     if dist.get_rank() == ODD:
         dist.barrier()
         return None
+    agreement._TELLS_AFTER = 0.2
+    warned: list[str] = []
+    warnings.showwarning = lambda message, *_, **__: warned.append(str(message))
     told = outcome(lambda: loader_of(process_group=impatient))
     dist.barrier()
-    return told
+    return told, warned
 
 
-def test_a_rank_that_does_not_come_is_waited_for_as_long_as_the_group_s_timeout() -> None:
-    kind, *_ = ranks_of(2, waiting_rank)[0]
+def test_a_rank_that_does_not_come_is_told_of_and_waited_for_until_the_group_s_timeout() -> None:
+    (kind, *_), warned = next(told for told in ranks_of(2, waiting_rank) if told)
     assert kind == "RuntimeError", "torch's own"
+    (one,) = warned
+    assert "ResumableDataLoader() has waited 0 s" in one
+    assert "all 2 of them" in one
+    assert "rank=0, world_size=1" in one
 
 
 @pytest.mark.parametrize(

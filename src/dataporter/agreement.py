@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ __all__ = ["Ranks", "Terms"]
 # What a rank that failed hands in for its digest; digests are never negative.
 _FAILED = -1
 _VALUES_SHOWN = 8
+_TELLS_AFTER = 10.0  # s
 
 
 @dataclass(slots=True)
@@ -56,7 +59,8 @@ class Ranks:
 
         The block fills in its terms and changes nothing. Leaving it, by an error as well, is one
         all-reduce of 24 bytes; only where that shows a difference are details gathered. How long
-        it waits for a rank that does not come is the group's timeout.
+        it waits for a rank that does not come is the group's timeout; a warning tells before that
+        whom it waits for.
 
         Args:
             call: what the ranks do, in the words of an error.
@@ -68,23 +72,24 @@ class Ranks:
         try:
             yield terms
         except Exception as error:
-            if self.several and self._differ(terms, _FAILED):
+            if self.several and self._differ(call, terms, _FAILED):
                 self._gather(_Report(call, {}, f"{type(error).__name__}: {error}"))
                 add_note(error, f"{call}: so every other rank of the process group raises as well")
             raise
-        if self.several and self._differ(terms, _digest(call, terms.equal)):
+        if self.several and self._differ(call, terms, _digest(call, terms.equal)):
             shown = {name: _shown(value) for name, value in terms.equal.items()}
             raise RankMismatchError(_explanation(self._gather(_Report(call, shown))))
 
-    def _differ(self, terms: Terms, digest: int) -> bool:
+    def _differ(self, call: str, terms: Terms, digest: int) -> bool:
         group = self.group
         first = terms.first if dist.get_rank(group) == 0 else 0
         # The highest digest, and of the negative ones the highest, which is minus the lowest.
         message = torch.tensor(
             [digest, -digest, first], dtype=torch.int64, device=collective_device(group)
         )
-        dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
-        highest, minus_lowest, terms.first = message.tolist()
+        with _telling(call, dist.get_world_size(group)):
+            dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
+            highest, minus_lowest, terms.first = message.tolist()
         return bool(highest != -minus_lowest)
 
     def _gather(self, report: _Report) -> list[_Report]:
@@ -99,6 +104,23 @@ class Ranks:
     def __reduce__(self) -> tuple[type[Ranks], tuple[()]]:
         # A group belongs to its process: wherever this is unpickled, nobody can be asked.
         return Ranks, ()
+
+
+@contextmanager
+def _telling(call: str, ranks: int) -> Iterator[None]:
+    """Tell people what is being waited for, where it takes long: a silent wait looks like a bug."""
+    told = (
+        f"{call} has waited {_TELLS_AFTER:.0f} s for the other ranks of the process group: all "
+        f"{ranks} of them have to call it. For a loader on this rank alone pass rank=0, "
+        "world_size=1"
+    )
+    timer = threading.Timer(_TELLS_AFTER, warnings.warn, (told, RuntimeWarning))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @dataclass(frozen=True, slots=True)
