@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataporter.columns import MappedColumns, columns_of, gather
 from dataporter.engines import placing
 from dataporter.engines.packing import Arena
 from dataporter.engines.placing import Placing
@@ -153,6 +154,28 @@ def test_what_does_not_fit_the_slot_is_made_elsewhere() -> None:
         made = torch.zeros(SIZE, dtype=torch.float64)
     assert made.shape == (SIZE,)
     assert not made.any()
+
+
+def test_what_torch_is_told_to_fill_it_fills() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with switched_on(slot()):
+            assert torch.empty(100).isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_on_another_default_device_nothing_is_made_in_the_slot() -> None:
+    with switched_on(slot()), torch.device("meta"):
+        made = [torch.zeros(8), torch.empty(8), torch.full((8,), 1.0)]
+    assert {tensor.device.type for tensor in made} == {"meta"}
+
+
+def test_columns_of_numpy_are_gathered_on_the_cpu_whatever_the_default_device_is() -> None:
+    column = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
+    with torch.device("meta"):
+        made = gather(columns_of(MappedColumns({"x": column})), np.arange(50))["x"]
+    assert torch.equal(made, torch.from_numpy(column[:50]))
 
 
 @pytest.mark.parametrize(

@@ -366,6 +366,70 @@ def test_what_a_dataset_keeps_is_not_written_over() -> None:
     assert [int(batch[-1, -1]) for batch in loader] == [index % 6 for index in range(24)]
 
 
+class Remembering:
+    """Keeps a little of what it makes along with each batch."""
+
+    def __init__(self) -> None:
+        self.recent: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read by the batch")
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        batch = torch.full((1 << 19,), float(indices[0]))
+        self.recent.append(torch.zeros(1 << 15))
+        return batch
+
+
+def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
+    loader = ResumableDataLoader(
+        Remembering(), 1, num_workers=1, collate_fn=as_it_is, persistent_workers=True
+    )
+    assert [int(batch[-1]) for batch in loader] == list(range(40))
+    (member,) = loader._engine._crew._members  # type: ignore[union-attr]
+    assert member.slots._slots
+    assert max(member.slots._slots) < 12, "the number of slots that were made"
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not a word")
+
+
+class Failing(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 3:
+            raise Wordless
+        return index
+
+
+def test_an_exception_that_fails_to_say_what_it_is_is_raised_and_kills_no_worker() -> None:
+    batches = iter(ResumableDataLoader(Failing(6), 1, num_workers=1))
+    assert [next(batches).item() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(Wordless):
+        next(batches)
+    assert [batch.item() for batch in batches] == [4, 5]
+
+
+def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_their_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = (iter(ResumableDataLoader(Indices(99), 1, num_workers=1)) for _ in "ab")
+    before = workers_of()
+    next(first)
+    (worker,) = workers_of() - before
+    next(second)
+    # Whoever does not hear that its channel has ended is waited for so long, and told by SIGTERM.
+    monkeypatch.setattr(crew, "_GRACE", 20.0)
+    began = time.monotonic()
+    del first
+    assert not worker.is_running()
+    assert time.monotonic() - began < 10
+
+
 # ---- workers that die
 
 

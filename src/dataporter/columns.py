@@ -104,7 +104,7 @@ def _taken(array: NDArray[Any], indices: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array.take(indices, axis=0))
     dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
     # Memory of torch's: in a worker that is the place where the batch has to go.
-    rows = torch.empty((len(indices), *array.shape[1:]), dtype=dtype)
+    rows = torch.empty((len(indices), *array.shape[1:]), dtype=dtype, device="cpu")
     # Without "clip" NumPy would write to a copy first, lest a wrong index leave it half written.
     array.take(indices, axis=0, out=rows.numpy(), mode="clip")
     return rows

@@ -46,7 +46,14 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def end(self) -> None:
+        """Close it, so that the other end notices even where a forked process has a copy."""
+        with contextlib.suppress(OSError):  # the other end is gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.close()
+
     def close(self) -> None:
+        """Close this process's copy."""
         self._socket.close()
         while self._descriptors:
             _close(self._descriptors.popleft())

@@ -289,10 +289,12 @@ def _interrupts_held() -> Iterator[None]:
 
 def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) -> None:
     selector.close()
+    if os.getpid() != owner:  # a fork's copy of the crew: the workers are its siblings
+        for member in members:
+            member.channel.close()
+        return
     for member in members:
-        member.channel.close()
-    if os.getpid() != owner:
-        return  # a fork's copy of the crew: the workers are its siblings
+        member.channel.end()
     for seconds, act in ((_GRACE, "terminate"), (_LAST_GRACE, "kill")):
         until = time.monotonic() + seconds
         for member in members:

@@ -31,21 +31,29 @@ class Placing:
     """A context in which a batch is made; switches itself off where that gains nothing.
 
     The first batch is made as ever and tells how large batches are. Where intermediate results
-    (``rows[indices].float()``) would fill the slots, it is off for good.
-
-    Attributes:
-        arena: the slot that is being written to, if there is one.
+    (``rows[indices].float()``) would fill the slots, or where something is kept that was made in
+    one and so keeps the whole of it, it is off for good.
     """
 
     def __init__(self) -> None:
-        self.arena: Arena | None = None
+        self._arena: Arena | None = None
         self._mode = _Mode(self)
         self._is_worth_it = False
         self._is_off = False
+        self._is_kept = False
         self._entered = False
 
+    @property
+    def arena(self) -> Arena | None:
+        """The slot that is being written to, if there is one and anything may be made there."""
+        return self._arena
+
+    @arena.setter
+    def arena(self, arena: Arena | None) -> None:
+        self._arena = None if self._is_kept else arena
+
     def __enter__(self) -> None:
-        if self._is_worth_it and self.arena is not None and not self._entered:
+        if self._is_worth_it and self._arena is not None and not self._entered:
             self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
             self._entered = True
 
@@ -63,6 +71,10 @@ class Placing:
         """Make batches as ever from now on; False where that is so already."""
         was_worth_it, self._is_worth_it, self._is_off = self._is_worth_it, False, True
         return was_worth_it
+
+    def leave_slots_alone(self) -> None:
+        """Somebody keeps what was made in a slot: make nothing there any more, not even stacks."""
+        self._is_kept = True
 
 
 class _Mode(TorchFunctionMode):
@@ -177,10 +189,15 @@ def _filled(fill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor | N
     return made
 
 
-def _empty(arena: Arena, *args: Any, dtype: torch.dtype | None = None) -> torch.Tensor | None:
+def _empty(
+    arena: Arena, *args: Any, dtype: torch.dtype | None = None, device: Any = None
+) -> torch.Tensor | None:
     like = torch.empty(*args, dtype=dtype, device="meta")
-    if like.nbytes < _SMALLEST or torch.get_default_device().type != "cpu":
+    kind = torch.get_default_device() if device is None else torch.device(device)
+    if like.nbytes < _SMALLEST or kind.type != "cpu":
         return None
+    if torch.are_deterministic_algorithms_enabled():
+        return None  # which fills what is not initialised
     return arena.empty(like.shape, like.dtype)
 
 

@@ -85,9 +85,14 @@ class Slot:
 
 
 class WorkerSlots:
-    """A worker's side: the slots that it may write to."""
+    """A worker's side: the slots that it may write to.
+
+    Attributes:
+        has_kept: whether a slot came back that something in this process still looks into.
+    """
 
     def __init__(self) -> None:
+        self.has_kept = False
         self._free: list[Slot] = []
         self._sent: dict[int, Slot] = {}
         self._given_up: list[int] = []
@@ -103,6 +108,7 @@ class WorkerSlots:
             # A collate function may have kept a tensor that it made there the last time.
             if not slot.is_held:
                 return slot
+            self.has_kept = True
             self.give_up(slot)
         return self.make(size) if size else None
 

@@ -140,7 +140,9 @@ class Failure:
             pickle.loads(pickled)
         except Exception:
             pickled = None
-        return cls(pickled, f"{type(error).__qualname__}: {error}", text)
+        # Not by hand: an exception may fail to say what it is.
+        shown = "".join(traceback.format_exception_only(error)).strip()
+        return cls(pickled, shown, text)
 
     def rebuilt(self) -> Exception:
         error: Exception
@@ -245,6 +247,8 @@ class _Worker:
     ) -> tuple[Packer, Slot | None]:
         """A batch, and the slot that it lies in, if there is anything to lie there."""
         slot = slots.take(self._usual_size)
+        if slots.has_kept:
+            self.placing.leave_slots_alone()
         try:
             packer = self._made(request, fetch, slot)
         except BaseException:
