@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torchrun import finished, torchrun
 
 BASIC_RESUME = Path(__file__).parents[1] / "examples" / "basic_resume.py"
 
@@ -72,3 +73,45 @@ def test_basic_resume_interrupted_equals_basic_resume_left_alone(tmp_path: Path)
     assert after[-1].startswith("Finished 5 epochs.")
     assert [path.name for path in tmp_path.iterdir()] == []
     assert set(psutil.Process().children()) <= running_before
+
+
+DISTRIBUTED_TRAINING = BASIC_RESUME.with_name("distributed_training.py")
+
+
+def until(line: str, started: subprocess.Popen[str]) -> list[str]:
+    """What a world has printed up to a line that begins so."""
+    assert started.stdout is not None
+    seen = []
+    for text in started.stdout:
+        seen.append(text.rstrip("\n"))
+        if text.startswith(line):
+            return seen
+    raise AssertionError(f"never came to {line!r}: {seen}, {started.communicate()}")
+
+
+@pytest.mark.slow
+def test_distributed_training_goes_on_in_other_worlds_with_each_sample_once(
+    tmp_path: Path,
+) -> None:
+    with torchrun(DISTRIBUTED_TRAINING, 4, directory=tmp_path) as killed:
+        until("epoch 0, step 17:", killed)
+        for process in psutil.Process(killed.pid).children(recursive=True):
+            process.kill()
+        killed.kill()
+    with torchrun(DISTRIBUTED_TRAINING, 2, directory=tmp_path) as preempted:
+        first, *_ = until("epoch 1, step 8:", preempted)
+        assert first.startswith("Going on from checkpoint.pt with 2 processes: epoch 0, step ")
+        preempted.send_signal(signal.SIGTERM)
+        rest, _ = preempted.communicate(timeout=40)
+        assert "Stopped by SIGTERM. Start again" in rest
+    with torchrun(DISTRIBUTED_TRAINING, 3, directory=tmp_path) as last:
+        lines = finished(last).splitlines()
+    assert lines[0].startswith("Going on from checkpoint.pt with 3 processes: epoch 1, step ")
+    proofs = [line for line in lines if "samples, each of them once" in line]
+    # 1,797 are 37 batches of 48 and 21 samples, of which three ranks have 7 each.
+    assert proofs == [
+        f"epoch {epoch}: 1797 samples, each of them once, and 0 repeated to make the ranks equal"
+        for epoch in (1, 2)
+    ]
+    assert lines[-1].startswith("Finished 3 epochs.")
+    assert [path.name for path in tmp_path.iterdir()] == []
