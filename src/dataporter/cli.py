@@ -38,16 +38,26 @@ def demo(
     keep: Annotated[
         Path | None, typer.Option(help="A new directory for the logs and checkpoints.")
     ] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(help="Numbers of ranks, such as 4,2: kill the first, go on with the next."),
+    ] = None,
 ) -> None:
     """Kill a training run, resume it, and compare every step with a run left alone.
 
-    Trains on scikit-learn's handwritten digits. Exit code: 0 when every sample, every byte and
-    every loss is the same, 1 when anything differs, 2 when the demo could not be carried out.
+    Trains on scikit-learn's handwritten digits. With --world the training is distributed (gloo, on
+    the CPU) and goes on with another number of ranks after each kill; no plot is drawn then. Exit
+    code: 0 when every sample, every byte and (without --world) every loss is the same, 1 when
+    anything differs, 2 when the demo could not be carried out.
     """
     try:
         from dataporter.demo.show import DemoError, show
+        from dataporter.demo.show_worlds import show_worlds
 
-        exact = show(output, epochs=epochs, keep=keep)
+        if world is None:
+            exact = show(output, epochs=epochs, keep=keep)
+        else:
+            exact = show_worlds(world, epochs=epochs, keep=keep)
     except ModuleNotFoundError as error:
         _fail_for_want_of(error)
     except DemoError as error:

@@ -22,7 +22,7 @@ from dataporter.demo.steps import Step, StepLog
 from dataporter.demo.training import CHECKPOINT, CHECKPOINT_EVERY, LoaderName
 from dataporter.errors import DataPorterError
 
-__all__ = ["DemoError", "Run", "Scenario", "carry_out"]
+__all__ = ["DemoError", "Run", "Scenario", "TrainingProcess", "carry_out"]
 
 # A training process takes seconds; one that takes minutes hangs.
 _SECONDS_A_PROCESS = 240
@@ -135,7 +135,7 @@ def _carry_out_one(scenario: Scenario, home: Path, data: Path, epochs: int) -> _
         ]
 
     log = StepLog(home / "first.jsonl")
-    with _Training(scenario.name, command(scenario.workers, log.path), home) as training:
+    with TrainingProcess(scenario.name, command(scenario.workers, log.path), home) as training:
         while training.is_running():
             steps = log.read()
             if scenario.workers_after is not None and steps and _is_moment(steps[-1], epochs):
@@ -152,7 +152,9 @@ def _carry_out_one(scenario: Scenario, home: Path, data: Path, epochs: int) -> _
 
     kept = int(torch.load(home / CHECKPOINT, weights_only=True)["trained_steps"])
     log = StepLog(home / "resumed.jsonl")
-    with _Training(scenario.name, command(scenario.workers_after, log.path), home) as training:
+    with TrainingProcess(
+        scenario.name, command(scenario.workers_after, log.path), home
+    ) as training:
         while training.is_running():
             yield kept + len(log.read())
     return Run(scenario, first, kept, tuple(log.read()))
@@ -169,7 +171,7 @@ def _is_moment(last: Step, epochs: int) -> bool:
     )
 
 
-class _Training:
+class TrainingProcess:
     """A training process and its workers; leaving the ``with`` block leaves none of them alive."""
 
     def __init__(self, name: str, command: list[str], home: Path) -> None:
@@ -177,7 +179,7 @@ class _Training:
         self._command = command
         self._output = home / "output.txt"
 
-    def __enter__(self) -> _Training:
+    def __enter__(self) -> TrainingProcess:
         self._deadline = time.monotonic() + _SECONDS_A_PROCESS
         with self._output.open("wb") as output:
             # In a session of its own, so that its workers can be reached when it is dead, and

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from dataporter.demo.steps import Step
 from dataporter.demo.training import BATCH_SIZE
 from dataporter.demo.verdict import COMPARED, Verdict, coverage, judge, redone
 
-__all__ = ["DemoError", "show"]
+__all__ = ["DemoError", "digits_in", "progress_of", "show", "working_directory"]
 
 _ALONE = Scenario("left alone", "dataporter", 2, None)
 _RESUMED = (
@@ -46,15 +46,12 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
         DemoError: the demo could not be carried out.
     """
     check_output(output)
-    with ExitStack() as stack:
-        if keep is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataporter-")))
-        else:
-            directory = _made_empty(keep)
-        data = directory / "digits.npz"
-        length = _save_digits(data)
+    with working_directory(keep) as directory:
+        data, length = digits_in(directory)
         scenarios = (_ALONE, *_RESUMED, _PLAIN)
-        alone, *resumed, plain = _with_progress(scenarios, directory, data, epochs, length)
+        steps = len(scenarios) * epochs * ceil(length / BATCH_SIZE)
+        with progress_of("training, killing, resuming", steps) as on_progress:
+            alone, *resumed, plain = carry_out(scenarios, directory, data, epochs, on_progress)
 
     verdicts = [judge(alone.steps, run.first, run.kept, run.resumed) for run in resumed]
     save_plot(output, alone, resumed, plain, length)
@@ -89,6 +86,20 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
     return not faults
 
 
+@contextmanager
+def working_directory(keep: Path | None) -> Iterator[Path]:
+    """A directory for logs and checkpoints: ``keep``, or one that is thrown away.
+
+    Raises:
+        DemoError: ``keep`` cannot be made, or is not empty.
+    """
+    if keep is not None:
+        yield _made_empty(keep)
+        return
+    with tempfile.TemporaryDirectory(prefix="dataporter-") as directory:
+        yield Path(directory)
+
+
 def _made_empty(keep: Path) -> Path:
     try:
         keep.mkdir(exist_ok=True)
@@ -100,18 +111,19 @@ def _made_empty(keep: Path) -> Path:
     return keep.resolve()
 
 
-def _save_digits(path: Path) -> int:
-    """Write the digits where all training processes read them; returns how many there are."""
+def digits_in(directory: Path) -> tuple[Path, int]:
+    """Write the digits where all training processes read them; the file, and how many they are."""
     # Each of seven processes would take two seconds to import scikit-learn.
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)
+    path = directory / "digits.npz"
     np.savez(path, images=images, labels=digits.target)
-    return len(images)
+    return path, len(images)
 
 
-def _with_progress(
-    scenarios: Sequence[Scenario], directory: Path, data: Path, epochs: int, length: int
-) -> list[Run]:
+@contextmanager
+def progress_of(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on the terminal; what it yields is told how many steps are done."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,13 +132,12 @@ def _with_progress(
         TimeElapsedColumn(),
         console=Console(stderr=True),
     ) as progress:
-        total = len(scenarios) * epochs * ceil(length / BATCH_SIZE)
-        task = progress.add_task("training, killing, resuming", total=total)
+        task = progress.add_task(what, total=total)
 
         def on_progress(done: int) -> None:
             progress.update(task, completed=done)
 
-        return carry_out(scenarios, directory, data, epochs, on_progress)
+        yield on_progress
 
 
 def _table(
