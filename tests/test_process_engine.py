@@ -535,6 +535,28 @@ def test_a_worker_that_hangs_is_told_with_what_it_had() -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None:
+    def handler(*_: object) -> None:
+        raise RuntimeError("save what there is")
+
+    def read(loader: ResumableDataLoader[Any], others: set[psutil.Process]) -> Iterator[str]:
+        for step, batch in enumerate(loader):
+            yield digest(batch)
+            if step == 2:
+                for worker in workers_of() - others:
+                    worker.terminate()
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        loader = ResumableDataLoader(Filled(), 4, shuffle=True, seed=1, num_workers=2)
+        expected, others = inline(loader), workers_of()
+        with pytest.warns(RuntimeWarning, match=r"SIGTERM.*nothing is lost"):
+            found = list(read(loader, others))
+        assert found == expected
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # ---- over the end of an epoch
 
 

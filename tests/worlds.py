@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def ranks_of(world_size: int, body: Callable[..., Any], *arguments: Any) -> list
     the launcher's and gloo's threads run, leaves a rank in a hundred waiting for a lock for good.
     """
     multiprocessing.set_forkserver_preload(_IMPORTED_BEFORE)
-    with tempfile.TemporaryDirectory() as logs:
+    with _handlers_put_back(), tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -45,6 +46,18 @@ def ranks_of(world_size: int, body: Callable[..., Any], *arguments: Any) -> list
         )
         results = elastic_launch(config, _rank)(body, arguments)
     return [results[rank] for rank in range(world_size)]
+
+
+@contextmanager
+def _handlers_put_back() -> Iterator[None]:
+    """The launcher handles signals in this process, and leaves its handlers there."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def _rank(body: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -161,6 +161,8 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
     """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
     # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What the training does with it (save, raise) is not a worker's to do.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):  # was blocked for the time of the start
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for other in others:
