@@ -13,7 +13,7 @@ import torch
 
 __all__ = ["describe"]
 
-_LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain")
+_LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl")
 
 
 def describe() -> dict[str, str]:
