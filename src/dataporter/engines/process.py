@@ -212,6 +212,7 @@ class _Pass(Iterator[Reply]):
     def _ask_for(self, request: Request, errand: _Errand, crew: Crew) -> None:
         workers = range(self._options.num_workers)
         if self._options.in_order:
+            # By turns, as torch's: a dataset that its worker_init_fn has changed gives the same.
             worker = errand.drawn % len(workers)
         else:
             busy = [ticket.worker for ticket in errand.asked if ticket.answer is None]
