@@ -110,6 +110,7 @@ with PreemptionGuard(signals=[signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) as
             if guard.should_stop():
                 save_checkpoint()
                 tell(f"Stopped by {guard.received.name}. Start again, with any number of them.")
+                dist.destroy_process_group()
                 sys.exit()
             if dataloader.step % 5 == 0:
                 save_checkpoint()

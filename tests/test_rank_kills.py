@@ -82,7 +82,8 @@ def assert_the_rest_comes_once(directory: Path, world_size: int, others: int) ->
 def test_when_one_rank_is_killed_the_others_end_and_fewer_go_on(
     kill_rank: int, tmp_path: Path
 ) -> None:
-    with pytest.raises(ChildFailedError, match=r"SIGKILL|Signal 9"):
+    # Of the killed rank, or of another one whose collective failed of it, whichever is seen first.
+    with pytest.raises(ChildFailedError, match=r"SIGKILL|Signal 9|Connection closed|reset by peer"):
         ranks_of(3, rank_body, tmp_path, kill_rank)
     assert_nothing_is_left(tmp_path)
     assert_the_rest_comes_once(tmp_path, 3, 2)
