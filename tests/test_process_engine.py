@@ -366,6 +366,38 @@ def test_what_a_dataset_keeps_is_not_written_over() -> None:
     assert [int(batch[-1, -1]) for batch in loader] == [index % 6 for index in range(24)]
 
 
+class Refilling:
+    """Fills one buffer again for each batch, and makes a new one where the length is another."""
+
+    def __init__(self) -> None:
+        self.buffer: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read by the batch")
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        if self.buffer is None or len(self.buffer) != len(indices):
+            self.buffer = torch.empty(len(indices), 1 << 15)
+        return self.buffer.copy_(torch.tensor(indices)[:, None])
+
+
+def test_a_buffer_that_a_dataset_fills_again_does_not_change_what_was_delivered() -> None:
+    """It comes to lie in a slot when placing is on, and is written to as long as that is read."""
+    loader = ResumableDataLoader(
+        Refilling(), 12, num_workers=1, collate_fn=as_it_is, persistent_workers=True
+    )
+    for _ in range(3):
+        found = []
+        for batch in loader:
+            time.sleep(0.003)  # the worker reads on meanwhile
+            found += batch.min(dim=1).values.tolist()
+            assert torch.equal(batch.min(dim=1).values, batch.max(dim=1).values)
+        assert found == list(range(200))
+
+
 class Remembering:
     """Keeps a little of what it makes along with each batch."""
 
@@ -384,6 +416,18 @@ class Remembering:
         return batch
 
 
+class KeepingResized(Remembering):
+    """Keeps what it made before it came to what only torch's own memory can do."""
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        kept = torch.full((1 << 17,), float(indices[0]))
+        batch = torch.empty(1 << 17) if indices[0] < 6 else torch.empty(1 << 16)
+        if indices[0] >= 6:
+            batch.resize_(1 << 17)
+        self.recent.append(kept)
+        return batch.fill_(float(indices[0])), float(self.recent[0].sum())
+
+
 def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
     loader = ResumableDataLoader(
         Remembering(), 1, num_workers=1, collate_fn=as_it_is, persistent_workers=True
@@ -392,6 +436,14 @@ def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
     (member,) = loader._engine._crew._members  # type: ignore[union-attr]
     assert member.slots._slots
     assert max(member.slots._slots) < 12, "the number of slots that were made"
+
+
+def test_what_is_made_a_second_time_does_not_overwrite_what_was_kept() -> None:
+    expected = list(ResumableDataLoader(KeepingResized(), 1, collate_fn=as_it_is))
+    loader = ResumableDataLoader(KeepingResized(), 1, num_workers=1, collate_fn=as_it_is)
+    for (batch, kept), (inline_batch, inline_kept) in zip(loader, expected):
+        assert kept == inline_kept
+        assert batch[0] == batch[-1] == inline_batch[0]
 
 
 class Wordless(Exception):

@@ -106,6 +106,8 @@ class Packer:
         leaves = self._leaves
         for offset, leaf in leaves.outside + leaves.inside if moved else leaves.outside:
             _write(slot, offset, leaf)
+        # From here on the batch keeps nothing alive, so whoever still does is somebody else.
+        self._leaves = _Leaves(None)
 
 
 def packed_whole(content: Any) -> bytes:

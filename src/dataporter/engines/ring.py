@@ -116,7 +116,11 @@ class WorkerSlots:
         """A new slot with room for ``size`` bytes."""
         capacity = -(-int(size * _ROOM) // mmap.PAGESIZE) * mmap.PAGESIZE
         descriptor = create_memory(capacity)
-        slot = Slot.map(self._made, descriptor, capacity)
+        try:
+            slot = Slot.map(self._made, descriptor, capacity)
+        except BaseException:
+            os.close(descriptor)
+            raise
         slot.descriptor = descriptor
         self._made += 1
         return slot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import pickle
@@ -252,35 +253,49 @@ class _Worker:
         if slots.has_kept:
             self.placing.leave_slots_alone()
         try:
-            packer = self._made(request, fetch, slot)
+            try:
+                packer = self._made(request, fetch, slot)
+            except RuntimeError as error:
+                # torch does not resize memory that is not its own; so once more, in memory that is,
+                # and not in this slot, where something of the first time may be kept.
+                if "resizable" not in str(error) or not self.placing.switch_off():
+                    raise
+                given_up, slot = slot, None
+                if given_up is not None:
+                    slots.give_up(given_up)
+                packer = self._made(request, fetch, None)
+            target = self._written(packer, slot, slots) if packer.size else None
         except BaseException:
             if slot is not None:
                 slots.put_back(slot)
             raise
-        if not packer.size:
-            if slot is not None:
-                slots.put_back(slot)
-            return packer, None
-        self._usual_size = packer.size
-        if slot is not None and packer.size <= slot.size:
-            packer.write(slot, moved=False)
-            return packer, slot
-        larger = slots.make(packer.size)
-        packer.write(larger, moved=True)
-        if slot is not None:
+        if slot is not None and target is None:
+            slots.put_back(slot)
+        elif slot is not None and target is not slot:
             slots.give_up(slot)
-        return packer, larger
+        self._usual_size = packer.size or self._usual_size
+        return packer, target
+
+    def _written(self, packer: Packer, slot: Slot | None, slots: WorkerSlots) -> Slot:
+        """The slot that the batch is sent in: this one, unless it is too small or kept."""
+        if slot is None or packer.size > slot.size:
+            larger = slots.make(packer.size)
+            packer.write(larger, moved=True)
+            return larger
+        packer.write(slot, moved=False)
+        if not slot.is_held:
+            return slot
+        # A dataset that keeps what it made there may write to it again, while the training has it.
+        self.placing.leave_slots_alone()
+        other = slots.make(packer.size)
+        ctypes.memmove(other.address, slot.address, packer.size)
+        return other
 
     def _made(self, request: Request, fetch: Fetch, slot: Slot | None) -> Packer:
         placing = self.placing
         placing.arena = None if slot is None else Arena(slot)
         try:
             packer = Packer(tuple(fetch(request)), placing.arena)
-        except RuntimeError as error:
-            # torch does not resize memory that is not its own; so once more, in memory that is.
-            if "resizable" not in str(error) or not placing.switch_off():
-                raise
-            return self._made(request, fetch, slot)
         finally:
             placing.arena = None
         placing.learn(packer.size, packer.wasted)
