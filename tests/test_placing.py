@@ -46,7 +46,10 @@ def outcome(make: Callable[[], Any]) -> Any:
     except Exception as error:
         return type(error), str(error)
     assert type(made) is torch.Tensor
-    raw = made.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+    dense = made.detach().resolve_conj().resolve_neg()
+    dense = dense.clone(memory_format=torch.contiguous_format)
+    # A tensor of one value counts as contiguous with any stride, and would not be viewed as bytes.
+    raw = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
     # Of a dimension with one place in it, or of no values at all, a stride says nothing.
     strides = [
         stride for stride, size in zip(made.stride(), made.shape) if size > 1 and made.numel()
