@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,24 +183,62 @@ def test_a_thread_is_told_to_leave_it_to_the_main_thread() -> None:
 # ---- processes that are forked inside
 
 
-def asleep(seconds: float = 60) -> None:
-    time.sleep(seconds)
+def asleep(awake: Any) -> None:
+    awake.set()
+    time.sleep(60)
 
 
-def test_a_child_can_be_terminated_and_survives_what_is_sent_to_all() -> None:
+@contextmanager
+def child_asleep(*, awake: bool) -> Iterator[Any]:
+    """A forked process, as soon as it is started, or once it does what it is there for."""
+    event = FORK.Event()
+    child = FORK.Process(target=asleep, args=(event,), daemon=True)
+    child.start()
+    try:
+        assert not awake or event.wait(20)
+        yield child
+    finally:
+        child.kill()
+        child.join(10)
+
+
+@pytest.mark.parametrize("awake", [True, False])
+def test_a_child_can_be_terminated_at_any_moment(awake: bool) -> None:
     with PreemptionGuard(), PreemptionGuard():
-        child = FORK.Process(target=asleep, daemon=True)
-        child.start()
-        try:
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGUSR1)
-            child.join(0.2)
-            assert child.exitcode is None
-            child.terminate()
+        for _ in range(5):
+            with child_asleep(awake=awake) as child:
+                child.terminate()
+                child.join(10)
+                assert child.exitcode == -signal.SIGTERM
+
+
+def test_a_child_survives_what_a_cluster_sends_to_all() -> None:
+    with PreemptionGuard() as guard, child_asleep(awake=True) as child:
+        os.kill(child.pid, signal.SIGUSR1)
+        child.join(0.2)
+        assert child.exitcode is None
+        assert not guard.should_stop()
+
+
+def test_a_fork_leaves_the_signals_of_its_parent_and_its_child_as_they_were() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        with PreemptionGuard() as guard:
+            ours, theirs = FORK.Pipe(duplex=False)
+            child = FORK.Process(target=send_mask, args=(theirs,))
+            child.start()
+            assert ours.poll(20)
+            expected = {*before, signal.SIGHUP}
+            assert ours.recv() == signal.pthread_sigmask(signal.SIG_BLOCK, ()) == expected
             child.join(10)
-            assert child.exitcode == -signal.SIGTERM
-        finally:
-            child.kill()
+            signal.raise_signal(signal.SIGTERM)
+            assert guard.should_stop()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def send_mask(connection: Any) -> None:
+    connection.send(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 class Slow(torch.utils.data.Dataset[int]):

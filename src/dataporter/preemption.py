@@ -191,16 +191,41 @@ def _sigaction() -> Any:
     return ctypes.CDLL(None).sigaction
 
 
-def _free_fork() -> None:
+class _Fork(threading.local):
+    """What this thread, which is forking, had blocked before; None where no guard is in use."""
+
+    blocked: set[int] | None = None
+
+
+_fork = _Fork()
+
+
+def _before_fork() -> None:
+    # What comes for a child before its own handlers are back would set flags there, or be dropped:
+    # Python forgets signals in a child that it has seen and not yet handled.
+    if _entered:
+        _fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _after_fork() -> None:
+    if _fork.blocked is not None:
+        blocked, _fork.blocked = _fork.blocked, None
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _after_fork_in_child() -> None:
     """Let a forked process be ended by whoever wants to end it."""
     for guard in reversed(_entered):
         for replaced in reversed(guard._replaced):
             if replaced.number in _ENDING:
                 replaced.put_back()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
 
 
 def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
