@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dataporter import create_resumable_dataloader
+from dataporter import create_resumable_dataloader, save_atomically
 
 num_epochs = 5
 path = sys.argv[1] if len(sys.argv) > 1 else "checkpoint.pt"
@@ -28,14 +28,13 @@ dataloader = create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
 
 
 def save_checkpoint() -> None:
-    """Save beside, then move, so that there is a whole checkpoint at any moment."""
+    """There is a whole checkpoint at any moment, whenever the kill comes."""
     checkpoint = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "dataloader": dataloader.state_dict(),
     }
-    torch.save(checkpoint, f"{path}.new")
-    os.replace(f"{path}.new", path)
+    save_atomically(checkpoint, path, keep=1)
 
 
 if os.path.exists(path):

@@ -13,13 +13,14 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dataporter.checkpoint import save_atomically
 from dataporter.demo.steps import Step, write_step
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 
@@ -160,16 +161,9 @@ def train(
                         "generator": torch.get_rng_state(),
                         "trained_steps": trained_steps,
                     }
-                    save_atomically(checkpoint, checkpoint_path)
+                    save_atomically(checkpoint, checkpoint_path, keep=1)
                 if os.getppid() != started_by:
                     raise SystemExit("the process that started this training is gone")
-
-
-def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
-    """Save so that whoever kills this process finds the old checkpoint or the new one, whole."""
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(checkpoint, unfinished)
-    os.replace(unfinished, path)
 
 
 def digest_of(batch: Batch) -> str:

@@ -85,14 +85,9 @@ class Slot:
 
 
 class WorkerSlots:
-    """A worker's side: the slots that it may write to.
-
-    Attributes:
-        has_kept: whether a slot came back that something in this process still looks into.
-    """
+    """A worker's side: the slots that it may write to."""
 
     def __init__(self) -> None:
-        self.has_kept = False
         self._free: list[Slot] = []
         self._sent: dict[int, Slot] = {}
         self._given_up: list[int] = []
@@ -105,10 +100,9 @@ class WorkerSlots:
         """
         while self._free:
             slot = self._free.pop()
-            # A collate function may have kept a tensor that it made there the last time.
+            # What failed in the middle of making a batch may have kept a part of it.
             if not slot.is_held:
                 return slot
-            self.has_kept = True
             self.give_up(slot)
         return self.make(size) if size else None
 

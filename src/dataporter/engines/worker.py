@@ -250,24 +250,15 @@ class _Worker:
     ) -> tuple[Packer, Slot | None]:
         """A batch, and the slot that it lies in, if there is anything to lie there."""
         slot = slots.take(self._usual_size)
-        if slots.has_kept:
-            self.placing.leave_slots_alone()
         try:
-            try:
-                packer = self._made(request, fetch, slot)
-            except RuntimeError as error:
-                # torch does not resize memory that is not its own; so once more, in memory that is,
-                # and not in this slot, where something of the first time may be kept.
-                if "resizable" not in str(error) or not self.placing.switch_off():
-                    raise
-                given_up, slot = slot, None
-                if given_up is not None:
-                    slots.give_up(given_up)
-                packer = self._made(request, fetch, None)
+            packer = self._made(request, fetch, slot)
             target = self._written(packer, slot, slots) if packer.size else None
-        except BaseException:
+        except BaseException as error:
             if slot is not None:
                 slots.put_back(slot)
+            # torch does not resize memory that is not its own; so once more, in memory that is.
+            if _is_about_resizing(error) and self.placing.switch_off():
+                return self._packed(request, fetch, slots)
             raise
         if slot is not None and target is None:
             slots.put_back(slot)
@@ -310,6 +301,10 @@ class _Worker:
         arena = self.placing.arena
         out = None if arena is None else stacked(arena, samples)
         return torch.stack(tuple(samples)) if out is None else out
+
+
+def _is_about_resizing(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "resizable" in repr(error.args)
 
 
 def _packed_whole(task: Task, fetch: Fetch) -> Answer:
