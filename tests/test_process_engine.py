@@ -696,6 +696,38 @@ class Counted(Slow):
         return index
 
 
+class Tallied(Indices):
+    """A byte in a file for each reading, whoever reads."""
+
+    def __init__(self, length: int, tally: Path) -> None:
+        super().__init__(length)
+        self.tally = tally
+
+    def __getitem__(self, index: int) -> int:
+        with self.tally.open("ab") as file:
+            file.write(b".")
+        return index
+
+
+def test_what_was_prefetched_of_the_next_epoch_is_not_read_again(tmp_path: Path) -> None:
+    tally = tmp_path / "tally"
+
+    def readings(expected: int) -> int:
+        """How many there are, once those ahead have come, and a little later."""
+        until = time.monotonic() + 10
+        while tally.stat().st_size < expected and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return tally.stat().st_size
+
+    loader = ResumableDataLoader(
+        Tallied(8, tally), 1, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    for epoch in range(1, 4):
+        assert len(list(loader)) == 8
+        assert readings(8 * epoch + 4) == 8 * epoch + 4, "an epoch more, and four batches ahead"
+
+
 def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
     loader = ResumableDataLoader(
         Counted(100, tmp_path), 1, num_workers=1, prefetch_factor=8, persistent_workers=True
