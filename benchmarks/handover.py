@@ -126,8 +126,8 @@ def measure(quick: bool) -> Table:
             "own pipeline of threads.",
             "Memory is PSS, of the training process and its workers, over that of the process "
             "before it had a loader. First batches come after a step of 10 ms in which a training "
-            "sleeps; bare round trips are measured one after the other, and also after such a step. "
-            "A jump is to an epoch that was not prefetched.",
+            "sleeps; bare round trips are measured one after the other, and also after such a "
+            "step. A jump is to an epoch that was not prefetched.",
         ),
     )
 
