@@ -1,6 +1,7 @@
 """Exactly resumable, drop-in data loading for PyTorch."""
 
 from dataporter.checkpoint import load_latest, save_atomically
+from dataporter.convert import KeyBasedDtypeConverter
 from dataporter.device import DevicePrefetcher
 from dataporter.errors import (
     CheckpointNotFoundError,
@@ -8,6 +9,7 @@ from dataporter.errors import (
     DataPorterError,
     DatasetChangedError,
     InvalidStateError,
+    LossyConversionError,
     RankMismatchError,
     SampleError,
     StateMismatchError,
@@ -38,6 +40,8 @@ __all__ = [
     "DevicePrefetcher",
     "DistributedResumptionStrategy",
     "InvalidStateError",
+    "KeyBasedDtypeConverter",
+    "LossyConversionError",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from dataporter._torch import profiled
 from dataporter.cursor import Cursor
 from dataporter.engines.engine import Reply
+from dataporter.fetch import Fetched
 from dataporter.request import Request
 
 __all__ = ["Delivery"]
@@ -24,6 +25,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         begin: settles where this pass begins and starts an engine on it. Called at the first
             ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
         length: what ``len()`` of this iterator says.
+        note: is told of what was fetched before it is delivered, and may refuse it by raising.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         cursor: Cursor,
         begin: Callable[[object], Iterator[Reply]],
         length: Callable[[], int],
+        note: Callable[[Fetched], None],
     ) -> None:
         self._cursor = cursor
         self._begin = begin
         self._length = length
+        self._note = note
         # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
@@ -68,24 +72,29 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         return self._length()
 
     def _deliver(self, reply: Reply) -> Batch:
-        if reply.failure is not None:
+        try:
+            if reply.failure is not None:
+                raise reply.failure
+            assert reply.fetched is not None
+            self._note(reply.fetched)
+        except BaseException:
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.
             self._failed.append(reply.request)
-            try:
-                raise reply.failure
-            finally:
-                del reply
-        for request in self._failed:
-            self._cursor.deliver(self._pass, request)
+            raise
+        finally:
+            request, fetched = reply.request, reply.fetched
+            del reply
+        for failed in self._failed:
+            self._cursor.deliver(self._pass, failed)
         self._failed.clear()
-        self._cursor.deliver(self._pass, reply.request)
-        for skipped in reply.skipped:
+        self._cursor.deliver(self._pass, request)
+        for skipped in fetched.skipped:
             warnings.warn(
                 f"on_error='skip' left out sample index {skipped.index!r} (epoch "
-                f"{reply.request.epoch}, step {reply.request.step}, position {skipped.position}): "
+                f"{request.epoch}, step {request.step}, position {skipped.position}): "
                 f"{skipped.error}",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return reply.batch  # type: ignore[no-any-return]  # the collate function makes a Batch
+        return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch

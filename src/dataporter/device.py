@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from copy import copy
-from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from dataporter.convert import KeyBasedDtypeConverter
+from dataporter.structure import parts_of, rebuilt
 
 __all__ = ["DevicePrefetcher"]
 
@@ -27,9 +28,12 @@ class DevicePrefetcher(Generic[Batch]):
         loader: a :class:`~dataporter.ResumableDataLoader`, or any iterable of batches.
         device: where the tensors go. Dicts, lists, tuples, dataclasses and their like are walked
             through, and whatever else has a method ``to`` is moved with it.
+        widen: the loader's converter; the batches come with the dtypes that they had before it,
+            widened on the device, so that the narrow ones travel.
 
     Raises:
         RuntimeError: there is no such device.
+        ConfigurationError: (a ``ValueError``) while iterating: ``widen`` does not know the dtypes.
 
     Example:
         >>> from dataporter import ResumableDataLoader
@@ -38,16 +42,23 @@ class DevicePrefetcher(Generic[Batch]):
         [[0, 1], [2, 3]]
     """
 
-    def __init__(self, loader: Iterable[Batch], device: torch.device | str | int) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Batch],
+        device: torch.device | str | int,
+        *,
+        widen: KeyBasedDtypeConverter | None = None,
+    ) -> None:
         self.loader = loader
         self.device = torch.device(device)
+        self.widen = widen
         # The loader's state before the batch that is on its way: that one is not delivered yet.
         self._state: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         self._state = None
         if self.device.type == "cpu":
-            return iter(self.loader)
+            return iter(self.loader) if self.widen is None else map(self.widen.widen, self.loader)
         return self._ahead()
 
     def __len__(self) -> int:
@@ -104,7 +115,8 @@ class DevicePrefetcher(Generic[Batch]):
             return None
         self._state = state
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            return batch, _moved(batch, lambda value: value.to(self.device, non_blocking=True))
+            moved = _moved(batch, lambda value: value.to(self.device, non_blocking=True))
+            return batch, moved if self.widen is None else self.widen.widen(moved, like=batch)
 
 
 def _used_on(stream: Any, tensor: Any) -> Any:
@@ -117,24 +129,7 @@ def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
     """The batch with what can be moved in it moved, in containers of the same types."""
     if isinstance(value, torch.Tensor) or (hasattr(value, "to") and callable(value.to)):
         return move(value)
-    if isinstance(value, Mapping):
-        moved = {key: _moved(inner, move) for key, inner in value.items()}
-        if isinstance(value, MutableMapping):
-            clone = copy(value)
-            clone.update(moved)
-            return clone
-        return type(value)(moved)  # type: ignore[call-arg]  # as torch's default_collate has it
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_moved(inner, move) for inner in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(inner, move) for inner in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value,
-            **{
-                field.name: _moved(getattr(value, field.name), move)
-                for field in fields(value)
-                if field.init
-            },
-        )
-    return value
+    parts = parts_of(value)
+    if parts is None:
+        return value
+    return rebuilt(value, {part.key: _moved(part.value, move) for part in parts})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 __all__ = [
     "CheckpointNotFoundError",
     "ConfigurationError",
     "DataPorterError",
     "DatasetChangedError",
     "InvalidStateError",
+    "LossyConversionError",
     "RankMismatchError",
     "SampleError",
     "StateMismatchError",
@@ -52,6 +56,39 @@ class SampleError(DataPorterError, RuntimeError):
     when it is a ``StopIteration`` (which would silently end the loop), or when ``on_error="skip"``
     left nothing of a batch.
     """
+
+
+class LossyConversionError(DataPorterError, ValueError):
+    """A conversion would change a value by more than it may.
+
+    Attributes:
+        path: of the leaf.
+        value: as it was.
+        sample: its place in the batch; None where there is no batch, or no order in it.
+        dtype: the name of the dtype or form that does not hold the value.
+        fits: the name of the smallest dtype that holds all values of the leaf, if there is one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str,
+        value: Any,
+        sample: int | None,
+        dtype: str,
+        fits: str | None,
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.value = value
+        self.sample = sample
+        self.dtype = dtype
+        self.fits = fits
+
+    def __reduce__(self) -> Any:
+        details = {name: vars(self)[name] for name in ("path", "value", "sample", "dtype", "fits")}
+        return partial(type(self), **details), self.args, self.__dict__
 
 
 class DatasetChangedError(DataPorterError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Fetch: a request becomes a batch, by reading its samples and collating them (C8, C12)."""
+"""Fetch: a request becomes a batch: its samples are read, collated and converted (C8, C11, C12)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.utils.data import StackDataset, Subset, default_collate
 
 from dataporter.collate import collate as collate_like_default
 from dataporter.columns import Columns, columns_of, gather
-from dataporter.errors import SampleError, add_note
+from dataporter.convert import Conversion, Empty, Originals
+from dataporter.errors import LossyConversionError, SampleError, add_note
 from dataporter.request import Request
 from dataporter.rng import (
     Reading,
@@ -24,7 +25,7 @@ from dataporter.rng import (
     seed_generators,
 )
 
-__all__ = ["Fetch", "Fetched", "OnError", "Skipped", "fetch_for", "undisturbing"]
+__all__ = ["Fetch", "Fetched", "OnError", "Skipped", "converting", "fetch_for", "undisturbing"]
 
 OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
 
@@ -40,10 +41,11 @@ class Skipped(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A batch, and what is missing from it."""
+    """A batch, what is missing from it, and which dtypes it had before it was converted."""
 
     batch: Any
     skipped: tuple[Skipped, ...] = ()
+    originals: Originals = ()
 
 
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
@@ -99,6 +101,32 @@ class _Undisturbing:
     def __call__(self, request: Request) -> Fetched:
         with isolated_generators():
             return self.fetch(request)
+
+
+def converting(fetch: Fetch, conversion: Conversion, empty: Empty) -> Fetch:
+    """``fetch`` with its batches converted, into tensors that ``empty`` makes."""
+    return _Converting(fetch, conversion, empty)
+
+
+@dataclass(frozen=True, slots=True)
+class _Converting:
+    fetch: Fetch
+    conversion: Conversion
+    empty: Empty
+
+    def __call__(self, request: Request) -> Fetched:
+        fetched = self.fetch(request)
+        try:
+            batch, originals = self.conversion.batch(fetched.batch, self.empty)
+        except Exception as error:
+            sample = error.sample if isinstance(error, LossyConversionError) else None
+            # Which sample of the dataset it is, where the batch has one row for each.
+            if sample is not None and not fetched.skipped and sample < len(request.indices):
+                index = _plain(request.indices)[sample]
+                add_note(error, f"sample {sample} of the batch has index {index!r} in the dataset")
+            add_note(error, f"while converting {_batch_place(request)}")
+            raise
+        return fetched._replace(batch=batch, originals=originals)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dataporter import configure
 from dataporter.agreement import Ranks
+from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
 from dataporter.engines import Engine, Reply
 from dataporter.errors import ConfigurationError, DatasetChangedError, UnsupportedDatasetError
-from dataporter.fetch import OnError
+from dataporter.fetch import Fetched, OnError
 from dataporter.orders import Order
 from dataporter.plan import Tail
 from dataporter.request import PlannedRequests, Progress, Requests, RequestSource
@@ -79,6 +80,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         on_error: what happens when a sample raises. ``"raise"``: its exception, with a note that
             names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
             function ``(exception, index) → sample``: what it returns takes the sample's place.
+        converter: a :class:`~dataporter.KeyBasedDtypeConverter`, or its rules (path → dtype). The
+            workers convert what they collate, so that all that is moved and held is small. It may
+            be another one after a resume, or none: the samples stay the same.
         worker_kind: ``"process"``, or ``"thread"``: no copies and no start-up, for datasets whose
             reading releases Python's lock. Threads share the global generators, which are not
             seeded then: random augmentation is exact where it draws from
@@ -92,6 +96,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         RankMismatchError: (a ``ValueError``) the group's ranks were given different arguments, or
             datasets of another length.
         UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
+
+    While batches are read, a :class:`~dataporter.LossyConversionError` (a ``ValueError``) is raised
+    where ``converter`` would change a value.
 
     Example:
         >>> loader = ResumableDataLoader(range(6), batch_size=2, shuffle=True, seed=7)
@@ -133,6 +140,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         process_group: ProcessGroup | DeviceMesh | None = None,
         tail: Tail | None = None,
         on_error: OnError = "raise",
+        converter: KeyBasedDtypeConverter | Rules | None = None,
         worker_kind: WorkerKind = "process",
         worker_restarts: int = 3,
     ) -> None:
@@ -160,6 +168,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.order: Order | None = None
             self.tail = configure.tail_for(tail, drop_last=bool(drop_last))
             self.on_error = configure.on_error_checked(on_error)
+            self.converter = converter_for(converter)
             self.worker_kind = configure.worker_kind_checked(worker_kind)
             self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
             self._given_seed = configure.seed_checked(seed)
@@ -229,8 +238,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         otherwise the first epoch, or the one after the last that was begun (C3).
         """
         if self._source is None:
-            return super().__iter__()
-        return Delivery(self._cursor, self._begin_pass, self.__len__)
+            batches = super().__iter__()
+            converter = self.converter
+            return batches if converter is None else map(converter.convert_batch, batches)
+        return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
@@ -253,12 +264,17 @@ class ResumableDataLoader(DataLoader[Batch]):
                 on_error=self.on_error,
                 worker_kind=self.worker_kind,
                 worker_restarts=self.worker_restarts,
+                conversion=None if self.converter is None else self.converter.conversion,
             )
         progress = self._cursor.begin(a_pass)
         seed = self._cursor.settled_seed()
         return self._engine.start(
             Requests(source, progress, seed), source.ahead(progress.epoch + 1, seed)
         )
+
+    def _note(self, fetched: Fetched) -> None:
+        if self.converter is not None:
+            self.converter.note(Converted(fetched.batch, fetched.originals))
 
     # ---- the state
 

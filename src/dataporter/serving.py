@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
 from dataporter._torch import pin_function
+from dataporter.convert import Conversion, Empty, new
 from dataporter.engines import Engine, InlineEngine, ProcessEngine, ThreadEngine, WorkerOptions
-from dataporter.fetch import OnError, fetch_for, undisturbing
+from dataporter.fetch import Fetch, OnError, converting, fetch_for, undisturbing
 
 __all__ = ["WorkerKind", "engine_for"]
 
@@ -24,11 +26,13 @@ def engine_for(
     on_error: OnError,
     worker_kind: WorkerKind,
     worker_restarts: int,
+    conversion: Conversion | None,
 ) -> Engine:
     """An engine by the loader's present attributes, which torch lets people set at any time.
 
     Args:
         rows: the dataset as something that is indexed by row.
+        conversion: what becomes of the batches, if anything does.
     """
     seeded = loader.num_workers == 0 or worker_kind == "process"
     build_fetch = partial(
@@ -41,7 +45,7 @@ def engine_for(
     )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
-        return InlineEngine(undisturbing(build_fetch()), pin)
+        return InlineEngine(_converted(undisturbing(build_fetch()), conversion, new), pin)
     options = WorkerOptions(
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor or 2,
@@ -52,6 +56,21 @@ def engine_for(
         worker_init_fn=loader.worker_init_fn,
         context=loader.multiprocessing_context,
     )
+    converting_fetch = partial(_converting_fetch, build_fetch, conversion)
     if worker_kind == "thread":
-        return ThreadEngine(build_fetch, pin, options)
-    return ProcessEngine(build_fetch, loader.dataset, pin, options)
+        return ThreadEngine(converting_fetch, pin, options)
+    return ProcessEngine(converting_fetch, loader.dataset, pin, options)
+
+
+def _converting_fetch(
+    build_fetch: Callable[..., Fetch],
+    conversion: Conversion | None,
+    *,
+    empty: Empty = new,
+    **arguments: Any,
+) -> Fetch:
+    return _converted(build_fetch(**arguments), conversion, empty)
+
+
+def _converted(fetch: Fetch, conversion: Conversion | None, empty: Empty) -> Fetch:
+    return fetch if conversion is None else converting(fetch, conversion, empty)

@@ -21,7 +21,7 @@ from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError
-from dataporter.fetch import Skipped
+from dataporter.fetch import Fetched
 from dataporter.request import Request
 
 __all__ = ["Crew", "Ticket", "describe"]
@@ -184,21 +184,20 @@ class Crew:
             if ticket is not None and not ticket.wanted:
                 self.forget(ticket)
 
-    def result(self, ticket: Ticket) -> tuple[Any, tuple[Skipped, ...], Exception | None]:
-        """The batch of an answered ticket, what was skipped, and what its worker raised."""
+    def result(self, ticket: Ticket) -> Fetched | Exception:
+        """What was fetched for an answered ticket, or what its worker raised."""
         answer, slots = ticket.answer, ticket.slots
         assert answer is not None
         assert slots is not None
         if answer.failure is not None:
-            return None, (), answer.failure.rebuilt()
+            return answer.failure.rebuilt()
         if answer.slot is None:
             lease = None
         elif slots.leases < _MOST_LEASES:
             lease = slots.lease(answer.slot, answer.size)
         else:
             lease = slots.copy(answer.slot, answer.size)
-        batch, skipped = unpack(answer.packed, lease)
-        return batch, skipped, None
+        return Fetched(*unpack(answer.packed, lease))
 
     def forget(self, ticket: Ticket) -> None:
         """Nobody wants this batch any more."""

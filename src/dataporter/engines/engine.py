@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from dataporter.fetch import Skipped
+from dataporter.fetch import Fetched
 from dataporter.request import Request, Requests
 
 __all__ = ["Engine", "Reply"]
@@ -15,8 +15,7 @@ class Reply(NamedTuple):
     """What became of a request: a batch, or the exception that fetching it raised."""
 
     request: Request
-    batch: Any = None
-    skipped: tuple[Skipped, ...] = ()
+    fetched: Fetched | None = None
     failure: BaseException | None = None
 
 

@@ -30,8 +30,8 @@ class InlineEngine:
 
     def _serve(self, request: Request) -> Reply:
         try:
-            batch, skipped = self.fetch(request)
-            return Reply(request, self.pin(batch), skipped)
+            fetched = self.fetch(request)
+            return Reply(request, fetched._replace(batch=self.pin(fetched.batch)))
         except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
             return Reply(request, failure=error)
 

@@ -40,6 +40,7 @@ class Placing:
         self._mode = _Mode(self)
         self._is_worth_it = False
         self._is_off = False
+        self._stacks_are_wasted = False
         self._is_kept = False
         self._entered = False
 
@@ -51,6 +52,16 @@ class Placing:
     @arena.setter
     def arena(self, arena: Arena | None) -> None:
         self._arena = None if self._is_kept else arena
+
+    @property
+    def stacking(self) -> Arena | None:
+        """The same, where the batch's stacks end up in it."""
+        return None if self._stacks_are_wasted else self._arena
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor, in the slot if it fits there: what is made last goes here."""
+        placed = None if self._arena is None else self._arena.empty(shape, dtype)
+        return torch.empty(tuple(shape), dtype=dtype) if placed is None else placed
 
     def __enter__(self) -> None:
         if self._is_worth_it and self._arena is not None and not self._entered:
@@ -64,7 +75,10 @@ class Placing:
 
     def learn(self, size: int, wasted: int) -> None:
         """A batch took so many bytes of its slot, of which so many hold nothing of it."""
-        self._is_off |= wasted > size * _MOST_WASTED
+        if wasted > size * _MOST_WASTED:
+            # If it was off already, then it is the stacks that end up elsewhere: converted, say.
+            self._stacks_are_wasted |= self._is_off
+            self._is_off = True
         self._is_worth_it = size >= _SMALLEST_BATCH and not self._is_off
 
     def switch_off(self) -> bool:

@@ -45,7 +45,7 @@ class ProcessEngine:
     """Hands requests to the workers in turns, so many ahead, and gives their batches out.
 
     Args:
-        build_fetch: makes what reads and collates; called in each worker.
+        build_fetch: makes what reads and collates; called in each worker, see ``WorkerSpec``.
         dataset: what ``get_worker_info().dataset`` shows.
         pin: moves a batch to page-locked memory, or returns it as it is.
         options: how to run the workers.
@@ -53,7 +53,7 @@ class ProcessEngine:
 
     def __init__(
         self,
-        build_fetch: Callable[[], Fetch],
+        build_fetch: Callable[..., Fetch],
         dataset: Any,
         pin: Callable[[Any], Any],
         options: WorkerOptions,
@@ -156,13 +156,14 @@ class _Pass(Iterator[Reply]):
             if not self._options.persistent:
                 self._dismiss()
             raise StopIteration
-        batch, skipped, failure = self._crew.result(ticket)
-        if failure is None:
-            try:
-                batch = self._pin(batch)
-            except Exception as error:
-                failure = error
-        return Reply(ticket.request, batch, skipped, failure)
+        result = self._crew.result(ticket)
+        if isinstance(result, Exception):
+            return Reply(ticket.request, failure=result)
+        try:
+            pinned = self._pin(result.batch)
+        except Exception as error:
+            return Reply(ticket.request, failure=error)
+        return Reply(ticket.request, result._replace(batch=pinned))
 
     def hand_over(self, requests: Requests) -> _Errand | None:
         """A later pass takes the workers; returns what they have read ahead for it."""

@@ -75,10 +75,9 @@ class _Serve:
             if self._worker_init_fn is not None and not hasattr(self._thread, "number"):
                 self._thread.number = next(self._numbers)
                 self._worker_init_fn(self._thread.number)
-            batch, skipped = self._fetch(request)
+            return Reply(request, self._fetch(request))
         except Exception as error:
             return Reply(request, failure=error)
-        return Reply(request, batch, skipped)
 
 
 class _Pass(Iterator[Reply]):
@@ -112,9 +111,10 @@ class _Pass(Iterator[Reply]):
         else:
             reply = self._next()
         self._ask()
-        if reply.failure is not None:
+        if reply.fetched is None:
             return reply
-        return reply._replace(batch=self._pin(reply.batch))
+        pinned = self._pin(reply.fetched.batch)
+        return reply._replace(fetched=reply.fetched._replace(batch=pinned))
 
     def __del__(self) -> None:
         for _, future in self._asked:

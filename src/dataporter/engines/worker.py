@@ -40,7 +40,8 @@ class WorkerSpec:
 
     Attributes:
         build_fetch: makes what reads and collates; called once ``worker_init_fn`` is through with
-            the dataset, with ``whole=``: a context for where a batch is made as a whole.
+            the dataset, with ``whole=``: a context for where a batch is made as a whole, and
+            ``empty=``: makes tensors for where it is converted, in the slot if there is one.
         dataset: what ``get_worker_info().dataset`` shows.
         worker_init_fn: called with the worker's number.
         num_workers: how many workers there are.
@@ -98,7 +99,7 @@ class Task(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """From a worker: a packed (batch, skipped), or why there is none.
+    """From a worker: a packed ``Fetched``, or why there is none.
 
     Attributes:
         ticket: the task's.
@@ -197,7 +198,7 @@ def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
     try:
         if spec.worker_init_fn is not None:
             spec.worker_init_fn(worker_id)
-        return spec.build_fetch(whole=worker.placing)
+        return spec.build_fetch(whole=worker.placing, empty=worker.placing.empty)
     except Exception as error:
         return _Refusal(error)
 
@@ -298,7 +299,7 @@ class _Worker:
         if first.layout is not torch.strided or first.is_nested:
             assert self.torchs_stack is not None
             return self.torchs_stack(samples, collate_fn_map=collate_fn_map)
-        arena = self.placing.arena
+        arena = self.placing.stacking
         out = None if arena is None else stacked(arena, samples)
         return torch.stack(tuple(samples)) if out is None else out
 

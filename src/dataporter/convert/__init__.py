@@ -1,0 +1,23 @@
+"""Conversion: batches in narrower dtypes, checked, and wide again where it counts (C11, C12)."""
+
+from dataporter.convert.casting import Empty, OnLoss, new
+from dataporter.convert.converter import (
+    Conversion,
+    Converted,
+    KeyBasedDtypeConverter,
+    Originals,
+    Rules,
+    converter_for,
+)
+
+__all__ = [
+    "Conversion",
+    "Converted",
+    "Empty",
+    "KeyBasedDtypeConverter",
+    "OnLoss",
+    "Originals",
+    "Rules",
+    "converter_for",
+    "new",
+]

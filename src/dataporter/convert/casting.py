@@ -1,0 +1,432 @@
+"""Casting: a tensor to a narrower dtype, in one pass that also looks whether a value would change.
+
+A block of the source is cast, and looked at while it lies in the processor's cache. The look is one
+comparison with the largest value there is, of whole numbers in the source or of the cast floats'
+bits; only where that leaves a doubt is each element compared with what became of it (C12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK", "Empty", "Loss", "OnLoss", "cast", "dense", "narrowest", "new"]
+
+OnLoss = Literal["error", "saturate", "wrap"]
+# Makes an uninitialised, contiguous tensor on the CPU: torch.empty, or one in a worker's slot.
+Empty = Callable[[Sequence[int], torch.dtype], torch.Tensor]
+
+# Elements. Half of a core's usual second cache, in the widest dtype.
+BLOCK = 1 << 17
+# The bits of infinity, and the integers as wide, of the floats that more values end in than begin.
+_INFINITE: dict[torch.dtype, tuple[int, torch.dtype, Any]] = {
+    torch.float16: (0x7C00, torch.int16, np.uint16),
+    torch.bfloat16: (0x7F80, torch.int16, np.uint16),
+    torch.float32: (0x7F80_0000, torch.int32, np.uint32),
+}
+# Whole numbers that every part of torch can compute with, and those it merely holds.
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
+_PARTS = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The first value of a tensor that a cast would change.
+
+    Attributes:
+        place: where in the tensor, an index for each dimension.
+        value: as a Python number.
+        becomes: what it would be.
+        fits: the smallest dtype in which no value of the tensor changes.
+    """
+
+    place: tuple[int, ...]
+    value: Any
+    becomes: Any
+    fits: torch.dtype | None
+
+
+def new(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """An :data:`Empty` in memory of torch's."""
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+def cast(
+    source: torch.Tensor, dtype: torch.dtype, *, on_loss: OnLoss, rtol: float | None, empty: Empty
+) -> torch.Tensor | Loss:
+    """The source in another dtype, or the loss that ``on_loss="error"`` does not allow.
+
+    Whole numbers and truth values have to stay what they are, also as floats, unless ``rtol`` is
+    given. Floats may be rounded, by ``rtol`` times their size at most where it is given, and finite
+    ones have to stay finite. ``"saturate"`` takes the nearest value that the dtype has (toward zero
+    between two whole numbers; 0 for nan), ``"wrap"`` what ``torch.Tensor.to`` gives.
+
+    Args:
+        source: any tensor; layouts other than strided are checked by their values.
+        dtype: what to cast to.
+        on_loss: what to do where a value changes.
+        rtol: relative tolerance; None leaves the rounding of floats unchecked.
+        empty: where the result is made, if it is a plain tensor on the CPU.
+    """
+    check = None if on_loss == "wrap" else _check(source.dtype, dtype, rtol)
+    if not _is_plain(source):
+        return _cast_other(source, dtype, on_loss, rtol, checked=check is not None)
+    rows, order = dense(source)
+    target = empty(rows.shape, dtype)
+    flat, into = rows.view(-1), target.view(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        part, cast_part = flat[start : start + BLOCK], into[start : start + BLOCK]
+        cast_part.copy_(part)
+        if check is None or check.passes(part, cast_part):
+            continue
+        changed = _changed(part, cast_part, rtol)
+        if not changed.any():
+            continue
+        if on_loss == "error":
+            first = int(changed.argmax())
+            place = np.unravel_index(start + first, rows.shape)
+            return Loss(
+                tuple(int(place[order.index(axis)]) for axis in range(len(order))),
+                part[first].item(),
+                cast_part[first].item(),
+                narrowest(source, (), like=dtype, rtol=rtol),
+            )
+        cast_part.copy_(_saturated(part, dtype))
+    return target.permute([order.index(axis) for axis in range(len(order))])
+
+
+def narrowest(
+    values: torch.Tensor,
+    among: Sequence[torch.dtype],
+    *,
+    like: torch.dtype | None = None,
+    rtol: float | None,
+) -> torch.dtype | None:
+    """The smallest dtype in which no value changes, or None if there is none.
+
+    Args:
+        values: a tensor on any device.
+        among: the candidates, the smallest first. By default those of the kind of ``like``
+            (floats for a float), then of the values' own kind.
+        like: a dtype.
+        rtol: as in :func:`cast`.
+    """
+    if not among:
+        assert like is not None
+        among = (*_kin(like), *_kin(values.dtype))
+    for dtype in among:
+        if not isinstance(_looked_at(values, dtype, rtol), Loss):
+            return dtype
+    return None
+
+
+def _kin(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    if dtype.is_complex:
+        return _COMPLEX
+    if dtype.is_floating_point:
+        return _FLOATS
+    wide = _UNSIGNED if dtype in _UNSIGNED[1:] else ()
+    return tuple(sorted((*_WHOLE, *wide[1:]), key=lambda whole: whole.itemsize))
+
+
+def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> Loss | None:
+    check = _check(values.dtype, dtype, rtol)
+    if check is None:
+        return None
+    flat = _values(values).reshape(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        part = flat[start : start + BLOCK]
+        cast_part = part.to(dtype)
+        if check.passes(part, cast_part):
+            continue
+        changed = _changed(part, cast_part, rtol)
+        if changed.any():
+            first = int(changed.argmax())
+            return Loss((), part[first].item(), cast_part[first].item(), None)
+    return None
+
+
+# ---- what has to be looked at
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A quick look by which nothing can have changed; what does not pass may still be whole.
+
+    Attributes:
+        within: the whole numbers of the source that stay what they are.
+        infinite: the bits from which on a cast float is infinite or nan.
+    """
+
+    within: tuple[int, int] | None = None
+    infinite: tuple[int, torch.dtype, Any] | None = None
+
+    def passes(self, part: torch.Tensor, cast_part: torch.Tensor) -> bool:
+        if self.within is not None:
+            return _lies_within(part.numpy(), *self.within)
+        if self.infinite is not None:
+            return _is_finite(cast_part, *self.infinite)
+        return False
+
+
+def _check(source: torch.dtype, dtype: torch.dtype, rtol: float | None) -> _Check | None:
+    """How to look, or None where no value of the source can change."""
+    if source.is_complex and not dtype.is_complex:
+        return _Check()
+    source, dtype = _PARTS.get(source, source), _PARTS.get(dtype, dtype)
+    if source is dtype:
+        return None
+    if source is torch.bool:
+        # This one has no zero.
+        return _Check() if "e8m0" in str(dtype) else None
+    if not source.is_floating_point:
+        limits, held = torch.iinfo(source), _exact_whole_numbers(dtype)
+        if held[0] <= limits.min and limits.max <= held[1]:
+            return None
+        return _Check(within=held)
+    if not dtype.is_floating_point:
+        return _Check()
+    return _check_of_floats(torch.finfo(source), torch.finfo(dtype), dtype, rtol)
+
+
+def _check_of_floats(
+    source: torch.finfo, target: torch.finfo, dtype: torch.dtype, rtol: float | None
+) -> _Check | None:
+    if dtype.itemsize == 1:  # some have no infinity, some no zero
+        return _Check()
+    as_wide = target.max >= source.max
+    if as_wide and target.eps <= source.eps and target.tiny <= source.tiny:
+        return None
+    if rtol is not None:
+        return _Check()
+    return None if as_wide else _Check(infinite=_INFINITE[dtype])
+
+
+def _exact_whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
+    """The whole numbers that a dtype has, without a gap."""
+    if dtype is torch.bool:
+        return 0, 1
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        return int(limits.min), int(limits.max)
+    if dtype.itemsize == 1:
+        return 1, 0
+    most = int(2 / torch.finfo(dtype).eps)
+    return -most, most
+
+
+def _lies_within(numbers: NDArray[Any], low: int, high: int) -> bool:
+    if not numbers.size:
+        return True
+    if numbers.dtype.kind == "i":
+        # A negative number is a huge one without its sign: one pass for what has none, as usual.
+        most = numbers.view(f"u{numbers.itemsize}").max()
+        if low <= 0 and most <= min(high, np.iinfo(numbers.dtype).max):
+            return True
+    return bool(low <= int(numbers.min()) and int(numbers.max()) <= high)
+
+
+def _is_finite(floats: torch.Tensor, infinity: int, bits: torch.dtype, unsigned: Any) -> bool:
+    if floats.is_complex():
+        floats = torch.view_as_real(floats).view(-1)
+    if not floats.numel():
+        return True
+    numbers = floats.view(bits).numpy()
+    sign = 1 << (8 * numbers.itemsize - 1)
+    # As unsigned numbers the negative floats come last, by size; so the first look sees the worst
+    # of them, and there is a second only where there are some.
+    most = int(numbers.view(unsigned).max())
+    if most < sign:
+        return most < infinity
+    return most < sign | infinity and int(numbers.max()) < infinity
+
+
+# ---- element by element
+
+
+def _changed(part: torch.Tensor, cast_part: torch.Tensor, rtol: float | None) -> NDArray[np.bool_]:
+    """Which elements are not what they were."""
+    source, dtype = part.dtype, cast_part.dtype
+    if source.is_complex or dtype.is_complex:
+        return _changed_complex(part, cast_part, rtol)
+    if dtype is torch.bool:
+        wide = _as_numbers(part)
+        return np.asarray((wide != 0) & (wide != 1))
+    if source.is_floating_point:
+        wide = _as_numbers(part)
+        if not dtype.is_floating_point:
+            low, high = _exact_whole_numbers(dtype)
+            with np.errstate(invalid="ignore"):
+                # The largest int64 is no float64, but one more is.
+                held = (wide >= float(low)) & (wide < float(high + 1))
+            return np.asarray(~(held & (np.trunc(wide) == wide)))
+        return _changed_floats(wide, _as_numbers(cast_part), rtol)
+    whole = part.numpy()
+    if not dtype.is_floating_point:
+        limits, (low, high) = np.iinfo(whole.dtype), _exact_whole_numbers(dtype)
+        low, high = max(low, int(limits.min)), min(high, int(limits.max))
+        return np.asarray((whole < low) | (whole > high))
+    return _changed_whole(whole, _as_numbers(cast_part), rtol)
+
+
+def _as_numbers(part: torch.Tensor) -> NDArray[np.float64]:
+    return part.to(torch.float64).numpy()
+
+
+def _changed_floats(
+    wide: NDArray[np.float64], narrow: NDArray[np.float64], rtol: float | None
+) -> NDArray[np.bool_]:
+    same = (wide == narrow) | (np.isnan(wide) & np.isnan(narrow))
+    if rtol is None:
+        return np.asarray(~same & ~(np.isfinite(wide) & np.isfinite(narrow)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        near = np.abs(narrow - wide) <= rtol * np.abs(wide)
+    return np.asarray(~same & ~(near & np.isfinite(narrow)))
+
+
+def _changed_whole(
+    whole: NDArray[Any], floats: NDArray[np.float64], rtol: float | None
+) -> NDArray[np.bool_]:
+    limits = np.iinfo(whole.dtype)
+    # A float64 beyond the integers cannot be compared as one of them.
+    comparable = (floats >= float(limits.min)) & (floats < float(limits.max + 1))
+    same = comparable & (np.where(comparable, floats, 0).astype(whole.dtype) == whole)
+    if rtol is None:
+        return np.asarray(~same)
+    wide = whole.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        near = np.abs(floats - wide) <= rtol * np.abs(wide)
+    return np.asarray(~same & ~(near & np.isfinite(floats)))
+
+
+def _changed_complex(
+    part: torch.Tensor, cast_part: torch.Tensor, rtol: float | None
+) -> NDArray[np.bool_]:
+    if not part.is_complex():
+        return _changed(part, _real(cast_part), rtol)
+    if not cast_part.is_complex():
+        lost = _as_numbers(_imaginary(part)) != 0
+        return np.asarray(lost | _changed(_real(part), cast_part, rtol))
+    return np.asarray(
+        _changed(_real(part), _real(cast_part), rtol)
+        | _changed(_imaginary(part), _imaginary(cast_part), rtol)
+    )
+
+
+def _real(numbers: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(numbers)[..., 0]
+
+
+def _imaginary(numbers: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(numbers)[..., 1]
+
+
+def _saturated(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each element as the nearest value that the dtype has."""
+    if part.is_complex() or dtype.is_complex:
+        return _saturated_complex(part, dtype)
+    if dtype is torch.bool:
+        return torch.from_numpy(_as_numbers(part) >= 1)
+    if dtype.is_floating_point:
+        finite = torch.finfo(dtype)
+        wide = part.to(torch.float64)
+        return wide.clamp(finite.min, finite.max).where(wide.isfinite(), wide).to(dtype)
+    low, high = _exact_whole_numbers(dtype)
+    if part.dtype.is_floating_point:
+        wide = part.to(torch.float64).nan_to_num(0.0, float("inf"), float("-inf"))
+        inside = (wide > float(low)) & (wide < float(high))
+        whole = wide.where(inside, 0.0).numpy().astype(_numpy_dtype(dtype))
+        whole[(wide <= float(low)).numpy()] = low
+        whole[(wide >= float(high)).numpy()] = high
+        return torch.from_numpy(whole)
+    numbers = part.numpy()
+    limits = np.iinfo(numbers.dtype)
+    clipped = numbers.clip(max(low, int(limits.min)), min(high, int(limits.max)))
+    return torch.from_numpy(clipped.astype(_numpy_dtype(dtype)))
+
+
+def _saturated_complex(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    real = _real(part) if part.is_complex() else part
+    if not dtype.is_complex:
+        return _saturated(real, dtype)
+    pieces = (real, _imaginary(part) if part.is_complex() else torch.zeros_like(real))
+    return torch.view_as_complex(
+        torch.stack([_saturated(piece, _PARTS[dtype]) for piece in pieces], -1)
+    )
+
+
+def _numpy_dtype(dtype: torch.dtype) -> Any:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+# ---- where the values lie
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.requires_grad
+        and not tensor.is_nested
+    )
+
+
+def dense(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """A contiguous tensor of the same elements, and which dimension each of its own is.
+
+    A transposed or channels-last tensor is only seen from another side, as ``Tensor.to`` keeps it.
+    """
+    tensor = tensor.resolve_conj().resolve_neg()
+    order = list(range(tensor.ndim))
+    if tensor.is_contiguous():
+        return tensor, order
+    strides = tensor.stride()
+    other = sorted(order, key=lambda axis: -strides[axis])
+    permuted = tensor.permute(other)
+    return (permuted, other) if permuted.is_contiguous() else (tensor.contiguous(), order)
+
+
+def _values(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of any tensor, in memory that NumPy can read."""
+    tensor = tensor.detach()
+    if tensor.is_nested:
+        parts = [part.reshape(-1) for part in tensor.unbind()]
+        tensor = torch.cat(parts) if parts else torch.empty(0, dtype=tensor.dtype)
+    elif tensor.layout is torch.sparse_coo:
+        tensor = tensor._values()
+    elif tensor.layout is not torch.strided:
+        tensor = tensor.values()
+    if type(tensor) is not torch.Tensor:
+        tensor = tensor.as_subclass(torch.Tensor)
+    return tensor.cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def _cast_other(
+    source: torch.Tensor, dtype: torch.dtype, on_loss: OnLoss, rtol: float | None, *, checked: bool
+) -> torch.Tensor | Loss:
+    """Sparse, nested, subclasses, on a device, in a graph: checked as a whole, cast by torch."""
+    loss = _looked_at(source, dtype, rtol) if checked else None
+    if loss is None:
+        return source.to(dtype)
+    if on_loss == "saturate" and source.layout is torch.strided and not source.is_nested:
+        saturated = _saturated(_values(source).view(-1), dtype).view(source.shape)
+        return saturated.to(source.device)
+    place: tuple[int, ...] = ()
+    if source.layout is torch.strided and not source.is_nested:
+        flat = _values(source).view(-1)
+        changed = _changed(flat, flat.to(dtype), rtol)
+        place = tuple(map(int, np.unravel_index(int(changed.argmax()), source.shape)))
+    return Loss(place, loss.value, loss.becomes, narrowest(source, (), like=dtype, rtol=rtol))

@@ -1,0 +1,480 @@
+"""`KeyBasedDtypeConverter`: the leaves of a batch that rules name, in narrower forms and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dataporter.convert.casting import Empty, Loss, OnLoss, new
+from dataporter.convert.forms import Cast, Form, dtype_named, form_named, name_of
+from dataporter.convert.paths import ROOT, Matcher, Pattern, matcher_of, parse, shown
+from dataporter.errors import ConfigurationError, InvalidStateError, LossyConversionError
+from dataporter.structure import Step, parts_of, rebuilt
+
+__all__ = [
+    "Conversion",
+    "Converted",
+    "KeyBasedDtypeConverter",
+    "Originals",
+    "Rules",
+    "converter_for",
+]
+
+# What a converter is given: path → dtype, or a list of {"path": ..., "dtype": ...}.
+Rules = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+# Which rule, by number, has met which dtype, by name; small enough to go with every batch.
+Originals = tuple[tuple[int, str], ...]
+
+_PATHS_SHOWN = 20
+_VERSION = 1
+
+
+class Converted(NamedTuple):
+    """A converted batch, and the dtypes that its leaves had before."""
+
+    batch: Any
+    originals: Originals
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a converter does, as a value: the same for every batch, sent to workers as it is.
+
+    Attributes:
+        patterns: the rules' paths.
+        forms: what each rule makes of a leaf.
+        matcher: finds the rule of a leaf.
+        on_loss: see :class:`KeyBasedDtypeConverter`.
+        rtol: see :class:`KeyBasedDtypeConverter`.
+    """
+
+    patterns: tuple[Pattern, ...]
+    forms: tuple[Form, ...]
+    matcher: Matcher
+    on_loss: OnLoss
+    rtol: float | None
+
+    def batch(self, batch: Any, empty: Empty = new) -> Converted:
+        """The batch with what the rules name converted; nothing else is touched or copied.
+
+        Args:
+            batch: nested containers of tensors and arrays, or one tensor.
+            empty: makes the tensors that are converted to, where they can lie anywhere.
+
+        Raises:
+            LossyConversionError: a value does not fit.
+            ConfigurationError: a form cannot hold such a tensor or array at all.
+        """
+        walk = _Walk(self, empty, in_batch=True)
+        return Converted(walk.converted(batch, ROOT, ()), tuple(walk.originals))
+
+    def sample(self, sample: Any) -> Converted:
+        """The same for a sample, in which Python's numbers are leaves as well."""
+        walk = _Walk(self, new, in_batch=False)
+        return Converted(walk.converted(sample, ROOT, ()), tuple(walk.originals))
+
+
+class KeyBasedDtypeConverter:
+    r"""Converts what its rules name to narrower dtypes, and never changes a value silently.
+
+    Args:
+        rules: path → dtype, or a list of ``{"path": ..., "dtype": ...}``. Paths: keys (of mappings,
+            and fields of named tuples and dataclasses) joined by dots, ``[0]`` for places in lists
+            and tuples, ``*`` for one level, ``**`` for any number of levels; a backslash before a
+            dot that belongs to a key. Of several rules that fit a leaf the most specific wins: the
+            one with most keys and places, then with fewest ``**``. Dtypes: torch's or NumPy's, by
+            object or name. ``"uint8:scale"`` stores floats that are multiples of 1/255, as images
+            are, by their numerators. ``"bits"`` stores masks of 0 and 1 eight a byte along the last
+            dimension: (..., length) → (..., length // 8 + 1).
+        on_loss: what to do where a value does not fit: ``"error"``; ``"saturate"``: the nearest
+            value that the dtype has; ``"wrap"``: what ``torch.Tensor.to`` makes of it, unchecked.
+            Whole numbers have to stay what they are, also as floats, and finite floats finite.
+        rtol: how far, relative to its size, a float may be rounded; 0 allows none. By default
+            rounding is not looked at.
+        strict: raise, rather than warn, where a rule has matched nothing in the first batch.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) a path or dtype is none, or two rules are equally
+            specific and fit the same path.
+
+    Example:
+        >>> converter = KeyBasedDtypeConverter({"labels": "int32", "inputs.*": "float16"})
+        >>> batch = {"labels": torch.tensor([1, 2]), "inputs": {"image": torch.zeros(2, 3)}}
+        >>> small = converter.convert_batch(batch)
+        >>> small["labels"].dtype, small["inputs"]["image"].dtype
+        (torch.int32, torch.float16)
+        >>> converter.widen(small)["labels"].dtype
+        torch.int64
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        on_loss: OnLoss = "error",
+        rtol: float | None = None,
+        strict: bool = False,
+    ) -> None:
+        if on_loss not in ("error", "saturate", "wrap"):
+            raise ConfigurationError(f"on_loss={on_loss!r}: expected 'error', 'saturate' or 'wrap'")
+        if rtol is not None and not (isinstance(rtol, int | float) and 0 <= rtol < float("inf")):
+            raise ConfigurationError(f"rtol={rtol!r}: expected a number of 0 or more, or None")
+        pairs = _pairs(rules)
+        patterns = tuple(parse(path) for path, _ in pairs)
+        self.conversion = Conversion(
+            patterns,
+            tuple(_form(path, wanted) for path, wanted in pairs),
+            matcher_of(patterns),
+            on_loss,
+            rtol,
+        )
+        self.strict = strict
+        self._originals: dict[int, list[str]] = {}
+        self._is_checked = False
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Path → name of the dtype or form."""
+        conversion = self.conversion
+        return {
+            shown(pattern): form.name
+            for pattern, form in zip(conversion.patterns, conversion.forms)
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.rules!r})"
+
+    def convert_batch(self, batch: Any) -> Any:
+        """A batch with what the rules name converted.
+
+        Containers keep their types. What no rule names is passed through, the same objects and not
+        copies; nothing is written into the batch that is given.
+
+        Args:
+            batch: mappings, lists, tuples, named tuples and dataclasses, nested, of tensors and
+                NumPy arrays; or one of these (its path is ``""``). Other leaves stay what they are.
+
+        Raises:
+            LossyConversionError: (a ``ValueError``) a value would change; names path, value and
+                sample, and the smallest dtype that fits.
+            ConfigurationError: (a ``ValueError``) NumPy has no such dtype for an array, or a form
+                takes other values; with ``strict=True``, a rule matches nothing in the first batch.
+        """
+        converted = self.conversion.batch(batch)
+        self.note(converted)
+        return converted.batch
+
+    def convert_sample(self, sample: Any) -> Any:
+        """The same for a sample, before collation: numbers become tensors without dimensions.
+
+        For datasets that convert what they read. In a worker it notes the original dtypes in that
+        worker alone, so for :meth:`widen` convert one sample in the training process as well.
+
+        Raises:
+            LossyConversionError: (a ``ValueError``) a value would change.
+            ConfigurationError: (a ``ValueError``) as :meth:`convert_batch`.
+        """
+        converted = self.conversion.sample(sample)
+        self._remember(converted.originals)
+        return converted.batch
+
+    def widen(self, batch: Any, *, like: Any = None) -> Any:
+        """A converted batch with the dtypes that it had before, wherever it lies by now.
+
+        Args:
+            batch: what :meth:`convert_batch` returned, on any device; leaves that are not in the
+                form their rule asks for are left as they are.
+            like: the same batch on the CPU. What is looked up in it (how long the rows of
+                ``"bits"`` are) need not be waited for on the device.
+
+        Raises:
+            ConfigurationError: (a ``ValueError``) nothing was converted by this rule before, or
+                leaves of several dtypes, so that it is not known what to go back to.
+        """
+        return self._widened(batch, batch if like is None else like, ROOT, ())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The original dtypes that were seen: path → names. JSON types, an entry a rule."""
+        patterns = self.conversion.patterns
+        originals = {
+            shown(patterns[rule]): list(names) for rule, names in sorted(self._originals.items())
+        }
+        return {"version": _VERSION, "originals": originals}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the original dtypes that another converter has seen.
+
+        Entries of rules that this one does not have are left out.
+
+        Raises:
+            InvalidStateError: (a ``ValueError``) not what ``state_dict()`` returned.
+        """
+        numbers = {shown(pattern): rule for rule, pattern in enumerate(self.conversion.patterns)}
+        originals = state.get("originals") if isinstance(state, Mapping) else None
+        if not isinstance(originals, Mapping) or state.get("version") != _VERSION:
+            raise InvalidStateError(
+                f"expected the dict that KeyBasedDtypeConverter.state_dict() returned (version "
+                f"{_VERSION}), got {str(state)[:80]}"
+            )
+        loaded: dict[int, list[str]] = {}
+        for path, names in originals.items():
+            if not isinstance(names, list | tuple) or not all(_is_dtype(name) for name in names):
+                raise InvalidStateError(
+                    f"the converter's state has {names!r} for path {path!r}, expected names of "
+                    "dtypes"
+                )
+            if path in numbers:
+                loaded[numbers[path]] = list(names)
+        self._originals = loaded
+
+    def note(self, converted: Converted) -> None:
+        """Remember what a batch that was converted elsewhere (in a worker) had been before.
+
+        Warns, or raises with ``strict=True``, where a rule matches nothing in the first one.
+        """
+        if not self._is_checked:
+            self._check_first(converted)
+            self._is_checked = True
+        self._remember(converted.originals)
+
+    def _remember(self, originals: Originals) -> None:
+        for rule, name in originals:
+            names = self._originals.setdefault(rule, [])
+            form = self.conversion.forms[rule]
+            # One that was narrow already says nothing about the others.
+            if name not in names and not (names and isinstance(form, Cast) and name == form.name):
+                names.append(name)
+
+    def _check_first(self, converted: Converted) -> None:
+        matched = {rule for rule, _ in converted.originals}
+        patterns = self.conversion.patterns
+        missed = [shown(pattern) for rule, pattern in enumerate(patterns) if rule not in matched]
+        if not missed:
+            return
+        there = _leaves_shown(converted.batch)
+        message = (
+            f"{'rules' if len(missed) > 1 else 'rule'} {', '.join(map(repr, missed))} matched no "
+            f"tensor or array in the first batch, which has: {there}"
+        )
+        if self.strict:
+            raise ConfigurationError(f"{message}; correct the path, or pass strict=False")
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+    def _widened(self, value: Any, like: Any, state: int, path: tuple[Step, ...]) -> Any:
+        rule = self.conversion.matcher.rules[state]
+        if isinstance(value, torch.Tensor | np.ndarray):
+            return value if rule is None else self._widened_leaf(value, like, rule, path)
+        parts = parts_of(value)
+        if parts is None:
+            return value
+        changes = {}
+        others = parts_of(like) or parts
+        for part, other in zip(parts, others):
+            following = self.conversion.matcher.next(state, part.step)
+            if following is not None:
+                wide = self._widened(part.value, other.value, following, (*path, part.step))
+                if wide is not part.value:
+                    changes[part.key] = wide
+        return rebuilt(value, changes)
+
+    def _widened_leaf(self, leaf: Any, like: Any, rule: int, path: tuple[Step, ...]) -> Any:
+        form = self.conversion.forms[rule]
+        tensor = _as_tensor(leaf)
+        if tensor is None or tensor.dtype is not form.dtype:
+            return leaf
+        names = self._originals.get(rule, [])
+        where = f"path {shown(path)!r} (rule {shown(self.conversion.patterns[rule])!r})"
+        if not names:
+            raise ConfigurationError(
+                f"{where} is {form.name}, and this converter has converted nothing there, so the "
+                "dtype to go back to is not known: convert a batch first, or load the state of the "
+                "converter that did"
+            )
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"{where} can go back to {' or '.join(names)}, since the rule has met all of them: "
+                "give each its own rule"
+            )
+        original = dtype_named(names[0])
+        other = _as_tensor(like)
+        wide = form.widen(tensor, original, tensor if other is None else other)
+        if wide is tensor:
+            return leaf
+        return wide if isinstance(leaf, torch.Tensor) else wide.numpy()
+
+
+@dataclass(slots=True, eq=False)
+class _Walk:
+    """One walk through a batch or sample; the dtypes met are collected on the way."""
+
+    conversion: Conversion
+    empty: Empty
+    in_batch: bool
+    originals: dict[tuple[int, str], None]
+
+    def __init__(self, conversion: Conversion, empty: Empty, *, in_batch: bool) -> None:
+        self.conversion, self.empty, self.in_batch = conversion, empty, in_batch
+        self.originals = {}
+
+    def converted(self, value: Any, state: int, path: tuple[Step, ...]) -> Any:
+        matcher = self.conversion.matcher
+        if isinstance(value, torch.Tensor | np.ndarray):
+            rule = matcher.rules[state]
+            return value if rule is None else self._converted_leaf(value, rule, path)
+        parts = parts_of(value)
+        if parts is None:
+            rule = None if self.in_batch else matcher.rules[state]
+            is_number = isinstance(value, bool | int | float | complex | np.generic)
+            return value if rule is None or not is_number else self._number(value, rule, path)
+        changes = {}
+        for part in parts:
+            following = matcher.next(state, part.step)
+            if following is not None:
+                narrow = self.converted(part.value, following, (*path, part.step))
+                if narrow is not part.value:
+                    changes[part.key] = narrow
+        return rebuilt(value, changes)
+
+    def _converted_leaf(self, leaf: Any, rule: int, path: tuple[Step, ...]) -> Any:
+        tensor, form = _as_tensor(leaf), self.conversion.forms[rule]
+        if tensor is None:
+            return leaf
+        self.originals[rule, name_of(tensor.dtype)] = None
+        if form.holds(tensor):
+            return leaf
+        empty = self.empty if isinstance(leaf, torch.Tensor) else new
+        narrow = self._narrow(tensor, form, path, empty)
+        if isinstance(leaf, torch.Tensor):
+            return narrow
+        try:
+            return narrow.numpy()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"path {shown(path)!r} is a NumPy array, and NumPy has no {form.name}: make it a "
+                "tensor, or choose another dtype"
+            ) from error
+
+    def _number(self, value: Any, rule: int, path: tuple[Step, ...]) -> Any:
+        # As default_collate would have it: 64 bits for Python's numbers.
+        try:
+            array = np.asarray(value)
+        except OverflowError:
+            return value
+        tensor = _as_tensor(array)
+        if tensor is None:
+            return value
+        self.originals[rule, name_of(tensor.dtype)] = None
+        narrow = self._narrow(tensor, self.conversion.forms[rule], path, new)
+        return narrow.numpy()[()] if isinstance(value, np.generic) else narrow
+
+    def _narrow(
+        self, tensor: torch.Tensor, form: Form, path: tuple[Step, ...], empty: Empty
+    ) -> torch.Tensor:
+        conversion = self.conversion
+        try:
+            narrow = form.narrow(
+                tensor, on_loss=conversion.on_loss, rtol=conversion.rtol, empty=empty
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"path {shown(path)!r}: {error}") from None
+        if isinstance(narrow, Loss):
+            raise self._lossy(narrow, tensor, form, path)
+        return narrow
+
+    def _lossy(
+        self, loss: Loss, tensor: torch.Tensor, form: Form, path: tuple[Step, ...]
+    ) -> LossyConversionError:
+        sample = loss.place[0] if self.in_batch and loss.place else None
+        where = "" if sample is None else f" of sample {sample} of the batch"
+        if len(loss.place) > (sample is not None):
+            where += f", at {list(loss.place)} of {list(tensor.shape)}"
+        rounding = "" if self.conversion.rtol is None else f" within rtol={self.conversion.rtol}"
+        fits = None if loss.fits is None else name_of(loss.fits)
+        advice = (
+            "this leaf cannot be narrowed" if fits is None else f"the smallest that fits is {fits}"
+        )
+        return LossyConversionError(
+            f"path {shown(path)!r}: {loss.value!r}{where} ({name_of(tensor.dtype)}) is not held by "
+            f"{form.name}{rounding}, where it would be {loss.becomes!r}; {advice}: change the "
+            "rule, or pass on_loss='saturate' or 'wrap'",
+            path=shown(path),
+            value=loss.value,
+            sample=sample,
+            dtype=form.name,
+            fits=fits,
+        )
+
+
+def converter_for(converter: Any) -> KeyBasedDtypeConverter | None:
+    """A converter, the one that rules describe, or None.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if converter is None or isinstance(converter, KeyBasedDtypeConverter):
+        return converter
+    return KeyBasedDtypeConverter(converter)
+
+
+def _pairs(rules: Any) -> list[tuple[str, Any]]:
+    if isinstance(rules, Mapping):
+        return list(rules.items())
+    expected = "expected {path: dtype, ...} or a list of {'path': ..., 'dtype': ...}"
+    if isinstance(rules, str | bytes) or not isinstance(rules, Sequence):
+        raise ConfigurationError(f"rules {rules!r}: {expected}")
+    for rule in rules:
+        if not isinstance(rule, Mapping) or set(rule) != {"path", "dtype"}:
+            raise ConfigurationError(f"rule {rule!r}: {expected}")
+    return [(rule["path"], rule["dtype"]) for rule in rules]
+
+
+def _form(path: str, wanted: Any) -> Form:
+    try:
+        return form_named(wanted)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"rule {path!r}: {error}") from error.__cause__
+
+
+def _is_dtype(name: Any) -> bool:
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def _as_tensor(leaf: Any) -> torch.Tensor | None:
+    """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf
+    if not isinstance(leaf, np.ndarray):
+        return None
+    if not leaf.dtype.isnative:
+        leaf = leaf.astype(leaf.dtype.newbyteorder("="))
+    elif not leaf.flags.writeable or any(stride < 0 for stride in leaf.strides):
+        leaf = leaf.copy()  # torch takes only what it may write to
+    try:
+        return torch.from_numpy(leaf)
+    except (TypeError, ValueError):
+        return None
+
+
+def _leaves_shown(batch: Any) -> str:
+    found: list[str] = []
+    _collect(batch, (), found)
+    more = f" and {len(found) - _PATHS_SHOWN} more" if len(found) > _PATHS_SHOWN else ""
+    return ", ".join(found[:_PATHS_SHOWN]) + more if found else "nothing"
+
+
+def _collect(value: Any, path: tuple[Step, ...], found: list[str]) -> None:
+    parts = parts_of(value)
+    if parts is None:
+        kind = type(value).__name__
+        if isinstance(value, torch.Tensor | np.ndarray):
+            kind = str(value.dtype).removeprefix("torch.")
+        found.append(f"{shown(path)!r} ({kind})")
+        return
+    for part in parts:
+        _collect(part.value, (*path, part.step), found)

@@ -1,0 +1,234 @@
+"""Forms: what a rule turns a leaf into, and how that is undone: a dtype, scaled bytes, or bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dataporter.convert.casting import BLOCK, Empty, Loss, OnLoss, cast, dense, new
+from dataporter.errors import ConfigurationError
+
+__all__ = ["Bits", "Cast", "Form", "Scaled", "dtype_named", "form_named", "name_of"]
+
+_SCALED, _BITS = "uint8:scale", "bits"
+_LEVELS = 255
+
+
+class Form(Protocol):
+    """A narrow form of a tensor.
+
+    Attributes:
+        name: as a rule says it.
+        dtype: of what it stores.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor may be in this form already, so that it is left as it is."""
+
+    def narrow(
+        self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
+    ) -> torch.Tensor | Loss:
+        """The source in this form, or what would be lost."""
+
+    def widen(
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+    ) -> torch.Tensor:
+        """What it was before; ``like`` has the same values, where they are at hand at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Another dtype."""
+
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return name_of(self.dtype)
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return tensor.dtype is self.dtype
+
+    def narrow(
+        self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
+    ) -> torch.Tensor | Loss:
+        return cast(source, self.dtype, on_loss=on_loss, rtol=rtol, empty=empty)
+
+    def widen(
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+    ) -> torch.Tensor:
+        return tensor.to(original)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Floats that are multiples of 1/255, as images are, by their numerators."""
+
+    name: str = _SCALED
+    dtype: torch.dtype = torch.uint8
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return tensor.dtype is torch.uint8
+
+    def narrow(
+        self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
+    ) -> torch.Tensor | Loss:
+        if not source.dtype.is_floating_point:
+            raise ConfigurationError(
+                f"form {_SCALED!r} takes floats from 0 to 1, and got {name_of(source.dtype)}"
+            )
+        rows, order = dense(source.detach().cpu())
+        target = empty(rows.shape, torch.uint8)
+        flat, into = rows.view(-1), target.view(-1)
+        for start in range(0, flat.numel(), BLOCK):
+            part, levels = flat[start : start + BLOCK], into[start : start + BLOCK]
+            wide = part.to(_wide(part.dtype), copy=True)
+            levels.copy_(wide.mul_(_LEVELS).round_().clamp_(0, _LEVELS).nan_to_num_(0))
+            again = self.widen(levels, source.dtype, levels)
+            if on_loss != "error" or torch.equal(again, part):
+                continue
+            changed = again != part
+            if rtol is not None:
+                away = (again.double() - part.double()).abs_()
+                changed = ~(away <= rtol * part.double().abs())
+            if changed.any():
+                first = int(changed.int().argmax())
+                place = np.unravel_index(start + first, rows.shape)
+                return Loss(
+                    tuple(int(place[order.index(axis)]) for axis in range(len(order))),
+                    part[first].item(),
+                    again[first].item(),
+                    None,
+                )
+        restored = target.permute([order.index(axis) for axis in range(len(order))])
+        return restored.to(source.device)
+
+    def widen(
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+    ) -> torch.Tensor:
+        # Divided, not multiplied by 1/255: so torchvision's ToTensor has made them, to the bit.
+        return tensor.to(_wide(original)).div_(_LEVELS).to(original)
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Masks of 0 and 1, eight of them a byte along the last dimension.
+
+    Behind a row's last value follows a 1 and then zeros, by which the row's length is found again:
+    (..., length) → (..., length // 8 + 1), uint8, the first value in the lowest bit.
+    """
+
+    name: str = _BITS
+    dtype: torch.dtype = torch.uint8
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return False
+
+    def narrow(
+        self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
+    ) -> torch.Tensor | Loss:
+        if not source.ndim:
+            raise ConfigurationError(
+                f"form {_BITS!r} packs along the last dimension, and got a tensor that has none"
+            )
+        mask = cast(source, torch.bool, on_loss=on_loss, rtol=None, empty=new)
+        if isinstance(mask, Loss):
+            return mask
+        if not math.prod(source.shape[:-1]):  # without rows there is nothing to pack
+            return source
+        mask = mask.detach().cpu()
+        length = source.shape[-1]
+        packed = empty((*source.shape[:-1], length // 8 + 1), torch.uint8)
+        into = packed.numpy()
+        whole = length // 8 * 8
+        into[..., : whole // 8] = np.packbits(mask[..., :whole].numpy(), axis=-1, bitorder="little")
+        end = np.zeros((*source.shape[:-1], 8), dtype=np.bool_)
+        end[..., : length - whole] = mask[..., whole:].numpy()
+        end[..., length - whole] = True
+        into[..., -1:] = np.packbits(end, axis=-1, bitorder="little")
+        return packed.to(source.device)
+
+    def widen(
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+    ) -> torch.Tensor:
+        if not math.prod(tensor.shape[:-1]):
+            return tensor
+        end = int(like.reshape(-1, like.shape[-1])[0, -1])
+        length = (tensor.shape[-1] - 1) * 8 + end.bit_length() - 1
+        places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
+        bits = tensor.unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
+        return bits.flatten(-2)[..., :length].to(original)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def form_named(wanted: Any) -> Form:
+    """The form that a rule asks for.
+
+    Args:
+        wanted: a dtype of torch's or NumPy's, or its name (torch's meaning first: ``"int"`` has 32
+            bits); ``"uint8:scale"``; ``"bits"``.
+
+    Raises:
+        ConfigurationError: there is none of that name, or torch cannot cast to it.
+    """
+    if isinstance(wanted, str) and wanted in (_SCALED, _BITS):
+        return Scaled() if wanted == _SCALED else Bits()
+    return Cast(dtype_named(wanted))
+
+
+def dtype_named(wanted: Any) -> torch.dtype:
+    """A dtype by object or name.
+
+    Raises:
+        ConfigurationError: there is none of that name, or torch cannot cast to it.
+    """
+    dtype = _dtype_of(wanted)
+    if dtype is None:
+        raise ConfigurationError(
+            f"dtype {wanted!r}: expected a dtype of torch's or NumPy's or its name ('float16', "
+            f"'int32', 'uint8', 'bool' ...), {_SCALED!r} or {_BITS!r}"
+        )
+    try:
+        torch.zeros(1).to(dtype).to(torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"dtype {wanted!r}: torch {torch.__version__} does not cast to it ({reason})"
+        ) from error
+    return dtype
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``"int32"`` for ``torch.int32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype_of(wanted: Any) -> torch.dtype | None:
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    if isinstance(wanted, str):
+        dtype = getattr(torch, wanted.removeprefix("torch."), None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    elif not isinstance(wanted, np.dtype) and not (
+        isinstance(wanted, type) and issubclass(wanted, np.generic)
+    ):
+        return None
+    try:
+        like = np.dtype(wanted).newbyteorder("=")
+        return torch.from_numpy(np.empty(0, dtype=like)).dtype
+    except (TypeError, ValueError):
+        return None

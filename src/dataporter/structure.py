@@ -1,0 +1,69 @@
+"""Structure: the containers of a nested batch, taken apart and put together with their types kept.
+
+What counts as a container is what torch's ``default_collate`` and ``pin_memory`` walk through:
+mappings, lists, tuples, named tuples; and dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+__all__ = ["Part", "Step", "parts_of", "rebuilt"]
+
+# One level of a path: a mapping's key or a field's name, as text, or a place in a list or tuple.
+Step = str | int
+
+
+class Part(NamedTuple):
+    """One entry of a container: its step on a path, what the container knows it by, and itself."""
+
+    step: Step
+    key: Any
+    value: Any
+
+
+def parts_of(value: Any) -> Sequence[Part] | None:
+    """The entries of a container, or None for whatever is none."""
+    if isinstance(value, Mapping):
+        return [Part(str(key), key, inner) for key, inner in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [Part(name, name, inner) for name, inner in zip(value._fields, value)]
+    if isinstance(value, list | tuple):
+        return [Part(place, place, inner) for place, inner in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+        return [Part(name, name, getattr(value, name)) for name in names]
+    return None
+
+
+def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
+    """A container of the same type with some of its entries, named by key, being others.
+
+    The container itself is left as it is, and returned where nothing changes.
+    """
+    if not changes:
+        return value
+    if isinstance(value, MutableMapping):
+        clone = copy(value)
+        for key, inner in changes.items():
+            clone[key] = inner
+        return clone
+    if isinstance(value, Mapping):
+        return type(value)({**value, **changes})  # type: ignore[call-arg]  # as default_collate does
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return value._replace(**changes)  # type: ignore[attr-defined]  # a named tuple
+    if isinstance(value, list):
+        items = copy(value)
+        for place, inner in changes.items():
+            items[place] = inner
+        return items
+    if isinstance(value, tuple):
+        return type(value)(changes.get(place, inner) for place, inner in enumerate(value))
+    # Not dataclasses.replace: it refuses fields that __init__ does not take, and runs __init__.
+    twin = copy(value)
+    for name, inner in changes.items():
+        object.__setattr__(twin, name, inner)
+    return twin
