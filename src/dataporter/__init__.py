@@ -18,6 +18,7 @@ from dataporter.errors import (
     WorkerTimeoutError,
 )
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
+from dataporter.memory import MemoryReport, memory_report
 from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
 from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidStateError",
     "KeyBasedDtypeConverter",
     "LossyConversionError",
+    "MemoryReport",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",
@@ -60,6 +62,7 @@ __all__ = [
     "WorkerTimeoutError",
     "create_resumable_dataloader",
     "load_latest",
+    "memory_report",
     "sample_rng",
     "save_atomically",
 ]

@@ -17,7 +17,7 @@ from dataporter.agreement import Ranks
 from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
-from dataporter.engines import Engine, Reply
+from dataporter.engines import Engine, Reply, Usage
 from dataporter.errors import ConfigurationError, DatasetChangedError, UnsupportedDatasetError
 from dataporter.fetch import Fetched, OnError
 from dataporter.orders import Order
@@ -408,6 +408,10 @@ class ResumableDataLoader(DataLoader[Batch]):
     def seed(self) -> int:
         """The seed of order and augmentation."""
         return self._cursor.settled_seed()
+
+    def usage(self) -> Usage:
+        """The worker processes of the last pass, and the memory they share with this one."""
+        return Usage() if self._engine is None else self._engine.usage()
 
     # ---- what holds it together
 

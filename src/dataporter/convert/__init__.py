@@ -8,6 +8,7 @@ from dataporter.convert.converter import (
     Originals,
     Rules,
     converter_for,
+    leaves_of,
 )
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Originals",
     "Rules",
     "converter_for",
+    "leaves_of",
     "new",
 ]

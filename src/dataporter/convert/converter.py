@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     "Originals",
     "Rules",
     "converter_for",
+    "leaves_of",
 ]
 
 # What a converter is given: path → dtype, or a list of {"path": ..., "dtype": ...}.
@@ -461,20 +462,31 @@ def _as_tensor(leaf: Any) -> torch.Tensor | None:
         return None
 
 
+def leaves_of(batch: Any) -> list[tuple[str, Any]]:
+    """The tensors and arrays of a batch that rules can name, by path."""
+    return [
+        (shown(path), leaf)
+        for path, leaf in _leaves(batch, ())
+        if isinstance(leaf, torch.Tensor | np.ndarray)
+    ]
+
+
+def _leaves(value: Any, path: tuple[Step, ...]) -> Iterator[tuple[tuple[Step, ...], Any]]:
+    parts = parts_of(value)
+    if parts is None:
+        yield path, value
+        return
+    for part in parts:
+        yield from _leaves(part.value, (*path, part.step))
+
+
 def _leaves_shown(batch: Any) -> str:
-    found: list[str] = []
-    _collect(batch, (), found)
+    found = [f"{shown(path)!r} ({_kind(leaf)})" for path, leaf in _leaves(batch, ())]
     more = f" and {len(found) - _PATHS_SHOWN} more" if len(found) > _PATHS_SHOWN else ""
     return ", ".join(found[:_PATHS_SHOWN]) + more if found else "nothing"
 
 
-def _collect(value: Any, path: tuple[Step, ...], found: list[str]) -> None:
-    parts = parts_of(value)
-    if parts is None:
-        kind = type(value).__name__
-        if isinstance(value, torch.Tensor | np.ndarray):
-            kind = str(value.dtype).removeprefix("torch.")
-        found.append(f"{shown(path)!r} ({kind})")
-        return
-    for part in parts:
-        _collect(part.value, (*path, part.step), found)
+def _kind(leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor | np.ndarray):
+        return str(leaf.dtype).removeprefix("torch.")
+    return type(leaf).__name__

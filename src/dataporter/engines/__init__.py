@@ -1,8 +1,16 @@
 """Engines: where fetches run. They know requests and batches, and nothing of loaders."""
 
-from dataporter.engines.engine import Engine, Reply
+from dataporter.engines.engine import Engine, Reply, Usage
 from dataporter.engines.inline import InlineEngine
 from dataporter.engines.process import ProcessEngine, WorkerOptions
 from dataporter.engines.thread import ThreadEngine
 
-__all__ = ["Engine", "InlineEngine", "ProcessEngine", "Reply", "ThreadEngine", "WorkerOptions"]
+__all__ = [
+    "Engine",
+    "InlineEngine",
+    "ProcessEngine",
+    "Reply",
+    "ThreadEngine",
+    "Usage",
+    "WorkerOptions",
+]

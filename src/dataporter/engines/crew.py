@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from dataporter.engines.channel import Channel, channels
+from dataporter.engines.engine import Usage
 from dataporter.engines.packing import unpack
 from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
@@ -103,6 +104,13 @@ class Crew:
         except BaseException:
             self.close()
             raise
+
+    def usage(self) -> Usage:
+        """The workers' processes, and the slots that are mapped."""
+        return Usage(
+            tuple(member.process.pid for member in self._members),
+            sum(member.slots.size for member in self._members),
+        )
 
     # ---- asking
 

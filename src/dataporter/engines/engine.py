@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from dataporter.fetch import Fetched
 from dataporter.request import Request, Requests
 
-__all__ = ["Engine", "Reply"]
+__all__ = ["Engine", "Reply", "Usage"]
 
 
 class Reply(NamedTuple):
@@ -17,6 +17,18 @@ class Reply(NamedTuple):
     request: Request
     fetched: Fetched | None = None
     failure: BaseException | None = None
+
+
+class Usage(NamedTuple):
+    """What an engine runs and holds at a moment.
+
+    Attributes:
+        workers: the ids of its processes.
+        slots: bytes of memory that they share with the training process.
+    """
+
+    workers: tuple[int, ...] = ()
+    slots: int = 0
 
 
 class Engine(Protocol):
@@ -32,6 +44,9 @@ class Engine(Protocol):
         A failed fetch is a reply, after which the next one can be had; only a failure of the engine
         itself is raised. The pass before, where one is still under way, is given up.
         """
+
+    def usage(self) -> Usage:
+        """What the last pass has running, and holds."""
 
     def close(self) -> None:
         """Stop what the engine runs. It starts again with the next pass."""

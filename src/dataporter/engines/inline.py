@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dataporter.engines.engine import Reply
+from dataporter.engines.engine import Reply, Usage
 from dataporter.fetch import Fetch
 from dataporter.request import Request, Requests
 
@@ -34,6 +34,9 @@ class InlineEngine:
             return Reply(request, fetched._replace(batch=self.pin(fetched.batch)))
         except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
             return Reply(request, failure=error)
+
+    def usage(self) -> Usage:
+        return Usage()
 
     def close(self) -> None:
         """Nothing runs between two batches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from torch import multiprocessing
 
 from dataporter.engines.crew import Crew, Ticket, describe
-from dataporter.engines.engine import Reply
+from dataporter.engines.engine import Reply, Usage
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch import Fetch
@@ -64,6 +65,8 @@ class ProcessEngine:
         self._options = options
         self._crew: Crew | None = None
         self._pass: _Pass | None = None
+        # The last pass's, which may be all that keeps it.
+        self._last_crew: weakref.ref[Crew] | None = None
 
     def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         before, self._pass = self._pass, None
@@ -76,11 +79,16 @@ class ProcessEngine:
             if first is None:
                 return iter(())
             crew, errand.remaining = self._hired(first), chain((first,), errand.remaining)
+        self._last_crew = weakref.ref(crew)
         new = _Pass(crew, errand, ahead, self._pin, self._options)
         # The workers belong to the pass and end with it, unless they persist.
         if self._options.persistent:
             self._crew, self._pass = crew, new
         return new
+
+    def usage(self) -> Usage:
+        crew = None if self._last_crew is None else self._last_crew()
+        return Usage() if crew is None or not crew.close.alive else crew.usage()
 
     def close(self) -> None:
         crew, self._crew, self._pass = self._crew, None, None

@@ -194,6 +194,11 @@ class TrainingSlots:
         self._over.append(number)
 
     @property
+    def size(self) -> int:
+        """Bytes mapped, used or not."""
+        return sum(slot.size for slot in self._slots.values())
+
+    @property
     def leases(self) -> int:
         """How many batches are held."""
         return len(self._leased) - len(self._over)

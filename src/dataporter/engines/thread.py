@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter.engines.engine import Reply
+from dataporter.engines.engine import Reply, Usage
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
 from dataporter.fetch import Fetch
@@ -54,6 +54,9 @@ class ThreadEngine:
             self._pool = pool
         serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
         return _Pass(self, pool, serve, iter(requests), self._pin, self._options)
+
+    def usage(self) -> Usage:
+        return Usage()
 
     def close(self) -> None:
         pool, self._pool = self._pool, None
