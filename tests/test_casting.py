@@ -79,6 +79,9 @@ def values(tensor: torch.Tensor) -> list[Any]:
 
 
 def same(one: Any, other: Any) -> bool:
+    if isinstance(one, complex):
+        other = complex(other)
+        return same(one.real, other.real) and same(one.imag, other.imag)
     return bool(one == other) or (one != one and other != other)
 
 

@@ -9,7 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dataporter.convert.casting import BLOCK, Empty, Loss, OnLoss, cast, dense, new
+from dataporter.convert.casting import (
+    BLOCK,
+    Empty,
+    Loss,
+    OnLoss,
+    cast,
+    dense,
+    new,
+    place_of,
+    seen_as,
+)
 from dataporter.errors import ConfigurationError
 
 __all__ = ["Bits", "Cast", "Form", "Scaled", "dtype_named", "form_named", "name_of"]
@@ -93,9 +103,14 @@ class Scaled:
         for start in range(0, flat.numel(), BLOCK):
             part, levels = flat[start : start + BLOCK], into[start : start + BLOCK]
             wide = part.to(_wide(part.dtype), copy=True)
-            levels.copy_(wide.mul_(_LEVELS).round_().clamp_(0, _LEVELS).nan_to_num_(0))
+            wide.mul_(_LEVELS).round_()
+            if on_loss != "error":
+                levels.copy_(wide.clamp_(0, _LEVELS).nan_to_num_(0))
+                continue
+            # Whatever a value beyond 0 to 1 becomes here, it does not come back as it was.
+            levels.copy_(wide)
             again = self.widen(levels, source.dtype, levels)
-            if on_loss != "error" or torch.equal(again, part):
+            if torch.equal(again, part):
                 continue
             changed = again != part
             if rtol is not None:
@@ -103,15 +118,13 @@ class Scaled:
                 changed = ~(away <= rtol * part.double().abs())
             if changed.any():
                 first = int(changed.int().argmax())
-                place = np.unravel_index(start + first, rows.shape)
                 return Loss(
-                    tuple(int(place[order.index(axis)]) for axis in range(len(order))),
+                    place_of(start + first, rows.shape, order),
                     part[first].item(),
                     again[first].item(),
                     None,
                 )
-        restored = target.permute([order.index(axis) for axis in range(len(order))])
-        return restored.to(source.device)
+        return seen_as(target, order).to(source.device)
 
     def widen(
         self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
