@@ -68,6 +68,12 @@ class Slot:
         memory = mmap.mmap(descriptor, size)
         return cls(number, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
+    @classmethod
+    def private(cls, size: int) -> Slot:
+        """One that only this process has."""
+        memory = mmap.mmap(-1, size)
+        return cls(-1, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+
     @property
     def size(self) -> int:
         return len(self.memory)
