@@ -20,6 +20,7 @@ from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
 from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
 from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
+from dataporter.shared import SharedSequence
 from dataporter.strategies import (
     AdvancedResumptionStrategy,
     DistributedResumptionStrategy,
@@ -47,6 +48,7 @@ __all__ = [
     "ResumptionStrategy",
     "SampleError",
     "SequentialOrder",
+    "SharedSequence",
     "ShuffledOrder",
     "SimpleResumptionStrategy",
     "StateMismatchError",
