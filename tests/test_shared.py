@@ -149,6 +149,9 @@ EXAMPLES = [{"path": f"images/{i:08d}.jpg", "label": i % 7, "score": i / 8} for 
 
 @given(object_lists)
 @example([0, False, 1.0, 1, "1"])
+@example([0, True, 1])
+@example([True, 0, False])
+@example([{"a": 0.5}, {"a": 1}])
 @example([{"a": 1}, {"a": True}, {"a": 1.0}])
 @example([{"a": 1, "b": 2}, {"b": 2, "a": 1}])
 @example([(), (), [1]])

@@ -233,10 +233,9 @@ class _Numbers:
 
     def drain(self) -> Iterator[Any]:
         """The values, which are given up."""
-        return chain.from_iterable(
-            memoryview(piece).cast(self.kind)  # type: ignore[call-overload]  # a format
-            for piece in self._pieces.drain()
-        )
+        kind: Any = self.kind
+        pieces = (memoryview(piece).cast(kind) for piece in self._pieces.drain())
+        return chain.from_iterable(pieces)
 
     def place(self, at: int) -> tuple[Column, int]:
         """Where it is in the block if it begins there, and where it ends."""
