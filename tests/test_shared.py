@@ -249,6 +249,25 @@ def test_columns_are_as_narrow_as_their_values(objects: list[Any], bytes_each: i
     assert shared[::2].nbytes == shared.nbytes
 
 
+@pytest.mark.parametrize("late", [[], ["misfit", None], [{"a": 1}]])
+@pytest.mark.parametrize(
+    "objects",
+    [
+        ["a" * 700_000, "", "b" * 2_500_000, "", ""],
+        [{"a": f"{i:0100d}", "b": i, "c": [i]} for i in range(30_000)],
+        [(0.5 * i, i % 2 == 0, -i) for i in range(300_000)],
+        [tuple(range(64))] * 5,
+        [list(range(65))] * 5,
+    ],
+)
+def test_large_columns_and_wide_records(objects: list[Any], late: list[Any]) -> None:
+    objects = objects + late
+    shared = SharedSequence(objects)
+    assert len(shared) == len(objects)
+    assert all(map(same, shared, objects))
+    assert same(shared[len(objects) - 1], objects[-1])
+
+
 def test_a_generator_is_consumed_as_it_comes() -> None:
     alive = most = 0
 
@@ -319,22 +338,34 @@ def test_threads_read_at_once() -> None:
 # Other processes.
 
 
+def identity(shared: SharedSequence[Any]) -> Any:
+    """Which memory it is in, in whatever process."""
+    if shared._block._descriptor is None:
+        return None
+    status = os.fstat(shared._block._descriptor)
+    return status.st_dev, status.st_ino
+
+
 def answer(shared: Any, replies: Any) -> None:
-    replies.put((list(shared), type(shared).__name__, os.getpid()))
+    replies.put((list(shared), type(shared).__name__, identity(shared), os.getpid()))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_process_gets_the_objects_though_its_starter_drops_them(method: str) -> None:
+def test_a_process_maps_the_block_though_its_starter_drops_it(method: str) -> None:
     context = multiprocessing.get_context(method)
     replies = context.SimpleQueue()
     mixed = [*EXAMPLES, None, Pair(1, "x")]
-    # The same block twice, and held by nobody but the arguments.
-    process = context.Process(target=answer, args=(SharedSequence(mixed)[::-1], replies))
+    shared = SharedSequence(mixed)[::-1]
+    memory = identity(shared)
+    assert sys.platform != "linux" or memory is not None
+    process = context.Process(target=answer, args=(shared, replies))
     process.start()
-    objects, name, pid = replies.get()
+    del shared
+    gc.collect()
+    objects, name, memory_there, pid = replies.get()
     process.join(60)
     assert same(objects, mixed[::-1])
-    assert name == "SharedSequence"
+    assert (name, memory_there) == ("SharedSequence", memory)
     assert pid != os.getpid()
 
 
@@ -409,10 +440,8 @@ sys.stdin.read()
 
 PASSER = """
 import pickle, sys
-passed = pickle.loads(bytes.fromhex(sys.argv[1])) if len(sys.argv) > 1 else pickle.loads(
-    bytes.fromhex(sys.stdin.readline()))
-sys.stdout.buffer.write(pickle.dumps(passed).hex().encode() + b"\\n")
-sys.stdout.buffer.flush()
+passed = pickle.loads(bytes.fromhex(sys.stdin.readline()))
+print(pickle.dumps(passed).hex())
 """
 
 EVERY_OTHER = [{"n": n} for n in range(0, 1000, 2)]
@@ -440,9 +469,9 @@ def test_a_pickle_outlives_its_maker_where_another_process_has_the_block(
     passer = run_python(PASSER)
     out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n", timeout=60)
     assert passer.returncode == 0
-    # Both of its places but one, this process, are gone now.
     del shared
     gc.collect()
+    # None of the processes that the pickles name has it now.
     for gone in (first, bytes.fromhex(out.decode())):
         with pytest.raises(ConfigurationError, match=r"gone or out of reach.*pickle list\("):
             pickle.loads(gone)

@@ -2,9 +2,9 @@
 
 On Linux the memory is a file without a name. A handle says in which processes it is open; another
 process opens it through `/proc/PID/fd`, and knows by the block's first bytes, which are random,
-that it is the right one: process and descriptor numbers are given out anew. This needs no server
-that answers and nothing that is handed down when a process starts, so a handle serves any number
-of processes, whichever way they were started.
+that it is the right one: process and descriptor numbers are given out anew. multiprocessing's own
+DupFd serves once, and needs either a process that is just being started or a thread that answers;
+this serves any number of processes, whichever way and whenever they were started.
 
 Elsewhere the memory is anonymous: forked processes share it, and a handle carries the bytes
 themselves. So it is on macOS and Windows, where this has not been tried.
@@ -158,15 +158,10 @@ def _opened(place: tuple[int, int], handle: Handle) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    try:
-        found = os.pread(descriptor, TOKEN_SIZE, 0) == handle.token
-    except BaseException:
-        os.close(descriptor)
-        raise
-    if not found:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if os.pread(descriptor, TOKEN_SIZE, 0) == handle.token:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _mapped(descriptor: int, size: int) -> memoryview:

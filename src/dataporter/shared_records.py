@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,7 +155,8 @@ def read_records(memory: memoryview) -> tuple[Callable[[int], Any], int]:
     if layout.container is None:
         return (readers[0] if readers else _nothing), layout.length
     if layout.container is dict:
-        fields = list(zip(layout.keys, readers))
+        # As the keys of a program's own are, so that finding one needs no comparison of texts.
+        fields = list(zip(map(sys.intern, layout.keys), readers))
         return (lambda place: {key: read(place) for key, read in fields}), layout.length
     if layout.container is tuple:
         return (lambda place: tuple([read(place) for read in readers])), layout.length
