@@ -12,6 +12,7 @@ from benchmarks import (
     per_sample,
     resume,
     scale,
+    shared_objects,
     state,
     throughput,
     workers,
@@ -21,7 +22,17 @@ from benchmarks.machine import describe
 from benchmarks.tables import markdown, show
 
 RESULTS = Path(__file__).parent / "results.md"
-BENCHMARKS = (throughput, per_sample, workers, handover, resume, scale, state, orders)
+BENCHMARKS = (
+    throughput,
+    per_sample,
+    workers,
+    handover,
+    resume,
+    scale,
+    state,
+    shared_objects,
+    orders,
+)
 
 
 def main() -> None:
