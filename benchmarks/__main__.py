@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    conversion,
     handover,
+    narrow_batches,
     orders,
     per_sample,
     resume,
@@ -30,6 +32,8 @@ BENCHMARKS = (
     resume,
     scale,
     state,
+    conversion,
+    narrow_batches,
     shared_objects,
     orders,
 )

@@ -113,14 +113,15 @@ def _held_and_rate(name: str, batches: int) -> tuple[float, float]:
     loader = loader_named(name)
     before = with_unmapped_memory()
     stream = chain.from_iterable(repeat(loader))
-    for _ in islice(stream, NUM_WORKERS * PREFETCH):
-        pass
+    for batch in islice(stream, NUM_WORKERS * PREFETCH):
+        del batch
     begin = time.perf_counter()
     for batch in islice(stream, batches):
         batch["label"].sum().item()
     seconds = time.perf_counter() - begin
+    del batch
     most = 0
-    for _ in islice(stream, 10):
+    for _batch in islice(stream, 10):
         # As a training does, it works on a batch while the workers are ahead as far as they may be.
         time.sleep(0.2)
         most = max(most, with_unmapped_memory())
