@@ -2,6 +2,8 @@
 
 from dataporter.checkpoint import load_latest, save_atomically
 from dataporter.convert import KeyBasedDtypeConverter
+from dataporter.convert.advisor import suggest_conversions
+from dataporter.convert.suggestion import ConversionPlan
 from dataporter.device import DevicePrefetcher
 from dataporter.errors import (
     CheckpointNotFoundError,
@@ -37,6 +39,7 @@ __all__ = [
     "AdvancedResumptionStrategy",
     "CheckpointNotFoundError",
     "ConfigurationError",
+    "ConversionPlan",
     "DataPorterError",
     "DatasetChangedError",
     "DevicePrefetcher",
@@ -67,4 +70,5 @@ __all__ = [
     "memory_report",
     "sample_rng",
     "save_atomically",
+    "suggest_conversions",
 ]

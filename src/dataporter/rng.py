@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from dataporter import numpy_state
 
 __all__ = [
     "fold",
+    "global_state",
     "isolated_generators",
     "mix",
     "reading",
@@ -90,6 +92,16 @@ def seed_generators(key: int) -> None:
         generator = get_bit_generator()
         generator.state = type(generator)(key >> 32).state
     torch.default_generator.manual_seed(key & 0xFFFFFFFF)
+
+
+def global_state() -> tuple[Any, bytes, bytes]:
+    """The states of the three, to be compared: whether anybody has drawn."""
+    legacy: Any = np.random.get_state(legacy=False)
+    return (
+        random.getstate(),
+        repr(legacy["state"]).encode(),
+        torch.default_generator.get_state().numpy().tobytes(),
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ __all__ = [
     "KeyBasedDtypeConverter",
     "Originals",
     "Rules",
+    "as_tensor",
     "converter_for",
     "leaves_of",
 ]
@@ -286,7 +287,7 @@ class KeyBasedDtypeConverter:
 
     def _widened_leaf(self, leaf: Any, like: Any, rule: int, path: tuple[Step, ...]) -> Any:
         form = self.conversion.forms[rule]
-        tensor = _as_tensor(leaf)
+        tensor = as_tensor(leaf)
         if tensor is None or tensor.dtype is not form.dtype:
             return leaf
         names = self._originals.get(rule, [])
@@ -303,7 +304,7 @@ class KeyBasedDtypeConverter:
                 "give each its own rule"
             )
         original = dtype_named(names[0])
-        other = _as_tensor(like)
+        other = as_tensor(like)
         wide = form.widen(tensor, original, tensor if other is None else other)
         if wide is tensor:
             return leaf
@@ -343,7 +344,7 @@ class _Walk:
         return rebuilt(value, changes)
 
     def _converted_leaf(self, leaf: Any, rule: int, path: tuple[Step, ...]) -> Any:
-        tensor, form = _as_tensor(leaf), self.conversion.forms[rule]
+        tensor, form = as_tensor(leaf), self.conversion.forms[rule]
         if tensor is None:
             return leaf
         self.originals[rule, name_of(tensor.dtype)] = None
@@ -367,7 +368,7 @@ class _Walk:
             array = np.asarray(value)
         except OverflowError:
             return value
-        tensor = _as_tensor(array)
+        tensor = as_tensor(array)
         if tensor is None:
             return value
         self.originals[rule, name_of(tensor.dtype)] = None
@@ -446,7 +447,7 @@ def _is_dtype(name: Any) -> bool:
     return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
 
 
-def _as_tensor(leaf: Any) -> torch.Tensor | None:
+def as_tensor(leaf: Any) -> torch.Tensor | None:
     """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
     if isinstance(leaf, torch.Tensor):
         return leaf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import threading
 import warnings
 import weakref
@@ -12,14 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-import numpy as np
-import torch
-
 from dataporter.engines.engine import Reply, Usage
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
 from dataporter.fetch import Fetch
 from dataporter.request import Request, Requests
+from dataporter.rng import global_state
 
 __all__ = ["ThreadEngine"]
 
@@ -106,11 +103,11 @@ class _Pass(Iterator[Reply]):
     def __next__(self) -> Reply:
         if not self._watched:
             self._watched = True
-            before = _global_state()
+            before = global_state()
             self._ask()
             reply = self._next()
             # The training has waited meanwhile, so whoever drew was a thread of ours.
-            _warn_of_draws(before, _global_state())
+            _warn_of_draws(before, global_state())
         else:
             reply = self._next()
         self._ask()
@@ -148,15 +145,6 @@ class _Pass(Iterator[Reply]):
         _, future = self._asked[place]
         del self._asked[place]
         return future.result()
-
-
-def _global_state() -> tuple[Any, bytes, bytes]:
-    legacy: Any = np.random.get_state(legacy=False)
-    return (
-        random.getstate(),
-        repr(legacy["state"]).encode(),
-        torch.default_generator.get_state().numpy().tobytes(),
-    )
 
 
 def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:

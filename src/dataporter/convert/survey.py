@@ -1,0 +1,303 @@
+"""Survey: what samples hold at each path, and which narrow forms have held all of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataporter.convert.casting import Loss, narrowest, new
+from dataporter.convert.converter import as_tensor
+from dataporter.convert.forms import Bits, Cast, Form, Scaled
+from dataporter.convert.paths import Pattern, Wildcard
+from dataporter.structure import Step, parts_of
+
+__all__ = ["Leaf", "Survey"]
+
+# From so many places of lists, and so many keys, on, all at their level are taken together as "*":
+# they are a sequence of like things, or ids, and a rule for each would be no rule.
+_MOST_PLACES = 16
+_MOST_KEYS = 256
+# Levels of several wildcards multiply; what lies beyond so many paths is left out, and counted.
+_MOST_PATHS = 4096
+
+_NARROWER = {
+    torch.float64: (torch.float16, torch.bfloat16, torch.float32),
+    torch.float32: (torch.float16, torch.bfloat16),
+}
+
+
+@dataclass(slots=True)
+class Leaf:
+    """What was seen at a path.
+
+    Attributes:
+        dtypes: what the leaves are.
+        items: samples or batches that have a leaf here; through a wildcard only roughly.
+        values: numbers that were seen.
+        before: their bytes.
+        low, high: the smallest and the largest of the finite ones.
+        has_more: whether some are infinite or nan.
+        is_plain: whether all are dense tensors that torch can cast.
+        exact: forms from which every value comes back as it was, and the bytes they take. Of whole
+            numbers the dtypes are not among them: those follow from the range.
+        near: dtypes from which it comes back within the tolerance, if not exactly.
+    """
+
+    dtypes: set[torch.dtype] = field(default_factory=set)
+    items: int = 0
+    values: int = 0
+    before: int = 0
+    low: Any = None
+    high: Any = None
+    has_more: bool = False
+    is_plain: bool = True
+    exact: dict[Form, int] = field(default_factory=dict)
+    near: set[torch.dtype] = field(default_factory=set)
+    last_item: int = 0
+
+    def add(self, tensor: torch.Tensor, item: int, *, in_numpy: bool, packs: bool) -> None:
+        """Look at one more leaf, in sample or batch number ``item``, counted from 1.
+
+        Args:
+            in_numpy: whether it becomes an array of NumPy's, which has no bfloat16.
+            packs: whether it has a dimension to pack along.
+        """
+        dtype = tensor.dtype
+        if not self.dtypes:
+            self.exact = dict.fromkeys(_candidates(dtype), 0)
+            self.near = set(_NARROWER.get(dtype, ()))
+        self.dtypes.add(dtype)
+        self.items += item != self.last_item
+        self.last_item = item
+        if not _is_plain(tensor):
+            self.is_plain, self.exact, self.near = False, {}, set()
+            return
+        self.values += tensor.numel()
+        self.before += tensor.numel() * tensor.element_size()
+        self._widen_range(tensor)
+        if in_numpy:
+            self.exact.pop(Cast(torch.bfloat16), None)
+            self.near.discard(torch.bfloat16)
+        if not packs or self.low not in (None, 0, 1) or self.high not in (None, 0, 1):
+            self.exact.pop(Bits(), None)
+        if len(self.dtypes) > 1:
+            self.exact, self.near = {}, set()
+
+    def judge(self, tensor: torch.Tensor, tolerance: float) -> None:
+        """Keep the forms that hold this leaf as well."""
+        taken = {form: _bytes_in(form, tensor) for form in self.exact}
+        self.exact = {
+            form: self.exact[form] + more for form, more in taken.items() if more is not None
+        }
+        self.near = {
+            to
+            for to in self.near
+            if taken.get(Cast(to)) is not None
+            or (tolerance and narrowest(tensor, (to,), rtol=tolerance) is not None)
+        }
+
+    def merge(self, other: Leaf) -> None:
+        """Take over what was seen at a path that from now on is one with this."""
+        if not other.dtypes:
+            return
+        if not self.dtypes:
+            self.exact, self.near = other.exact, other.near
+        elif self.dtypes | other.dtypes != self.dtypes & other.dtypes:
+            self.exact, self.near = {}, set()
+        else:
+            common = self.exact.keys() & other.exact.keys()
+            self.exact = {form: self.exact[form] + other.exact[form] for form in common}
+            self.near = self.near & other.near
+        self.dtypes |= other.dtypes
+        self.items = max(self.items, other.items)
+        self.last_item = max(self.last_item, other.last_item)
+        self.values += other.values
+        self.before += other.before
+        self.has_more |= other.has_more
+        self.is_plain &= other.is_plain
+        self._reach(other.low, other.high)
+
+    def _widen_range(self, tensor: torch.Tensor) -> None:
+        if not tensor.numel() or tensor.dtype.is_complex:
+            return
+        if not tensor.dtype.is_floating_point:
+            numbers = tensor.numpy()
+            self._reach(int(numbers.min()), int(numbers.max()))
+            return
+        floats = tensor.float() if tensor.element_size() == 1 else tensor
+        low, high = torch.aminmax(floats)
+        if not (low.isfinite() and high.isfinite()):
+            self.has_more = True
+            floats = floats[floats.isfinite()]
+            if not len(floats):
+                return
+            low, high = torch.aminmax(floats)
+        self._reach(low.item(), high.item())
+
+    def _reach(self, low: Any, high: Any) -> None:
+        if low is not None:
+            self.low = low if self.low is None else min(self.low, low)
+            self.high = high if self.high is None else max(self.high, high)
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    leaf: Leaf = field(default_factory=Leaf)
+    children: dict[Step | Wildcard, _Node] = field(default_factory=dict)
+
+    def merge(self, other: _Node) -> None:
+        self.leaf.merge(other.leaf)
+        if Wildcard.ONE in self.children or Wildcard.ONE in other.children:
+            self.unite()
+            other.unite()
+        for step, child in other.children.items():
+            if step in self.children:
+                self.children[step].merge(child)
+            else:
+                self.children[step] = child
+
+    def unite(self) -> None:
+        """Make one of all children."""
+        first, *others = self.children.values() or (_Node(),)
+        for other in others:
+            first.merge(other)
+        self.children = {Wildcard.ONE: first}
+
+    def paths(self, path: Pattern = ()) -> Iterator[tuple[Pattern, Leaf]]:
+        if self.leaf.dtypes:
+            yield path, self.leaf
+        for step, child in self.children.items():
+            yield from child.paths((*path, step))
+
+    def size(self) -> int:
+        return 1 + sum(child.size() for child in self.children.values())
+
+
+@dataclass(slots=True, eq=False)
+class Survey:
+    """Looks at samples or batches, one after the other.
+
+    Attributes:
+        tolerance: how far a float may be rounded, relative to its size.
+        in_batches: whether it is batches that are looked at: Python's numbers are no leaves of
+            theirs, and the first dimension is no sample's.
+        batched: whether each has a first dimension for its samples.
+        items: how many were looked at.
+        left_out: leaves at more paths than are kept.
+    """
+
+    tolerance: float
+    in_batches: bool
+    batched: bool
+    items: int = 0
+    left_out: int = 0
+    _root: _Node = field(default_factory=_Node)
+    _paths: int = 1
+
+    def add(self, item: Any) -> None:
+        """Look at one more."""
+        self.items += 1
+        self._walk(item, self._root)
+
+    def paths(self) -> Iterator[tuple[Pattern, Leaf]]:
+        """All paths at which a leaf was seen."""
+        return self._root.paths()
+
+    def _walk(self, value: Any, node: _Node) -> None:
+        if isinstance(value, torch.Tensor | np.ndarray):
+            tensor = as_tensor(value)
+            if tensor is not None:
+                packs = tensor.ndim > self.batched
+                self._look(tensor, node.leaf, in_numpy=value is not tensor, packs=packs)
+            return
+        numbers = None if self.in_batches else _as_numbers(value)
+        if numbers is not None:  # at once, since a list of tokens has a leaf for each
+            if Wildcard.ONE not in node.children:
+                if self._paths >= _MOST_PATHS or self.left_out:
+                    self.left_out += len(value)
+                    return
+                node.unite()
+                self._paths = self._root.size()
+            self._look(numbers, node.children[Wildcard.ONE].leaf, in_numpy=False, packs=False)
+            return
+        parts = parts_of(value)
+        if parts is None:
+            self._number(value, node)
+            return
+        for part in parts:
+            child = self._child(node, part.step)
+            if child is None:
+                self.left_out += 1
+            else:
+                self._walk(part.value, child)
+
+    def _number(self, value: Any, node: _Node) -> None:
+        if self.in_batches or not isinstance(value, bool | int | float | complex | np.generic):
+            return
+        # As default_collate would have it: 64 bits for Python's numbers.
+        tensor = as_tensor(np.asarray(value))
+        if tensor is not None:
+            in_numpy = isinstance(value, np.generic)
+            self._look(tensor, node.leaf, in_numpy=in_numpy, packs=False)
+
+    def _look(self, tensor: torch.Tensor, leaf: Leaf, *, in_numpy: bool, packs: bool) -> None:
+        if _is_plain(tensor):
+            tensor = tensor.detach().as_subclass(torch.Tensor).cpu().resolve_conj().resolve_neg()
+        leaf.add(tensor, self.items, in_numpy=in_numpy, packs=packs)
+        leaf.judge(tensor, self.tolerance)
+
+    def _child(self, node: _Node, step: Step) -> _Node | None:
+        if Wildcard.ONE in node.children:
+            return node.children[Wildcard.ONE]
+        if step not in node.children:
+            # Once a leaf is left out no level may become a "*", which would stand for it as well.
+            if self._paths >= _MOST_PATHS or self.left_out:
+                return None
+            node.children[step] = _Node()
+            self._paths += 1
+            places = sum(isinstance(known, int) for known in node.children)
+            if places > _MOST_PLACES or len(node.children) - places > _MOST_KEYS:
+                node.unite()
+                self._paths = self._root.size()
+                return node.children[Wildcard.ONE]
+        return node.children[step]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+        and not tensor.is_meta
+    )
+
+
+def _as_numbers(value: Any) -> torch.Tensor | None:
+    """A long list of Python's numbers as what they would be one by one."""
+    if type(value) not in (list, tuple) or len(value) <= _MOST_PLACES:
+        return None
+    kinds = set(map(type, value))
+    if len(kinds) != 1 or not kinds <= {bool, int, float}:
+        return None
+    return as_tensor(np.asarray(value))
+
+
+def _candidates(dtype: torch.dtype) -> tuple[Form, ...]:
+    if dtype.is_complex or (dtype.is_floating_point and dtype.itemsize == 1):
+        return ()
+    if dtype.is_floating_point:
+        return (*map(Cast, _NARROWER.get(dtype, ())), Scaled(), Bits())
+    return (Bits(),)
+
+
+def _bytes_in(form: Form, tensor: torch.Tensor) -> int | None:
+    """What the tensor takes in this form; None where a value would not come back."""
+    if isinstance(form, Cast):
+        held = narrowest(tensor, (form.dtype,), rtol=0)
+        return None if held is None else tensor.numel() * form.dtype.itemsize
+    narrow = form.narrow(tensor, on_loss="error", rtol=None, empty=new)
+    return None if isinstance(narrow, Loss) else narrow.numel() * narrow.element_size()
