@@ -27,7 +27,7 @@ from dataporter import (
 
 LENGTH = 128  # tokens
 TILE = 64  # pixels
-RECORDS = 200_000
+RECORDS = 500_000
 
 
 def photograph_tiles() -> torch.Tensor:
@@ -127,7 +127,13 @@ class Records(Dataset[int]):
 def growth_over_an_epoch(records: object) -> tuple[int, int]:
     """Memory of this process and two workers, in bytes: at the first batch, and at the last."""
     loader = ResumableDataLoader(
-        Records(records), 1000, shuffle=True, seed=1, num_workers=2, multiprocessing_context="fork"
+        Records(records),
+        1000,
+        shuffle=True,
+        seed=1,
+        strategy="simple",
+        num_workers=2,
+        multiprocessing_context="fork",
     )
     batches = iter(loader)
     next(batches)

@@ -228,8 +228,8 @@ def test_bits_give_back_every_length(row: list[int], rows: int, data: st.DataObj
     mask = torch.tensor([row[::-1], row, row][:rows]).to(dtype)
     converter = KeyBasedDtypeConverter({"mask": "bits"})
     packed = converter.convert_batch({"mask": mask})
-    assert packed["mask"].dtype is torch.uint8
-    assert packed["mask"].shape == (rows, len(row) // 8 + 1)
+    assert packed["mask"].dtype is (torch.int8 if len(row) % 8 else torch.uint8)
+    assert packed["mask"].shape == (rows, -(-len(row) // 8))
     wide = converter.widen(packed)["mask"]
     assert wide.dtype is dtype
     assert torch.equal(wide, mask)

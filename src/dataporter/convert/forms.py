@@ -33,17 +33,17 @@ class Form(Protocol):
 
     Attributes:
         name: as a rule says it.
-        dtype: of what it stores.
+        dtypes: of what it stores.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtypes(self) -> tuple[torch.dtype, ...]: ...
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor may be in this form already, so that it is left as it is."""
+        """Whether a tensor is in this form already, so that it is left as it is."""
 
     def narrow(
         self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
@@ -66,6 +66,10 @@ class Cast:
     def name(self) -> str:
         return name_of(self.dtype)
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (self.dtype,)
+
     def holds(self, tensor: torch.Tensor) -> bool:
         return tensor.dtype is self.dtype
 
@@ -85,7 +89,7 @@ class Scaled:
     """Floats that are multiples of 1/255, as images are, by their numerators."""
 
     name: str = _SCALED
-    dtype: torch.dtype = torch.uint8
+    dtypes: tuple[torch.dtype, ...] = (torch.uint8,)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         return tensor.dtype is torch.uint8
@@ -144,12 +148,13 @@ class Scaled:
 class Bits:
     """Masks of 0 and 1, eight of them a byte along the last dimension.
 
-    Behind a row's last value follows a 1 and then zeros, by which the row's length is found again:
-    (..., length) → (..., length // 8 + 1), uint8, the first value in the lowest bit.
+    (..., length) → (..., length / 8) of uint8, the first value in the lowest bit. Where that leaves
+    a rest, the rows have one byte more and are int8: behind a row's last value follows a 1 and then
+    zeros, by which its length is found again.
     """
 
     name: str = _BITS
-    dtype: torch.dtype = torch.uint8
+    dtypes: tuple[torch.dtype, ...] = (torch.uint8, torch.int8)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         return False
@@ -167,15 +172,17 @@ class Bits:
         if not math.prod(source.shape[:-1]):  # without rows there is nothing to pack
             return source
         mask = mask.detach().cpu()
-        length = source.shape[-1]
-        packed = empty((*source.shape[:-1], length // 8 + 1), torch.uint8)
-        into = packed.numpy()
-        whole = length // 8 * 8
+        length, rest = source.shape[-1], source.shape[-1] % 8
+        whole = length - rest
+        shape = (*source.shape[:-1], length // 8 + (rest > 0))
+        packed = empty(shape, torch.int8 if rest else torch.uint8)
+        into = packed.numpy().view(np.uint8)
         into[..., : whole // 8] = np.packbits(mask[..., :whole].numpy(), axis=-1, bitorder="little")
-        end = np.zeros((*source.shape[:-1], 8), dtype=np.bool_)
-        end[..., : length - whole] = mask[..., whole:].numpy()
-        end[..., length - whole] = True
-        into[..., -1:] = np.packbits(end, axis=-1, bitorder="little")
+        if rest:
+            end = np.zeros((*source.shape[:-1], 8), dtype=np.bool_)
+            end[..., :rest] = mask[..., whole:].numpy()
+            end[..., rest] = True
+            into[..., -1:] = np.packbits(end, axis=-1, bitorder="little")
         return packed.to(source.device)
 
     def widen(
@@ -183,10 +190,12 @@ class Bits:
     ) -> torch.Tensor:
         if not math.prod(tensor.shape[:-1]):
             return tensor
-        end = int(like.reshape(-1, like.shape[-1])[0, -1])
-        length = (tensor.shape[-1] - 1) * 8 + end.bit_length() - 1
+        length = tensor.shape[-1] * 8
+        if tensor.dtype is torch.int8:
+            end = int(like.reshape(-1, like.shape[-1])[0, -1]) & 0xFF
+            length += end.bit_length() - 9
         places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
-        bits = tensor.unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
+        bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
         return bits.flatten(-2)[..., :length].to(original)
 
 
