@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pickle
 import types
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -504,7 +505,9 @@ def test_a_rule_that_matches_nothing_is_told_once_with_the_paths_there_are() -> 
         RuntimeWarning, match=r"'label' matched.*'labels' \(int64\).*'name\[0\]' \(s"
     ):
         converter.convert_batch(batch)
-    converter.convert_batch(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converter.convert_batch(batch)
     strict = KeyBasedDtypeConverter({"label": "int32"}, strict=True)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=r"'labels' \(int64\)"):
