@@ -236,8 +236,8 @@ def _tolerance_checked(tolerance: Any) -> float:
     is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not is_number or not 0 <= tolerance < float("inf"):
         raise ConfigurationError(
-            f"tolerance={tolerance!r}: expected a number of 0 or more, relative to the values, such "
-            "as 0.001, or None"
+            f"tolerance={tolerance!r}: expected a number of 0 or more, relative to the values "
+            "(0.001 is a thousandth), or None"
         )
     return float(tolerance)
 
