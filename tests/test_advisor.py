@@ -117,8 +117,8 @@ def test_numpy_has_no_bfloat16() -> None:
     assert form_of(values) is None
     assert form_of(values[0]) is None
     assert form_of({"x": 1, "y": torch.tensor(values)}["y"]) == "bfloat16"
-    plan = suggest_conversions([values])
-    plan.converter().convert_sample(values)
+    assert form_of(values * 1.01, tolerance=0.01) is None
+    assert form_of(torch.tensor(values * 1.01), tolerance=0.01) == "bfloat16"
 
 
 def test_what_a_tolerance_allows_is_marked() -> None:
@@ -433,6 +433,7 @@ def test_what_is_not_always_there_or_not_always_the_same() -> None:
     assert "not always the same" in at(plan, "a").notes[0]
     assert "there in 2 of 4 samples" in at(plan, "b").notes
     assert at(plan, "b").before == (2 + 7) * 4 / 4
+    assert suggest_conversions([1.0, 1, 1.0], widened=True).as_rules() == {}
 
 
 def test_long_lists_are_one_path() -> None:
@@ -456,6 +457,11 @@ def test_many_different_keys_are_one_path() -> None:
     assert at(plan, "by_id.*.x").high == 899
     few = suggest_conversions(samples, 200)
     assert len(few.suggestions) == 400
+    # What was seen before there were too many counts as well.
+    early = [{f"id{number}": {5: 70_000}.get(number, number)} for number in range(900)]
+    assert suggest_conversions(early).as_rules() == {"*": "int32"}
+    fine = [{f"id{number}": {5: 1 / 3}.get(number, 0.5)} for number in range(900)]
+    assert suggest_conversions(fine).as_rules() == {}
     # A level whose ids mean different things has one dtype or none.
     odd = [{f"id{number}": number if number % 2 else 0.5} for number in range(900)]
     assert suggest_conversions(odd).as_rules() == {}
@@ -468,8 +474,9 @@ def test_the_number_of_paths_is_bounded_and_what_is_left_out_is_said() -> None:
     plan = suggest_conversions(samples)
     assert len(plan.suggestions) < 5000
     assert "too many different paths" in plan.notes[0]
+    converter = plan.converter()
     for sample in samples:
-        plan.converter().convert_sample(sample)
+        converter.convert_sample(sample)
 
 
 def test_an_empty_key_has_no_name() -> None:
@@ -489,7 +496,7 @@ LEFT_ALONE = [
     np.array(["a"]),
     torch.empty(0),
     torch.empty(3, device="meta"),
-    torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
     torch.ones(3).to(torch.float8_e4m3fn),
     2**70,
     2**40,
