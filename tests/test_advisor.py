@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from dataporter import (
     ConfigurationError,
     ConversionPlan,
+    DevicePrefetcher,
     KeyBasedDtypeConverter,
     LossyConversionError,
     ResumableDataLoader,
@@ -434,6 +435,8 @@ def test_what_is_not_always_there_or_not_always_the_same() -> None:
     assert "there in 2 of 4 samples" in at(plan, "b").notes
     assert at(plan, "b").before == (2 + 7) * 4 / 4
     assert suggest_conversions([1.0, 1, 1.0], widened=True).as_rules() == {}
+    same_name = suggest_conversions([{1: 5, "1": 6}, {"other": 7}])
+    assert at(same_name, "1").notes == ("there in 1 of 2 samples",)
 
 
 def test_long_lists_are_one_path() -> None:
@@ -756,6 +759,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (Counting(0), {}, ConfigurationError, "no samples"),
     ({"x": np.ones(3), "y": np.ones(2)}, {}, ConfigurationError, "one length"),
     (5, {}, UnsupportedDatasetError, "int: expected a dataset"),
+    (DevicePrefetcher([1], "cpu"), {}, UnsupportedDatasetError, "pass the loader"),
     ({"x": "y"}, {}, UnsupportedDatasetError, "dict"),
     (Stopping(3), {}, SampleError, "index 0"),
 ]
@@ -848,6 +852,12 @@ def test_targets(here: Path, where: str, name: str) -> None:
     output = analyze(f"{where.format(here)}:{name}", "--samples", "50")
     assert "'ids': 'uint8',  # guess" in output
     assert "50 of 3,000 samples" in output
+
+
+def test_a_file_may_have_the_name_of_a_module(here: Path) -> None:
+    (here / "json.py").write_text("data = [5]")
+    assert "'': 'uint8'" in analyze("json.py:data")
+    assert json.dumps(5) == "5"
 
 
 def test_the_options_of_the_command(here: Path) -> None:

@@ -37,7 +37,9 @@ def suggest_conversions(
     Whole numbers get the smallest of uint8, int8, int16 and int32 that has their range; floats
     float16, bfloat16 or, from float64, float32, where every value comes back from it as it was.
     What a sample of a dataset cannot prove is marked as a guess: a converter made of the plan
-    raises where it turns out wrong. Nothing is suggested for leaves whose dtype changes.
+    raises where it turns out wrong. So is what random samples cannot prove, where they are drawn
+    from a global generator or :func:`~dataporter.sample_rng`. Nothing is suggested for leaves whose
+    dtype changes.
 
     Args:
         source: a dataset with ``__len__`` and ``__getitem__``, a dict of equally long arrays, an
