@@ -7,11 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    conversion,
     handover,
+    narrow_batches,
     orders,
     per_sample,
     resume,
     scale,
+    shared_objects,
     state,
     throughput,
     workers,
@@ -21,7 +24,19 @@ from benchmarks.machine import describe
 from benchmarks.tables import markdown, show
 
 RESULTS = Path(__file__).parent / "results.md"
-BENCHMARKS = (throughput, per_sample, workers, handover, resume, scale, state, orders)
+BENCHMARKS = (
+    throughput,
+    per_sample,
+    workers,
+    handover,
+    resume,
+    scale,
+    state,
+    conversion,
+    narrow_batches,
+    shared_objects,
+    orders,
+)
 
 
 def main() -> None:

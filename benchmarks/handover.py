@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,12 +10,12 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from benchmarks.command import run
+from benchmarks.family import held_by_family
 from benchmarks.loaders import (
     OURS,
     SPDL,
@@ -231,7 +230,7 @@ def _memory_goal() -> Goal:
 def _memory_of_a_loader() -> tuple[int, int]:
     dataset = Rows(SIZES[-1][0])
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # a pool's may have no children
-    before = _held()
+    before = held_by_family()
     loader = ResumableDataLoader(
         dataset,
         BATCH_SIZE,
@@ -244,13 +243,7 @@ def _memory_of_a_loader() -> tuple[int, int]:
     for _ in islice(batches, 60):
         pass
     time.sleep(0.5)
-    return _held() - before, BATCH_SIZE * (SIZES[-1][0] * 4 + 8)
-
-
-def _held() -> int:
-    process = psutil.Process(os.getpid())
-    everybody = [process, *process.children(recursive=True)]
-    return sum(int(each.memory_full_info().pss) for each in everybody)
+    return held_by_family() - before, BATCH_SIZE * (SIZES[-1][0] * 4 + 8)
 
 
 def _first_batch_goals(repeats: int) -> Iterator[Goal]:

@@ -216,6 +216,14 @@ def test_the_dtype_that_is_said_to_fit_does_and_no_smaller_one_of_its_kind(
                 assert isinstance(narrow(source, smaller), Loss)
 
 
+@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="an older torch")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_a_dtype_without_a_zero_holds_none(dtype: torch.dtype) -> None:
+    result = narrow(torch.tensor([1, 0]).to(dtype), torch.float8_e8m0fnu, rtol=0)
+    assert isinstance(result, Loss)
+    assert result.place == (1,)
+
+
 def test_a_tensor_of_a_kind_that_fits_nowhere_is_said_to() -> None:
     assert narrowest(torch.tensor([1.5]), (torch.int32,), rtol=None) is None
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from dataporter.columns import MappedColumns, columns_of, gather
 from dataporter.engines import placing
-from dataporter.engines.packing import Arena
 from dataporter.engines.placing import Placing
 from dataporter.engines.ring import Slot, WorkerSlots
 
@@ -36,7 +35,7 @@ def slot() -> Slot:
 def switched_on(memory: Slot) -> Placing:
     context = Placing()
     context.learn(SIZE, 0)
-    context.arena = Arena(memory)
+    context.begin(memory)
     return context
 
 
@@ -190,7 +189,7 @@ def test_small_batches_and_intermediate_results_switch_it_off(
 ) -> None:
     memory, context = slot(), Placing()
     context.learn(size, wasted)
-    context.arena = Arena(memory)
+    context.begin(memory)
     with context:
         made = torch.zeros(100)
     assert (memory.address <= made.data_ptr() < memory.address + memory.size) is lies_there

@@ -25,6 +25,7 @@ from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
 from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
 from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
+from dataporter.shared import SharedSequence
 from dataporter.strategies import (
     AdvancedResumptionStrategy,
     DistributedResumptionStrategy,
@@ -56,6 +57,7 @@ __all__ = [
     "ResumptionStrategy",
     "SampleError",
     "SequentialOrder",
+    "SharedSequence",
     "ShuffledOrder",
     "SimpleResumptionStrategy",
     "StateMismatchError",

@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dataporter.errors import UnsupportedDatasetError
 from dataporter.fetch import fetch_for, undisturbing
 from dataporter.loader import ResumableDataLoader
 from dataporter.request import Request
+from dataporter.shared import SharedSequence
 
 __all__ = ["Held", "LeafMemory", "MemoryReport", "memory_report"]
 
@@ -77,7 +78,7 @@ class MemoryReport:
             the loader's arguments and the dataset's objects.
         measured: what is there at this moment: ``"training"`` and ``"workers"``, proportional set
             sizes (PSS) in bytes, where the system tells them, and ``"slots"``, the memory that
-            workers share, as far as a pass is under way.
+            workers share, as far as a pass is under way and this process has mapped it.
     """
 
     batch_size: int
@@ -226,14 +227,18 @@ def _batches_held(
 
 
 def _dataset_held(loader: DataLoader[Any]) -> Iterator[Held]:
-    arrays, objects = _bytes_of(loader.dataset)
-    if arrays:
-        yield Held("the dataset's arrays", arrays, arrays)
-    if objects:
-        yield Held("the dataset's objects", objects, objects)
-        if loader.num_workers and getattr(loader, "worker_kind", "process") == "process":
-            copies = loader.num_workers * objects
-            yield Held("their copies in workers, in time", copies, copies)
+    found = _found_in(loader.dataset)
+    forks = getattr(loader, "worker_kind", "process") == "process"
+    copies = loader.num_workers if forks else 0
+    if found.arrays:
+        yield Held("the dataset's arrays", found.arrays, found.arrays)
+    if found.shared:
+        yield Held("the dataset's SharedSequences", found.shared, found.unshared)
+    if found.objects:
+        yield Held("the dataset's objects", found.objects, found.objects)
+    if copies and (found.objects or found.unshared):
+        now = copies * found.objects
+        yield Held("copies of objects in workers", now, now + copies * found.unshared)
 
 
 def _measured(loader: DataLoader[Any]) -> dict[str, int]:
@@ -262,10 +267,25 @@ def _proportional_set_size(pid: int) -> int | None:
 # ---- what a dataset holds
 
 
-def _bytes_of(dataset: Any) -> tuple[int, int]:
-    """Bytes of tensors, arrays and shared memory, and of Python objects, each counted once."""
+class _Found(NamedTuple):
+    """Bytes of what a dataset is made of, each piece counted once.
+
+    Attributes:
+        arrays: tensors, arrays, and whatever else says ``nbytes``.
+        objects: Python objects, which are copied by the processes that look at them.
+        shared: in SharedSequences.
+        unshared: of the objects in these, if they were in lists.
+    """
+
+    arrays: int
+    objects: int
+    shared: int
+    unshared: int
+
+
+def _found_in(dataset: Any) -> _Found:
     seen: set[int] = set()
-    arrays, objects = 0, 0.0
+    arrays, objects, shared, unshared = 0.0, 0.0, 0.0, 0.0
     # Each with how many it stands for.
     waiting: list[tuple[Any, float]] = [(dataset, 1.0)]
     while waiting and len(seen) < _MOST_OBJECTS:
@@ -274,16 +294,24 @@ def _bytes_of(dataset: Any) -> tuple[int, int]:
         if key in seen or isinstance(value, _CODE):
             continue
         seen.add(key)
+        if isinstance(value, SharedSequence):
+            some = [value[place] for place in _some_places(len(value))]
+            shared += value.nbytes
+            unshared += _found_in(some).objects * len(value) / max(1, len(some))
+            continue
         held = _held_in_one_piece(value)
         if held is not None:
-            arrays += int(held * weight)
+            arrays += held * weight
             continue
         objects += sys.getsizeof(value) * weight
         inner = _inside(value)
-        step = max(1, len(inner) // _ELEMENTS_SAMPLED)
-        looked_at = inner[::step]
-        waiting += [(part, weight * len(inner) / len(looked_at)) for part in looked_at]
-    return arrays, int(objects)
+        places = _some_places(len(inner))
+        waiting += [(inner[place], weight * len(inner) / len(places)) for place in places]
+    return _Found(int(arrays), int(objects), int(shared), int(unshared))
+
+
+def _some_places(length: int) -> range:
+    return range(0, length, max(1, length // _ELEMENTS_SAMPLED))
 
 
 def _identity(value: Any) -> int:
@@ -314,10 +342,8 @@ def _inside(value: Any) -> Sequence[Any]:
     if isinstance(value, np.ndarray):
         return value.ravel().tolist()  # type: ignore[no-any-return]  # of objects
     inner = list(getattr(value, "__dict__", {}).values())
-    for name in getattr(type(value), "__slots__", ()):
-        if hasattr(value, name):
-            inner.append(getattr(value, name))
-    return inner
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return inner + [getattr(value, name) for name in slots if hasattr(value, name)]
 
 
 # ---- in words

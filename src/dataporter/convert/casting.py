@@ -271,11 +271,9 @@ def _exact_whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
 def _whole_within(
     numbers: NDArray[Any], low: int, high: int, limit: int
 ) -> Callable[[int, int], bool]:
-    unsigned, most = numbers, high
-    if numbers.dtype.kind == "i":
-        # A negative number is a huge one without its sign: one pass for what has none, as usual.
-        unsigned = numbers.view(_UNSIGNED_NUMBERS[numbers.itemsize])
-        most = min(high, limit) if low <= 0 else -1
+    # A negative number is a huge one without its sign: one pass for what has none, as usual.
+    unsigned = numbers.view(_UNSIGNED_NUMBERS[numbers.itemsize])
+    most = min(high, limit) if low <= 0 else -1
 
     def passes(start: int, stop: int) -> bool:
         if start == stop or unsigned[start:stop].max() <= most:

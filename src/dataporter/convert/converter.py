@@ -93,7 +93,7 @@ class KeyBasedDtypeConverter:
             one with most keys and places, then with fewest ``**``. Dtypes: torch's or NumPy's, by
             object or name. ``"uint8:scale"`` stores floats that are multiples of 1/255, as images
             are, by their numerators. ``"bits"`` stores masks of 0 and 1 eight a byte along the last
-            dimension: (..., length) → (..., length // 8 + 1).
+            dimension: (..., length) → (..., length / 8).
         on_loss: what to do where a value does not fit: ``"error"``; ``"saturate"``: the nearest
             value that the dtype has; ``"wrap"``: what ``torch.Tensor.to`` makes of it, unchecked.
             Whole numbers have to stay what they are, also as floats, and finite floats finite.
@@ -288,7 +288,7 @@ class KeyBasedDtypeConverter:
     def _widened_leaf(self, leaf: Any, like: Any, rule: int, path: tuple[Step, ...]) -> Any:
         form = self.conversion.forms[rule]
         tensor = as_tensor(leaf)
-        if tensor is None or tensor.dtype is not form.dtype:
+        if tensor is None or tensor.dtype not in form.dtypes:
             return leaf
         names = self._originals.get(rule, [])
         where = f"path {shown(path)!r} (rule {shown(self.conversion.patterns[rule])!r})"

@@ -50,16 +50,23 @@ _ATOM, _DICT, _LIST, _TUPLE, _TENSOR, _ARRAY = range(6)
 
 
 class Arena:
-    """A slot's bytes, handed out from the front."""
+    """A slot's bytes, handed out from the front.
+
+    Attributes:
+        top: how many bytes are handed out.
+        wanted: how many were asked for, whether they fitted or not.
+    """
 
     def __init__(self, slot: Slot) -> None:
         self._lease = slot.lease(slot.size)
         self._address = slot.address
         self.top = 0
+        self.wanted = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
         """An uninitialised tensor within the slot, or None where it does not fit."""
         size = prod(shape) * dtype.itemsize
+        self.wanted += _aligned(size)
         if not size or self.top + size > len(self._lease) or dtype not in _NUMBERS:
             return None
         offset, self.top = self.top, _aligned(self.top + size)
@@ -81,7 +88,7 @@ class Packer:
     Attributes:
         message: what :func:`unpack` takes.
         size: bytes that its tensors and arrays need in the slot.
-        wasted: bytes of these that were handed out, and hold nothing of the batch.
+        wasted: bytes that were handed out, or asked for in vain, and hold nothing of the batch.
 
     Raises:
         Exception: what pickling raises.
@@ -98,8 +105,10 @@ class Packer:
             _Pickler(buffer, leaves).dump(content)
             self.message = _PICKLED + buffer.getvalue()
         self.size = leaves.top
-        handed_out = 0 if arena is None else arena.top
-        self.wasted = max(0, handed_out - sum(_aligned(leaf.nbytes) for _, leaf in leaves.inside))
+        self.wasted = 0
+        if arena is not None:
+            inside = sum(_aligned(leaf.nbytes) for _, leaf in leaves.inside)
+            self.wasted = max(0, arena.top - inside, arena.wanted - self.size)
 
     def write(self, slot: Slot, *, moved: bool) -> None:
         """Copy into the slot what does not lie there; ``moved``: all, for it is another slot."""

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dataporter.engines.packing import Arena, is_plain_tensor
+from dataporter.engines.ring import Slot
 
 __all__ = ["Placing", "stacked"]
 
@@ -32,39 +33,47 @@ class Placing:
 
     The first batch is made as ever and tells how large batches are. Where intermediate results
     (``rows[indices].float()``) would fill the slots, or where something is kept that was made in
-    one and so keeps the whole of it, it is off for good.
+    one and so keeps the whole of it, it is off for good. Where batches are converted, and what is
+    made first is wide and does not end up in them, that is made in memory of the worker's own,
+    which is used again for each batch: getting 40 MB anew takes the system longer than copying.
     """
 
     def __init__(self) -> None:
-        self._arena: Arena | None = None
         self._mode = _Mode(self)
+        self._slot: Arena | None = None
+        self._making: Arena | None = None
+        self._scratch: _Scratch | None = None
+        self._converts = False
         self._is_worth_it = False
         self._is_off = False
-        self._stacks_are_wasted = False
         self._is_kept = False
         self._entered = False
 
-    @property
-    def arena(self) -> Arena | None:
-        """The slot that is being written to, if there is one and anything may be made there."""
-        return self._arena
+    def begin(self, slot: Slot | None) -> Arena | None:
+        """A batch is made; returns what a slot hands out to it."""
+        self._slot = None if slot is None or self._is_kept else Arena(slot)
+        self._making = self._slot if self._scratch is None else self._scratch.arena()
+        return self._slot
 
-    @arena.setter
-    def arena(self, arena: Arena | None) -> None:
-        self._arena = None if self._is_kept else arena
+    def end(self) -> None:
+        """The batch is made."""
+        if self._scratch is not None and self._making is not None:
+            self._scratch.needs = max(self._scratch.needs, self._making.wanted)
+        self._slot = self._making = None
 
     @property
-    def stacking(self) -> Arena | None:
-        """The same, where the batch's stacks end up in it."""
-        return None if self._stacks_are_wasted else self._arena
+    def making(self) -> Arena | None:
+        """Where what the batch is made of may lie."""
+        return self._making
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor, in the slot if it fits there: what is made last goes here."""
-        placed = None if self._arena is None else self._arena.empty(shape, dtype)
+        """An uninitialised tensor for what is converted to: in the slot, if it fits there."""
+        self._converts = True
+        placed = None if self._slot is None else self._slot.empty(shape, dtype)
         return torch.empty(tuple(shape), dtype=dtype) if placed is None else placed
 
     def __enter__(self) -> None:
-        if self._is_worth_it and self._arena is not None and not self._entered:
+        if self._is_worth_it and self._making is not None and not self._entered:
             self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
             self._entered = True
 
@@ -74,12 +83,13 @@ class Placing:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
 
     def learn(self, size: int, wasted: int) -> None:
-        """A batch took so many bytes of its slot, of which so many hold nothing of it."""
+        """A batch took so many bytes of its slot; so many more were wanted, and not for it."""
         if wasted > size * _MOST_WASTED:
-            # If it was off already, then it is the stacks that end up elsewhere: converted, say.
-            self._stacks_are_wasted |= self._is_off
-            self._is_off = True
-        self._is_worth_it = size >= _SMALLEST_BATCH and not self._is_off
+            if self._converts and self._scratch is None:
+                self._scratch = _Scratch(wasted)
+            else:
+                self._is_off = True
+        self._is_worth_it = size + wasted >= _SMALLEST_BATCH and not self._is_off
 
     def switch_off(self) -> bool:
         """Make batches as ever from now on; False where that is so already."""
@@ -91,6 +101,21 @@ class Placing:
         self._is_kept = True
 
 
+class _Scratch:
+    """Memory of the worker's own, as much as the making of a batch needs."""
+
+    def __init__(self, needs: int) -> None:
+        self.needs = needs
+        self._memory: Slot | None = None
+
+    def arena(self) -> Arena:
+        memory = self._memory
+        # What a dataset keeps of an earlier batch stays as it is, and has that memory for itself.
+        if memory is None or memory.is_held or memory.size < self.needs:
+            memory = self._memory = Slot.private(max(self.needs, 1))
+        return Arena(memory)
+
+
 class _Mode(TorchFunctionMode):
     def __init__(self, placing: Placing) -> None:
         super().__init__()
@@ -99,7 +124,7 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        placed, arena = _PLACED.get(func), self._placing.arena
+        placed, arena = _PLACED.get(func), self._placing.making
         if placed is not None and arena is not None:
             top = arena.top
             try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataporter.memfile import create_memory
+
 __all__ = ["Lease", "Slot", "TrainingSlots", "WorkerSlots"]
 
 # The bytes of a slot, kept mapped by whatever is made of them.
@@ -29,21 +30,6 @@ Lease = NDArray[np.uint8]
 # New slots are larger than the batch that asks for one, since the next may be larger than that.
 # Pages that are never written to take no memory.
 _ROOM = 1.25
-
-
-def create_memory(size: int) -> int:
-    """A descriptor of so many bytes of memory without a name, zeroed. The caller closes it."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("dataporter", os.MFD_CLOEXEC)
-    else:  # macOS: an unlinked file, which stays in memory as long as there is enough of it
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    try:
-        os.ftruncate(descriptor, size)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 @dataclass(slots=True)
@@ -67,6 +53,12 @@ class Slot:
     def map(cls, number: int, descriptor: int, size: int) -> Slot:
         memory = mmap.mmap(descriptor, size)
         return cls(number, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+
+    @classmethod
+    def private(cls, size: int) -> Slot:
+        """One that only this process has."""
+        memory = mmap.mmap(-1, size)
+        return cls(-1, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
     @property
     def size(self) -> int:

@@ -22,7 +22,7 @@ import torch
 
 from dataporter._torch import become_worker, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
-from dataporter.engines.packing import Arena, Packer, packed_whole
+from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.errors import DataPorterError, SampleError
@@ -285,11 +285,11 @@ class _Worker:
 
     def _made(self, request: Request, fetch: Fetch, slot: Slot | None) -> Packer:
         placing = self.placing
-        placing.arena = None if slot is None else Arena(slot)
+        arena = placing.begin(slot)
         try:
-            packer = Packer(tuple(fetch(request)), placing.arena)
+            packer = Packer(tuple(fetch(request)), arena)
         finally:
-            placing.arena = None
+            placing.end()
         placing.learn(packer.size, packer.wasted)
         return packer
 
@@ -299,7 +299,7 @@ class _Worker:
         if first.layout is not torch.strided or first.is_nested:
             assert self.torchs_stack is not None
             return self.torchs_stack(samples, collate_fn_map=collate_fn_map)
-        arena = self.placing.stacking
+        arena = self.placing.making
         out = None if arena is None else stacked(arena, samples)
         return torch.stack(tuple(samples)) if out is None else out
 

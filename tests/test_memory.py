@@ -1,0 +1,168 @@
+"""The memory report: true of the batch, of the dataset, and of what runs at that moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from dataporter import (
+    LossyConversionError,
+    MemoryReport,
+    ResumableDataLoader,
+    SharedSequence,
+    UnsupportedDatasetError,
+    memory_report,
+)
+
+RULES = {"image": "float16", "label": "int32", "mask": "uint8"}
+
+
+class Samples(Dataset[Any]):
+    """Draws, so that somebody who reads it in passing would be noticed."""
+
+    def __init__(self, records: Any = ()) -> None:
+        self.records = records
+        self.table = torch.zeros(1000)
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> Any:
+        return {
+            "image": torch.rand(3, 8, 8) + random.random() * 0,
+            "label": index,
+            "mask": torch.ones(16, dtype=torch.int64),
+            "array": np.zeros(2),
+            "name": f"{index}",
+        }
+
+
+def loader(**arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(Samples(), 10, shuffle=True, seed=1, converter=RULES, **arguments)
+
+
+def held(report: MemoryReport) -> dict[str, tuple[int, int]]:
+    return {each.what: (each.now, each.without) for each in report.held}
+
+
+def test_a_batchs_bytes_by_path_are_those_of_the_batch_that_is_delivered() -> None:
+    report = memory_report(loader())
+    batch = next(iter(loader()))
+    plain = next(iter(ResumableDataLoader(Samples(), 10, shuffle=True, seed=1)))
+    assert report.batch_size == 10
+    assert [leaf.path for leaf in report.leaves] == ["image", "label", "mask", "array"]
+    for leaf in report.leaves:
+        assert leaf.before == plain[leaf.path].nbytes
+        assert leaf.after == batch[leaf.path].nbytes
+        assert leaf.dtype == str(plain[leaf.path].dtype).removeprefix("torch.")
+        assert leaf.converted == str(batch[leaf.path].dtype).removeprefix("torch.")
+    assert report.before == 10 * (3 * 64 * 4 + 8 + 16 * 8 + 16)
+    assert report.after == 10 * (3 * 64 * 2 + 4 + 16 + 16)
+
+
+def test_looking_moves_nothing_and_draws_nothing() -> None:
+    reading = loader()
+    batches = iter(reading)
+    next(batches)
+    state, drawn = reading.state_dict(), torch.get_rng_state()
+    before = random.getstate()
+    memory_report(reading)
+    assert reading.state_dict() == state
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert random.getstate() == before
+    untouched = loader()
+    untouched.load_state_dict(state)
+    assert torch.equal(next(batches)["image"], next(iter(untouched))["image"])
+
+
+def test_what_is_held_follows_from_the_loaders_arguments() -> None:
+    report = memory_report(loader(num_workers=2, prefetch_factor=3))
+    whole = held(report)
+    assert whole["6 batches ahead"] == (6 * report.after, 6 * report.before)
+    assert whole["the batch in use"] == (report.after, report.before)
+    # Two workers make a wide batch each before they convert it.
+    assert whole["batches being made"] == (2 * report.before, 2 * report.before)
+    assert report.now == sum(now for now, _ in whole.values())
+    assert report.without == sum(without for _, without in whole.values())
+    unconverted = memory_report(ResumableDataLoader(Samples(), 10, num_workers=2))
+    assert held(unconverted)["batches being made"][0] == 0
+
+
+def test_what_a_dataset_holds_is_told_by_kind_and_counted_once() -> None:
+    records = [{"path": f"images/{number:08}.jpg", "label": number} for number in range(20_000)]
+    table = torch.zeros(1000)
+
+    class Twice(Samples):
+        def __init__(self, records: Any) -> None:
+            super().__init__(records)
+            self.table = table
+            self.same = table.view(10, 100)
+            self.array = np.ones(500)
+
+    lists = held(memory_report(DataLoader(Twice(records), num_workers=2)))
+    assert lists["the dataset's arrays"] == (8000, 8000)
+    objects, _ = lists["the dataset's objects"]
+    # A dict of two, a string, an integer: 184 + 69 + 28, and 8 for its place in the list.
+    assert 20_000 * 250 < objects < 20_000 * 350
+    assert lists["copies of objects in workers"] == (2 * objects, 2 * objects)
+    sequence = SharedSequence(records)
+    shared = held(memory_report(DataLoader(Twice(sequence), num_workers=2)))
+    now, without = shared["the dataset's SharedSequences"]
+    assert now == sequence.nbytes
+    assert 0.8 * objects < without < 1.2 * objects
+    copies_now, copies_without = shared["copies of objects in workers"]
+    assert copies_now < 20_000
+    assert 1.6 * objects < copies_without < 2.4 * objects
+
+
+def test_a_mapped_file_is_not_held(tmp_path: Any) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((100, 1000)))
+    rows = np.load(path, mmap_mode="r")
+    assert "the dataset's arrays" not in held(memory_report(ResumableDataLoader(rows, 10)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
+def test_what_runs_is_measured() -> None:
+    reading = loader(num_workers=2)
+    assert set(memory_report(reading).measured) == {"training"}
+    batches = iter(reading)
+    batch = next(batches)
+    measured = memory_report(reading).measured
+    assert set(measured) == {"training", "workers", "slots"}
+    assert measured["training"] > 10_000_000
+    assert measured["workers"] > 1_000_000
+    assert measured["slots"] >= batch["image"].nbytes
+    del batches, batch
+    assert set(memory_report(reading).measured) == {"training"}
+
+
+def test_it_prints_as_tables_and_goes_into_json() -> None:
+    report = memory_report(loader(num_workers=2))
+    text = str(report)
+    for word in ("'image'", "float32", "float16", "50.0%", "87.5%", "without DataPorter", "ahead"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["batch"]["after"] == report.after
+    assert found["total"] == {"now": report.now, "without": report.without}
+    assert found["batch"]["leaves"][0]["path"] == "image"
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+
+def test_what_cannot_be_looked_at_is_said() -> None:
+    with pytest.raises(UnsupportedDatasetError, match="Stream is an IterableDataset"):
+        memory_report(ResumableDataLoader(Stream()))
+    with pytest.raises(LossyConversionError):
+        memory_report(ResumableDataLoader({"x": torch.tensor([300])}, converter={"x": "uint8"}))
