@@ -507,7 +507,7 @@ LEFT_ALONE = [
 ]
 
 
-@pytest.mark.parametrize("leaf", LEFT_ALONE, ids=repr)
+@pytest.mark.parametrize("leaf", LEFT_ALONE, ids=lambda leaf: type(leaf).__name__)
 def test_what_cannot_be_narrowed_is_left_alone(leaf: Any) -> None:
     plan = suggest_conversions([{"x": leaf}], widened=True, tolerance=0.1)
     assert plan.as_rules() == {}
