@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -65,6 +66,51 @@ def demo(
     except KeyboardInterrupt:
         _fail("demo: interrupted; its training processes are stopped", exit_code=130)
     raise typer.Exit(0 if exact else 1)
+
+
+@main.command()
+def analyze(
+    target: Annotated[
+        str, typer.Argument(help="package.module:name or path/to/file.py:name of a dataset.")
+    ],
+    samples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 1000,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="How far a float may be rounded, relatively.")
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option(metavar="PATH=N", help="The largest number of a path.")
+    ] = None,
+    widened: Annotated[
+        bool, typer.Option("--widened", help="Batches are widened again on the device.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Look at samples of a dataset, and suggest narrower dtypes that keep every value.
+
+    TARGET names a dataset, a loader, or a function without arguments that returns one. Exit code: 2
+    when it cannot be read.
+    """
+    from dataporter.convert.advisor import suggest_conversions
+    from dataporter.target import in_one_line, load_target
+
+    limits = dict(map(_limit, maximum or ()))
+    try:
+        plan = suggest_conversions(
+            load_target(target), samples, tolerance=tolerance, maximum=limits, widened=widened
+        )
+    except Exception as error:
+        _fail(f"analyze: {in_one_line(error)}")
+    except KeyboardInterrupt:
+        _fail("analyze: interrupted", exit_code=130)
+    typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
+
+
+def _limit(text: str) -> tuple[str, int]:
+    path, _, number = text.rpartition("=")
+    try:
+        return path, int(number)
+    except ValueError:
+        _fail(f"analyze: --maximum={text}: expected PATH=N, such as input_ids=50257")
 
 
 def _fail_for_want_of(error: ModuleNotFoundError) -> NoReturn:

@@ -37,7 +37,9 @@ def suggest_conversions(
     Whole numbers get the smallest of uint8, int8, int16 and int32 that has their range; floats
     float16, bfloat16 or, from float64, float32, where every value comes back from it as it was.
     What a sample of a dataset cannot prove is marked as a guess: a converter made of the plan
-    raises where it turns out wrong. Nothing is suggested for leaves whose dtype changes.
+    raises where it turns out wrong. So is what random samples cannot prove, where they are drawn
+    from a global generator or :func:`~dataporter.sample_rng`. Nothing is suggested for leaves whose
+    dtype changes.
 
     Args:
         source: a dataset with ``__len__`` and ``__getitem__``, a dict of equally long arrays, an
@@ -236,8 +238,8 @@ def _tolerance_checked(tolerance: Any) -> float:
     is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     if not is_number or not 0 <= tolerance < float("inf"):
         raise ConfigurationError(
-            f"tolerance={tolerance!r}: expected a number of 0 or more, relative to the values, such "
-            "as 0.001, or None"
+            f"tolerance={tolerance!r}: expected a number of 0 or more, relative to the values "
+            "(0.001 is a thousandth), or None"
         )
     return float(tolerance)
 

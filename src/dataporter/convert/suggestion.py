@@ -21,8 +21,8 @@ Certainty = Literal["certain", "guess"]
 
 _WIDTH = 100
 _LEGEND = {
-    "certain": "no value of this dataset can be changed",
-    "guess": "only a sample was looked at; a value beyond it raises, and is never changed silently",
+    "certain": "all samples were looked at, or the dtype, or maximum=, leaves no other values",
+    "guess": "by a sample; a value that does not fit will raise, and is never changed silently",
     "rounded": "values change, within the tolerance",
 }
 
@@ -38,8 +38,9 @@ class Suggestion:
             none, or the numbers are complex.
         values: how many numbers were seen.
         form: name of the suggested dtype or form; None where nothing narrower is known to do.
-        certainty: ``"certain"``: no value of the dataset can be beyond it; ``"guess"``: only a
-            sample was looked at; None without a form.
+        certainty: ``"certain"``: all samples were looked at, or the dtype or ``maximum`` leaves no
+            other values; ``"guess"``: only a sample was looked at, or samples are random; None
+            without a form.
         rounded: whether values change, within the tolerance that was given.
         headroom: how many times larger the numbers could be than what was seen, or than the
             ``maximum`` given for them; None where that says nothing.

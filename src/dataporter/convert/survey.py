@@ -56,7 +56,7 @@ class Leaf:
     has_more: bool = False
     is_plain: bool = True
     exact: dict[Form, int] = field(default_factory=dict)
-    near: set[torch.dtype] = field(default_factory=set)
+    near: list[torch.dtype] = field(default_factory=list)
     last_item: int = 0
 
     def add(self, tensor: torch.Tensor, item: int, *, in_numpy: bool, packs: bool) -> None:
@@ -69,23 +69,23 @@ class Leaf:
         dtype = tensor.dtype
         if not self.dtypes:
             self.exact = dict.fromkeys(_candidates(dtype), 0)
-            self.near = set(_NARROWER.get(dtype, ()))
+            self.near = list(_NARROWER.get(dtype, ()))
         self.dtypes.add(dtype)
         self.items += item != self.last_item
         self.last_item = item
         if not _is_plain(tensor):
-            self.is_plain, self.exact, self.near = False, {}, set()
+            self.is_plain, self.exact, self.near = False, {}, []
             return
         self.values += tensor.numel()
         self.before += tensor.numel() * tensor.element_size()
         self._widen_range(tensor)
         if in_numpy:
             self.exact.pop(Cast(torch.bfloat16), None)
-            self.near.discard(torch.bfloat16)
+            self.near = [to for to in self.near if to is not torch.bfloat16]
         if not packs or self.low not in (None, 0, 1) or self.high not in (None, 0, 1):
             self.exact.pop(Bits(), None)
         if len(self.dtypes) > 1:
-            self.exact, self.near = {}, set()
+            self.exact, self.near = {}, []
 
     def judge(self, tensor: torch.Tensor, tolerance: float) -> None:
         """Keep the forms that hold this leaf as well."""
@@ -93,12 +93,12 @@ class Leaf:
         self.exact = {
             form: self.exact[form] + more for form, more in taken.items() if more is not None
         }
-        self.near = {
+        self.near = [
             to
             for to in self.near
             if taken.get(Cast(to)) is not None
             or (tolerance and narrowest(tensor, (to,), rtol=tolerance) is not None)
-        }
+        ]
 
     def merge(self, other: Leaf) -> None:
         """Take over what was seen at a path that from now on is one with this."""
@@ -107,11 +107,14 @@ class Leaf:
         if not self.dtypes:
             self.exact, self.near = other.exact, other.near
         elif self.dtypes | other.dtypes != self.dtypes & other.dtypes:
-            self.exact, self.near = {}, set()
+            self.exact, self.near = {}, []
         else:
-            common = self.exact.keys() & other.exact.keys()
-            self.exact = {form: self.exact[form] + other.exact[form] for form in common}
-            self.near = self.near & other.near
+            self.exact = {
+                form: size + other.exact[form]
+                for form, size in self.exact.items()
+                if form in other.exact
+            }
+            self.near = [dtype for dtype in self.near if dtype in other.near]
         self.dtypes |= other.dtypes
         self.items = max(self.items, other.items)
         self.last_item = max(self.last_item, other.last_item)
