@@ -104,9 +104,13 @@ LEAVES = {
     "bfloat16": torch.bfloat16,
     "uint16": torch.uint16,
     "complex64": torch.complex64,
+    "float8": torch.float8_e5m2,
 }
 small_numbers = st.lists(
-    st.sampled_from([0, 1, 2, 100, 255, 256, 40000, 2**31, -1, -129]), min_size=1, max_size=4
+    st.sampled_from([0, 1, 2, 100, 255, 256, 40000, 2**31, -1, -129])
+    | st.sampled_from([0.5, -0.0, 1e-45, 6e-8, 1e38, float("inf"), float("-inf"), float("nan")]),
+    min_size=1,
+    max_size=4,
 )
 
 
@@ -114,16 +118,16 @@ small_numbers = st.lists(
 def leaf(draw: st.DrawFn) -> Any:
     dtype = LEAVES[draw(st.sampled_from(sorted(LEAVES)))]
     numbers = draw(small_numbers)
-    wide = torch.tensor(numbers, dtype=torch.float64)
-    if dtype is torch.uint16:
-        made = torch.from_numpy(np.array([abs(n) % 65536 for n in numbers], dtype=np.uint16))
-    elif dtype is torch.int16:
-        made = torch.tensor([n % 32768 for n in numbers], dtype=torch.int16)
+    if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
+        made = torch.tensor(numbers, dtype=torch.float64).to(dtype)
     else:
-        made = wide.to(dtype)
-    if dtype is not torch.bfloat16 and draw(st.booleans()):
-        return made.numpy()
-    return made
+        limits = torch.iinfo(dtype)
+        whole = [int(number) for number in numbers if number == number and abs(number) < 2**40]
+        like = torch.empty(0, dtype=dtype).numpy().dtype
+        held = [min(max(number, limits.min), limits.max) for number in whole]
+        made = torch.from_numpy(np.array(held, dtype=like))
+    in_numpy = dtype not in (torch.bfloat16, torch.float8_e5m2) and draw(st.booleans())
+    return made.numpy() if in_numpy else made
 
 
 others = st.sampled_from(["text", None, b"bytes", 3]) | st.just(torch.arange(3))
@@ -158,7 +162,9 @@ def walked(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]
 
 def as_numbers(leaf: Any) -> Any:
     tensor = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
-    return tensor.tolist()
+    tensor = tensor.float() if tensor.dtype is torch.float8_e5m2 else tensor
+    # A nan that came back is as good as the same one.
+    return ["nan" if number != number else number for number in tensor.tolist()]
 
 
 def is_leaf(value: Any) -> bool:
