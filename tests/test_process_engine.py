@@ -598,6 +598,24 @@ def test_a_worker_that_hangs_is_told_with_what_it_had() -> None:
     assert time.monotonic() - began < 30
 
 
+class Growing(Indices):
+    """Each needs a slot of its own, whose descriptor comes before its message."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return torch.full((1000 * 2**index,), index)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+def test_a_training_that_was_stopped_does_not_take_that_for_a_worker_s_time() -> None:
+    batches = iter(ResumableDataLoader(Growing(10), 1, num_workers=1, timeout=0.5))
+    found = [int(next(batches)[0, -1])]
+    stopped = f"sleep 0.25; kill -STOP {os.getpid()}; sleep 1.5; kill -CONT {os.getpid()}"
+    with subprocess.Popen(["sh", "-c", stopped]):
+        found += [int(batch[0, -1]) for batch in batches]
+    assert found == list(range(10))
+
+
 def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None:
     def handler(*_: object) -> None:
         raise RuntimeError("save what there is")

@@ -138,13 +138,16 @@ class Crew:
 
     # ---- answers
 
-    def wait(self, seconds: float, may_replace: Callable[[], bool]) -> None:
+    def wait(self, seconds: float, may_replace: Callable[[], bool]) -> bool:
         """Until something happens: an answer, or the end of a worker; at most so long.
 
         Args:
             seconds: how long to wait.
             may_replace: says, for each worker that has died, whether another may take its place.
                 Where none may, what it was asked for is ``lost``.
+
+        Returns:
+            Whether anything did, be it a part of an answer.
         """
         until = time.monotonic() + seconds
         while True:
@@ -167,8 +170,10 @@ class Crew:
             for worker in ended:
                 self._read(worker)
                 self._replace(worker, may_replace)
-            if ready or ended or not left:
-                return
+            if ready or ended:
+                return True
+            if not left:
+                return False
 
     def _flush(self, worker: int) -> None:
         channel = self._members[worker].channel

@@ -243,12 +243,14 @@ class _Pass(Iterator[Reply]):
             lost = candidates[0].lost
             if lost is not None and all(ticket.lost is not None for ticket in candidates):
                 raise lost
-            left = until - time.monotonic()
-            if left <= 0:
+            left = max(0.0, until - time.monotonic())
+            came = crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
+            # Time that runs out while this process is stopped says nothing of its workers, so what
+            # they have sent meanwhile is looked at first.
+            if not came and not left:
                 raise WorkerTimeoutError(
                     f"DataLoader timed out after {timeout} seconds: {describe(asked[0])}"
                 )
-            crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
 
     def _may_replace(self) -> bool:
         self._restarts_left -= 1
