@@ -477,6 +477,35 @@ def test_an_exception_that_fails_to_say_what_it_is_is_raised_and_kills_no_worker
     assert [batch.item() for batch in batches] == [4, 5]
 
 
+class Unwilling:
+    """A batch of somebody's own that can be sent, and not be received once."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["index"] == 2:
+            raise ValueError("not here")
+        self.__dict__.update(state)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_batch_that_cannot_be_received_can_be_passed_over(persistent: bool) -> None:
+    loader = ResumableDataLoader(
+        Indices(5),
+        1,
+        num_workers=2,
+        persistent_workers=persistent,
+        collate_fn=lambda samples: (Unwilling(samples[0]), torch.zeros(1000)),
+    )
+    batches = iter(loader)
+    assert [next(batches)[0].index for _ in range(2)] == [0, 1]
+    with pytest.raises(ValueError, match="not here"):
+        next(batches)
+    assert loader.step == 2
+    assert [batch[0].index for batch in batches] == [3, 4]
+
+
 def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_their_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -164,10 +164,10 @@ class _Pass(Iterator[Reply]):
             if not self._options.persistent:
                 self._dismiss()
             raise StopIteration
-        result = self._crew.result(ticket)
-        if isinstance(result, Exception):
-            return Reply(ticket.request, failure=result)
         try:
+            result = self._crew.result(ticket)
+            if isinstance(result, Exception):
+                return Reply(ticket.request, failure=result)
             pinned = self._pin(result.batch)
         except Exception as error:
             return Reply(ticket.request, failure=error)
