@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Augmented, Indices, digest, ids
+from datasets import Augmented, Indices, digest, ids, outcome_in_a_fork
 from torch.utils.data import default_collate, get_worker_info
 
 from dataporter import ResumableDataLoader, WorkerDiedError, WorkerTimeoutError
@@ -665,6 +665,31 @@ def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None
         assert found == expected
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# ---- a training that forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_fork_of_the_training_has_workers_of_its_own_and_leaves_those_of_the_training_alone(
+    persistent: bool,
+) -> None:
+    loader = ResumableDataLoader(
+        Filled(40), 2, shuffle=True, seed=1, num_workers=2, persistent_workers=persistent
+    )
+    expected = inline(loader)
+    batches = iter(loader)
+    found = [digest(next(batches)) for _ in range(3)]
+
+    def look() -> list[str]:
+        loader.seek(epoch=0)
+        return [digest(batch) for batch in loader]
+
+    assert outcome_in_a_fork(look) == expected
+    assert "begin another" in outcome_in_a_fork(lambda: digest(next(batches)))
+    assert found + [digest(batch) for batch in batches] == expected
 
 
 # ---- over the end of an epoch

@@ -88,16 +88,21 @@ class Crew:
     Args:
         spec: what each worker is started with.
         context: of ``multiprocessing``: says how processes are started.
+
+    Attributes:
+        owner: the id of the process that the workers serve; a fork has a copy of this crew.
+        close: ends the workers.
     """
 
     def __init__(self, spec: WorkerSpec, context: Any) -> None:
         self._spec = spec
         self._context = context
+        self.owner = os.getpid()
         self._tickets = 0
         self._selector = _selector()
         self._patience = Patience()
         self._members: list[_Member] = []
-        self.close = weakref.finalize(self, _stop, os.getpid(), self._members, self._selector)
+        self.close = weakref.finalize(self, _stop, self.owner, self._members, self._selector)
         try:
             for worker in range(spec.num_workers):
                 self._members.append(self._started(worker))
