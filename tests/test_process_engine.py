@@ -667,6 +667,31 @@ def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP", "SIGALRM"])
+def test_a_training_s_own_handler_of_another_signal_does_nothing_in_its_workers(name: str) -> None:
+    """SLURM tells all processes of a job; the training saves, and the workers read on."""
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("save what there is")
+
+    number = getattr(signal, name)
+    before = signal.signal(number, handler)
+    try:
+        loader = ResumableDataLoader(
+            Filled(), 4, shuffle=True, seed=1, num_workers=2, worker_restarts=0
+        )
+        expected, others = inline(loader), workers_of()
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        for worker in workers_of() - others:
+            worker.send_signal(number)
+        found += [digest(batch) for batch in batches]
+    finally:
+        signal.signal(number, before)
+    assert found == expected
+
+
 # ---- a training that forks
 
 
