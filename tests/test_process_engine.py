@@ -171,6 +171,28 @@ def test_workers_end_with_their_loader_and_need_no_garbage_collector(persistent:
         gc.enable()
 
 
+def test_a_training_with_too_many_files_open_is_told_so_and_nothing_is_left() -> None:
+    resource = pytest.importorskip("resource")
+    batches = iter(ResumableDataLoader(Filled(400), 2, num_workers=1))
+    held, spare = [next(batches)], []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = psutil.Process().num_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            while True:
+                spare.append(os.dup(0))
+        with pytest.raises(OSError, match=r"memory for its batches.*ulimit -n"):
+            held.extend(batches)
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    held.clear()
+    del batches
+    assert psutil.Process().num_fds() < before
+
+
 # ---- what can be carried
 
 
