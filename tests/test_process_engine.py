@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -179,7 +180,7 @@ def test_a_training_with_too_many_files_open_is_told_so_and_nothing_is_left() ->
     before = psutil.Process().num_fds()
     resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
     try:
-        with pytest.raises(OSError):
+        with contextlib.suppress(OSError):
             while True:
                 spare.append(os.dup(0))
         with pytest.raises(OSError, match=r"memory for its batches.*ulimit -n"):
@@ -373,6 +374,23 @@ def test_a_batch_that_is_made_in_its_slot_is_the_inline_engine_s(way: str) -> No
     assert [digest(batch) for batch in loader] == expected
     loader.set_epoch(0)
     assert [digest(batch) for batch in loader] == expected
+
+
+def collate_views(samples: list[torch.Tensor]) -> Any:
+    rows = torch.stack(samples)
+    return rows[:, :-1], rows[:, 1:], rows[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_of_one_tensor_are_views_of_one_in_every_batch_wherever_it_was_made(
+    workers: int,
+) -> None:
+    loader = ResumableDataLoader(PICKED, 600, num_workers=workers, collate_fn=collate_views)
+    for inputs, targets, first in loader:
+        assert inputs.stride() == targets.stride() == (128, 1)
+        targets.fill_(-1.0)
+        assert bool((inputs[:, 1:] == -1.0).all())
+        assert bool((first[1:] == -1.0).all())
 
 
 class Keeping:
