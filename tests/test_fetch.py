@@ -294,6 +294,20 @@ def test_skip_leaves_the_sample_out_and_says_so(dataset: Any, workers: int) -> N
         assert [ids(batch) for batch in loader] == [[0, 1, 2], [3, 4], [6, 7]]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_that_a_warning_kept_from_the_loop_does_not_count(workers: int) -> None:
+    loader = ResumableDataLoader(Rotten(8), 2, on_error="skip", num_workers=workers)
+    batches = iter(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [ids(next(batches)) for _ in range(2)] == [[0, 1], [2, 3]]
+        with pytest.raises(RuntimeWarning, match="index 5"):
+            next(batches)
+        assert loader.position == 4
+        assert ids(next(batches)) == [6, 7]
+    assert loader.position == 8
+
+
 def test_skip_with_nothing_left_raises() -> None:
     with pytest.raises(SampleError, match=r"nothing of the batch.*\[5\].*rotten"):
         list(ResumableDataLoader(Rotten(8), 1, on_error="skip"))

@@ -137,7 +137,16 @@ def described(value: Any) -> Any:
             .as_strided((dense.numel(),), (1,))
         )
         raw = flat.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
-        return type(value), value.dtype, value.layout, value.shape, value.requires_grad, raw
+        strides = value.stride() if value.layout is torch.strided else None
+        return (
+            type(value),
+            value.dtype,
+            value.layout,
+            strides,
+            value.shape,
+            value.requires_grad,
+            raw,
+        )
     if isinstance(value, np.ndarray):
         return type(value), value.dtype, value.shape, value.tolist(), value.flags.f_contiguous
     if isinstance(value, Mapping):
@@ -192,11 +201,82 @@ def test_what_occurs_twice_is_one_object_again() -> None:
     assert found["c"] is found["d"]
 
 
-def test_a_dense_tensor_keeps_the_order_of_its_dimensions() -> None:
-    image = torch.arange(48.0).reshape(1, 3, 4, 4).to(memory_format=torch.channels_last)
-    (found,) = Ends().carry([image])
-    assert found.stride() == image.stride()
-    assert torch.equal(found, image)
+ROWS = torch.arange(40.0).reshape(4, 10)
+VIEWS = {
+    "channels last": torch.arange(48.0).reshape(1, 3, 4, 4).to(memory_format=torch.channels_last),
+    "one channel, last": torch.zeros(2, 1, 4, 4).to(memory_format=torch.channels_last),
+    "expanded": torch.arange(3.0)[:, None].expand(3, 5),
+    "expanded far beyond what memory there is": torch.ones(1).expand(1 << 45),
+    "with gaps": ROWS[:, :-1],
+    "in another order, with gaps": ROWS[:, 1:].T,
+    "without values": torch.empty(3, 0).T,
+    "within its values": ROWS.reshape(-1).unfold(0, 4, 1),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_keeps_its_strides(view: torch.Tensor) -> None:
+    (found,) = Ends().carry([view])
+    assert found.shape == view.shape
+    assert found.stride() == view.stride()
+    assert view.numel() > 1000 or torch.equal(found, view)
+
+
+def test_a_view_of_a_little_does_not_bring_all_of_it() -> None:
+    column = torch.arange(1_000_000.0).reshape(1000, 1000)[:, 7]
+    packer = Packer([column], None)
+    assert packer.size == 4032, "4000 bytes, to the next multiple of 64"
+    assert torch.equal(Ends().carry([column])[0], column)
+
+
+def writes_to_the_first_and_looks_at_all(batch: Any) -> list[list[float]]:
+    tensors = list(batch.values() if isinstance(batch, dict) else batch)
+    tensors[0].fill_(1)
+    return [tensor.float().flatten().tolist() for tensor in tensors]
+
+
+SHARED = {
+    "rows": lambda rows: [rows, rows[1], rows[2:]],
+    "a row first": lambda rows: [rows[1], rows],
+    "inputs and targets": lambda rows: {"inputs": rows[:, :-1], "targets": rows[:, 1:]},
+    "a narrow view of it": lambda rows: [rows, rows[:, 3]],
+    "in a batch that is pickled": lambda rows: OrderedDict(a=rows, b=rows.view(-1), c=rows.T),
+    "other dtypes": lambda rows: [rows.view(torch.int32)[1:], rows.view(torch.uint8), rows],
+    "at an odd byte": lambda rows: [(raw := rows.view(torch.uint8).view(-1))[3:], raw[4:], rows[1]],
+    "neighbours that share nothing": lambda rows: [rows[0], rows[1], rows[2]],
+}
+
+
+@pytest.mark.parametrize("in_arena", [False, True])
+@pytest.mark.parametrize("views", SHARED.values(), ids=SHARED)
+def test_what_shares_memory_shares_it_again(views: Any, in_arena: bool) -> None:
+    ends, arena, rows = Ends(), None, ROWS.clone()
+    expected = writes_to_the_first_and_looks_at_all(views(ROWS.clone()))
+    slot = ends.worker.make(1000)
+    if in_arena:
+        arena = Arena(slot)
+        placed = arena.empty(rows.shape, rows.dtype)
+        assert placed is not None
+        rows = placed.copy_(rows)
+    packer = Packer(views(rows), arena)
+    packer.write(slot, moved=False)
+    found = unpack(packer.message, slot.lease(packer.size))
+    assert writes_to_the_first_and_looks_at_all(found) == expected
+    ends.worker.forget_descriptor(slot)
+
+
+RARE = ["complex32", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "uint4"]
+
+
+@pytest.mark.parametrize("name", RARE)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_what_only_few_functions_of_torch_s_know_is_carried_as_well(name: str) -> None:
+    if (dtype := getattr(torch, name, None)) is None:
+        pytest.skip("this torch does not have it")
+    raw = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
+    (found,) = Ends().carry([raw.view(dtype)])
+    assert found.dtype is dtype
+    assert torch.equal(found.view(torch.uint8), raw)
 
 
 HOLDS = {
@@ -282,9 +362,9 @@ def test_an_arena_hands_out_what_fits_and_knows_it_again() -> None:
     assert first is not None
     assert second is not None
     assert arena.empty((slot.size,), torch.uint8) is None
-    assert arena.offset_of(first) == 0
-    assert arena.offset_of(second) == 64
-    assert arena.offset_of(torch.ones(3)) is None
+    assert arena.offset_of(first.data_ptr()) == 0
+    assert arena.offset_of(second.data_ptr()) == 64
+    assert arena.offset_of(torch.ones(3).data_ptr()) is None
     packer = Packer({"a": first, "b": second}, arena)
     assert packer._leaves.outside == []
     assert packer.size == arena.top

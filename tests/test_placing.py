@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,11 @@ def test_small_batches_and_intermediate_results_switch_it_off(
     with context:
         made = torch.zeros(100)
     assert (memory.address <= made.data_ptr() < memory.address + memory.size) is (wasted == 0)
+
+
+def test_threads_of_a_dataset_are_handed_nothing_of_the_slot() -> None:
+    """What they take there at the same time could be the same."""
+    context = switched_on(slot())
+    assert context.making is not None
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: context.making).result() is None

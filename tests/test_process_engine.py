@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -20,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Augmented, Indices, digest, ids
+from datasets import Augmented, Indices, digest, ids, outcome_in_a_fork
 from torch.utils.data import default_collate, get_worker_info
 
 from dataporter import ResumableDataLoader, WorkerDiedError, WorkerTimeoutError
@@ -169,6 +170,28 @@ def test_workers_end_with_their_loader_and_need_no_garbage_collector(persistent:
         del batch
     finally:
         gc.enable()
+
+
+def test_a_training_with_too_many_files_open_is_told_so_and_nothing_is_left() -> None:
+    resource = pytest.importorskip("resource")
+    batches = iter(ResumableDataLoader(Filled(400), 2, num_workers=1))
+    held, spare = [next(batches)], []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = psutil.Process().num_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        with pytest.raises(OSError, match=r"memory for its batches.*ulimit -n"):
+            held.extend(batches)
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    held.clear()
+    del batches
+    assert psutil.Process().num_fds() < before
 
 
 # ---- what can be carried
@@ -353,6 +376,23 @@ def test_a_batch_that_is_made_in_its_slot_is_the_inline_engine_s(way: str) -> No
     assert [digest(batch) for batch in loader] == expected
 
 
+def collate_views(samples: list[torch.Tensor]) -> Any:
+    rows = torch.stack(samples)
+    return rows[:, :-1], rows[:, 1:], rows[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_of_one_tensor_are_views_of_one_in_every_batch_wherever_it_was_made(
+    workers: int,
+) -> None:
+    loader = ResumableDataLoader(PICKED, 600, num_workers=workers, collate_fn=collate_views)
+    for inputs, targets, first in loader:
+        assert inputs.stride() == targets.stride() == (128, 1)
+        targets.fill_(-1.0)
+        assert bool((inputs[:, 1:] == -1.0).all())
+        assert bool((first[1:] == -1.0).all())
+
+
 class Keeping:
     """Remembers what it has read, and gives it out again."""
 
@@ -477,6 +517,35 @@ def test_an_exception_that_fails_to_say_what_it_is_is_raised_and_kills_no_worker
     assert [batch.item() for batch in batches] == [4, 5]
 
 
+class Unwilling:
+    """A batch of somebody's own that can be sent, and not be received once."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["index"] == 2:
+            raise ValueError("not here")
+        self.__dict__.update(state)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_batch_that_cannot_be_received_can_be_passed_over(persistent: bool) -> None:
+    loader = ResumableDataLoader(
+        Indices(5),
+        1,
+        num_workers=2,
+        persistent_workers=persistent,
+        collate_fn=lambda samples: (Unwilling(samples[0]), torch.zeros(1000)),
+    )
+    batches = iter(loader)
+    assert [next(batches)[0].index for _ in range(2)] == [0, 1]
+    with pytest.raises(ValueError, match="not here"):
+        next(batches)
+    assert loader.step == 2
+    assert [batch[0].index for batch in batches] == [3, 4]
+
+
 def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_their_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -598,6 +667,24 @@ def test_a_worker_that_hangs_is_told_with_what_it_had() -> None:
     assert time.monotonic() - began < 30
 
 
+class Growing(Indices):
+    """Each needs a slot of its own, whose descriptor comes before its message."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return torch.full((1000 * 2**index,), index)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+def test_a_training_that_was_stopped_does_not_take_that_for_a_worker_s_time() -> None:
+    batches = iter(ResumableDataLoader(Growing(10), 1, num_workers=1, timeout=0.5))
+    found = [int(next(batches)[0, -1])]
+    stopped = f"sleep 0.25; kill -STOP {os.getpid()}; sleep 1.5; kill -CONT {os.getpid()}"
+    with subprocess.Popen(["sh", "-c", stopped]):
+        found += [int(batch[0, -1]) for batch in batches]
+    assert found == list(range(10))
+
+
 def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None:
     def handler(*_: object) -> None:
         raise RuntimeError("save what there is")
@@ -618,6 +705,56 @@ def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None
         assert found == expected
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP", "SIGALRM"])
+def test_a_training_s_own_handler_of_another_signal_does_nothing_in_its_workers(name: str) -> None:
+    """SLURM tells all processes of a job; the training saves, and the workers read on."""
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("save what there is")
+
+    number = getattr(signal, name)
+    before = signal.signal(number, handler)
+    try:
+        loader = ResumableDataLoader(
+            Filled(), 4, shuffle=True, seed=1, num_workers=2, worker_restarts=0
+        )
+        expected, others = inline(loader), workers_of()
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        for worker in workers_of() - others:
+            worker.send_signal(number)
+        found += [digest(batch) for batch in batches]
+    finally:
+        signal.signal(number, before)
+    assert found == expected
+
+
+# ---- a training that forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_fork_of_the_training_has_workers_of_its_own_and_leaves_those_of_the_training_alone(
+    persistent: bool,
+) -> None:
+    loader = ResumableDataLoader(
+        Filled(40), 2, shuffle=True, seed=1, num_workers=2, persistent_workers=persistent
+    )
+    expected = inline(loader)
+    batches = iter(loader)
+    found = [digest(next(batches)) for _ in range(3)]
+
+    def look() -> list[str]:
+        loader.seek(epoch=0)
+        return [digest(batch) for batch in loader]
+
+    assert outcome_in_a_fork(look) == expected
+    assert "begin another" in outcome_in_a_fork(lambda: digest(next(batches)))
+    assert found + [digest(batch) for batch in batches] == expected
 
 
 # ---- over the end of an epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Indices, digest, ids
+from datasets import Indices, digest, ids, outcome_in_a_fork
 
 from dataporter import ConfigurationError, ResumableDataLoader, WorkerTimeoutError, sample_rng
 
@@ -112,6 +113,24 @@ def test_the_threads_end_with_their_loader() -> None:
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_of_the_training_has_threads_of_its_own() -> None:
+    loader = ResumableDataLoader(
+        Indices(12), 2, num_workers=2, worker_kind="thread", persistent_workers=True
+    )
+    batches = iter(loader)
+    found = ids(next(batches))
+
+    def look() -> list[int]:
+        loader.seek(epoch=0)
+        return [index for batch in loader for index in ids(batch)]
+
+    assert outcome_in_a_fork(look) == list(range(12))
+    assert "begin another" in outcome_in_a_fork(lambda: ids(next(batches)))
+    assert found + [index for batch in batches for index in ids(batch)] == list(range(12))
 
 
 def test_worker_init_fn_is_called_once_in_each_thread() -> None:

@@ -77,6 +77,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 raise reply.failure
             assert reply.fetched is not None
             self._note(reply.fetched)
+            # Before it counts: with warnings as errors the loop does not get this batch.
+            _tell_of_skipped(reply.request, reply.fetched)
         except BaseException:
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.
@@ -89,12 +91,14 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             self._cursor.deliver(self._pass, failed)
         self._failed.clear()
         self._cursor.deliver(self._pass, request)
-        for skipped in fetched.skipped:
-            warnings.warn(
-                f"on_error='skip' left out sample index {skipped.index!r} (epoch "
-                f"{request.epoch}, step {request.step}, position {skipped.position}): "
-                f"{skipped.error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
         return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch
+
+
+def _tell_of_skipped(request: Request, fetched: Fetched) -> None:
+    for skipped in fetched.skipped:
+        warnings.warn(
+            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
+            f"step {request.step}, position {skipped.position}): {skipped.error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -128,6 +129,9 @@ class Channel:
         """What has arrived, with descriptors that are the caller's now; sets ``ended`` at the end.
 
         A message that its sender did not live to finish is left out.
+
+        Raises:
+            OSError: ``EMFILE``: a descriptor has come that this process may not have.
         """
         arrived: list[tuple[bytes, list[int]]] = []
         while True:
@@ -135,7 +139,9 @@ class Channel:
                 data = self._read()
             except BlockingIOError:
                 return arrived
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise
                 data = b""
             if not data:
                 self.ended = True
@@ -148,8 +154,14 @@ class Channel:
     def _read(self) -> bytes:
         if not CAN_SEND_MEMORY:
             return self._socket.recv(_READ_SIZE)
-        data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_SIZE, _MOST_DESCRIPTORS)
+        data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_SIZE, _MOST_DESCRIPTORS)
         self._descriptors.extend(descriptors)
+        if flags & socket.MSG_CTRUNC:  # the system drops what it finds no number for
+            raise OSError(
+                errno.EMFILE,
+                "a worker has sent memory for its batches, and this process has as many files open "
+                "as it may: allow more (ulimit -n), or close what is not needed any more",
+            )
         return data
 
     def _complete(self) -> list[tuple[bytes, list[int]]]:

@@ -88,16 +88,21 @@ class Crew:
     Args:
         spec: what each worker is started with.
         context: of ``multiprocessing``: says how processes are started.
+
+    Attributes:
+        owner: the id of the process that the workers serve; a fork has a copy of this crew.
+        close: ends the workers.
     """
 
     def __init__(self, spec: WorkerSpec, context: Any) -> None:
         self._spec = spec
         self._context = context
+        self.owner = os.getpid()
         self._tickets = 0
         self._selector = _selector()
         self._patience = Patience()
         self._members: list[_Member] = []
-        self.close = weakref.finalize(self, _stop, os.getpid(), self._members, self._selector)
+        self.close = weakref.finalize(self, _stop, self.owner, self._members, self._selector)
         try:
             for worker in range(spec.num_workers):
                 self._members.append(self._started(worker))
@@ -138,13 +143,16 @@ class Crew:
 
     # ---- answers
 
-    def wait(self, seconds: float, may_replace: Callable[[], bool]) -> None:
+    def wait(self, seconds: float, may_replace: Callable[[], bool]) -> bool:
         """Until something happens: an answer, or the end of a worker; at most so long.
 
         Args:
             seconds: how long to wait.
             may_replace: says, for each worker that has died, whether another may take its place.
                 Where none may, what it was asked for is ``lost``.
+
+        Returns:
+            Whether anything did, be it a part of an answer.
         """
         until = time.monotonic() + seconds
         while True:
@@ -167,8 +175,10 @@ class Crew:
             for worker in ended:
                 self._read(worker)
                 self._replace(worker, may_replace)
-            if ready or ended or not left:
-                return
+            if ready or ended:
+                return True
+            if not left:
+                return False
 
     def _flush(self, worker: int) -> None:
         channel = self._members[worker].channel

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from dataporter.errors import DataPorterError
 from dataporter.fetch import Fetched
 from dataporter.request import Request, Requests
 
-__all__ = ["Engine", "Reply", "Usage"]
+__all__ = ["Engine", "Reply", "Usage", "refuse_inherited"]
 
 
 class Reply(NamedTuple):
@@ -50,3 +52,12 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop what the engine runs. It starts again with the next pass."""
+
+
+def refuse_inherited(owner: int) -> None:
+    """Keep a forked process from taking what the workers of process ``owner`` have for that."""
+    if os.getpid() != owner:
+        raise DataPorterError(
+            f"this iterator's workers serve process {owner}, from which this one ({os.getpid()}) "
+            "was forked, so it cannot go on here; begin another with iter(loader)"
+        )

@@ -1,7 +1,8 @@
 """Packing: a nested batch becomes a message and the bytes of a slot, and comes out equal.
 
 A batch of plain dicts, lists, tuples, tensors and arrays is taken apart here. Any other is pickled,
-with each plain tensor and array in it being a place in the slot. What cannot lie there (sparse,
+with each plain tensor and array in it being a place in the slot. Tensors keep their strides, and
+those that share memory share it again, as with torch's workers. What cannot lie there (sparse,
 quantized, subclasses, requires_grad, object arrays) is pickled whole.
 """
 
@@ -10,8 +11,11 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
+from bisect import bisect
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,7 +38,18 @@ _DTYPES: tuple[torch.dtype, ...] = tuple(
     )
     if hasattr(torch, name)
 )
-_NUMBERS = {dtype: number for number, dtype in enumerate(_DTYPES)}
+# Nobody makes batches of these by torch.stack and the like, but torch's workers carry them.
+_RARE_DTYPES: tuple[torch.dtype, ...] = tuple(
+    getattr(torch, name)
+    for name in (
+        *("complex32", "float4_e2m1fn_x2", "float8_e8m0fnu"),
+        *("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"),
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)),
+    )
+    if hasattr(torch, name)
+)
+_ALL_DTYPES = _DTYPES + _RARE_DTYPES
+_NUMBERS = {dtype: number for number, dtype in enumerate(_ALL_DTYPES)}
 _NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     dtype: torch.empty(0, dtype=dtype).numpy().dtype
     for dtype in _DTYPES
@@ -43,6 +58,8 @@ _NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 # A longer list is one of strings or numbers rather, which pickle walks faster.
 _LONGEST_LIST = 32
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None)})
+# A view that has gaps in it is carried with them up to so many times its own bytes.
+_WIDEST = 2
 # How a message begins.
 _PLAIN, _PICKLED = b"p", b"o"
 # What a node of a plain batch is.
@@ -67,14 +84,14 @@ class Arena:
         """An uninitialised tensor within the slot, or None where it does not fit."""
         size = prod(shape) * dtype.itemsize
         self.wanted += _aligned(size)
-        if not size or self.top + size > len(self._lease) or dtype not in _NUMBERS:
+        if not size or self.top + size > len(self._lease) or dtype not in _DTYPES:
             return None
         offset, self.top = self.top, _aligned(self.top + size)
         return _tensor(self._lease, dtype, shape, offset)
 
-    def offset_of(self, tensor: torch.Tensor) -> int | None:
-        """Where in the slot a contiguous tensor lies, if it does."""
-        offset = tensor.data_ptr() - self._address
+    def offset_of(self, address: int) -> int | None:
+        """Where in the slot it lies, if it does."""
+        offset = address - self._address
         return offset if 0 <= offset < self.top else None
 
 
@@ -98,81 +115,160 @@ class Packer:
         self._leaves = leaves = _Leaves(arena)
         try:
             nodes = _taken_apart(content, leaves, set())
-            self.message = _PLAIN + pickle.dumps(nodes, pickle.HIGHEST_PROTOCOL)
+            self.message = _PLAIN + pickle.dumps((leaves.settled(), nodes), pickle.HIGHEST_PROTOCOL)
         except _NotPlainError:
             self._leaves = leaves = _Leaves(arena)
             buffer = io.BytesIO()
             _Pickler(buffer, leaves).dump(content)
-            self.message = _PICKLED + buffer.getvalue()
+            places = pickle.dumps(leaves.settled(), pickle.HIGHEST_PROTOCOL)
+            self.message = _PICKLED + places + buffer.getvalue()
         self.size = leaves.top
         self.wasted = 0
         if arena is not None:
-            inside = sum(_aligned(leaf.nbytes) for _, leaf in leaves.inside)
+            inside = sum(_aligned(size) for _, _, size in leaves.inside)
             self.wasted = max(0, arena.top - inside, arena.wanted - self.size)
 
     def write(self, slot: Slot, *, moved: bool) -> None:
         """Copy into the slot what does not lie there; ``moved``: all, for it is another slot."""
         leaves = self._leaves
-        for offset, leaf in leaves.outside + leaves.inside if moved else leaves.outside:
-            _write(slot, offset, leaf)
+        for offset, address, size in leaves.outside + leaves.inside if moved else leaves.outside:
+            ctypes.memmove(slot.address + offset, address, size)
+        for offset, array in leaves.arrays:
+            target = np.ndarray(array.shape, array.dtype, buffer=slot.memory, offset=offset)
+            np.copyto(target, array)
         # From here on the batch keeps nothing alive, so whoever still does is somebody else.
         self._leaves = _Leaves(None)
 
 
 def packed_whole(content: Any) -> bytes:
     """A batch as a message that needs no slot: its tensors and arrays are copied into it."""
-    return _PICKLED + pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    return _PICKLED + pickle.dumps([]) + pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack(message: bytes, lease: Lease | None) -> Any:
     """What was packed, its tensors and arrays being views of ``lease``."""
     if message[:1] == _PLAIN:
-        return _put_together(pickle.loads(memoryview(message)[1:]), lease)
-    return _Unpickler(io.BytesIO(message[1:]), lease).load()
+        places, nodes = pickle.loads(memoryview(message)[1:])
+        return _put_together(nodes, places, lease)
+    buffer = io.BytesIO(memoryview(message)[1:])
+    places = pickle.load(buffer)
+    return _Unpickler(buffer, places, lease).load()
 
 
 # ---- leaves
 
 
+# An offset in the slot, and the strides of a tensor that has not the usual ones.
+_Place = tuple[int, tuple[int, ...] | None]
+# Where a tensor's first value begins and its last one ends, which of the leaves it is, the tensor
+# itself, which keeps that memory, and its strides.
+_Tensor = tuple[int, int, int, torch.Tensor, tuple[int, ...] | None]
+
+
 class _Leaves:
-    """Where in the slot each tensor and array goes."""
+    """Where in the slot each tensor and array goes.
+
+    Tensors that share memory share it again: a training that writes to one of them changes the
+    others, as it would without workers. Arrays do not, in torch's workers neither.
+    """
 
     def __init__(self, arena: Arena | None) -> None:
         self._arena = arena
+        self._places: list[_Place] = []
+        self._dense: list[_Tensor] = []
+        self._wide: list[_Tensor] = []
         self.top = 0 if arena is None else arena.top
-        self.outside: list[tuple[int, Any]] = []
-        self.inside: list[tuple[int, Any]] = []
+        # Offsets, addresses and sizes.
+        self.outside: list[tuple[int, int, int]] = []
+        self.inside: list[tuple[int, int, int]] = []
+        self.arrays: list[tuple[int, NDArray[Any]]] = []
 
     def place_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
-        """dtype, shape, offset, and the order of its dimensions if that is not the usual one."""
-        order = None
-        if not tensor.is_contiguous():
-            # Dense in another order of its dimensions (transposed, channels last): kept so.
-            strides = tensor.stride()
-            order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
-            permuted = tensor.permute(order)
-            order = order if permuted.is_contiguous() else None
-            tensor = tensor.contiguous() if order is None else permuted
-        offset = None
-        if self._arena is not None and not (tensor.is_conj() or tensor.is_neg()):
-            offset = self._arena.offset_of(tensor)
-        if offset is None:
-            offset = self._place_outside(tensor, tensor.nbytes)
-        else:
-            self.inside.append((offset, tensor))
-        return _NUMBERS[tensor.dtype], tuple(tensor.shape), offset, order
+        """dtype, shape, and which of the leaves it is."""
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        shape, leaf, size = tuple(tensor.shape), len(self._places), tensor.nbytes
+        strides: tuple[int, ...] | None = tensor.stride()
+        if strides == _usual_strides(shape):
+            strides = None
+        self._places.append((0, strides))
+        if size:
+            spanned = size if strides is None else _spanned(shape, strides) * tensor.itemsize
+            start = tensor.data_ptr()
+            kind = self._dense if spanned <= size * _WIDEST else self._wide
+            kind.append((start, start + spanned, leaf, tensor, strides))
+        return _NUMBERS[tensor.dtype], shape, leaf
 
     def place_array(self, array: NDArray[Any]) -> tuple[Any, ...]:
-        """dtype, shape, offset, and whether it lies in Fortran's order."""
+        """dtype, shape, which of the leaves it is, and whether it lies in Fortran's order."""
         in_fortran_order = array.flags.f_contiguous and not array.flags.c_contiguous
         rows = array.T if in_fortran_order else array
-        kind = array.dtype if array.dtype.names or array.dtype.metadata else array.dtype.str
-        return kind, rows.shape, self._place_outside(rows, array.nbytes), in_fortran_order
+        kind = array.dtype
+        leaf, offset = len(self._places), self._room(array.nbytes)
+        self._places.append((offset, None))
+        self.arrays.append((offset, rows))
+        return kind if _is_told_apart(kind) else kind.str, rows.shape, leaf, in_fortran_order
 
-    def _place_outside(self, leaf: Any, size: int) -> int:
-        offset, self.top = self.top, _aligned(self.top + size)
-        self.outside.append((offset, leaf))
+    def settled(self) -> list[_Place]:
+        """The places of all leaves, now that it is known which of them share memory."""
+        self._dense.sort()
+        spans: list[tuple[int, int, int]] = []
+        first, end = 0, 0
+        members: list[_Tensor] = []
+        for tensor in self._dense:
+            if members and tensor[0] >= end:
+                spans.append((first, end, self._place_span(first, end, members)))
+                members = []
+            if not members:
+                first, end = tensor[:2]
+            members.append(tensor)
+            end = max(end, tensor[1])
+        if members:
+            spans.append((first, end, self._place_span(first, end, members)))
+        for wide in self._wide:
+            self._place_wide(wide, spans)
+        return self._places
+
+    def _place_span(self, first: int, end: int, members: Sequence[_Tensor]) -> int:
+        size = end - first
+        offset = None if self._arena is None else self._arena.offset_of(first)
+        if offset is None:
+            # As far from a multiple as it was: its tensors may have values of any size.
+            offset = self._room(size, first % _ALIGNMENT)
+            self.outside.append((offset, first, size))
+        else:
+            self.inside.append((offset, first, size))
+        for start, _, leaf, _, strides in members:
+            self._places[leaf] = (offset + start - first, strides)
         return offset
+
+    def _place_wide(self, wide: _Tensor, spans: Sequence[tuple[int, int, int]]) -> None:
+        """A view of what is carried anyway, or else a tensor by itself without the gaps."""
+        start, stop, leaf, tensor, strides = wide
+        place = bisect(spans, start, key=itemgetter(0)) - 1
+        if place >= 0 and stop <= spans[place][1]:
+            first, _, offset = spans[place]
+            self._places[leaf] = (offset + start - first, strides)
+            return
+        alone = tensor.contiguous()
+        start = alone.data_ptr()
+        self._dense.append((start, start + alone.nbytes, leaf, alone, None))  # to keep it
+        self._place_span(start, start + alone.nbytes, self._dense[-1:])
+
+    def _room(self, size: int, beyond: int = 0) -> int:
+        offset = self.top + beyond
+        self.top = _aligned(offset + size)
+        return offset
+
+
+@lru_cache(1024)
+def _usual_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+def _spanned(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """How many values there are from the first to the last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides))
 
 
 def is_plain_tensor(tensor: torch.Tensor) -> bool:
@@ -190,14 +286,9 @@ def _is_plain_array(array: NDArray[Any]) -> bool:
     return array.size > 0 and not array.dtype.hasobject
 
 
-def _write(slot: Slot, offset: int, leaf: Any) -> None:
-    if isinstance(leaf, np.ndarray):
-        np.copyto(np.ndarray(leaf.shape, leaf.dtype, buffer=slot.memory, offset=offset), leaf)
-    elif leaf.is_conj() or leaf.is_neg():
-        target = np.frombuffer(slot.memory, dtype=np.uint8)
-        _tensor(target, leaf.dtype, leaf.shape, offset).copy_(leaf)
-    else:
-        ctypes.memmove(slot.address + offset, leaf.data_ptr(), leaf.nbytes)
+def _is_told_apart(kind: np.dtype[Any]) -> bool:
+    """Whether its string says less than the dtype."""
+    return kind.isbuiltin == 2 or kind.names is not None or kind.metadata is not None
 
 
 def _tensor(
@@ -205,16 +296,19 @@ def _tensor(
     dtype: torch.dtype,
     shape: Sequence[int],
     offset: int,
-    order: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
 ) -> torch.Tensor:
     if not prod(shape):
-        tensor = torch.empty(torch.Size(shape), dtype=dtype)
-    elif (like := _NUMPY_DTYPES.get(dtype)) is not None:  # three times as fast as frombuffer
-        tensor = torch.from_numpy(np.ndarray(shape, like, buffer=lease, offset=offset))
-    else:
-        flat = torch.frombuffer(lease, dtype=dtype, count=prod(shape), offset=offset)
-        tensor = flat.view(torch.Size(shape))
-    return tensor if order is None else tensor.permute(np.argsort(order).tolist())
+        usual = _usual_strides(tuple(shape)) if strides is None else strides
+        return torch.empty_strided(torch.Size(shape), usual, dtype=dtype)
+    if strides is not None:
+        flat = _tensor(lease, dtype, (_spanned(shape, strides),), offset)
+        return flat.as_strided(torch.Size(shape), strides)
+    if (like := _NUMPY_DTYPES.get(dtype)) is not None:  # three times as fast as frombuffer
+        return torch.from_numpy(np.ndarray(shape, like, buffer=lease, offset=offset))
+    size = prod(shape) * dtype.itemsize
+    flat = torch.from_numpy(np.ndarray((size,), np.uint8, buffer=lease, offset=offset))
+    return flat.view(dtype).view(torch.Size(shape))
 
 
 def _array(
@@ -256,17 +350,17 @@ def _taken_apart(value: Any, leaves: _Leaves, seen: set[int]) -> tuple[Any, ...]
     raise _NotPlainError
 
 
-def _put_together(node: tuple[Any, ...], lease: Lease | None) -> Any:
+def _put_together(node: tuple[Any, ...], places: list[_Place], lease: Lease | None) -> Any:
     kind = node[0]
     if kind == _TENSOR:
-        return _tensor(lease, _DTYPES[node[1]], *node[2:])
+        return _tensor(lease, _ALL_DTYPES[node[1]], node[2], *places[node[3]])
     if kind == _ATOM:
         return node[1]
     if kind == _DICT:
-        return {key: _put_together(inner, lease) for key, inner in zip(node[1], node[2])}
+        return {key: _put_together(inner, places, lease) for key, inner in zip(node[1], node[2])}
     if kind == _ARRAY:
-        return _array(lease, *node[1:])
-    inner = [_put_together(inner, lease) for inner in node[1]]
+        return _array(lease, node[1], node[2], places[node[3]][0], node[4])
+    inner = [_put_together(inner, places, lease) for inner in node[1]]
     return inner if kind == _LIST else tuple(inner)
 
 
@@ -288,14 +382,14 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, buffer: io.BytesIO, lease: Lease | None) -> None:
+    def __init__(self, buffer: io.BytesIO, places: list[_Place], lease: Lease | None) -> None:
         super().__init__(buffer)
 
-        def tensor_at(number: int, *place: Any) -> torch.Tensor:
-            return _tensor(lease, _DTYPES[number], *place)
+        def tensor_at(number: int, shape: Sequence[int], leaf: int) -> torch.Tensor:
+            return _tensor(lease, _ALL_DTYPES[number], shape, *places[leaf])
 
-        def array_at(*place: Any) -> NDArray[Any]:
-            return _array(lease, *place)
+        def array_at(kind: Any, shape: Any, leaf: int, in_fortran_order: bool) -> NDArray[Any]:
+            return _array(lease, kind, shape, places[leaf][0], in_fortran_order)
 
         # No methods of its own: it keeps what it finds, and would keep itself and the lease alive.
         self._found = {"_tensor_at": tensor_at, "_array_at": array_at}

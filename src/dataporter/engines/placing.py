@@ -8,6 +8,7 @@ few functions memory of the slot instead, and they give the same tensors otherwi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class Placing:
 
     def __init__(self) -> None:
         self._mode = _Mode(self)
+        self._maker = 0
         self._slot: Arena | None = None
         self._making: Arena | None = None
         self._scratch: _Scratch | None = None
@@ -51,6 +53,7 @@ class Placing:
 
     def begin(self, slot: Slot | None) -> Arena | None:
         """A batch is made; returns what a slot hands out to it."""
+        self._maker = threading.get_ident()
         self._slot = None if slot is None or self._is_kept else Arena(slot)
         self._making = self._slot if self._scratch is None else self._scratch.arena()
         return self._slot
@@ -63,8 +66,12 @@ class Placing:
 
     @property
     def making(self) -> Arena | None:
-        """Where what the batch is made of may lie."""
-        return self._making
+        """Where what the batch is made of may lie, for the thread that makes it.
+
+        To others, which a dataset may have, it would hand out the same bytes at the same time, or
+        bytes of the next batch.
+        """
+        return self._making if threading.get_ident() == self._maker else None
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor for what is converted to: in the slot, if it fits there."""

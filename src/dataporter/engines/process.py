@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
@@ -13,7 +14,7 @@ from typing import Any
 from torch import multiprocessing
 
 from dataporter.engines.crew import Crew, Ticket, describe
-from dataporter.engines.engine import Reply, Usage
+from dataporter.engines.engine import Reply, Usage, refuse_inherited
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch import Fetch
@@ -70,8 +71,10 @@ class ProcessEngine:
 
     def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         before, self._pass = self._pass, None
-        errand = None if before is None else before.hand_over(requests)
         crew, self._crew = self._crew, None
+        if crew is not None and crew.owner != os.getpid():
+            before = crew = None
+        errand = None if before is None else before.hand_over(requests)
         if errand is None:
             errand = _Errand(requests, iter(requests))
         if crew is None or not crew.close.alive:
@@ -147,6 +150,7 @@ class _Pass(Iterator[Reply]):
             )
         if self._crew is None:
             raise StopIteration
+        refuse_inherited(self._crew.owner)
         asked = self._present.asked
         try:
             if not asked:
@@ -164,10 +168,10 @@ class _Pass(Iterator[Reply]):
             if not self._options.persistent:
                 self._dismiss()
             raise StopIteration
-        result = self._crew.result(ticket)
-        if isinstance(result, Exception):
-            return Reply(ticket.request, failure=result)
         try:
+            result = self._crew.result(ticket)
+            if isinstance(result, Exception):
+                return Reply(ticket.request, failure=result)
             pinned = self._pin(result.batch)
         except Exception as error:
             return Reply(ticket.request, failure=error)
@@ -243,12 +247,14 @@ class _Pass(Iterator[Reply]):
             lost = candidates[0].lost
             if lost is not None and all(ticket.lost is not None for ticket in candidates):
                 raise lost
-            left = until - time.monotonic()
-            if left <= 0:
+            left = max(0.0, until - time.monotonic())
+            came = crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
+            # Time that runs out while this process is stopped says nothing of its workers, so what
+            # they have sent meanwhile is looked at first.
+            if not came and not left:
                 raise WorkerTimeoutError(
                     f"DataLoader timed out after {timeout} seconds: {describe(asked[0])}"
                 )
-            crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
 
     def _may_replace(self) -> bool:
         self._restarts_left -= 1

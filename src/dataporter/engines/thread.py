@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import warnings
 import weakref
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from dataporter.engines.engine import Reply, Usage
+from dataporter.engines.engine import Reply, Usage, refuse_inherited
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
 from dataporter.fetch import Fetch
@@ -41,14 +42,15 @@ class ThreadEngine:
         self._pin = pin
         self._options = options
         self._pool: ThreadPoolExecutor | None = None
+        self._owner = os.getpid()
 
     def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         pool = self._pool
-        if pool is None:
+        if pool is None or self._owner != os.getpid():  # a fork has no threads, whatever it says
             pool = ThreadPoolExecutor(self._options.num_workers, "dataporter")
             # Python would wait at its exit for whatever they are still to read.
             weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)
-            self._pool = pool
+            self._pool, self._owner = pool, os.getpid()
         serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
         return _Pass(self, pool, serve, iter(requests), self._pin, self._options)
 
@@ -99,8 +101,10 @@ class _Pass(Iterator[Reply]):
         self._options = options
         self._asked: deque[tuple[Request, Future[Reply]]] = deque()
         self._watched = False
+        self._owner = os.getpid()
 
     def __next__(self) -> Reply:
+        refuse_inherited(self._owner)
         if not self._watched:
             self._watched = True
             before = global_state()

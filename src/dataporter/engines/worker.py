@@ -163,8 +163,13 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
     """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
     # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What the training does with it (save, raise) is not a worker's to do.
+    # What the training does with a signal (save, raise) is not a worker's to do, which a fork makes
+    # it and which reaches it as well where a cluster tells all processes of a job.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            # Not SIG_IGN, which what a dataset runs would inherit.
+            signal.signal(number, _do_nothing)
     if hasattr(signal, "pthread_sigmask"):  # was blocked for the time of the start
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for other in others:
@@ -185,6 +190,10 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
                     tasks.pop(ticket, None)
                 tasks[task.ticket] = task
             worker.answer(tasks.pop(next(iter(tasks))), fetch, channel)
+
+
+def _do_nothing(*_: object) -> None:
+    """Handles a signal."""
 
 
 def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
