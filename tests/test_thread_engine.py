@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -164,3 +166,32 @@ def test_a_training_that_draws_meanwhile_is_not_blamed() -> None:
     for _ in ResumableDataLoader(Explicit(20), 2, num_workers=2, worker_kind="thread"):
         random.random(), torch.rand(1)
     warnings.resetwarnings()
+
+
+SLOW = """
+import sys, time
+import torch
+from dataporter import ResumableDataLoader
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        time.sleep(0 if index < 4 else 30)
+        return index
+
+batches = iter(
+    ResumableDataLoader(Slow(), 2, num_workers=2, prefetch_factor=8, worker_kind="thread")
+)
+print(next(batches).tolist(), flush=True)
+"""
+
+
+def test_python_ends_while_threads_are_still_to_read() -> None:
+    """Nobody wants those batches any more; a pool's threads would be waited for, 16 times 30 s."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=25, check=True
+    )
+    assert ended.stdout.strip() == "[0, 1]"
+    assert not ended.stderr

@@ -9,7 +9,8 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from queue import SimpleQueue
 from typing import Any
 
 from dataporter.engines.engine import Reply, Usage, refuse_inherited
@@ -41,15 +42,14 @@ class ThreadEngine:
         self._build_fetch = build_fetch
         self._pin = pin
         self._options = options
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: _Threads | None = None
         self._owner = os.getpid()
 
     def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
         pool = self._pool
         if pool is None or self._owner != os.getpid():  # a fork has no threads, whatever it says
-            pool = ThreadPoolExecutor(self._options.num_workers, "dataporter")
-            # Python would wait at its exit for whatever they are still to read.
-            weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)
+            pool = _Threads(self._options.num_workers)
+            weakref.finalize(self, pool.close)
             self._pool, self._owner = pool, os.getpid()
         serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
         return _Pass(self, pool, serve, iter(requests), self._pin, self._options)
@@ -60,7 +60,44 @@ class ThreadEngine:
     def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
+
+
+class _Threads:
+    """So many threads that do what they are given, in order.
+
+    Not a ``ThreadPoolExecutor``: at its exit Python waits for all that those were given, before
+    anybody is asked whether it is still wanted. These are daemons, and end where they are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._tasks: SimpleQueue[_Work | None] = SimpleQueue()
+        for number in range(count):
+            name = f"dataporter_{number}"
+            threading.Thread(target=_work_off, args=(self._tasks,), name=name, daemon=True).start()
+
+    def submit(self, serve: _Serve, request: Request) -> Future[Reply]:
+        future: Future[Reply] = Future()
+        self._tasks.put((future, serve, request))
+        return future
+
+    def close(self) -> None:
+        """End when what is being read is read; the rest is for its owner to cancel."""
+        for _ in range(self._count):
+            self._tasks.put(None)
+
+
+def _work_off(tasks: SimpleQueue[_Work | None]) -> None:
+    while (task := tasks.get()) is not None:
+        future, serve, request = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(serve(request))
+            except BaseException as error:
+                future.set_exception(error)
+        # Until the next task comes, nothing of this one is to be kept alive.
+        del task, future, serve
 
 
 class _Serve:
@@ -82,11 +119,14 @@ class _Serve:
             return Reply(request, failure=error)
 
 
+_Work = tuple[Future[Reply], _Serve, Request]
+
+
 class _Pass(Iterator[Reply]):
     def __init__(
         self,
         engine: ThreadEngine,
-        pool: ThreadPoolExecutor,
+        pool: _Threads,
         serve: _Serve,
         requests: Iterator[Request],
         pin: Callable[[Any], Any],
