@@ -10,7 +10,12 @@ import pytest
 import torch
 from datasets import Indices, ids
 
-from dataporter import DevicePrefetcher, ResumableDataLoader
+from dataporter import (
+    ConfigurationError,
+    DevicePrefetcher,
+    KeyBasedDtypeConverter,
+    ResumableDataLoader,
+)
 
 Pair = namedtuple("Pair", ["one", "two"])
 # A device that every torch has: it takes the same way as an accelerator, without a stream.
@@ -92,3 +97,49 @@ def test_on_cuda_batches_arrive_equal_and_resume_exactly() -> None:
     resumed = loader()
     resumed.load_state_dict(prefetcher.state_dict())
     assert [ids(batch.cpu()) for batch in found] + [ids(b) for b in resumed] == expected
+
+
+ROWS = {
+    "image": torch.randint(0, 256, (10, 3, 4, 4)).float().div(255),
+    "label": torch.arange(10),
+    "mask": torch.rand(10, 13) > 0.5,
+}
+RULES = {"image": "uint8:scale", "label": "uint8", "mask": "bits"}
+
+
+def narrow(**arguments: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(ROWS, 4, shuffle=True, seed=3, converter=RULES, **arguments)
+
+
+def test_batches_are_widened_on_the_device_and_the_narrow_ones_travel() -> None:
+    reading = narrow()
+    prefetcher = DevicePrefetcher(reading, ELSEWHERE, widen=reading.converter)
+    batches = iter(prefetcher)
+    batch = next(batches)
+    for name, rows in ROWS.items():
+        assert batch[name].device.type == ELSEWHERE
+        assert batch[name].dtype is rows.dtype
+        assert batch[name].shape == (4, *rows.shape[1:])
+    # The one that is ahead was widened, too, and does not count.
+    assert prefetcher.state_dict()["step"] == 1
+
+
+def test_what_cannot_be_widened_is_raised_and_not_counted() -> None:
+    other = KeyBasedDtypeConverter({"label": "uint8"})
+    reading = narrow()
+    prefetcher = DevicePrefetcher(reading, ELSEWHERE, widen=other)
+    with pytest.raises(ConfigurationError, match="converted nothing there"):
+        next(iter(prefetcher))
+    assert prefetcher.state_dict()["step"] == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_widened_batches_are_the_plain_ones_bit_for_bit() -> None:
+    reading = narrow(num_workers=2, pin_memory=True)
+    widened = list(DevicePrefetcher(reading, "cuda", widen=reading.converter))
+    plain = list(ResumableDataLoader(ROWS, 4, shuffle=True, seed=3))
+    for wide, batch in zip(widened, plain, strict=True):
+        for name in ROWS:
+            assert wide[name].is_cuda
+            assert wide[name].dtype is batch[name].dtype
+            assert torch.equal(wide[name].cpu(), batch[name])
