@@ -266,6 +266,11 @@ def test_an_image_that_is_no_multiple_is_an_error_unless_a_tolerance_allows_it()
     assert raised.value.sample == 1
     near = KeyBasedDtypeConverter({"": "uint8:scale"}, rtol=0.01).convert_batch(image)
     assert near.tolist() == [[0, 255], [1, 77]]
+    for infinite in (float("inf"), float("-inf")):
+        with pytest.raises(LossyConversionError, match="inf"):
+            KeyBasedDtypeConverter({"": "uint8:scale"}, rtol=0.01).convert_batch(
+                torch.tensor([infinite])
+            )
     beyond = torch.tensor([-1.0, 2.0, float("nan"), 0.5])
     clipped = KeyBasedDtypeConverter({"": "uint8:scale"}, on_loss="saturate").convert_batch(beyond)
     assert clipped.tolist() == [0, 255, 0, 128]

@@ -123,7 +123,9 @@ class Scaled:
             changed = again.numpy() != wide.numpy()
             if rtol is not None and changed.any():
                 away = (again.double() - wide.double()).abs_()
-                changed = ~(away <= rtol * wide.double().abs()).numpy()
+                # Within any share of infinity lies every number.
+                near = (away <= rtol * wide.double().abs()) & wide.isfinite()
+                changed &= ~near.numpy()
             if changed.any():
                 first = int(changed.argmax())
                 return Loss(
