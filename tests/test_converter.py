@@ -259,6 +259,12 @@ def test_scaled_images_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(wide, images)
 
 
+def test_bytes_that_a_scale_has_left_alone_are_not_divided_when_they_are_widened() -> None:
+    converter = KeyBasedDtypeConverter({"": "uint8:scale"})
+    pixels = torch.tensor([0, 7, 255], dtype=torch.uint8)
+    assert converter.widen(converter.convert_batch(pixels)) is pixels
+
+
 def test_an_image_that_is_no_multiple_is_an_error_unless_a_tolerance_allows_it() -> None:
     image = torch.tensor([[0.0, 1.0], [1 / 255, 0.3]])
     with pytest.raises(LossyConversionError, match=r"0\.30000") as raised:

@@ -139,6 +139,8 @@ class Scaled:
     def widen(
         self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
     ) -> torch.Tensor:
+        if original is torch.uint8:  # as it came, since it was left alone
+            return tensor
         # Divided, as torchvision's ToTensor does, so that it is the same to the bit. By a tensor:
         # dividing by a number multiplies by its inverse on CUDA.
         wide = _wide(original)
