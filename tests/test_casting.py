@@ -280,6 +280,17 @@ def test_the_source_is_left_as_it_was() -> None:
     assert torch.equal(source.nan_to_num(5), before.nan_to_num(5))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_what_a_sparse_tensor_has_twice_is_checked_as_the_sum() -> None:
+    twice = torch.sparse_coo_tensor([[0, 0]], torch.tensor([200, 100]), (3,))
+    result = narrow(twice, torch.uint8)
+    assert isinstance(result, Loss)
+    assert (result.value, result.fits) == (300, torch.int16)
+    held = narrow(torch.sparse_coo_tensor([[0, 0]], torch.tensor([300, -100]), (3,)), torch.uint8)
+    assert isinstance(held, torch.Tensor)
+    assert held.to_dense().tolist() == [200, 0, 0]
+
+
 @pytest.mark.parametrize("value", [3.0, 1e6])
 @pytest.mark.parametrize(
     "made",

@@ -479,7 +479,7 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
         parts = [part.reshape(-1) for part in tensor.unbind()]
         tensor = torch.cat(parts) if parts else torch.empty(0, dtype=tensor.dtype)
     elif tensor.layout is torch.sparse_coo:
-        tensor = tensor._values()
+        tensor = tensor.coalesce().values()
     elif tensor.layout is not torch.strided:
         tensor = tensor.values()
     if type(tensor) is not torch.Tensor:
@@ -491,6 +491,9 @@ def _cast_other(
     source: torch.Tensor, dtype: torch.dtype, on_loss: OnLoss, rtol: float | None, *, checked: bool
 ) -> torch.Tensor | Loss:
     """Sparse, nested, subclasses, on a device, in a graph: checked as a whole, cast by torch."""
+    if checked and source.layout is torch.sparse_coo:
+        # What is there twice is one value, their sum, which has to fit as well.
+        source = source.coalesce()
     loss = _looked_at(source, dtype, rtol) if checked else None
     if loss is None:
         return source.to(dtype)
