@@ -377,11 +377,13 @@ def test_a_dataclass_is_not_initialised_anew() -> None:
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         np.arange(6)[::-1],
         np.array(3),
+        np.zeros(3, dtype=[("packed", "u1"), ("x", "f8")])["x"],
+        np.broadcast_to(np.arange(2), (3, 2)),
     ],
 )
 def test_arrays_stay_arrays(array: Any) -> None:
     array.flags.writeable = False
-    converter = KeyBasedDtypeConverter({"x": np.float32})
+    converter = KeyBasedDtypeConverter({"x": np.float32}, strict=True)
     converted = converter.convert_batch({"x": array})["x"]
     assert type(converted) is np.ndarray
     assert converted.dtype == np.float32
@@ -402,6 +404,13 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
     assert converted["x"] is batch["x"]
     assert converted["y"] is batch["y"]
     assert converted["z"].dtype is torch.float16
+
+
+@pytest.mark.parametrize("made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.rec.array([1, 2])])
+def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
+    converter = KeyBasedDtypeConverter({"x": "int16"})
+    with pytest.warns(RuntimeWarning, match=r"'x' \(int64, no array that torch takes\)"):
+        assert converter.convert_batch({"x": made})["x"] is made
 
 
 def test_a_samples_numbers_are_converted_before_they_are_collated() -> None:

@@ -451,12 +451,16 @@ def as_tensor(leaf: Any) -> torch.Tensor | None:
     """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
     if isinstance(leaf, torch.Tensor):
         return leaf
-    if not isinstance(leaf, np.ndarray):
+    # A mask, a unit, or what else a class of arrays adds would be lost; memmap adds where it lies.
+    if type(leaf) not in (np.ndarray, np.memmap):
         return None
     if not leaf.dtype.isnative:
         leaf = leaf.astype(leaf.dtype.newbyteorder("="))
-    elif not leaf.flags.writeable or any(stride < 0 for stride in leaf.strides):
-        leaf = leaf.copy()  # torch takes only what it may write to
+    elif not leaf.flags.writeable or any(
+        stride < 0 or stride % leaf.itemsize for stride in leaf.strides
+    ):
+        # torch takes only what it may write to, and no field of packed records.
+        leaf = leaf.copy()
     try:
         return torch.from_numpy(leaf)
     except (TypeError, ValueError):
@@ -489,5 +493,6 @@ def _leaves_shown(batch: Any) -> str:
 
 def _kind(leaf: Any) -> str:
     if isinstance(leaf, torch.Tensor | np.ndarray):
-        return str(leaf.dtype).removeprefix("torch.")
+        name = str(leaf.dtype).removeprefix("torch.")
+        return name if as_tensor(leaf) is not None else f"{name}, no array that torch takes"
     return type(leaf).__name__
