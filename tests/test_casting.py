@@ -142,6 +142,18 @@ def test_with_a_tolerance_no_value_is_further_away(
         assert result.place == (far.index(True),)
 
 
+@pytest.mark.parametrize("rtol", [None, 0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [2**53 + 1, 2**62 + 1, 2**63 - 1])
+@pytest.mark.parametrize("source", [torch.int64, torch.uint64])
+def test_a_whole_number_that_float64_rounds_as_well_is_not_held(
+    source: torch.dtype, number: int, dtype: torch.dtype, rtol: float | None
+) -> None:
+    result = narrow(torch.tensor([number], dtype=source), dtype, rtol=rtol)
+    assert isinstance(result, Loss)
+    assert result.value == number
+
+
 @given(tensors([torch.bool, *WHOLE]), st.sampled_from([*WHOLE, *FLOATS]))
 def test_whole_numbers_are_exact_without_being_asked_to(
     source: torch.Tensor, dtype: torch.dtype

@@ -360,7 +360,7 @@ def _changed_whole(
     comparable = (floats >= float(limits.min)) & (floats < float(limits.max + 1))
     comparable &= np.trunc(floats) == floats
     same = comparable & (np.where(comparable, floats, 0).astype(whole.dtype) == whole)
-    if rtol is None:
+    if not rtol:  # the distance below is one of float64, in which large numbers are rounded
         return np.asarray(~same)
     wide = whole.astype(np.float64)
     with np.errstate(invalid="ignore"):
