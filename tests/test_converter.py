@@ -377,7 +377,6 @@ def test_a_dataclass_is_not_initialised_anew() -> None:
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         np.arange(6)[::-1],
         np.array(3),
-        np.zeros(3, dtype=[("packed", "u1"), ("x", "f8")])["x"],
         np.broadcast_to(np.arange(2), (3, 2)),
     ],
 )
@@ -406,11 +405,21 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
     assert converted["z"].dtype is torch.float16
 
 
-@pytest.mark.parametrize("made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.rec.array([1, 2])])
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.matrix([1, 2])])
 def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
     converter = KeyBasedDtypeConverter({"x": "int16"})
     with pytest.warns(RuntimeWarning, match=r"'x' \(int64, no array that torch takes\)"):
         assert converter.convert_batch({"x": made})["x"] is made
+
+
+def test_a_field_of_packed_records_is_converted() -> None:
+    records = np.zeros(3, dtype=[("packed", "u1"), ("x", "f8")])
+    records["x"] = range(3)
+    converter = KeyBasedDtypeConverter({"x": "float16"}, strict=True)
+    converted = converter.convert_batch({"x": records["x"]})["x"]
+    assert converted.dtype == np.float16
+    assert converted.tolist() == [0, 1, 2]
 
 
 def test_a_samples_numbers_are_converted_before_they_are_collated() -> None:
