@@ -236,6 +236,20 @@ def test_bits_give_back_every_length(row: list[int], rows: int, data: st.DataObj
     assert torch.equal(wide, mask)
 
 
+def test_bits_of_several_lengths_that_were_put_together_are_refused() -> None:
+    converter = KeyBasedDtypeConverter({"mask": "bits"})
+
+    def packed(length: int) -> Any:
+        return converter.convert_sample({"mask": torch.ones(length, dtype=torch.int64)})["mask"]
+
+    joined = torch.stack([packed(9), packed(12)])
+    padded = torch.nn.utils.rnn.pad_sequence([packed(20), packed(12)], batch_first=True)
+    for rows in (joined, padded, padded.flip(0), joined[:, None]):
+        with pytest.raises(ConfigurationError, match=r"'mask'.*same length"):
+            converter.widen({"mask": rows})
+    assert converter.widen({"mask": joined[1:]})["mask"].tolist() == [[1] * 12]
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 3), (1, 8), (4, 16), (7,), (0,)])
 def test_bits_of_masks_with_nothing_in_them(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape, dtype=torch.int64)

@@ -197,7 +197,8 @@ class KeyBasedDtypeConverter:
 
         Raises:
             ConfigurationError: (a ``ValueError``) nothing was converted by this rule before, or
-                leaves of several dtypes, so that it is not known what to go back to.
+                leaves of several dtypes, so that it is not known what to go back to; or rows of
+                ``"bits"`` of several lengths were put together.
         """
         return self._widened(batch, batch if like is None else like, ROOT, ())
 
@@ -305,7 +306,10 @@ class KeyBasedDtypeConverter:
             )
         original = dtype_named(names[0])
         other = as_tensor(like)
-        wide = form.widen(tensor, original, tensor if other is None else other)
+        try:
+            wide = form.widen(tensor, original, tensor if other is None else other)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"path {shown(path)!r}: {error}") from None
         if wide is tensor:
             return leaf
         return wide if isinstance(leaf, torch.Tensor) else wide.numpy()

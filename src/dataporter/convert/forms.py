@@ -196,8 +196,14 @@ class Bits:
             return tensor
         length = tensor.shape[-1] * 8
         if tensor.dtype is torch.int8:
-            end = int(like.reshape(-1, like.shape[-1])[0, -1]) & 0xFF
-            length += end.bit_length() - 9
+            ends = torch.stack(torch.aminmax(like[..., -1].view(torch.uint8)))
+            shortest, longest = (end.bit_length() - 1 for end in ends.tolist())
+            if shortest != longest or shortest < 0:
+                raise ConfigurationError(
+                    f"form {_BITS!r}: the rows of {list(tensor.shape)} bytes do not end at "
+                    "the same length; widen them before they are padded, cut, or joined"
+                )
+            length += longest - 8
         places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
         bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
         return bits.flatten(-2)[..., :length].to(original)
