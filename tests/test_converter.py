@@ -568,6 +568,15 @@ def test_widening_what_is_not_known_or_has_two_answers_is_refused() -> None:
     assert converter.widen({"x": torch.ones(1)})["x"].dtype is torch.float32
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> None:
+    converter = KeyBasedDtypeConverter({"x": "int32"})
+    batches = [{"x": torch.arange(2).to(dtype)} for dtype in (torch.int32, torch.int64)]
+    for batch in batches[::order]:
+        converted = converter.convert_batch(batch)
+    assert converter.widen(converted)["x"].dtype is torch.int64
+
+
 # ---- the small state
 
 

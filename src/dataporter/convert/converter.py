@@ -250,9 +250,11 @@ class KeyBasedDtypeConverter:
         for rule, name in originals:
             names = self._originals.setdefault(rule, [])
             form = self.conversion.forms[rule]
-            # One that was narrow already says nothing about the others.
-            if name not in names and not (names and isinstance(form, Cast) and name == form.name):
+            if name not in names:
                 names.append(name)
+            # One that was narrow already says nothing about the others, whichever came first.
+            if len(names) > 1 and isinstance(form, Cast) and form.name in names:
+                names.remove(form.name)
 
     def _check_first(self, converted: Converted) -> None:
         matched = {rule for rule, _ in converted.originals}
