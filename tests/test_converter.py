@@ -694,6 +694,25 @@ def test_a_loss_in_the_loader_names_the_sample_of_the_dataset(num_workers: int) 
     assert loader.step == 25
 
 
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_another_converter_counts_from_the_next_pass_on(persistent_workers: bool) -> None:
+    loader = ResumableDataLoader(
+        Rows(), 8, num_workers=1, persistent_workers=persistent_workers,
+        converter={"image": "float16"},
+    )  # fmt: skip
+    assert {batch["image"].dtype for batch in loader} == {torch.float16}
+    first = loader.usage().workers
+    assert {batch["image"].dtype for batch in loader} == {torch.float16}
+    assert (loader.usage().workers == first) or not persistent_workers
+    loader.converter = KeyBasedDtypeConverter({"image": "float64"})
+    assert {batch["image"].dtype for batch in loader} == {torch.float64}
+    loader.converter = {"image": "bfloat16"}  # type: ignore[assignment]  # rules do as well
+    assert {batch["image"].dtype for batch in loader} == {torch.bfloat16}
+    assert isinstance(loader.converter, KeyBasedDtypeConverter)
+    loader.converter = None
+    assert {batch["image"].dtype for batch in loader} == {torch.float32}
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_strict_converter_refuses_the_first_batch_before_it_counts(num_workers: int) -> None:
     converter = KeyBasedDtypeConverter({"nowhere": "uint8"}, strict=True)
