@@ -577,6 +577,12 @@ def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> No
     assert converter.widen(converted)["x"].dtype is torch.int64
 
 
+@pytest.mark.parametrize("widen", [True, {"x": "int32"}])
+def test_what_cannot_widen_is_refused_at_once(widen: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"widen=loader\.converter"):
+        DevicePrefetcher([], "cpu", widen=widen)
+
+
 # ---- the small state
 
 
