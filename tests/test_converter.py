@@ -284,6 +284,8 @@ def test_an_image_that_is_no_multiple_is_an_error_unless_a_tolerance_allows_it()
     with pytest.raises(LossyConversionError, match=r"0\.30000") as raised:
         KeyBasedDtypeConverter({"": "uint8:scale"}).convert_batch(image)
     assert raised.value.sample == 1
+    with pytest.raises(LossyConversionError, match="smallest that fits is float16"):
+        KeyBasedDtypeConverter({"": "uint8:scale"}).convert_batch(torch.tensor([5 / 16]))
     near = KeyBasedDtypeConverter({"": "uint8:scale"}, rtol=0.01).convert_batch(image)
     assert near.tolist() == [[0, 255], [1, 77]]
     for infinite in (float("inf"), float("-inf")):

@@ -16,6 +16,7 @@ from dataporter.convert.casting import (
     OnLoss,
     cast,
     dense,
+    narrowest,
     new,
     place_of,
     seen_as,
@@ -132,7 +133,8 @@ class Scaled:
                     place_of(start + first, rows.shape, order),
                     part[first].item(),
                     again[first].item(),
-                    None,
+                    # Exactly, as the scale is asked to be.
+                    narrowest(source, (), like=source.dtype, rtol=rtol or 0.0),
                 )
         return seen_as(target, order).to(source.device)
 
