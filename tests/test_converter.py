@@ -250,6 +250,23 @@ def test_bits_of_several_lengths_that_were_put_together_are_refused() -> None:
     assert converter.widen({"mask": joined[1:]})["mask"].tolist() == [[1] * 12]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("form", ["bits", "uint8:scale"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.ones(2, 2).to_sparse(),
+        lambda: torch.ones(2, 2).to_sparse_csr(),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    ],
+    ids=["coo", "csr", "nested", "jagged"],
+)
+def test_forms_that_are_no_dtype_take_dense_tensors(made: Any, form: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"'x': form '{form}' takes dense"):
+        KeyBasedDtypeConverter({"x": form}).convert_batch({"x": made()})
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 3), (1, 8), (4, 16), (7,), (0,)])
 def test_bits_of_masks_with_nothing_in_them(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape, dtype=torch.int64)

@@ -102,6 +102,7 @@ class Scaled:
             raise ConfigurationError(
                 f"form {_SCALED!r} takes floats from 0 to 1, and got {name_of(source.dtype)}"
             )
+        _check_dense(source, _SCALED)
         rows, order = dense(source.detach().cpu())
         target = empty(rows.shape, torch.uint8)
         flat, into = rows.view(-1), target.view(-1)
@@ -168,6 +169,7 @@ class Bits:
     def narrow(
         self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
     ) -> torch.Tensor | Loss:
+        _check_dense(source, _BITS)
         if not source.ndim:
             raise ConfigurationError(
                 f"form {_BITS!r} packs along the last dimension, and got a tensor that has none"
@@ -209,6 +211,14 @@ class Bits:
         places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
         bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
         return bits.flatten(-2)[..., :length].to(original)
+
+
+def _check_dense(source: torch.Tensor, form: str) -> None:
+    if source.layout is not torch.strided or source.is_nested:
+        kind = "nested" if source.is_nested else str(source.layout).removeprefix("torch.")
+        raise ConfigurationError(
+            f"form {form!r} takes dense tensors, and got a {kind} one: give it a dtype"
+        )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
