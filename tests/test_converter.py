@@ -359,6 +359,39 @@ def test_containers_of_all_kinds_keep_their_type_and_what_else_they_hold() -> No
     assert converted[1][1][0]["label"].dtype is torch.int8
 
 
+class Twin(tuple[Any, ...]):
+    def __new__(cls, one: Any, other: Any) -> Twin:
+        return super().__new__(cls, (one, other))
+
+
+class Fixed(collections.abc.Mapping[str, Any]):
+    def __init__(self, *, x: Any) -> None:
+        self.x = x
+
+    def __getitem__(self, key: str) -> Any:
+        return {"x": self.x}[key]
+
+    def __iter__(self) -> Any:
+        return iter("x")
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Twin(torch.ones(1), torch.ones(1)), "a Twin cannot.*missing 1.*take one sequence"),
+        (Fixed(x=torch.ones(1)), "a Fixed cannot.*positional.*take one mapping"),
+    ],
+)
+def test_a_container_that_cannot_be_made_anew_is_named(batch: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        KeyBasedDtypeConverter({"*": "float16"}).convert_batch(batch)
+    untouched = {"batch": batch, "y": torch.ones(1)}
+    assert KeyBasedDtypeConverter({"y": "float16"}).convert_batch(untouched)["batch"] is batch
+
+
 def test_a_tensordict_keeps_its_type_and_batch_size() -> None:
     tensordict = pytest.importorskip("tensordict")
     batch = tensordict.TensorDict(
