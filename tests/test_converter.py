@@ -56,6 +56,10 @@ class Words(collections.UserDict[str, Any]):
         self.note = note
 
 
+class Metres(np.ndarray[Any, Any]):
+    """An array of a class of the user's own."""
+
+
 class Batches(list[Any]):
     """A list of the user's own."""
 
@@ -471,8 +475,9 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
     assert converted["z"].dtype is torch.float16
 
 
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
-@pytest.mark.parametrize("made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.matrix([1, 2])])
+@pytest.mark.parametrize(
+    "made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.arange(2).view(Metres)]
+)
 def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
     converter = KeyBasedDtypeConverter({"x": "int16"})
     with pytest.warns(RuntimeWarning, match=r"'x' \(int64, no array that torch takes\)"):
@@ -633,6 +638,13 @@ def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> No
 def test_what_cannot_widen_is_refused_at_once(widen: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"widen=loader\.converter"):
         DevicePrefetcher([], "cpu", widen=widen)
+
+
+def test_a_rule_for_complex_numbers_warns_of_no_parts_that_are_discarded() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in ("complex64", "complex128"):
+            KeyBasedDtypeConverter({"x": dtype})
 
 
 # ---- the small state

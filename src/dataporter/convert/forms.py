@@ -253,7 +253,7 @@ def dtype_named(wanted: Any) -> torch.dtype:
             f"'int32', 'uint8', 'bool' ...), {_SCALED!r} or {_BITS!r}"
         )
     try:
-        torch.zeros(1).to(dtype).to(torch.float32)
+        torch.zeros(1).to(dtype).to(torch.complex64 if dtype.is_complex else torch.float32)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
