@@ -130,6 +130,31 @@ def test_a_mapped_file_is_not_held(tmp_path: Any) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(
+    ("made", "before", "after"),
+    [
+        (lambda: torch.eye(4).to_sparse(), 64 + 16, 64 + 8),
+        (lambda: torch.eye(4).to_sparse_csr(), 40 + 32 + 16, 40 + 32 + 8),
+        (lambda: torch.eye(4).to_sparse_csc(), 40 + 32 + 16, 40 + 32 + 8),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), 20, 10),
+        (lambda: torch.nested.nested_tensor([torch.ones(5)], layout=torch.jagged), 20, 10),
+    ],
+    ids=["coo", "csr", "csc", "nested", "jagged"],
+)
+def test_tensors_of_other_kinds_are_counted_by_what_they_hold(
+    made: Any, before: int, after: int
+) -> None:
+    leaf = made()
+    dataset = Samples([leaf])
+    looked_at = ResumableDataLoader(
+        dataset, 2, collate_fn=lambda samples: {"x": leaf}, converter={"x": "float16"}
+    )
+    report = memory_report(looked_at)
+    assert (report.before, report.after) == (before, after)
+    assert held(report)["the dataset's arrays"][0] >= before
+
+
 def test_what_runs_is_measured() -> None:
     reading = loader(num_workers=2)
     assert set(memory_report(reading).measured) == {"training"}

@@ -187,7 +187,7 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
     converter = getattr(loader, "converter", None)
     narrow = batch if converter is None else converter.conversion.batch(batch).batch
     leaves = tuple(
-        LeafMemory(path, _dtype(wide), _dtype(small), wide.nbytes, small.nbytes)
+        LeafMemory(path, _dtype(wide), _dtype(small), _bytes_of(wide), _bytes_of(small))
         for (path, wide), (_, small) in zip(leaves_of(batch), leaves_of(narrow), strict=True)
     )
     before, after = sum(leaf.before for leaf in leaves), sum(leaf.after for leaf in leaves)
@@ -326,12 +326,27 @@ def _held_in_one_piece(value: Any) -> int | None:
         return 0
     if isinstance(value, torch.Tensor):
         plain = value.layout is torch.strided and not value.is_nested
-        return value.untyped_storage().nbytes() if plain else value.nbytes
+        return value.untyped_storage().nbytes() if plain else _bytes_of(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         owner = None if value.base is None else _held_in_one_piece(value.base)
         return value.nbytes if owner is None else owner
     nbytes = getattr(value, "nbytes", None)
     return nbytes if isinstance(nbytes, int) else None
+
+
+def _bytes_of(leaf: Any) -> int:
+    """Bytes of a tensor's or array's values, and of where they are in a sparse tensor."""
+    if not isinstance(leaf, torch.Tensor) or leaf.layout in (torch.strided, torch.jagged):
+        return int(leaf.nbytes)
+    if leaf.layout is torch.sparse_coo:
+        return int(leaf._indices().nbytes + leaf._values().nbytes)
+    by_row = leaf.layout in (torch.sparse_csr, torch.sparse_bsr)
+    places = (
+        (leaf.crow_indices(), leaf.col_indices())
+        if by_row
+        else (leaf.ccol_indices(), leaf.row_indices())
+    )
+    return int(leaf.values().nbytes + sum(place.nbytes for place in places))
 
 
 def _inside(value: Any) -> Sequence[Any]:
