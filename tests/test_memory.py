@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,27 @@ def test_tensors_of_other_kinds_are_counted_by_what_they_hold(
     report = memory_report(looked_at)
     assert (report.before, report.after) == (before, after)
     assert held(report)["the dataset's arrays"][0] >= before
+
+
+class OnDisk(Mapping[int, Any]):
+    """A mapping that reads what it is asked for."""
+
+    def __init__(self) -> None:
+        self.table = {"places": torch.zeros(1000)}
+
+    def __getitem__(self, key: int) -> Any:
+        raise AssertionError("was read")
+
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_what_a_mapping_reads_when_it_is_asked_is_not_asked_for() -> None:
+    arrays = held(memory_report(ResumableDataLoader(Samples([OnDisk()]), 10)))
+    assert arrays["the dataset's arrays"] == (8000, 8000)
 
 
 def test_what_runs_is_measured() -> None:

@@ -350,7 +350,8 @@ def _bytes_of(leaf: Any) -> int:
 
 
 def _inside(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
+    # No other mapping: its values may lie on a disk until they are asked for.
+    if isinstance(value, dict | types.MappingProxyType):
         return [part for pair in value.items() for part in pair]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
