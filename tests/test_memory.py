@@ -203,6 +203,27 @@ def test_it_prints_as_tables_and_goes_into_json() -> None:
     assert found["batch"]["leaves"][0]["path"] == "image"
 
 
+class Closed:
+    """What a library's object is like that was closed, or is only for another process."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("is closed")
+
+
+class Remote:
+    def __init__(self) -> None:
+        self.table = torch.zeros(1000)
+
+    @property
+    def nbytes(self) -> int:
+        raise OSError("is far away")
+
+
+def test_what_raises_when_it_is_looked_at_does_not_end_the_report() -> None:
+    arrays = held(memory_report(ResumableDataLoader(Samples([Closed(), Remote()]), 10)))
+    assert arrays["the dataset's arrays"] == (4000, 4000)
+
+
 class Stream(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(3))

@@ -291,20 +291,23 @@ def _found_in(dataset: Any) -> _Found:
     while waiting and len(seen) < _MOST_OBJECTS:
         value, weight = waiting.pop()
         key = _identity(value)
-        if key in seen or isinstance(value, _CODE):
+        # By the type, since to ask an object for its class may raise as well.
+        if key in seen or issubclass(type(value), _CODE):
             continue
         seen.add(key)
-        if isinstance(value, SharedSequence):
+        if issubclass(type(value), SharedSequence):
             some = [value[place] for place in _some_places(len(value))]
             shared += value.nbytes
             unshared += _found_in(some).objects * len(value) / max(1, len(some))
             continue
-        held = _held_in_one_piece(value)
+        try:
+            held, inner = _held_in_one_piece(value), _inside(value)
+        except Exception:  # attributes that raise are not ours to judge, and keep what they hold
+            held, inner = None, ()
         if held is not None:
             arrays += held * weight
             continue
         objects += sys.getsizeof(value) * weight
-        inner = _inside(value)
         places = _some_places(len(inner))
         waiting += [(inner[place], weight * len(inner) / len(places)) for place in places]
     return _Found(int(arrays), int(objects), int(shared), int(unshared))
@@ -315,7 +318,7 @@ def _some_places(length: int) -> range:
 
 
 def _identity(value: Any) -> int:
-    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+    if issubclass(type(value), torch.Tensor) and value.layout is torch.strided:
         return value.untyped_storage().data_ptr() or id(value)
     return id(value)
 
