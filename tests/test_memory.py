@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from dataporter import (
+    ConfigurationError,
     LossyConversionError,
     MemoryReport,
     ResumableDataLoader,
@@ -232,5 +233,12 @@ class Stream(IterableDataset[int]):
 def test_what_cannot_be_looked_at_is_said() -> None:
     with pytest.raises(UnsupportedDatasetError, match="Stream is an IterableDataset"):
         memory_report(ResumableDataLoader(Stream()))
+    for empty in (
+        ResumableDataLoader([], 4),
+        ResumableDataLoader(Samples(), 101, drop_last=True),
+        DataLoader([], 4),
+    ):
+        with pytest.raises(ConfigurationError, match=r"makes no batch.*drop_last"):
+            memory_report(empty)
     with pytest.raises(LossyConversionError):
         memory_report(ResumableDataLoader({"x": torch.tensor([300])}, converter={"x": "uint8"}))

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from dataporter.configure import length_of, rows_of
 from dataporter.convert import KeyBasedDtypeConverter, leaves_of
 from dataporter.engines import Usage
-from dataporter.errors import UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import fetch_for, undisturbing
 from dataporter.loader import ResumableDataLoader
 from dataporter.request import Request
@@ -170,6 +170,7 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
         UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``, from which
             nothing can be read without moving it.
         LossyConversionError: (a ``ValueError``) the loader's converter would change a value.
+        ConfigurationError: (a ``ValueError``) the loader has no batches.
 
     Example:
         >>> labels = torch.arange(1000)
@@ -199,11 +200,18 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
     rows = rows_of(loader.dataset)
     batched = loader.batch_sampler is not None
     if isinstance(loader, ResumableDataLoader):
-        step = min(loader.step, max(len(loader) - 1, 0))
-        indices: Any = loader.samples_at(loader.epoch, step)
+        steps = len(loader)
+        indices: Any = ()
+        if steps:
+            indices = loader.samples_at(loader.epoch, min(loader.step, steps - 1))
     else:
         # A sampler may have drawn from a generator before it gives its first index.
         indices = np.arange(min((loader.batch_size or 1) if batched else 1, length_of(rows)))
+    if not len(indices):
+        raise ConfigurationError(
+            f"the loader makes no batch of its dataset of {length_of(rows):,} samples, so "
+            "there is none to look at; give it more, a smaller batch_size, or drop_last=False"
+        )
     positions = np.arange(len(indices))
     fetch = undisturbing(
         fetch_for(rows, loader.collate_fn, batched=batched, seeds_each="nothing", on_error="raise")
