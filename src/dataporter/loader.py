@@ -82,7 +82,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             function ``(exception, index) → sample``: what it returns takes the sample's place.
         converter: a :class:`~dataporter.KeyBasedDtypeConverter`, or its rules (path → dtype). The
             workers convert what they collate, so that all that is moved and held is small. It may
-            be another one after a resume, or none: the samples stay the same.
+            be another one after a resume, or from the next pass on, or none: the samples stay the
+            same. What it raises is not for ``on_error``.
         worker_kind: ``"process"``, or ``"thread"``: no copies and no start-up, for datasets whose
             reading releases Python's lock. Threads share the global generators, which are not
             seeded then: random augmentation is exact where it draws from

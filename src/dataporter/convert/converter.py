@@ -93,7 +93,8 @@ class KeyBasedDtypeConverter:
             one with most keys and places, then with fewest ``**``. Dtypes: torch's or NumPy's, by
             object or name. ``"uint8:scale"`` stores floats that are multiples of 1/255, as images
             are, by their numerators. ``"bits"`` stores masks of 0 and 1 eight a byte along the last
-            dimension: (..., length) → (..., length / 8).
+            dimension: (..., length) → (..., length / 8). NumPy's arrays of a class of their
+            own, such as masked ones, are left alone.
         on_loss: what to do where a value does not fit: ``"error"``; ``"saturate"``: the nearest
             value that the dtype has; ``"wrap"``: what ``torch.Tensor.to`` makes of it, unchecked.
             Whole numbers have to stay what they are, also as floats, and finite floats finite.
