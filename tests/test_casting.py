@@ -142,6 +142,16 @@ def test_with_a_tolerance_no_value_is_further_away(
         assert result.place == (far.index(True),)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", TINY)
+def test_infinity_is_not_within_a_tolerance_of_a_finite_number(
+    dtype: torch.dtype, sign: int
+) -> None:
+    result = narrow(torch.tensor([sign * math.inf]), dtype, rtol=0.5)
+    if isinstance(result, torch.Tensor):
+        assert values(result) == [sign * math.inf]
+
+
 @pytest.mark.parametrize("rtol", [None, 0, 0.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("number", [2**53 + 1, 2**62 + 1, 2**63 - 1])
