@@ -126,19 +126,42 @@ def test_floats_may_be_rounded_but_finite_ones_stay_finite_and_others_what_they_
                            source.to(dtype).to(torch.float64).nan_to_num(7))  # fmt: skip
 
 
-@given(tensors(FLOATS), st.sampled_from(FLOATS), st.sampled_from([0.0, 1e-3, 0.5]))
+@given(tensors(FLOATS), st.sampled_from([*FLOATS, *TINY]), st.sampled_from([0.0, 1e-3, 0.5]))
 def test_with_a_tolerance_no_value_is_further_away(
     source: torch.Tensor, dtype: torch.dtype, rtol: float
 ) -> None:
     pairs = list(zip(values(source), values(source.to(dtype))))
     far = [
-        not same(was, now) and not (math.isfinite(now) and abs(now - was) <= rtol * abs(was))
+        not same(was, now)
+        and not (math.isfinite(was) and math.isfinite(now) and abs(now - was) <= rtol * abs(was))
         for was, now in pairs
     ]
     result = narrow(source, dtype, rtol=rtol)
     assert isinstance(result, Loss) == any(far)
     if isinstance(result, Loss):
         assert result.place == (far.index(True),)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", TINY)
+def test_infinity_is_not_within_a_tolerance_of_a_finite_number(
+    dtype: torch.dtype, sign: int
+) -> None:
+    result = narrow(torch.tensor([sign * math.inf]), dtype, rtol=0.5)
+    if isinstance(result, torch.Tensor):
+        assert values(result) == [sign * math.inf]
+
+
+@pytest.mark.parametrize("rtol", [None, 0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [2**53 + 1, 2**62 + 1, 2**63 - 1])
+@pytest.mark.parametrize("source", [torch.int64, torch.uint64])
+def test_a_whole_number_that_float64_rounds_as_well_is_not_held(
+    source: torch.dtype, number: int, dtype: torch.dtype, rtol: float | None
+) -> None:
+    result = narrow(torch.tensor([number], dtype=source), dtype, rtol=rtol)
+    assert isinstance(result, Loss)
+    assert result.value == number
 
 
 @given(tensors([torch.bool, *WHOLE]), st.sampled_from([*WHOLE, *FLOATS]))
@@ -277,6 +300,17 @@ def test_the_source_is_left_as_it_was() -> None:
     for on_loss in ("error", "saturate", "wrap"):
         narrow(source, torch.float16, on_loss=on_loss)
     assert torch.equal(source.nan_to_num(5), before.nan_to_num(5))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_what_a_sparse_tensor_has_twice_is_checked_as_the_sum() -> None:
+    twice = torch.sparse_coo_tensor([[0, 0]], torch.tensor([200, 100]), (3,))
+    result = narrow(twice, torch.uint8)
+    assert isinstance(result, Loss)
+    assert (result.value, result.fits) == (300, torch.int16)
+    held = narrow(torch.sparse_coo_tensor([[0, 0]], torch.tensor([300, -100]), (3,)), torch.uint8)
+    assert isinstance(held, torch.Tensor)
+    assert held.to_dense().tolist() == [200, 0, 0]
 
 
 @pytest.mark.parametrize("value", [3.0, 1e6])

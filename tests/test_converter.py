@@ -56,6 +56,10 @@ class Words(collections.UserDict[str, Any]):
         self.note = note
 
 
+class Metres(np.ndarray[Any, Any]):
+    """An array of a class of the user's own."""
+
+
 class Batches(list[Any]):
     """A list of the user's own."""
 
@@ -242,6 +246,37 @@ def test_bits_give_back_every_length(row: list[int], rows: int, data: st.DataObj
     assert torch.equal(wide, mask)
 
 
+def test_bits_of_several_lengths_that_were_put_together_are_refused() -> None:
+    converter = KeyBasedDtypeConverter({"mask": "bits"})
+
+    def packed(length: int) -> Any:
+        return converter.convert_sample({"mask": torch.ones(length, dtype=torch.int64)})["mask"]
+
+    joined = torch.stack([packed(9), packed(12)])
+    padded = torch.nn.utils.rnn.pad_sequence([packed(20), packed(12)], batch_first=True)
+    for rows in (joined, padded, padded.flip(0), joined[:, None]):
+        with pytest.raises(ConfigurationError, match=r"'mask'.*same length"):
+            converter.widen({"mask": rows})
+    assert converter.widen({"mask": joined[1:]})["mask"].tolist() == [[1] * 12]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("form", ["bits", "uint8:scale"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.ones(2, 2).to_sparse(),
+        lambda: torch.ones(2, 2).to_sparse_csr(),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    ],
+    ids=["coo", "csr", "nested", "jagged"],
+)
+def test_forms_that_are_no_dtype_take_dense_tensors(made: Any, form: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"'x': form '{form}' takes dense"):
+        KeyBasedDtypeConverter({"x": form}).convert_batch({"x": made()})
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 3), (1, 8), (4, 16), (7,), (0,)])
 def test_bits_of_masks_with_nothing_in_them(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape, dtype=torch.int64)
@@ -265,13 +300,26 @@ def test_scaled_images_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(wide, images)
 
 
+def test_bytes_that_a_scale_has_left_alone_are_not_divided_when_they_are_widened() -> None:
+    converter = KeyBasedDtypeConverter({"": "uint8:scale"})
+    pixels = torch.tensor([0, 7, 255], dtype=torch.uint8)
+    assert converter.widen(converter.convert_batch(pixels)) is pixels
+
+
 def test_an_image_that_is_no_multiple_is_an_error_unless_a_tolerance_allows_it() -> None:
     image = torch.tensor([[0.0, 1.0], [1 / 255, 0.3]])
     with pytest.raises(LossyConversionError, match=r"0\.30000") as raised:
         KeyBasedDtypeConverter({"": "uint8:scale"}).convert_batch(image)
     assert raised.value.sample == 1
+    with pytest.raises(LossyConversionError, match="smallest that fits is float16"):
+        KeyBasedDtypeConverter({"": "uint8:scale"}).convert_batch(torch.tensor([5 / 16]))
     near = KeyBasedDtypeConverter({"": "uint8:scale"}, rtol=0.01).convert_batch(image)
     assert near.tolist() == [[0, 255], [1, 77]]
+    for infinite in (float("inf"), float("-inf")):
+        with pytest.raises(LossyConversionError, match="inf"):
+            KeyBasedDtypeConverter({"": "uint8:scale"}, rtol=0.01).convert_batch(
+                torch.tensor([infinite])
+            )
     beyond = torch.tensor([-1.0, 2.0, float("nan"), 0.5])
     clipped = KeyBasedDtypeConverter({"": "uint8:scale"}, on_loss="saturate").convert_batch(beyond)
     assert clipped.tolist() == [0, 255, 0, 128]
@@ -319,6 +367,39 @@ def test_containers_of_all_kinds_keep_their_type_and_what_else_they_hold() -> No
     assert type(converted) is Batches
     assert converted[0] is nested[0]
     assert converted[1][1][0]["label"].dtype is torch.int8
+
+
+class Twin(tuple[Any, ...]):
+    def __new__(cls, one: Any, other: Any) -> Twin:
+        return super().__new__(cls, (one, other))
+
+
+class Fixed(collections.abc.Mapping[str, Any]):
+    def __init__(self, *, x: Any) -> None:
+        self.x = x
+
+    def __getitem__(self, key: str) -> Any:
+        return {"x": self.x}[key]
+
+    def __iter__(self) -> Any:
+        return iter("x")
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Twin(torch.ones(1), torch.ones(1)), "a Twin cannot.*missing 1.*take one sequence"),
+        (Fixed(x=torch.ones(1)), "a Fixed cannot.*positional.*take one mapping"),
+    ],
+)
+def test_a_container_that_cannot_be_made_anew_is_named(batch: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        KeyBasedDtypeConverter({"*": "float16"}).convert_batch(batch)
+    untouched = {"batch": batch, "y": torch.ones(1)}
+    assert KeyBasedDtypeConverter({"y": "float16"}).convert_batch(untouched)["batch"] is batch
 
 
 def test_a_tensordict_keeps_its_type_and_batch_size() -> None:
@@ -372,11 +453,12 @@ def test_a_dataclass_is_not_initialised_anew() -> None:
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         np.arange(6)[::-1],
         np.array(3),
+        np.broadcast_to(np.arange(2), (3, 2)),
     ],
 )
 def test_arrays_stay_arrays(array: Any) -> None:
     array.flags.writeable = False
-    converter = KeyBasedDtypeConverter({"x": np.float32})
+    converter = KeyBasedDtypeConverter({"x": np.float32}, strict=True)
     converted = converter.convert_batch({"x": array})["x"]
     assert type(converted) is np.ndarray
     assert converted.dtype == np.float32
@@ -397,6 +479,24 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
     assert converted["x"] is batch["x"]
     assert converted["y"] is batch["y"]
     assert converted["z"].dtype is torch.float16
+
+
+@pytest.mark.parametrize(
+    "made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.arange(2).view(Metres)]
+)
+def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
+    converter = KeyBasedDtypeConverter({"x": "int16"})
+    with pytest.warns(RuntimeWarning, match=r"'x' \(int64, no array that torch takes\)"):
+        assert converter.convert_batch({"x": made})["x"] is made
+
+
+def test_a_field_of_packed_records_is_converted() -> None:
+    records = np.zeros(3, dtype=[("packed", "u1"), ("x", "f8")])
+    records["x"] = range(3)
+    converter = KeyBasedDtypeConverter({"x": "float16"}, strict=True)
+    converted = converter.convert_batch({"x": records["x"]})["x"]
+    assert converted.dtype == np.float16
+    assert converted.tolist() == [0, 1, 2]
 
 
 def test_a_samples_numbers_are_converted_before_they_are_collated() -> None:
@@ -531,6 +631,28 @@ def test_widening_what_is_not_known_or_has_two_answers_is_refused() -> None:
     assert converter.widen({"x": torch.ones(1)})["x"].dtype is torch.float32
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> None:
+    converter = KeyBasedDtypeConverter({"x": "int32"})
+    batches = [{"x": torch.arange(2).to(dtype)} for dtype in (torch.int32, torch.int64)]
+    for batch in batches[::order]:
+        converted = converter.convert_batch(batch)
+    assert converter.widen(converted)["x"].dtype is torch.int64
+
+
+@pytest.mark.parametrize("widen", [True, {"x": "int32"}])
+def test_what_cannot_widen_is_refused_at_once(widen: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"widen=loader\.converter"):
+        DevicePrefetcher([], "cpu", widen=widen)
+
+
+def test_a_rule_for_complex_numbers_warns_of_no_parts_that_are_discarded() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in ("complex64", "complex128"):
+            KeyBasedDtypeConverter({"x": dtype})
+
+
 # ---- the small state
 
 
@@ -646,6 +768,25 @@ def test_a_loss_in_the_loader_names_the_sample_of_the_dataset(num_workers: int) 
     assert "epoch 0, step 25" in notes
     # The batch was not delivered.
     assert loader.step == 25
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_another_converter_counts_from_the_next_pass_on(persistent_workers: bool) -> None:
+    loader = ResumableDataLoader(
+        Rows(), 8, num_workers=1, persistent_workers=persistent_workers,
+        converter={"image": "float16"},
+    )  # fmt: skip
+    assert {batch["image"].dtype for batch in loader} == {torch.float16}
+    first = loader.usage().workers
+    assert {batch["image"].dtype for batch in loader} == {torch.float16}
+    assert (loader.usage().workers == first) or not persistent_workers
+    loader.converter = KeyBasedDtypeConverter({"image": "float64"})
+    assert {batch["image"].dtype for batch in loader} == {torch.float64}
+    loader.converter = {"image": "bfloat16"}  # type: ignore[assignment]  # rules do as well
+    assert {batch["image"].dtype for batch in loader} == {torch.bfloat16}
+    assert isinstance(loader.converter, KeyBasedDtypeConverter)
+    loader.converter = None
+    assert {batch["image"].dtype for batch in loader} == {torch.float32}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

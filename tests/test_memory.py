@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from dataporter import (
+    ConfigurationError,
     LossyConversionError,
     MemoryReport,
     ResumableDataLoader,
@@ -130,6 +132,52 @@ def test_a_mapped_file_is_not_held(tmp_path: Any) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(
+    ("made", "before", "after"),
+    [
+        (lambda: torch.eye(4).to_sparse(), 64 + 16, 64 + 8),
+        (lambda: torch.eye(4).to_sparse_csr(), 40 + 32 + 16, 40 + 32 + 8),
+        (lambda: torch.eye(4).to_sparse_csc(), 40 + 32 + 16, 40 + 32 + 8),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), 20, 10),
+        (lambda: torch.nested.nested_tensor([torch.ones(5)], layout=torch.jagged), 20, 10),
+    ],
+    ids=["coo", "csr", "csc", "nested", "jagged"],
+)
+def test_tensors_of_other_kinds_are_counted_by_what_they_hold(
+    made: Any, before: int, after: int
+) -> None:
+    leaf = made()
+    dataset = Samples([leaf])
+    looked_at = ResumableDataLoader(
+        dataset, 2, collate_fn=lambda samples: {"x": leaf}, converter={"x": "float16"}
+    )
+    report = memory_report(looked_at)
+    assert (report.before, report.after) == (before, after)
+    assert held(report)["the dataset's arrays"][0] >= before
+
+
+class OnDisk(Mapping[int, Any]):
+    """A mapping that reads what it is asked for."""
+
+    def __init__(self) -> None:
+        self.table = {"places": torch.zeros(1000)}
+
+    def __getitem__(self, key: int) -> Any:
+        raise AssertionError("was read")
+
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_what_a_mapping_reads_when_it_is_asked_is_not_asked_for() -> None:
+    arrays = held(memory_report(ResumableDataLoader(Samples([OnDisk()]), 10)))
+    assert arrays["the dataset's arrays"] == (8000, 8000)
+
+
 def test_what_runs_is_measured() -> None:
     reading = loader(num_workers=2)
     assert set(memory_report(reading).measured) == {"training"}
@@ -156,6 +204,27 @@ def test_it_prints_as_tables_and_goes_into_json() -> None:
     assert found["batch"]["leaves"][0]["path"] == "image"
 
 
+class Closed:
+    """What a library's object is like that was closed, or is only for another process."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("is closed")
+
+
+class Remote:
+    def __init__(self) -> None:
+        self.table = torch.zeros(1000)
+
+    @property
+    def nbytes(self) -> int:
+        raise OSError("is far away")
+
+
+def test_what_raises_when_it_is_looked_at_does_not_end_the_report() -> None:
+    arrays = held(memory_report(ResumableDataLoader(Samples([Closed(), Remote()]), 10)))
+    assert arrays["the dataset's arrays"] == (4000, 4000)
+
+
 class Stream(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(3))
@@ -164,5 +233,12 @@ class Stream(IterableDataset[int]):
 def test_what_cannot_be_looked_at_is_said() -> None:
     with pytest.raises(UnsupportedDatasetError, match="Stream is an IterableDataset"):
         memory_report(ResumableDataLoader(Stream()))
+    for empty in (
+        ResumableDataLoader([], 4),
+        ResumableDataLoader(Samples(), 101, drop_last=True),
+        DataLoader([], 4),
+    ):
+        with pytest.raises(ConfigurationError, match=r"makes no batch.*drop_last"):
+            memory_report(empty)
     with pytest.raises(LossyConversionError):
         memory_report(ResumableDataLoader({"x": torch.tensor([300])}, converter={"x": "uint8"}))

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from dataporter.convert import KeyBasedDtypeConverter
+from dataporter.errors import ConfigurationError
 from dataporter.structure import parts_of, rebuilt
 
 __all__ = ["DevicePrefetcher"]
@@ -33,7 +34,8 @@ class DevicePrefetcher(Generic[Batch]):
 
     Raises:
         RuntimeError: there is no such device.
-        ConfigurationError: (a ``ValueError``) while iterating: ``widen`` does not know the dtypes.
+        ConfigurationError: (a ``ValueError``) ``widen`` is no converter; or, while iterating, does
+            not know the dtypes.
 
     Example:
         >>> from dataporter import ResumableDataLoader
@@ -49,6 +51,11 @@ class DevicePrefetcher(Generic[Batch]):
         *,
         widen: KeyBasedDtypeConverter | None = None,
     ) -> None:
+        if widen is not None and not isinstance(widen, KeyBasedDtypeConverter):
+            raise ConfigurationError(
+                f"widen={widen!r}: expected the converter that narrowed the batches, such as "
+                "widen=loader.converter, or None"
+            )
         self.loader = loader
         self.device = torch.device(device)
         self.widen = widen

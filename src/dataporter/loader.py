@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dataporter import configure
 from dataporter.agreement import Ranks
-from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
+from dataporter.convert import Conversion, Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
 from dataporter.engines import Engine, Reply, Usage
@@ -82,7 +82,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             function ``(exception, index) → sample``: what it returns takes the sample's place.
         converter: a :class:`~dataporter.KeyBasedDtypeConverter`, or its rules (path → dtype). The
             workers convert what they collate, so that all that is moved and held is small. It may
-            be another one after a resume, or none: the samples stay the same.
+            be another one after a resume, or from the next pass on, or none: the samples stay the
+            same. What it raises is not for ``on_error``.
         worker_kind: ``"process"``, or ``"thread"``: no copies and no start-up, for datasets whose
             reading releases Python's lock. Threads share the global generators, which are not
             seeded then: random augmentation is exact where it draws from
@@ -176,6 +177,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._rows = configure.rows_of(dataset)
             self._source: RequestSource | None = None
             self._engine: Engine | None = None
+            self._engine_conversion: Conversion | None = None
 
             if iterable:
                 configure.reject(
@@ -239,7 +241,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         if self._source is None:
             batches = super().__iter__()
-            converter = self.converter
+            self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
         return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
 
@@ -254,9 +256,14 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._check_dataset()
         if isinstance(source, SampledRequests) and (epoch := source.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
+        self.converter = converter_for(self.converter)
+        conversion = None if self.converter is None else self.converter.conversion
         # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
-        # dataset, between two passes; workers that persist have seen it as it was.
-        if self._engine is None or not self.persistent_workers:
+        # dataset, between two passes; workers that persist have seen it as it was. But for the
+        # converter: what is widened goes by the one that is here.
+        is_as_ever = self.persistent_workers and self._engine_conversion is conversion
+        if self._engine is None or not is_as_ever:
+            self._engine_conversion = conversion
             self._engine = engine_for(
                 self,
                 self._rows,
@@ -264,7 +271,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 on_error=self.on_error,
                 worker_kind=self.worker_kind,
                 worker_restarts=self.worker_restarts,
-                conversion=None if self.converter is None else self.converter.conversion,
+                conversion=conversion,
             )
         progress = self._cursor.begin(a_pass)
         seed = self._cursor.settled_seed()

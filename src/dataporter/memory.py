@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from dataporter.configure import length_of, rows_of
 from dataporter.convert import KeyBasedDtypeConverter, leaves_of
 from dataporter.engines import Usage
-from dataporter.errors import UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import fetch_for, undisturbing
 from dataporter.loader import ResumableDataLoader
 from dataporter.request import Request
@@ -170,6 +170,7 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
         UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``, from which
             nothing can be read without moving it.
         LossyConversionError: (a ``ValueError``) the loader's converter would change a value.
+        ConfigurationError: (a ``ValueError``) the loader has no batches.
 
     Example:
         >>> labels = torch.arange(1000)
@@ -187,7 +188,7 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
     converter = getattr(loader, "converter", None)
     narrow = batch if converter is None else converter.conversion.batch(batch).batch
     leaves = tuple(
-        LeafMemory(path, _dtype(wide), _dtype(small), wide.nbytes, small.nbytes)
+        LeafMemory(path, _dtype(wide), _dtype(small), _bytes_of(wide), _bytes_of(small))
         for (path, wide), (_, small) in zip(leaves_of(batch), leaves_of(narrow), strict=True)
     )
     before, after = sum(leaf.before for leaf in leaves), sum(leaf.after for leaf in leaves)
@@ -199,11 +200,18 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
     rows = rows_of(loader.dataset)
     batched = loader.batch_sampler is not None
     if isinstance(loader, ResumableDataLoader):
-        step = min(loader.step, max(len(loader) - 1, 0))
-        indices: Any = loader.samples_at(loader.epoch, step)
+        steps = len(loader)
+        indices: Any = ()
+        if steps:
+            indices = loader.samples_at(loader.epoch, min(loader.step, steps - 1))
     else:
         # A sampler may have drawn from a generator before it gives its first index.
         indices = np.arange(min((loader.batch_size or 1) if batched else 1, length_of(rows)))
+    if not len(indices):
+        raise ConfigurationError(
+            f"the loader makes no batch of its dataset of {length_of(rows):,} samples, so "
+            "there is none to look at; give it more, a smaller batch_size, or drop_last=False"
+        )
     positions = np.arange(len(indices))
     fetch = undisturbing(
         fetch_for(rows, loader.collate_fn, batched=batched, seeds_each="nothing", on_error="raise")
@@ -291,20 +299,23 @@ def _found_in(dataset: Any) -> _Found:
     while waiting and len(seen) < _MOST_OBJECTS:
         value, weight = waiting.pop()
         key = _identity(value)
-        if key in seen or isinstance(value, _CODE):
+        # By the type, since to ask an object for its class may raise as well.
+        if key in seen or issubclass(type(value), _CODE):
             continue
         seen.add(key)
-        if isinstance(value, SharedSequence):
+        if issubclass(type(value), SharedSequence):
             some = [value[place] for place in _some_places(len(value))]
             shared += value.nbytes
             unshared += _found_in(some).objects * len(value) / max(1, len(some))
             continue
-        held = _held_in_one_piece(value)
+        try:
+            held, inner = _held_in_one_piece(value), _inside(value)
+        except Exception:  # attributes that raise are not ours to judge, and keep what they hold
+            held, inner = None, ()
         if held is not None:
             arrays += held * weight
             continue
         objects += sys.getsizeof(value) * weight
-        inner = _inside(value)
         places = _some_places(len(inner))
         waiting += [(inner[place], weight * len(inner) / len(places)) for place in places]
     return _Found(int(arrays), int(objects), int(shared), int(unshared))
@@ -315,7 +326,7 @@ def _some_places(length: int) -> range:
 
 
 def _identity(value: Any) -> int:
-    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+    if issubclass(type(value), torch.Tensor) and value.layout is torch.strided:
         return value.untyped_storage().data_ptr() or id(value)
     return id(value)
 
@@ -326,7 +337,7 @@ def _held_in_one_piece(value: Any) -> int | None:
         return 0
     if isinstance(value, torch.Tensor):
         plain = value.layout is torch.strided and not value.is_nested
-        return value.untyped_storage().nbytes() if plain else value.nbytes
+        return value.untyped_storage().nbytes() if plain else _bytes_of(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         owner = None if value.base is None else _held_in_one_piece(value.base)
         return value.nbytes if owner is None else owner
@@ -334,8 +345,24 @@ def _held_in_one_piece(value: Any) -> int | None:
     return nbytes if isinstance(nbytes, int) else None
 
 
+def _bytes_of(leaf: Any) -> int:
+    """Bytes of a tensor's or array's values, and of where they are in a sparse tensor."""
+    if not isinstance(leaf, torch.Tensor) or leaf.layout in (torch.strided, torch.jagged):
+        return int(leaf.nbytes)
+    if leaf.layout is torch.sparse_coo:
+        return int(leaf._indices().nbytes + leaf._values().nbytes)
+    by_row = leaf.layout in (torch.sparse_csr, torch.sparse_bsr)
+    places = (
+        (leaf.crow_indices(), leaf.col_indices())
+        if by_row
+        else (leaf.ccol_indices(), leaf.row_indices())
+    )
+    return int(leaf.values().nbytes + sum(place.nbytes for place in places))
+
+
 def _inside(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
+    # No other mapping: its values may lie on a disk until they are asked for.
+    if isinstance(value, dict | types.MappingProxyType):
         return [part for pair in value.items() for part in pair]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
+from dataporter.errors import ConfigurationError
+
 __all__ = ["Part", "Step", "parts_of", "rebuilt"]
 
 # One level of a path: a mapping's key or a field's name, as text, or a place in a list or tuple.
@@ -43,6 +45,9 @@ def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
     """A container of the same type with some of its entries, named by key, being others.
 
     The container itself is left as it is, and returned where nothing changes.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) its class cannot be made of what one has in it.
     """
     if not changes:
         return value
@@ -52,7 +57,7 @@ def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
             clone[key] = inner
         return clone
     if isinstance(value, Mapping):
-        return type(value)({**value, **changes})  # type: ignore[call-arg]  # as default_collate does
+        return _made(value, {**value, **changes})  # as default_collate does
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return value._replace(**changes)  # type: ignore[attr-defined]  # a named tuple
     if isinstance(value, list):
@@ -61,9 +66,23 @@ def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
             items[place] = inner
         return items
     if isinstance(value, tuple):
-        return type(value)(changes.get(place, inner) for place, inner in enumerate(value))
+        return _made(value, [changes.get(place, inner) for place, inner in enumerate(value)])
     # Not dataclasses.replace: it refuses fields that __init__ does not take, and runs __init__.
     twin = copy(value)
     for name, inner in changes.items():
         object.__setattr__(twin, name, inner)
     return twin
+
+
+def _made(like: Any, content: Any) -> Any:
+    """A container that cannot be written to, made by the constructor of its class."""
+    kind = type(like)
+    try:
+        return kind(content)
+    except Exception as error:
+        of = "mapping" if isinstance(like, Mapping) else "sequence"
+        raise ConfigurationError(
+            f"a {kind.__name__} cannot be made anew with converted or moved tensors in it "
+            f"({type(error).__name__}: {error}): let its constructor take one {of}, as torch's "
+            "collating and pinning expect, or have a dict, list, named tuple or dataclass instead"
+        ) from error

@@ -93,7 +93,8 @@ class KeyBasedDtypeConverter:
             one with most keys and places, then with fewest ``**``. Dtypes: torch's or NumPy's, by
             object or name. ``"uint8:scale"`` stores floats that are multiples of 1/255, as images
             are, by their numerators. ``"bits"`` stores masks of 0 and 1 eight a byte along the last
-            dimension: (..., length) → (..., length / 8).
+            dimension: (..., length) → (..., length / 8). NumPy's arrays of a class of their
+            own, such as masked ones, are left alone.
         on_loss: what to do where a value does not fit: ``"error"``; ``"saturate"``: the nearest
             value that the dtype has; ``"wrap"``: what ``torch.Tensor.to`` makes of it, unchecked.
             Whole numbers have to stay what they are, also as floats, and finite floats finite.
@@ -197,7 +198,8 @@ class KeyBasedDtypeConverter:
 
         Raises:
             ConfigurationError: (a ``ValueError``) nothing was converted by this rule before, or
-                leaves of several dtypes, so that it is not known what to go back to.
+                leaves of several dtypes, so that it is not known what to go back to; or rows of
+                ``"bits"`` of several lengths were put together.
         """
         return self._widened(batch, batch if like is None else like, ROOT, ())
 
@@ -249,9 +251,11 @@ class KeyBasedDtypeConverter:
         for rule, name in originals:
             names = self._originals.setdefault(rule, [])
             form = self.conversion.forms[rule]
-            # One that was narrow already says nothing about the others.
-            if name not in names and not (names and isinstance(form, Cast) and name == form.name):
+            if name not in names:
                 names.append(name)
+            # One that was narrow already says nothing about the others, whichever came first.
+            if len(names) > 1 and isinstance(form, Cast) and form.name in names:
+                names.remove(form.name)
 
     def _check_first(self, converted: Converted) -> None:
         matched = {rule for rule, _ in converted.originals}
@@ -305,7 +309,10 @@ class KeyBasedDtypeConverter:
             )
         original = dtype_named(names[0])
         other = as_tensor(like)
-        wide = form.widen(tensor, original, tensor if other is None else other)
+        try:
+            wide = form.widen(tensor, original, tensor if other is None else other)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"path {shown(path)!r}: {error}") from None
         if wide is tensor:
             return leaf
         return wide if isinstance(leaf, torch.Tensor) else wide.numpy()
@@ -451,12 +458,16 @@ def as_tensor(leaf: Any) -> torch.Tensor | None:
     """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
     if isinstance(leaf, torch.Tensor):
         return leaf
-    if not isinstance(leaf, np.ndarray):
+    # A mask, a unit, or what else a class of arrays adds would be lost; memmap adds where it lies.
+    if type(leaf) not in (np.ndarray, np.memmap):
         return None
     if not leaf.dtype.isnative:
         leaf = leaf.astype(leaf.dtype.newbyteorder("="))
-    elif not leaf.flags.writeable or any(stride < 0 for stride in leaf.strides):
-        leaf = leaf.copy()  # torch takes only what it may write to
+    elif not leaf.flags.writeable or any(
+        stride < 0 or stride % leaf.itemsize for stride in leaf.strides
+    ):
+        # torch takes only what it may write to, and no field of packed records.
+        leaf = leaf.copy()
     try:
         return torch.from_numpy(leaf)
     except (TypeError, ValueError):
@@ -489,5 +500,6 @@ def _leaves_shown(batch: Any) -> str:
 
 def _kind(leaf: Any) -> str:
     if isinstance(leaf, torch.Tensor | np.ndarray):
-        return str(leaf.dtype).removeprefix("torch.")
+        name = str(leaf.dtype).removeprefix("torch.")
+        return name if as_tensor(leaf) is not None else f"{name}, no array that torch takes"
     return type(leaf).__name__

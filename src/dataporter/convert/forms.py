@@ -16,6 +16,7 @@ from dataporter.convert.casting import (
     OnLoss,
     cast,
     dense,
+    narrowest,
     new,
     place_of,
     seen_as,
@@ -101,6 +102,7 @@ class Scaled:
             raise ConfigurationError(
                 f"form {_SCALED!r} takes floats from 0 to 1, and got {name_of(source.dtype)}"
             )
+        _check_dense(source, _SCALED)
         rows, order = dense(source.detach().cpu())
         target = empty(rows.shape, torch.uint8)
         flat, into = rows.view(-1), target.view(-1)
@@ -123,20 +125,25 @@ class Scaled:
             changed = again.numpy() != wide.numpy()
             if rtol is not None and changed.any():
                 away = (again.double() - wide.double()).abs_()
-                changed = ~(away <= rtol * wide.double().abs()).numpy()
+                # Within any share of infinity lies every number.
+                near = (away <= rtol * wide.double().abs()) & wide.isfinite()
+                changed &= ~near.numpy()
             if changed.any():
                 first = int(changed.argmax())
                 return Loss(
                     place_of(start + first, rows.shape, order),
                     part[first].item(),
                     again[first].item(),
-                    None,
+                    # Exactly, as the scale is asked to be.
+                    narrowest(source, (), like=source.dtype, rtol=rtol or 0.0),
                 )
         return seen_as(target, order).to(source.device)
 
     def widen(
         self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
     ) -> torch.Tensor:
+        if original is torch.uint8:  # as it came, since it was left alone
+            return tensor
         # Divided, as torchvision's ToTensor does, so that it is the same to the bit. By a tensor:
         # dividing by a number multiplies by its inverse on CUDA.
         wide = _wide(original)
@@ -162,6 +169,7 @@ class Bits:
     def narrow(
         self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
     ) -> torch.Tensor | Loss:
+        _check_dense(source, _BITS)
         if not source.ndim:
             raise ConfigurationError(
                 f"form {_BITS!r} packs along the last dimension, and got a tensor that has none"
@@ -192,11 +200,25 @@ class Bits:
             return tensor
         length = tensor.shape[-1] * 8
         if tensor.dtype is torch.int8:
-            end = int(like.reshape(-1, like.shape[-1])[0, -1]) & 0xFF
-            length += end.bit_length() - 9
+            ends = torch.stack(torch.aminmax(like[..., -1].view(torch.uint8)))
+            shortest, longest = (end.bit_length() - 1 for end in ends.tolist())
+            if shortest != longest or shortest < 0:
+                raise ConfigurationError(
+                    f"form {_BITS!r}: the rows of {list(tensor.shape)} bytes do not end at "
+                    "the same length; widen them before they are padded, cut, or joined"
+                )
+            length += longest - 8
         places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
         bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
         return bits.flatten(-2)[..., :length].to(original)
+
+
+def _check_dense(source: torch.Tensor, form: str) -> None:
+    if source.layout is not torch.strided or source.is_nested:
+        kind = "nested" if source.is_nested else str(source.layout).removeprefix("torch.")
+        raise ConfigurationError(
+            f"form {form!r} takes dense tensors, and got a {kind} one: give it a dtype"
+        )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
