@@ -145,3 +145,12 @@ def test_a_walk_ends_where_nothing_can_match_any_more() -> None:
     inputs = matcher.next(0, "inputs")
     assert inputs is not None
     assert matcher.next(inputs, "caption") is None
+
+
+def test_rules_that_no_reasonable_automaton_tells_apart_are_refused_soon() -> None:
+    rules = [parse(f"**.a{number}.**.b{number}") for number in range(40)]
+    with pytest.raises(ConfigurationError, match="40 rules"):
+        matcher_of(rules)
+    # Many rules are no trouble by themselves.
+    many = [parse(f"group{number % 50}.leaf{number}") for number in range(3000)]
+    assert matcher_of(many).rule(("group7", "leaf57")) == 57

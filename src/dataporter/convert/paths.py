@@ -25,6 +25,8 @@ Pattern = tuple[Step | Wildcard, ...]
 
 ROOT = 0
 _DEAD = -1
+# Rules such as **.a.**.b double the states, each of them; a thousand plain ones are far from this.
+_MOST_STATES = 1 << 14
 _ELEMENT = re.compile(r"\[(?P<place>\d+)\]|(?P<name>(?:\\.|[^.\[\]\\])+)", re.DOTALL)
 _SYNTAX = (
     "write keys joined by dots, [0] for places in lists and tuples, * for one level, ** for any "
@@ -133,7 +135,8 @@ def matcher_of(patterns: Sequence[Pattern]) -> Matcher:
     That is the one with most steps by name; then with fewest ``**``; then with most ``*``.
 
     Raises:
-        ConfigurationError: two are equally specific and fit the same path.
+        ConfigurationError: two are equally specific and fit the same path; or so many have ``**``
+            between names that no automaton of a reasonable size tells them apart.
     """
     start = _closure(patterns, {(number, 0) for number in range(len(patterns))})
     numbers: dict[_Threads, int] = {start: ROOT}
@@ -146,6 +149,11 @@ def matcher_of(patterns: Sequence[Pattern]) -> Matcher:
         if not threads:
             return _DEAD
         if threads not in numbers:
+            if len(numbers) == _MOST_STATES:
+                raise ConfigurationError(
+                    f"these {len(patterns)} rules can be met in more than {_MOST_STATES} "
+                    "combinations: name the levels of some, instead of joining them by '**'"
+                )
             numbers[threads] = len(numbers)
             waiting.append((threads, path))
         return numbers[threads]
