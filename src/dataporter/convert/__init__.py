@@ -1,11 +1,9 @@
 """Conversion: batches in narrower dtypes, checked, and wide again where it counts (C11, C12)."""
 
 from dataporter.convert.casting import Empty, OnLoss, new
+from dataporter.convert.conversion import Conversion, Converted, Originals
 from dataporter.convert.converter import (
-    Conversion,
-    Converted,
     KeyBasedDtypeConverter,
-    Originals,
     Rules,
     converter_for,
     leaves_of,

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.convert.changes import PARTS, changes_in, exact_whole_numbers, real, saturated
+
 __all__ = [
     "BLOCK",
     "Empty",
@@ -48,11 +50,6 @@ _NUMBERS = frozenset({torch.bool, *_WHOLE, *_UNSIGNED})
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _UNSIGNED_NUMBERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _COMPLEX = (torch.complex64, torch.complex128)
-_PARTS = {
-    torch.complex32: torch.float16,
-    torch.complex64: torch.float32,
-    torch.complex128: torch.float64,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,7 @@ def cast(
         if passes is None or passes(start, stop):
             continue
         part, cast_part = flat[start:stop], into[start:stop]
-        changed = _changed(part, cast_part, rtol)
+        changed = changes_in(part, cast_part, rtol)
         if not changed.any():
             continue
         if on_loss == "error":
@@ -119,7 +116,7 @@ def cast(
                 cast_part[first].item(),
                 narrowest(source, (), like=dtype, rtol=rtol),
             )
-        cast_part.copy_(_saturated(part, dtype))
+        cast_part.copy_(saturated(part, dtype))
     return seen_as(target, order)
 
 
@@ -172,7 +169,7 @@ def _kin(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 def _castable(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What torch casts without a warning: it has one for imaginary parts, which are looked at."""
     drops_imaginary = part.is_complex() and not dtype.is_complex and dtype is not torch.bool
-    return _real(part) if drops_imaginary else part
+    return real(part) if drops_imaginary else part
 
 
 def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> Loss | None:
@@ -184,7 +181,7 @@ def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> 
         cast_part = _castable(part, dtype).to(dtype)
         if check.of(part, cast_part)(0, len(part)):
             continue
-        changed = _changed(part, cast_part, rtol)
+        changed = changes_in(part, cast_part, rtol)
         if changed.any():
             first = int(changed.argmax())
             return Loss((), part[first].item(), cast_part[first].item(), None)
@@ -226,14 +223,14 @@ def _check(source: torch.dtype, dtype: torch.dtype, rtol: float | None) -> _Chec
     """How to look, or None where no value of the source can change."""
     if source.is_complex and not dtype.is_complex:
         return _Check()
-    source, dtype = _PARTS.get(source, source), _PARTS.get(dtype, dtype)
+    source, dtype = PARTS.get(source, source), PARTS.get(dtype, dtype)
     if source is dtype:
         return None
     if source is torch.bool:
         # This one has no zero.
         return _Check() if "e8m0" in str(dtype) else None
     if not source.is_floating_point:
-        limits, held = torch.iinfo(source), _exact_whole_numbers(dtype)
+        limits, held = torch.iinfo(source), exact_whole_numbers(dtype)
         if held[0] <= limits.min and limits.max <= held[1]:
             return None
         return _Check(within=held, most=limits.max)
@@ -253,19 +250,6 @@ def _check_of_floats(
     if rtol is not None:
         return _Check()
     return None if as_wide else _Check(infinite=_INFINITE[dtype])
-
-
-def _exact_whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
-    """The whole numbers that a dtype has, without a gap."""
-    if dtype is torch.bool:
-        return 0, 1
-    if not dtype.is_floating_point:
-        limits = torch.iinfo(dtype)
-        return int(limits.min), int(limits.max)
-    if dtype.itemsize == 1:
-        return 1, 0
-    most = int(2 / torch.finfo(dtype).eps)
-    return -most, most
 
 
 def _whole_within(
@@ -305,127 +289,6 @@ def _all_finite(
         return most < sign | infinity and worst < infinity
 
     return passes
-
-
-# ---- element by element
-
-
-def _changed(part: torch.Tensor, cast_part: torch.Tensor, rtol: float | None) -> NDArray[np.bool_]:
-    """Which elements are not what they were."""
-    part = part.to(torch.uint8) if part.dtype is torch.bool else part
-    source, dtype = part.dtype, cast_part.dtype
-    if source.is_complex or dtype.is_complex:
-        return _changed_complex(part, cast_part, rtol)
-    if dtype is torch.bool:
-        wide = _as_numbers(part)
-        return np.asarray((wide != 0) & (wide != 1))
-    if source.is_floating_point:
-        wide = _as_numbers(part)
-        if not dtype.is_floating_point:
-            low, high = _exact_whole_numbers(dtype)
-            with np.errstate(invalid="ignore"):
-                # The largest int64 is no float64, but one more is.
-                held = (wide >= float(low)) & (wide < float(high + 1))
-            return np.asarray(~(held & (np.trunc(wide) == wide)))
-        return _changed_floats(wide, _as_numbers(cast_part), rtol)
-    whole = part.numpy()
-    if not dtype.is_floating_point:
-        limits, (low, high) = np.iinfo(whole.dtype), _exact_whole_numbers(dtype)
-        low, high = max(low, int(limits.min)), min(high, int(limits.max))
-        return np.asarray((whole < low) | (whole > high))
-    return _changed_whole(whole, _as_numbers(cast_part), rtol)
-
-
-def _as_numbers(part: torch.Tensor) -> NDArray[np.float64]:
-    return part.to(torch.float64).numpy()
-
-
-def _changed_floats(
-    wide: NDArray[np.float64], narrow: NDArray[np.float64], rtol: float | None
-) -> NDArray[np.bool_]:
-    same = (wide == narrow) | (np.isnan(wide) & np.isnan(narrow))
-    if rtol is None:
-        return np.asarray(~same & ~(np.isfinite(wide) & np.isfinite(narrow)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        near = np.abs(narrow - wide) <= rtol * np.abs(wide)
-    # Within any share of infinity lies every number, and some dtypes make their largest of it.
-    return np.asarray(~same & ~(near & np.isfinite(wide) & np.isfinite(narrow)))
-
-
-def _changed_whole(
-    whole: NDArray[Any], floats: NDArray[np.float64], rtol: float | None
-) -> NDArray[np.bool_]:
-    limits = np.iinfo(whole.dtype)
-    # A float64 that is beyond the integers, or between two, cannot be compared as one of them.
-    comparable = (floats >= float(limits.min)) & (floats < float(limits.max + 1))
-    comparable &= np.trunc(floats) == floats
-    same = comparable & (np.where(comparable, floats, 0).astype(whole.dtype) == whole)
-    if not rtol:  # the distance below is one of float64, in which large numbers are rounded
-        return np.asarray(~same)
-    wide = whole.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        near = np.abs(floats - wide) <= rtol * np.abs(wide)
-    return np.asarray(~same & ~(near & np.isfinite(floats)))
-
-
-def _changed_complex(
-    part: torch.Tensor, cast_part: torch.Tensor, rtol: float | None
-) -> NDArray[np.bool_]:
-    if not part.is_complex():
-        return _changed(part, _real(cast_part), rtol)
-    if not cast_part.is_complex():
-        lost = _as_numbers(_imaginary(part)) != 0
-        return np.asarray(lost | _changed(_real(part), cast_part, rtol))
-    return np.asarray(
-        _changed(_real(part), _real(cast_part), rtol)
-        | _changed(_imaginary(part), _imaginary(cast_part), rtol)
-    )
-
-
-def _real(numbers: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(numbers)[..., 0]
-
-
-def _imaginary(numbers: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(numbers)[..., 1]
-
-
-def _saturated(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Each element as the nearest value that the dtype has."""
-    if part.is_complex() or dtype.is_complex:
-        return _saturated_complex(part, dtype)
-    if dtype is torch.bool:
-        return torch.from_numpy(_as_numbers(part) >= 1)
-    if dtype.is_floating_point:
-        finite = torch.finfo(dtype)
-        wide = part.to(torch.float64)
-        return wide.clamp(finite.min, finite.max).where(wide.isfinite(), wide).to(dtype)
-    low, high = _exact_whole_numbers(dtype)
-    if part.dtype.is_floating_point:
-        wide = part.to(torch.float64).nan_to_num(0.0, float("inf"), float("-inf"))
-        inside = (wide > float(low)) & (wide < float(high))
-        whole = wide.where(inside, 0.0).numpy().astype(_numpy_dtype(dtype))
-        whole[(wide <= float(low)).numpy()] = low
-        whole[(wide >= float(high)).numpy()] = high
-        return torch.from_numpy(whole)
-    numbers = part.numpy()
-    limits = np.iinfo(numbers.dtype)
-    clipped = numbers.clip(max(low, int(limits.min)), min(high, int(limits.max)))
-    return torch.from_numpy(clipped.astype(_numpy_dtype(dtype)))
-
-
-def _saturated_complex(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    real = _real(part) if part.is_complex() else part
-    if not dtype.is_complex:
-        return _saturated(real, dtype)
-    pieces = (real, _imaginary(part) if part.is_complex() else torch.zeros_like(real))
-    return torch.view_as_complex(
-        torch.stack([_saturated(piece, _PARTS[dtype]) for piece in pieces], -1)
-    )
-
-
-def _numpy_dtype(dtype: torch.dtype) -> Any:
-    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 # ---- where the values lie
@@ -498,11 +361,11 @@ def _cast_other(
     if loss is None:
         return source.to(dtype)
     if on_loss == "saturate" and source.layout is torch.strided and not source.is_nested:
-        saturated = _saturated(_values(source).view(-1), dtype).view(source.shape)
-        return saturated.to(source.device)
+        nearest = saturated(_values(source).view(-1), dtype).view(source.shape)
+        return nearest.to(source.device)
     place: tuple[int, ...] = ()
     if source.layout is torch.strided and not source.is_nested:
         flat = _values(source).view(-1)
-        changed = _changed(flat, flat.to(dtype), rtol)
+        changed = changes_in(flat, flat.to(dtype), rtol)
         place = tuple(map(int, np.unravel_index(int(changed.argmax()), source.shape)))
     return Loss(place, loss.value, loss.becomes, narrowest(source, (), like=dtype, rtol=rtol))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dataporter.convert.casting import Loss, narrowest, new
-from dataporter.convert.converter import as_tensor
+from dataporter.convert.conversion import as_tensor
 from dataporter.convert.forms import Bits, Cast, Form, Scaled
 from dataporter.convert.paths import Pattern, Wildcard
 from dataporter.structure import Step, parts_of

@@ -1,0 +1,187 @@
+"""Conversion: what a converter's rules make of a batch or sample, as a value without a memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dataporter.convert.casting import Empty, Loss, OnLoss, new
+from dataporter.convert.forms import Form, name_of
+from dataporter.convert.paths import ROOT, Matcher, Pattern, shown
+from dataporter.errors import ConfigurationError, LossyConversionError
+from dataporter.structure import Step, parts_of, rebuilt
+
+__all__ = ["Conversion", "Converted", "Originals", "as_tensor"]
+
+# Which rule, by number, has met which dtype, by name; small enough to go with every batch.
+Originals = tuple[tuple[int, str], ...]
+
+
+class Converted(NamedTuple):
+    """A converted batch, and the dtypes that its leaves had before."""
+
+    batch: Any
+    originals: Originals
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a converter does, as a value: the same for every batch, sent to workers as it is.
+
+    Attributes:
+        patterns: the rules' paths.
+        forms: what each rule makes of a leaf.
+        matcher: finds the rule of a leaf.
+        on_loss: see :class:`KeyBasedDtypeConverter`.
+        rtol: see :class:`KeyBasedDtypeConverter`.
+    """
+
+    patterns: tuple[Pattern, ...]
+    forms: tuple[Form, ...]
+    matcher: Matcher
+    on_loss: OnLoss
+    rtol: float | None
+
+    def batch(self, batch: Any, empty: Empty = new) -> Converted:
+        """The batch with what the rules name converted; nothing else is touched or copied.
+
+        Args:
+            batch: nested containers of tensors and arrays, or one tensor.
+            empty: makes the tensors that are converted to, where they can lie anywhere.
+
+        Raises:
+            LossyConversionError: a value does not fit.
+            ConfigurationError: a form cannot hold such a tensor or array at all.
+        """
+        walk = _Walk(self, empty, in_batch=True)
+        return Converted(walk.converted(batch, ROOT, ()), tuple(walk.originals))
+
+    def sample(self, sample: Any) -> Converted:
+        """The same for a sample, in which Python's numbers are leaves as well."""
+        walk = _Walk(self, new, in_batch=False)
+        return Converted(walk.converted(sample, ROOT, ()), tuple(walk.originals))
+
+
+@dataclass(slots=True, eq=False)
+class _Walk:
+    """One walk through a batch or sample; the dtypes met are collected on the way."""
+
+    conversion: Conversion
+    empty: Empty
+    in_batch: bool
+    originals: dict[tuple[int, str], None]
+
+    def __init__(self, conversion: Conversion, empty: Empty, *, in_batch: bool) -> None:
+        self.conversion, self.empty, self.in_batch = conversion, empty, in_batch
+        self.originals = {}
+
+    def converted(self, value: Any, state: int, path: tuple[Step, ...]) -> Any:
+        matcher = self.conversion.matcher
+        if isinstance(value, torch.Tensor | np.ndarray):
+            rule = matcher.rules[state]
+            return value if rule is None else self._converted_leaf(value, rule, path)
+        parts = parts_of(value)
+        if parts is None:
+            rule = None if self.in_batch else matcher.rules[state]
+            is_number = isinstance(value, bool | int | float | complex | np.generic)
+            return value if rule is None or not is_number else self._number(value, rule, path)
+        changes = {}
+        for part in parts:
+            following = matcher.next(state, part.step)
+            if following is not None:
+                narrow = self.converted(part.value, following, (*path, part.step))
+                if narrow is not part.value:
+                    changes[part.key] = narrow
+        return rebuilt(value, changes)
+
+    def _converted_leaf(self, leaf: Any, rule: int, path: tuple[Step, ...]) -> Any:
+        tensor, form = as_tensor(leaf), self.conversion.forms[rule]
+        if tensor is None:
+            return leaf
+        self.originals[rule, name_of(tensor.dtype)] = None
+        if form.holds(tensor):
+            return leaf
+        empty = self.empty if isinstance(leaf, torch.Tensor) else new
+        narrow = self._narrow(tensor, form, path, empty)
+        if isinstance(leaf, torch.Tensor):
+            return narrow
+        try:
+            return narrow.numpy()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"path {shown(path)!r} is a NumPy array, and NumPy has no {form.name}: make it a "
+                "tensor, or choose another dtype"
+            ) from error
+
+    def _number(self, value: Any, rule: int, path: tuple[Step, ...]) -> Any:
+        # As default_collate would have it: 64 bits for Python's numbers.
+        try:
+            array = np.asarray(value)
+        except OverflowError:
+            return value
+        tensor = as_tensor(array)
+        if tensor is None:
+            return value
+        self.originals[rule, name_of(tensor.dtype)] = None
+        narrow = self._narrow(tensor, self.conversion.forms[rule], path, new)
+        return narrow.numpy()[()] if isinstance(value, np.generic) else narrow
+
+    def _narrow(
+        self, tensor: torch.Tensor, form: Form, path: tuple[Step, ...], empty: Empty
+    ) -> torch.Tensor:
+        conversion = self.conversion
+        try:
+            narrow = form.narrow(
+                tensor, on_loss=conversion.on_loss, rtol=conversion.rtol, empty=empty
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"path {shown(path)!r}: {error}") from None
+        if isinstance(narrow, Loss):
+            raise self._lossy(narrow, tensor, form, path)
+        return narrow
+
+    def _lossy(
+        self, loss: Loss, tensor: torch.Tensor, form: Form, path: tuple[Step, ...]
+    ) -> LossyConversionError:
+        sample = loss.place[0] if self.in_batch and loss.place else None
+        where = "" if sample is None else f" of sample {sample} of the batch"
+        if len(loss.place) > (sample is not None):
+            where += f", at {list(loss.place)} of {list(tensor.shape)}"
+        rounding = "" if self.conversion.rtol is None else f" within rtol={self.conversion.rtol}"
+        fits = None if loss.fits is None else name_of(loss.fits)
+        advice = (
+            "this leaf cannot be narrowed" if fits is None else f"the smallest that fits is {fits}"
+        )
+        return LossyConversionError(
+            f"path {shown(path)!r}: {loss.value!r}{where} ({name_of(tensor.dtype)}) is not held by "
+            f"{form.name}{rounding}, where it would be {loss.becomes!r}; {advice}: change the "
+            "rule, or pass on_loss='saturate' or 'wrap'",
+            path=shown(path),
+            value=loss.value,
+            sample=sample,
+            dtype=form.name,
+            fits=fits,
+        )
+
+
+def as_tensor(leaf: Any) -> torch.Tensor | None:
+    """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf
+    # A mask, a unit, or what else a class of arrays adds would be lost; memmap adds where it lies.
+    if type(leaf) not in (np.ndarray, np.memmap):
+        return None
+    if not leaf.dtype.isnative:
+        leaf = leaf.astype(leaf.dtype.newbyteorder("="))
+    elif not leaf.flags.writeable or any(
+        stride < 0 or stride % leaf.itemsize for stride in leaf.strides
+    ):
+        # torch takes only what it may write to, and no field of packed records.
+        leaf = leaf.copy()
+    try:
+        return torch.from_numpy(leaf)
+    except (TypeError, ValueError):
+        return None
