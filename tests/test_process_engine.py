@@ -732,6 +732,58 @@ def test_a_training_s_own_handler_of_another_signal_does_nothing_in_its_workers(
     assert found == expected
 
 
+def test_a_signal_that_comes_while_a_worker_starts_is_not_the_training_s_there() -> None:
+    """Sent at once, again and again: between the fork and the worker's own handlers as well."""
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("save what there is")
+
+    def loader() -> ResumableDataLoader[Any]:
+        return ResumableDataLoader(
+            Filled(), 4, shuffle=True, seed=1, num_workers=2, worker_restarts=0
+        )
+
+    expected, others, over = inline(loader()), workers_of(), threading.Event()
+
+    def tell() -> None:
+        while not over.is_set():
+            for process in workers_of() - others:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.SIGUSR1)
+
+    telling = threading.Thread(target=tell, daemon=True)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        telling.start()
+        for _ in range(5):
+            assert [digest(batch) for batch in loader()] == expected
+    finally:
+        over.set()
+        telling.join(10)
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Blocked(Indices):
+    """Which signals are blocked where it is read."""
+
+    def __getitem__(self, index: int) -> list[int]:
+        return sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+
+def test_a_worker_blocks_the_signals_that_the_training_does() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        loader = ResumableDataLoader(
+            Blocked(4), None, num_workers=2, multiprocessing_context="fork", collate_fn=list
+        )
+        assert list(loader) == [[signal.SIGUSR2]] * 4
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGUSR2}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        signal.signal(signal.SIGUSR1, before)
+
+
 # ---- a training that forks
 
 

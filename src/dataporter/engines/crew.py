@@ -242,11 +242,11 @@ class Crew:
             if self._context.get_start_method() == "fork"
             else []
         )
-        process = self._context.Process(
-            target=run, args=(self._spec, worker, theirs, inherited), daemon=True
-        )
         try:
-            with _interrupts_held():
+            with _signals_held() as blocked:
+                process = self._context.Process(
+                    target=run, args=(self._spec, worker, theirs, inherited, blocked), daemon=True
+                )
                 process.start()
         except BaseException:
             ours.close()
@@ -292,14 +292,18 @@ class Crew:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C from a worker until it ignores it; this process hears of it afterwards."""
+def _signals_held() -> Iterator[frozenset[int]]:
+    """Keep signals that the training handles from a worker until it has handlers of its own.
+
+    This process hears of them afterwards. Gives the signals that were blocked before.
+    """
     if not hasattr(signal, "pthread_sigmask"):
-        yield
+        yield frozenset()
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *handled})
     try:
-        yield
+        yield frozenset(map(int, before))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -159,8 +159,22 @@ class Failure:
         return error
 
 
-def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Channel]) -> None:
-    """A worker's life. ``others``: ends of channels that a fork has copied, and are not its."""
+def run(
+    spec: WorkerSpec,
+    worker_id: int,
+    channel: Channel,
+    others: Sequence[Channel],
+    blocked: frozenset[int],
+) -> None:
+    """A worker's life.
+
+    Args:
+        spec: what it is started with.
+        worker_id: its number.
+        channel: to the training process.
+        others: ends of channels that a fork has copied, and are not its.
+        blocked: signals that the training has blocked, beside those that were for this start.
+    """
     # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What the training does with a signal (save, raise) is not a worker's to do, which a fork makes
@@ -170,8 +184,8 @@ def run(spec: WorkerSpec, worker_id: int, channel: Channel, others: Sequence[Cha
         if callable(signal.getsignal(number)):
             # Not SIG_IGN, which what a dataset runs would inherit.
             signal.signal(number, _do_nothing)
-    if hasattr(signal, "pthread_sigmask"):  # was blocked for the time of the start
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for other in others:
         other.close()
     # What was there before a fork stays in pages that are shared, as long as nobody writes to them:
