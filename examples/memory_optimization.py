@@ -8,7 +8,9 @@ standard library, cut into words.
 
 import re
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -114,17 +116,17 @@ def losses(batches: DevicePrefetcher[dict[str, torch.Tensor]]) -> list[float]:
 class Records(Dataset[int]):
     """Reads a record's label, and nothing else of it."""
 
-    def __init__(self, records: object) -> None:
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
         self.records = records
 
     def __len__(self) -> int:
         return RECORDS
 
     def __getitem__(self, index: int) -> int:
-        return self.records[index]["label"]  # type: ignore[index, no-any-return]
+        return int(self.records[index]["label"])
 
 
-def growth_over_an_epoch(records: object) -> tuple[int, int]:
+def growth_over_an_epoch(records: Sequence[dict[str, Any]]) -> tuple[int, int]:
     """Memory of this process and two workers, in bytes: at the first batch, and at the last."""
     loader = ResumableDataLoader(
         Records(records),
@@ -144,10 +146,13 @@ def growth_over_an_epoch(records: object) -> tuple[int, int]:
 
 
 def family_memory() -> int:
-    """The proportional set sizes of this process and its workers: shared pages count once."""
+    """The proportional set sizes of this process and its workers: shared pages count once.
+
+    Systems that do not tell these tell what belongs to each process alone.
+    """
     process = psutil.Process()
-    everybody = [process, *process.children(recursive=True)]
-    return sum(each.memory_full_info().pss for each in everybody)
+    sizes = [each.memory_full_info() for each in (process, *process.children(recursive=True))]
+    return sum(getattr(size, "pss", size.uss) for size in sizes)
 
 
 def main() -> None:

@@ -809,3 +809,19 @@ def test_a_stream_is_converted_as_well() -> None:
         (torch.uint8, [0, 1, 2]),
         (torch.uint8, [3, 4, 5]),
     ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_converter_that_is_set_in_a_pass_waits_for_the_next_one(num_workers: int) -> None:
+    """The batches of this pass are noted by the converter that has converted them."""
+    loader = ResumableDataLoader(ROWS, 10, num_workers=num_workers, converter=RULES)
+    before = loader.converter
+    assert before is not None
+    batches = iter(loader)
+    next(batches)
+    loader.converter = {"label": "int16"}  # type: ignore[assignment]  # rules will do
+    for batch in batches:
+        assert before.widen(batch)["label"].dtype is torch.int64
+        assert batch["label"].dtype is torch.int32
+    assert next(iter(loader))["label"].dtype is torch.int16
+    assert loader.converter.state_dict()["originals"] == {"label": ["int64"]}

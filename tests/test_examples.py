@@ -75,6 +75,8 @@ def test_basic_resume_interrupted_equals_basic_resume_left_alone(tmp_path: Path)
     assert set(psutil.Process().children()) <= running_before
 
 
+MEMORY_OPTIMIZATION = BASIC_RESUME.with_name("memory_optimization.py")
+README = BASIC_RESUME.parents[1] / "README.md"
 DISTRIBUTED_TRAINING = BASIC_RESUME.with_name("distributed_training.py")
 
 
@@ -115,3 +117,29 @@ def test_distributed_training_goes_on_in_other_worlds_with_each_sample_once(
     ]
     assert lines[-1].startswith("Finished 3 epochs.")
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_memory_optimization_saves_what_the_readme_says_and_trains_alike(tmp_path: Path) -> None:
+    example = start(MEMORY_OPTIMIZATION, tmp_path)
+    printed, errors = example.communicate(timeout=100)
+    assert example.returncode == 0, errors
+    assert "losses are the same, bit for bit: True" in printed
+    saved = re.findall(r"^(\w+(?: \w+)?) +\w+ → (\S+) .* ([\d.]+)% saved$", printed, re.MULTILINE)
+    measured = {(what, form): share for what, form, share in saved}
+    table = README.read_text()
+    for what, form, row in [
+        ("images", "float16", "float16 | 50%"),
+        ("labels", "int32", "int32 | 50%"),
+        ("attention masks", "uint8", "uint8 | 87.5%"),
+        ("token ids", "int32", "int32 | 50%"),
+        ("image", "uint8:scale", "`uint8:scale`, exact | 75%"),
+        ("attention_mask", "bits", "`bits`, exact | 98.4%"),
+    ]:
+        assert row in table
+        promised = row.rpartition("| ")[2].rstrip("%")
+        assert float(measured[what, form]) == float(promised)
+    # Five tables in five parts, each of which ends.
+    assert [line[0] for line in printed.splitlines() if re.match(r"[1-5]\. ", line)] == list(
+        "12345"
+    )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dataporter import configure
 from dataporter.agreement import Ranks
-from dataporter.convert import Conversion, Converted, KeyBasedDtypeConverter, Rules, converter_for
+from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
 from dataporter.engines import Engine, Reply, Usage
@@ -177,7 +177,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._rows = configure.rows_of(dataset)
             self._source: RequestSource | None = None
             self._engine: Engine | None = None
-            self._engine_conversion: Conversion | None = None
+            self._engine_converter: KeyBasedDtypeConverter | None = None
 
             if iterable:
                 configure.reject(
@@ -256,14 +256,13 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._check_dataset()
         if isinstance(source, SampledRequests) and (epoch := source.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
-        self.converter = converter_for(self.converter)
-        conversion = None if self.converter is None else self.converter.conversion
+        self.converter = converter = converter_for(self.converter)
         # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
         # dataset, between two passes; workers that persist have seen it as it was. But for the
         # converter: what is widened goes by the one that is here.
-        is_as_ever = self.persistent_workers and self._engine_conversion is conversion
+        is_as_ever = self.persistent_workers and self._engine_converter is converter
         if self._engine is None or not is_as_ever:
-            self._engine_conversion = conversion
+            self._engine_converter = converter
             self._engine = engine_for(
                 self,
                 self._rows,
@@ -271,7 +270,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 on_error=self.on_error,
                 worker_kind=self.worker_kind,
                 worker_restarts=self.worker_restarts,
-                conversion=conversion,
+                conversion=None if converter is None else converter.conversion,
             )
         progress = self._cursor.begin(a_pass)
         seed = self._cursor.settled_seed()
@@ -280,8 +279,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         )
 
     def _note(self, fetched: Fetched) -> None:
-        if self.converter is not None:
-            self.converter.note(Converted(fetched.batch, fetched.originals))
+        # Whichever is set by now, it was this one that has converted the batch.
+        if self._engine_converter is not None:
+            self._engine_converter.note(Converted(fetched.batch, fetched.originals))
 
     # ---- the state
 

@@ -156,6 +156,9 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
     Reads the samples of the batch that comes next (of a plain ``DataLoader`` the first rows) in
     this process; the loader's position and the global random generators stay as they are.
 
+    What a dataset holds is estimated: of long sequences about a thousand elements are looked at and
+    stand for the others, and of all objects the first hundred thousand that are found.
+
     What is held without DataPorter is computed: torch's workers prefetch ``prefetch_factor``
     batches each, unconverted, and Python objects of a dataset end up in each of them, since reading
     an object writes its reference count (https://github.com/pytorch/pytorch/issues/13246).
