@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from datasets import Indices, ids
+from sources import Indices, ids
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DistributedSampler
 from worlds import outcome, ranks_of, standing_alone
