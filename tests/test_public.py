@@ -20,7 +20,17 @@ from torch.utils.data import TensorDataset
 import dataporter
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ["sklearn", "matplotlib", "datasets", "lightning", "accelerate", "transformers", "ray"]
+OPTIONAL = [
+    "sklearn",
+    "matplotlib",
+    "datasets",
+    "pyarrow",
+    "PIL",
+    "lightning",
+    "accelerate",
+    "transformers",
+    "ray",
+]
 
 
 @pytest.mark.parametrize("name", dataporter.__all__)

@@ -269,7 +269,7 @@ class Lists:
 
     def _regrouped(self, content: Any, lengths: NDArray[np.int64]) -> list[Any]:
         ends = lengths.cumsum().tolist()
-        rows = rows_of(content, ends[-1])
+        rows = rows_of(content, ends[-1] if ends else 0)
         nothing: Any = None
         lists = []
         for start, end in zip([0, *ends], ends):
