@@ -150,6 +150,7 @@ class Extents:
 
     Attributes:
         validity: which lists are null.
+        fixed: the length that the type says.
         length: of all lists, if that is one, and they lie one behind the other in each chunk.
         firsts: then, where each chunk's first list begins.
     """
@@ -157,8 +158,9 @@ class Extents:
     def __init__(self, arrays: Sequence[Any], kind: Any) -> None:
         self.validity = Validity(arrays)
         counts = np.array([len(array) for array in arrays], dtype=np.int64)
-        if pa.types.is_fixed_size_list(kind):
-            self.length: int | None = kind.list_size
+        self.fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+        self.length: int | None = self.fixed
+        if self.fixed is not None:
             self.firsts = np.array([array.offset * kind.list_size for array in arrays], np.int64)
             return
         dtype = torch.int64 if pa.types.is_large_list(kind) else torch.int32
@@ -167,7 +169,7 @@ class Extents:
             [array.buffers()[1] for array in arrays], [array.offset * width for array in arrays]
         )
         self._offsets = offsets.strided(np.zeros_like(counts), width, (2,), dtype)
-        self.length, self.firsts = None, counts
+        self.firsts = counts
         if len(counts) and not self.validity.has_nulls and counts.sum() <= _MOST_LOOKED_AT:
             self._find_even(counts)
 
@@ -250,36 +252,42 @@ class Lists:
         return _without_nulls(self._extents.validity.mask(where), where, self._found)
 
     def _found(self, where: Where) -> Any:
+        if not len(where.places):
+            return self._of_none(where)
         if self._even is not None:
             return self._even(where)
         starts, lengths = self._extents.of(where)
-        length = self._extents.length
-        if length is None:
-            length = int(lengths[0]) if len(lengths) else 0
+        length = int(lengths[0])
         is_even = bool((lengths == length).all())
         if self._plain is not None and is_even:
             return self._plain.runs(where.at(starts), (length,))
         content = self._content.read(where.stretched(starts, lengths))
-        if isinstance(content, torch.Tensor):
-            if is_even:
-                return content.view(len(lengths), length, *content.shape[1:])
-            if self._has_shape:
-                return Ragged(content, lengths)
-        return stacked(self._regrouped(content, lengths))
+        if not isinstance(content, torch.Tensor):
+            return stacked(self._regrouped(content, lengths))
+        if is_even:
+            return content.view(len(lengths), length, *content.shape[1:])
+        ragged = Ragged(content, lengths)
+        if self._has_shape or lengths.all():
+            return ragged
+        nothing = self._nothing()
+        return [row if len(row) else nothing for row in ragged.rows()]
+
+    def _of_none(self, where: Where) -> Any:
+        """No lists at all: a tensor that says what an empty list's shape and dtype are."""
+        content = self._content.read(where)
+        if not isinstance(content, torch.Tensor):
+            return []
+        return content.view(0, self._extents.fixed or 0, *content.shape[1:])
+
+    def _nothing(self) -> Any:
+        """An empty list, as it is if it is read by itself."""
+        content = self._content.read(Where(None, np.empty(0, dtype=np.int64)))
+        return content if isinstance(content, torch.Tensor) else []
 
     def _regrouped(self, content: Any, lengths: NDArray[np.int64]) -> list[Any]:
         ends = lengths.cumsum().tolist()
-        rows = rows_of(content, ends[-1] if ends else 0)
-        nothing: Any = None
-        lists = []
-        for start, end in zip([0, *ends], ends):
-            row = stacked(rows[start:end])
-            if start == end:
-                # As it would be if it were read by itself.
-                if nothing is None:
-                    none = np.empty(0, dtype=np.int64)
-                    read = self._content.read(Where(None, none))
-                    nothing = read if isinstance(read, torch.Tensor) else []
-                row = nothing
-            lists.append(row)
-        return lists
+        rows, nothing = rows_of(content, ends[-1]), self._nothing()
+        return [
+            stacked(rows[start:end]) if start < end else nothing
+            for start, end in zip([0, *ends], ends)
+        ]

@@ -127,7 +127,7 @@ class _Builder:
             )
             extents = Extents(arrays, kind)
             node = Lists(extents, inner.node, inner.plain, has_shape=inner.has_shape)
-            has_shape = inner.has_shape and extents.length is not None
+            has_shape = inner.has_shape and extents.fixed is not None
             has_shape = has_shape and not extents.validity.has_nulls
             return _Built(node, None, has_shape, is_list=inner.has_shape)
         return _Built(Objects(arrays))
