@@ -9,6 +9,7 @@ from rich.console import Console
 from benchmarks import (
     conversion,
     handover,
+    huggingface,
     narrow_batches,
     orders,
     per_sample,
@@ -35,6 +36,7 @@ BENCHMARKS = (
     conversion,
     narrow_batches,
     shared_objects,
+    huggingface,
     orders,
 )
 
