@@ -28,6 +28,7 @@ ROWS, LENGTH = 20_000, 512
 ROWS_TO_RESUME = 1_000_000
 TORCH_FORMAT = 'with_format("torch"), torch DataLoader'
 BARE = "bare gather from memory"
+BARE_WIDE = "bare gather from memory, as int64"
 TRAINER = "transformers' Trainer: batches skipped in the sampler"
 
 INLINE_GOAL, BARE_GOAL, WORKERS_GOAL, BYTES_GOAL, RESUME_GOAL = 7.0, 0.7, 10.0, 0.3, 0.02
@@ -88,7 +89,8 @@ def measure(quick: bool) -> Table:
         (
             "The torch format gives int64 for all of them; the wrapper what is stored. Bare "
             "gather: `index_select` on tensors of the stored dtypes that lie in memory, with "
-            "slices of a ready permutation. Without workers the loaders take turns of 20 batches; "
+            "slices of a ready permutation; and of the same as int64, which is what the torch "
+            "format delivers. Without workers the loaders take turns of 20 batches; "
             "with workers each runs alone, the first 20 batches not timed.",
             f"Resume: {ROWS_TO_RESUME:,} rows of 16 ids and a label, no workers, the loader built "
             "before the clock starts. The Trainer calls accelerate's `skip_first_batches`, which "
@@ -111,7 +113,12 @@ def _loaders(dataset: Dataset, **arguments: Any) -> dict[str, Iterable[Any]]:
 
 
 def _inline(dataset: Dataset, quick: bool) -> Rounds:
-    loaders = {BARE: _BareGather(dataset), **_loaders(dataset)}
+    columns = UnifiedHFDatasetWrapper(dataset).__getbatch__(np.arange(len(dataset)))
+    loaders = {
+        BARE: _BareGather(list(columns.values())),
+        BARE_WIDE: _BareGather([column.long() for column in columns.values()]),
+        **_loaders(dataset),
+    }
     return race(
         loaders, batch_size=BATCH_SIZE, at_most=0.5 if quick else 2.5, rounds=3 if quick else 7
     )
@@ -134,10 +141,9 @@ def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
 class _BareGather:
     """Nothing but the gathers, of columns that were read into memory before."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        rows = np.arange(len(dataset))
-        self._columns = list(UnifiedHFDatasetWrapper(dataset).__getbatch__(rows).values())
-        self._permutation = torch.randperm(len(dataset))
+    def __init__(self, columns: list[torch.Tensor]) -> None:
+        self._columns = columns
+        self._permutation = torch.randperm(len(columns[0]))
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         for start in range(0, len(self._permutation) - BATCH_SIZE + 1, BATCH_SIZE):

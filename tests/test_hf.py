@@ -44,6 +44,7 @@ from dataporter import (
     UnifiedHFDatasetWrapper,
     UnsupportedDatasetError,
     create_resumable_dataloader,
+    memory_report,
 )
 from dataporter.hf import snapshots_are_exact
 
@@ -625,6 +626,13 @@ def test_whatever_way_the_loader_reads_the_batch_is_the_same() -> None:
     assert [digest(wrapper.collate(samples)) for samples in own] == batches
     single = ResumableDataLoader(wrapper, batch_size=None)
     assert [digest(sample) for sample in single] == [digest(wrapper[n]) for n in range(40)]
+
+
+def test_a_memory_report_counts_the_data_once() -> None:
+    dataset = mixed(1000)
+    report = memory_report(ResumableDataLoader(UnifiedHFDatasetWrapper(dataset), 8))
+    (arrays,) = (held for held in report.held if held.what == "the dataset's arrays")
+    assert arrays.now == dataset.data.table.nbytes
 
 
 def test_a_batch_that_torch_cannot_collate_is_the_same_whatever_the_way() -> None:

@@ -23,7 +23,10 @@ class Table:
 
     Attributes:
         lists: the columns that can be padded.
+        nbytes: none, for whoever sums up what is held: the memory is the dataset's.
     """
+
+    nbytes = 0
 
     def __init__(self, hf_dataset: Any, columns: Sequence[str], decoding: Decoding) -> None:
         table = hf_dataset.data.table
