@@ -313,6 +313,16 @@ def test_nulls_and_what_torch_cannot_collate_come_as_lists() -> None:
     assert torch.equal(even["n"], torch.tensor([1, 1]))
 
 
+def test_an_empty_list_is_the_same_whatever_its_neighbours_are() -> None:
+    rows = [[[1, 2]], [], [[3, 4], [5, 6]]]
+    several = [*rows, [[7], [8, 9]]]
+    for boxes, order in ((rows, [0, 1, 2]), (several, [0, 1, 3]), (several, [1, 1])):
+        wrapper = UnifiedHFDatasetWrapper(Dataset.from_dict({"boxes": boxes}))
+        assert wrapper[1]["boxes"].shape == (0, 0)
+        together = wrapper.__getitems__(order)
+        assert [digest(row) for row in together] == [digest(wrapper[index]) for index in order]
+
+
 def test_features_that_are_read_in_their_own_way() -> None:
     features = Features(
         {
