@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sources import Indices, ids
+from subjects import Indices, ids
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from dataporter import ConfigurationError, ResumableDataLoader
@@ -201,7 +201,7 @@ def test_iterating_leaves_the_training_process_s_generators_alone(workers: int) 
     import random
 
     import numpy as np
-    from sources import Augmented
+    from subjects import Augmented
 
     loader = ResumableDataLoader(Augmented(8), 2, shuffle=True, seed=3, num_workers=workers)
     np.random.standard_normal()  # leaves a second value cached, which belongs to the state as well

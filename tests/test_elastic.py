@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Augmented, Indices, digest, ids
+from subjects import Augmented, Indices, digest, ids
 from worlds import ranks_of
 
 from dataporter import ConfigurationError, ResumableDataLoader, StateMismatchError

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from sources import Indices, ids
+from subjects import Indices, ids
 from torch.utils.data import DistributedSampler, IterableDataset, RandomSampler
 
 from dataporter import (

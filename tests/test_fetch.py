@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sources import Batched, Indices, digest, ids
+from subjects import Batched, Indices, digest, ids
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, TensorDataset
 
 from dataporter import ResumableDataLoader, SampleError, sample_rng

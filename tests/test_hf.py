@@ -33,7 +33,7 @@ from datasets import (
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from sources import digest
+from subjects import digest
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from dataporter import (

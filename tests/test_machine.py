@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sources import Augmented, digest
+from subjects import Augmented, digest
 
 from dataporter import ResumableDataLoader
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Augmented, Indices, digest, ids
+from subjects import Augmented, Indices, digest, ids
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from dataporter import ResumableDataLoader

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Indices, ids
+from subjects import Indices, ids
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from worlds import outcome, ranks_of
 

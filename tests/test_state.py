@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
-from sources import Indices, ids
+from subjects import Indices, ids
 from torch.distributed.checkpoint.stateful import Stateful
 
 from dataporter import ResumableDataLoader, StateMismatchError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sources import Indices, ids
+from subjects import Indices, ids
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DistributedSampler
 from worlds import outcome, ranks_of, standing_alone
