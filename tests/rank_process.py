@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
-from datasets import Augmented, digest, ids
+from subjects import Augmented, digest, ids
 
 from dataporter import ResumableDataLoader
 

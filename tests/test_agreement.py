@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from datasets import Indices, ids
+from subjects import Indices, ids
 from worlds import outcome, ranks_of
 
 from dataporter import ResumableDataLoader, agreement

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Indices, ids
+from subjects import Indices, ids
 
 from dataporter import (
     ConfigurationError,

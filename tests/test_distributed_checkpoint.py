@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from datasets import Indices, ids
+from subjects import Indices, ids
 from torch.distributed.checkpoint.stateful import Stateful
 from worlds import ranks_of
 

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Indices
+from subjects import Indices
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,

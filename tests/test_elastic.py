@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from datasets import Augmented, Indices, digest, ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subjects import Augmented, Indices, digest, ids
 from worlds import ranks_of
 
 from dataporter import ConfigurationError, ResumableDataLoader, StateMismatchError

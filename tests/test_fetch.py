@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Batched, Indices, digest, ids
 from hypothesis import given
 from hypothesis import strategies as st
+from subjects import Batched, Indices, digest, ids
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, TensorDataset
 
 from dataporter import ResumableDataLoader, SampleError, sample_rng

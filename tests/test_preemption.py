@@ -19,7 +19,7 @@ import preempted_ranks
 import psutil
 import pytest
 import torch
-from datasets import ids
+from subjects import ids
 from torch.utils.data import DataLoader
 from torchrun import finished, torchrun
 

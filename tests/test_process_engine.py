@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Augmented, Indices, digest, ids, outcome_in_a_fork
+from subjects import Augmented, Indices, digest, ids, outcome_in_a_fork
 from torch.utils.data import default_collate, get_worker_info
 
 from dataporter import ResumableDataLoader, WorkerDiedError, WorkerTimeoutError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import ids
+from subjects import ids
 from torch.utils.data import TensorDataset
 
 import dataporter

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import rank_process
 import torch
-from datasets import Augmented, digest, ids
+from subjects import Augmented, digest, ids
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from worlds import ranks_of
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Augmented, Indices, digest, ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subjects import Augmented, Indices, digest, ids
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from dataporter import ResumableDataLoader

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from datasets import Indices, ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subjects import Indices, ids
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from worlds import outcome, ranks_of
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from datasets import Indices, ids
 from hypothesis import given
 from hypothesis import strategies as st
+from subjects import Indices, ids
 from torch.distributed.checkpoint.stateful import Stateful
 
 from dataporter import ResumableDataLoader, StateMismatchError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Indices, digest, ids, outcome_in_a_fork
+from subjects import Indices, digest, ids, outcome_in_a_fork
 
 from dataporter import ConfigurationError, ResumableDataLoader, WorkerTimeoutError, sample_rng
 

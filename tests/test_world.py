@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from datasets import Indices, ids
+from subjects import Indices, ids
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DistributedSampler
 from worlds import outcome, ranks_of, standing_alone
@@ -176,7 +176,7 @@ def unseeded_rank() -> dict[str, Any]:
         lonely = loader_of(rank=0, world_size=1)
         lonely.load_state_dict(lonely.state_dict())
         copy.deepcopy(default)
-        list(ResumableDataLoader(torch.utils.data.ChainDataset([])))
+        list(ResumableDataLoader(torch.utils.data.ChainDataset([]), rank=0, world_size=1))
     return told
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import digest, ids
+from subjects import digest, ids
 from torch import nn
 
 from dataporter import ResumableDataLoader

@@ -32,6 +32,7 @@ from dataporter.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
+from dataporter.streams import ShardedStream
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ __all__ = [
     "ResumptionStrategy",
     "SampleError",
     "SequentialOrder",
+    "ShardedStream",
     "SharedSequence",
     "ShuffledOrder",
     "SimpleResumptionStrategy",

@@ -39,6 +39,7 @@ STREAM_ORDER = 1
 STREAM_SAMPLE = 2
 STREAM_SAMPLER = 3
 STREAM_WORKERS = 4
+STREAM_SHARD = 5
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
