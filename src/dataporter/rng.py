@@ -129,7 +129,7 @@ class Reading:
 
     __slots__ = ("epoch", "generators", "place", "positions", "seed")
 
-    def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
+    def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64] | range) -> None:
         self.seed = seed
         self.epoch = epoch
         self.positions = positions
@@ -159,7 +159,7 @@ _local = _Local()
 
 
 @contextmanager
-def reading(seed: int, epoch: int, positions: NDArray[np.int64]) -> Iterator[Reading]:
+def reading(seed: int, epoch: int, positions: NDArray[np.int64] | range) -> Iterator[Reading]:
     """Let :func:`sample_rng` serve a batch within the block; the block sets the ``place``."""
     outer, current = _local.reading, Reading(seed, epoch, positions)
     _local.reading = current

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from torch.utils.data import default_collate
+
+from dataporter.collate import collate
 from dataporter.errors import add_note
 from dataporter.fetch import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, Reading
@@ -44,7 +47,8 @@ class StreamFetch:
         whole: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._cut = cut
-        self._collate = collate_fn
+        # Only default_collate is known to make what ours makes.
+        self._collate = collate if batched and collate_fn is default_collate else collate_fn
         self._how = how
         self._batched = batched
         self._drop_last = drop_last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from inspect import isgenerator
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
 from dataporter.fetch import OnError, Skipped
-from dataporter.rng import STREAM_SHARD, fold, reading, sample_keys, seed_generators
+from dataporter.rng import STREAM_SHARD, fold, reading, sample_key, sample_keys, seed_generators
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Cut, ShardState
 
@@ -25,7 +26,7 @@ class Reading(NamedTuple):
 
     Attributes:
         batch_size: samples of a batch.
-        seeds_each: seed the global generators before each sample, or once a batch.
+        seeds_each: seed the global generators before each sample, once a batch, or never.
         on_error: what becomes of a sample that raises.
     """
 
@@ -81,12 +82,24 @@ class Reader:
 
     def advance(self, place: int) -> None:
         """Read up to a place and throw it away; less where the shard ends before."""
+        nothing: deque[Any] = deque(maxlen=0)
         while self.place < place and not self.ended:
-            self._read(min(place - self.place, _REPLAYED_AT_ONCE), keep=False)
+            self._read(min(place - self.place, _REPLAYED_AT_ONCE), nothing, None)
 
     def read(self, count: int) -> tuple[list[Any], tuple[Skipped, ...]]:
         """The next so many samples, less where the shard ends, and those that were left out."""
-        return self._read(count, keep=True)
+        samples: list[Any] = []
+        skipped: list[Skipped] = []
+        first = self.place
+        if not self.ended:
+            self._read(count, samples, skipped)
+        if skipped and not samples:
+            raise SampleError(
+                f"on_error='skip' left nothing of a batch of the stream: {len(skipped)} samples of "
+                f"shard {self._shard} from place {first} failed (epoch {self._epoch}), the first "
+                f"with {skipped[0].error}"
+            )
+        return samples, tuple(skipped)
 
     def capture(self) -> str | None:
         """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
@@ -100,43 +113,42 @@ class Reader:
             }
             return snapshot.encode(states) if states else None
 
-    def _read(self, count: int, *, keep: bool) -> tuple[list[Any], tuple[Skipped, ...]]:
-        samples: list[Any] = []
-        skipped: list[Skipped] = []
-        if self.ended:
-            return samples, ()
-        first = self.place
-        places = np.arange(first, first + count)
-        seeds_at = 1 if self._how.seeds_each == "sample" else self._how.batch_size
-        keys = sample_keys(self._key, self._epoch, places).tolist()
-        seeded = self._how.seeds_each != "nothing"
-        iterator = self._iterator
+    def _read(
+        self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
+    ) -> None:
+        """Read so many samples; without ``skipped``, as one who has read them before."""
+        first, size = self.place, self._how.batch_size
+        places = range(first, first + count)
+        each_sample, each_batch = (self._how.seeds_each == each for each in ("sample", "batch"))
+        keys: list[int] = []
+        if each_sample:
+            keys = sample_keys(self._key, self._epoch, np.asarray(places)).tolist()
+        # Seeded once a batch, they are read from one batch's beginning to the next.
+        stops = [*range(-first % size, count, size), count] if each_batch else [count]
+        offset, iterator, take = 0, self._iterator, samples.append
         with self._cut.reading(), reading(self._key, self._epoch, places) as current:
-            for offset in range(count):
-                current.place = offset
-                if seeded and (first + offset) % seeds_at == 0:
-                    seed_generators(keys[offset])
+            while offset < count:
+                if each_batch and (first + offset) % size == 0:
+                    seed_generators(sample_key(self._key, self._epoch, places[offset]))
+                stop = next(stop for stop in stops if stop > offset)
                 try:
-                    sample = next(iterator)
+                    # Entered again behind a failure, so that there is nothing to do but read.
+                    for offset in range(offset, stop):  # noqa: B020  # entered anew
+                        current.place = offset
+                        if each_sample:
+                            seed_generators(keys[offset])
+                        take(next(iterator))
                 except StopIteration:
-                    self.ended = True
-                    break
+                    self.place, self.ended = first + offset, True
+                    return
                 except Exception as error:
-                    self._take_failure(error, samples, skipped, keep=keep)
-                else:
-                    if keep:
-                        samples.append(sample)
-                self.place = first + offset + 1
-        if keep and skipped and not samples:
-            raise SampleError(
-                f"on_error='skip' left nothing of a batch of the stream: {len(skipped)} samples of "
-                f"shard {self._shard} from place {first} failed (epoch {self._epoch}), the first "
-                f"with {skipped[0].error}"
-            )
-        return samples, tuple(skipped)
+                    self.place = first + offset
+                    self._take_failure(error, samples, skipped)
+                offset += 1
+        self.place = first + count
 
     def _take_failure(
-        self, error: Exception, samples: list[Any], skipped: list[Skipped], *, keep: bool
+        self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
     ) -> None:
         on_error = self._how.on_error
         shown = f"sample {self.place} of shard {self._shard} of the stream (epoch {self._epoch})"
@@ -149,7 +161,7 @@ class Reader:
                 "cannot leave it out: catch the exception inside the generator, or make the stream "
                 "an iterator with __next__"
             ) from error
-        if not keep:
+        if skipped is None:
             return
         index = (self._shard, self.place)
         if on_error == "skip":
