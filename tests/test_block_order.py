@@ -199,7 +199,7 @@ def test_the_last_block_comes_anywhere(count: int) -> None:
 @pytest.mark.parametrize(("block", "buffer"), [(60, 8), (600, 10)])
 def test_windows_epochs_and_seeds_are_independent_of_each_other(block: int, buffer: int) -> None:
     order, window, buckets = BlockShuffledOrder(block, buffer), block * buffer, 12
-    counts = np.zeros((3, buckets, buckets))
+    counts = np.zeros((4, buckets, buckets))
     positions = np.array([0, window // 3, window - 1])
     for seed in range(1500):
         first, other_window, other_epoch, other_seed = (
@@ -213,6 +213,7 @@ def test_windows_epochs_and_seeds_are_independent_of_each_other(block: int, buff
         )
         for number, other in enumerate((other_window, other_epoch, other_seed)):
             np.add.at(counts[number], (first, other), 1)
+        np.add.at(counts[3], (other_epoch, other_seed), 1)
     assert all(p_value(table) > UNLIKELY for table in counts)
 
 

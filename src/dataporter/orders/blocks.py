@@ -35,8 +35,9 @@ class BlockShuffledOrder:
     ``tf.data`` and WebDataset; this one can be entered anywhere.
 
     Args:
-        block: consecutive samples that are read together. A block should be worth the disk's way
-            to it: some hundred kilobytes, or a file's chunk or row group.
+        block: consecutive samples that are read together. A block should be no smaller than what
+            the kernel reads ahead of a page (the disk's ``read_ahead_kb``), or than what the file
+            is compressed or fetched by: a megabyte or more.
         buffer: blocks that are mixed. ``block * buffer`` samples should fit into memory, or
             the page cache, with what the workers read ahead; from the dataset's length on the
             order is a full shuffle.
