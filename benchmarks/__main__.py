@@ -8,6 +8,7 @@ from rich.console import Console
 
 from benchmarks import (
     conversion,
+    disk,
     handover,
     narrow_batches,
     orders,
@@ -36,6 +37,7 @@ BENCHMARKS = (
     narrow_batches,
     shared_objects,
     orders,
+    disk,
 )
 
 

@@ -21,7 +21,13 @@ from dataporter.errors import (
 )
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.memory import MemoryReport, memory_report
-from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.orders import (
+    BlockShuffledOrder,
+    Order,
+    SequentialOrder,
+    ShuffledOrder,
+    TorchOrder,
+)
 from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
 from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
@@ -38,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdvancedResumptionStrategy",
+    "BlockShuffledOrder",
     "CheckpointNotFoundError",
     "ConfigurationError",
     "ConversionPlan",

@@ -11,7 +11,13 @@ from torch.utils.data import IterableDataset
 from dataporter.columns import MappedColumns
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import OnError
-from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.orders import (
+    BlockShuffledOrder,
+    Order,
+    SequentialOrder,
+    ShuffledOrder,
+    TorchOrder,
+)
 from dataporter.plan import Tail
 from dataporter.strategies import ResumptionStrategy, strategy_named
 from dataporter.world import World
@@ -37,7 +43,10 @@ __all__ = [
 ]
 
 _ORDERS: dict[str, Order] = {
-    order.name: order for order in (ShuffledOrder(), SequentialOrder(), TorchOrder())
+    "shuffled": ShuffledOrder(),
+    "blocks": BlockShuffledOrder(),
+    "sequential": SequentialOrder(),
+    "torch": TorchOrder(),
 }
 # torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
 _SEED_LIMIT = 1 << 63

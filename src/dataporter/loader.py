@@ -63,8 +63,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             sampler or batch sampler of your own, else ``"advanced"``.
         seed: 0..2**63-1. By default drawn from ``generator``, or else from torch's default
             generator, when it is first needed; the ranks of a process group share the first one's.
-        order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"torch"``
-            (the order that torch's loader gives for a generator of this seed) or an
+        order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"blocks"``
+            (for data read from disk: :class:`~dataporter.BlockShuffledOrder`), ``"torch"`` (the
+            order that torch's loader gives for a generator of this seed) or an
             :class:`~dataporter.Order`.
         rank, world_size: data-parallel rank and number of ranks. By default those of
             ``process_group``, else of ``torch.distributed``'s default group where it is

@@ -17,6 +17,7 @@ from dataporter import numpy_state
 
 __all__ = [
     "fold",
+    "fold_each",
     "global_state",
     "isolated_generators",
     "mix",
@@ -58,6 +59,14 @@ def fold(*words: int) -> int:
     for word in words:
         state = _mix_word((state * _MULTIPLIER_2 + word + GOLDEN_GAMMA) & _MASK_64)
     return state
+
+
+def fold_each(
+    keys: NDArray[np.uint64], words: NDArray[np.uint64] | np.uint64
+) -> NDArray[np.uint64]:
+    """``fold(key, word)`` of each pair."""
+    gamma = np.uint64(GOLDEN_GAMMA)
+    return mix(mix(keys + gamma) * np.uint64(_MULTIPLIER_2) + words + gamma)
 
 
 def _mix_word(word: int) -> int:
