@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Indices
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
+from subjects import Indices
 
 from dataporter import (
     BlockShuffledOrder,
