@@ -53,14 +53,14 @@ def test_importing_the_package_imports_no_optional_library() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks_of(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick start with a dataset and a model of the reader's own, then each block by itself."""
     monkeypatch.chdir(tmp_path)
-    start, resume, *others = readme_blocks()
+    start, resume, *others = blocks_of("README.md")
     model = torch.nn.Linear(2, 1)
     dataset = TensorDataset(torch.arange(100))
     reader: dict[str, Any] = {"dataset": dataset, "model": model, "num_epochs": 2}
@@ -86,6 +86,11 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     whole = dataporter.create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
     assert joined == [index for batch in whole for index in ids(batch[0])]
     for block in others:
+        exec(block, {})
+
+
+def test_the_code_about_streams_runs_as_printed() -> None:
+    for block in blocks_of("docs/streams.md"):
         exec(block, {})
 
 
