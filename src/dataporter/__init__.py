@@ -12,6 +12,7 @@ from dataporter.errors import (
     DatasetChangedError,
     InvalidStateError,
     LossyConversionError,
+    MissingLibraryError,
     RankMismatchError,
     SampleError,
     StateMismatchError,
@@ -19,6 +20,7 @@ from dataporter.errors import (
     WorkerDiedError,
     WorkerTimeoutError,
 )
+from dataporter.hf import UnifiedHFDatasetWrapper
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.memory import MemoryReport, memory_report
 from dataporter.orders import (
@@ -56,6 +58,7 @@ __all__ = [
     "KeyBasedDtypeConverter",
     "LossyConversionError",
     "MemoryReport",
+    "MissingLibraryError",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",
@@ -71,6 +74,7 @@ __all__ = [
     "SimpleResumptionStrategy",
     "StateMismatchError",
     "TorchOrder",
+    "UnifiedHFDatasetWrapper",
     "UnsupportedDatasetError",
     "WorkerDiedError",
     "WorkerTimeoutError",

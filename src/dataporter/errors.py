@@ -12,6 +12,7 @@ __all__ = [
     "DatasetChangedError",
     "InvalidStateError",
     "LossyConversionError",
+    "MissingLibraryError",
     "RankMismatchError",
     "SampleError",
     "StateMismatchError",
@@ -89,6 +90,10 @@ class LossyConversionError(DataPorterError, ValueError):
     def __reduce__(self) -> Any:
         details = {name: vars(self)[name] for name in ("path", "value", "sample", "dtype", "fits")}
         return partial(type(self), **details), self.args, self.__dict__
+
+
+class MissingLibraryError(DataPorterError, ImportError):
+    """What was asked for needs a library that is not installed; the message says which extra."""
 
 
 class DatasetChangedError(DataPorterError, RuntimeError):

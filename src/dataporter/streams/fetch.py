@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from dataporter.collate import collate
+from dataporter.batches import collate_of
 from dataporter.errors import add_note
 from dataporter.fetch import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, Reading
@@ -48,7 +48,8 @@ class StreamFetch:
     ) -> None:
         self._cut = cut
         # Only default_collate is known to make what ours makes.
-        self._collate = collate if batched and collate_fn is default_collate else collate_fn
+        known = batched and collate_fn is default_collate
+        self._collate = collate_of(cut.dataset) if known else collate_fn
         self._how = how
         self._batched = batched
         self._drop_last = drop_last
