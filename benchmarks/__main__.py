@@ -17,6 +17,7 @@ from benchmarks import (
     scale,
     shared_objects,
     state,
+    streams,
     throughput,
     workers,
 )
@@ -38,6 +39,7 @@ BENCHMARKS = (
     shared_objects,
     orders,
     disk,
+    streams,
 )
 
 
