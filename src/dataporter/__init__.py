@@ -40,7 +40,7 @@ from dataporter.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
-from dataporter.streams import ShardedStream
+from dataporter.streams import ShardedStream, ShuffledStream
 
 __version__ = "0.1.0"
 
@@ -71,6 +71,7 @@ __all__ = [
     "ShardedStream",
     "SharedSequence",
     "ShuffledOrder",
+    "ShuffledStream",
     "SimpleResumptionStrategy",
     "StateMismatchError",
     "TorchOrder",

@@ -7,7 +7,13 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from dataporter.errors import ConfigurationError
-from dataporter.streams.shard import Cut, ShardCut, ShardedStream, WorkerCut
+from dataporter.streams.shard import (
+    Cut,
+    ShardCut,
+    ShardedStream,
+    WorkerCut,
+    snapshots_are_exact,
+)
 
 __all__ = ["cut_of"]
 
@@ -46,15 +52,4 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
             f"out, so that some would get nothing: it can be cut into up to {available} "
             "(num_shards=); keep the data in more files than there are ranks"
         )
-    return ShardCut(dataset, num_shards, _snapshots_are_exact(dataset))
-
-
-def _snapshots_are_exact(dataset: Any) -> bool:
-    exact = getattr(dataset, "snapshots_are_exact", None)
-    if isinstance(exact, bool):
-        return exact
-    if type(dataset).__module__.partition(".")[0] != "datasets":
-        return True
-    from dataporter.hf import snapshots_are_exact
-
-    return snapshots_are_exact(dataset)
+    return ShardCut(dataset, num_shards, snapshots_are_exact(dataset))

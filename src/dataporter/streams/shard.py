@@ -9,7 +9,15 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dataporter._torch import without_worker_info
 
-__all__ = ["Cut", "ShardCut", "ShardState", "ShardedStream", "WorkerCut"]
+__all__ = [
+    "Cut",
+    "ShardCut",
+    "ShardState",
+    "ShardedStream",
+    "WorkerCut",
+    "snapshots_are_exact",
+    "tell_epoch",
+]
 
 
 @runtime_checkable
@@ -115,9 +123,9 @@ class ShardCut:
         return range(rank, self.num_shards, world_size)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        _tell_epoch(self.dataset, epoch)
+        tell_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        _tell_epoch(opened, epoch)
+        tell_epoch(opened, epoch)
         return opened
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -140,7 +148,7 @@ class WorkerCut:
         return range(rank * num_workers, (rank + 1) * num_workers)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        _tell_epoch(self.dataset, epoch)
+        tell_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset
         return opened
 
@@ -148,7 +156,20 @@ class WorkerCut:
         return nullcontext()
 
 
-def _tell_epoch(stream: Any, epoch: int) -> None:
+def tell_epoch(stream: Any, epoch: int) -> None:
+    """Let a stream know which epoch is read, if it cares."""
     set_epoch = getattr(stream, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
+
+
+def snapshots_are_exact(stream: Any) -> bool:
+    """Whether the states that a stream's shards give lead to the very next sample."""
+    exact = getattr(stream, "snapshots_are_exact", None)
+    if isinstance(exact, bool):
+        return exact
+    if type(stream).__module__.partition(".")[0] != "datasets":
+        return True
+    from dataporter.hf import snapshots_are_exact as exact_of_hf
+
+    return exact_of_hf(stream)
