@@ -741,6 +741,22 @@ def test_the_workers_of_a_stream_that_they_read_cannot_change(kind: Any) -> None
         )
 
 
+def test_the_workers_of_a_stream_that_they_read_may_be_set_between_epochs() -> None:
+    loader = loader_of(Generated(30), 2)
+    assert sorted(numbers(list(loader))) == list(range(30))
+    loader.num_workers = 3
+    assert sorted(numbers(list(loader))) == list(range(30))
+    taken(loader, 2)
+    state = loader.state_dict()
+    assert state["num_workers"] == 3
+    loader.load_state_dict(state)
+    loader.num_workers = 0
+    with pytest.raises(ConfigurationError, match="num_workers was 3"):
+        rest(loader)
+    loader.set_epoch(7)
+    assert numbers(list(loader)) == list(range(30))
+
+
 def test_no_worker_is_one_worker() -> None:
     loader = loader_of(Generated(30))
     seen = taken(loader, 4)
