@@ -8,6 +8,7 @@ from rich.console import Console
 
 from benchmarks import (
     conversion,
+    disk,
     handover,
     huggingface,
     narrow_batches,
@@ -17,6 +18,7 @@ from benchmarks import (
     scale,
     shared_objects,
     state,
+    streams,
     throughput,
     workers,
 )
@@ -38,6 +40,8 @@ BENCHMARKS = (
     shared_objects,
     huggingface,
     orders,
+    disk,
+    streams,
 )
 
 

@@ -17,15 +17,18 @@ from benchmarks.command import run
 from benchmarks.rounds import Rounds, play
 from benchmarks.tables import Table
 from benchmarks.timing import peak_allocated
-from dataporter import ShuffledOrder
+from dataporter import BlockShuffledOrder, Order, ShuffledOrder
 
 LENGTHS = (10**4, 10**6, 10**9, 10**12)
-BLOCK = 8192
+AT_ONCE = 8192
 # Beyond it randperm alone takes seconds; at 10**9 it would take 8 GB.
 LONGEST_PERMUTATION = 10**7
 NOT_APPLICABLE = "—"
 
-OURS = "DataPorter ShuffledOrder, block of 8,192"
+OURS: dict[str, Order] = {
+    f"DataPorter {type(order).__name__}, {AT_ONCE:,} at a time": order
+    for order in (ShuffledOrder(), BlockShuffledOrder())
+}
 RANDPERM = "torch.randperm"
 SAMPLER = "torch RandomSampler (randperm, and a list of it)"
 GRAIN = "Grain index_shuffle, one by one"
@@ -35,7 +38,7 @@ def measure(quick: bool) -> Table:
     lengths = sorted({*LENGTHS, LONGEST_PERMUTATION})
     by_length = {length: _play(length, quick) for length in lengths}
     rows = []
-    for name in (OURS, RANDPERM, SAMPLER, GRAIN):
+    for name in (*OURS, RANDPERM, SAMPLER, GRAIN):
         cells = [
             f"{by_length[length].median(name):.1f}"
             if name in by_length[length].figures
@@ -49,10 +52,10 @@ def measure(quick: bool) -> Table:
         tuple(rows),
         (),
         (
-            "DataPorter: whole blocks at random places of the epoch, as its loader asks for them. "
+            "DataPorter: consecutive positions at random places of the epoch, as its loader asks. "
             f"torch: a whole permutation, up to {LONGEST_PERMUTATION:,} samples. Grain: "
-            f"`index_shuffle` called from Python for each of {BLOCK:,} indices, as its `shuffle()` "
-            "does (an internal module of 0.2.18).",
+            f"`index_shuffle` called from Python for each of {AT_ONCE:,} indices, as its "
+            "`shuffle()` does (an internal module of 0.2.18).",
             "Memory: what is held for an epoch, and at most while it is made; tracemalloc, and "
             "the size of torch's tensors; randperm's and RandomSampler's measured at 10^6.",
         ),
@@ -61,7 +64,10 @@ def measure(quick: bool) -> Table:
 
 def _play(length: int, quick: bool) -> Rounds:
     contestants: dict[str, Callable[[], float]] = {
-        OURS: partial(_our_nanoseconds, length, blocks=20 if quick else 100),
+        **{
+            name: partial(_our_nanoseconds, order, length, calls=20 if quick else 100)
+            for name, order in OURS.items()
+        },
         GRAIN: partial(_grain_nanoseconds, length),
     }
     if length <= LONGEST_PERMUTATION:
@@ -70,14 +76,13 @@ def _play(length: int, quick: bool) -> Rounds:
     return play(contestants, rounds=2 if quick else 7)
 
 
-def _our_nanoseconds(length: int, blocks: int) -> float:
-    starts = np.random.default_rng(0).integers(0, length - BLOCK, blocks)
-    positions = [np.arange(start, start + BLOCK) for start in starts]
-    order = ShuffledOrder()
+def _our_nanoseconds(order: Order, length: int, calls: int) -> float:
+    starts = np.random.default_rng(0).integers(0, length - AT_ONCE, calls)
+    positions = [np.arange(start, start + AT_ONCE) for start in starts]
     begin = perf_counter()
-    for block in positions:
-        order.indices(block, seed=1, epoch=0, dataset_length=length)
-    return (perf_counter() - begin) / (blocks * BLOCK) * 1e9
+    for some in positions:
+        order.indices(some, seed=1, epoch=0, dataset_length=length)
+    return (perf_counter() - begin) / (calls * AT_ONCE) * 1e9
 
 
 def _randperm_nanoseconds(length: int) -> float:
@@ -94,21 +99,21 @@ def _sampler_nanoseconds(length: int) -> float:
 
 
 def _grain_nanoseconds(length: int) -> float:
-    start = (length - BLOCK) // 2
+    start = (length - AT_ONCE) // 2
     begin = perf_counter()
-    for index in range(start, start + BLOCK):
+    for index in range(start, start + AT_ONCE):
         index_shuffle_module.index_shuffle(index, max_index=length - 1, seed=1, rounds=4)
-    return (perf_counter() - begin) / BLOCK * 1e9
+    return (perf_counter() - begin) / AT_ONCE * 1e9
 
 
 def _memory(name: str) -> str:
     measured = 10**6
-    if name == OURS:
-        block = np.arange(measured, measured + BLOCK)
+    if name in OURS:
+        some = np.arange(measured, measured + AT_ONCE)
         peak = peak_allocated(
-            lambda: ShuffledOrder().indices(block, seed=1, epoch=0, dataset_length=10**12)
+            lambda: OURS[name].indices(some, seed=1, epoch=0, dataset_length=10**12)
         )
-        return f"{peak / 1e3:.0f} kB a block, whatever the length"
+        return f"{peak / 1e3:.0f} kB while asked, whatever the length"
     if name == RANDPERM:
         return f"{torch.randperm(measured).nbytes / measured:.0f} B a sample"
     if name == SAMPLER:

@@ -521,9 +521,9 @@ def test_an_order_that_loses_the_shape() -> None:
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ({"strategy": "simple"}, ("strategy='simple'", "IterableDataset", "leave it out")),
         ({"order": "shuffled"}, ("order='shuffled'", "IterableDataset")),
-        ({"rank": 0, "world_size": 2}, ("world_size=2", "IterableDataset")),
+        ({"tail": "pad"}, ("tail='pad'", "'uneven'")),
+        ({"num_shards": 2}, ("num_shards=2", "Stream", "ShardedStream")),
     ],
     ids=str,
 )
@@ -536,13 +536,12 @@ def test_an_argument_without_meaning_for_an_iterable_dataset(
 @pytest.mark.parametrize(
     "act",
     [
-        lambda loader: loader.state_dict(),
-        lambda loader: loader.load_state_dict(saved_state()),
         lambda loader: loader.seek(step=1),
         lambda loader: loader.samples_at(0, 0),
+        lambda loader: loader.padding(0),
         lambda loader: loader.remaining,
     ],
-    ids=["state_dict", "load_state_dict", "seek", "samples_at", "remaining"],
+    ids=["seek", "samples_at", "padding", "remaining"],
 )
 def test_an_iterable_dataset_has_no_positions(act: Callable[[Any], Any]) -> None:
     loader = ResumableDataLoader(Stream())

@@ -89,8 +89,20 @@ class Run:
         ("simple", (2, 2, 2), 3),
         ("advanced", (2, 2, 2), 1),
         ("advanced", (2, 0, 1), 2),
+        ("shards", (2, 0, 3), 2),
+        ("dataset state", (1, 1, 1), 1),
+        ("replay", (0, 1, 1), 3),
     ],
-    ids=["simple-0", "advanced-0", "simple-2", "advanced-2", "advanced-changing"],
+    ids=[
+        "simple-0",
+        "advanced-0",
+        "simple-2",
+        "advanced-2",
+        "advanced-changing",
+        "shards-changing",
+        "snapshots-1",
+        "replay-1",
+    ],
 )
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
     strategy: str, workers: tuple[int, ...], every: int, tmp_path: Path

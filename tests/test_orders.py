@@ -21,7 +21,7 @@ from dataporter import (
     ShuffledOrder,
     TorchOrder,
 )
-from dataporter.orders.shuffled import SORTED_LENGTH
+from dataporter.orders.permutation import SORTED_LENGTH
 
 SEEDS = st.integers(0, 2**63 - 1)
 EPOCHS = st.integers(0, 10_000)

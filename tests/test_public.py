@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets as hf_datasets
 import pytest
 import torch
+from PIL import Image
 from subjects import ids
 from torch.utils.data import TensorDataset
 
@@ -63,14 +65,14 @@ def test_importing_the_package_imports_no_optional_library() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks_of(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick start with a dataset and a model of the reader's own, then each block by itself."""
     monkeypatch.chdir(tmp_path)
-    start, resume, *others = readme_blocks()
+    start, resume, *others = blocks_of("README.md")
     model = torch.nn.Linear(2, 1)
     dataset = TensorDataset(torch.arange(100))
     reader: dict[str, Any] = {"dataset": dataset, "model": model, "num_epochs": 2}
@@ -95,7 +97,23 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     torch.manual_seed(1)
     whole = dataporter.create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
     assert joined == [index for batch in whole for index in ids(batch[0])]
+    digits = hf_datasets.Dataset.from_dict(
+        {"image": [Image.new("L", (28, 28), 17 * label) for label in range(10)], "label": range(10)}
+    )
+    monkeypatch.setattr(hf_datasets, "load_dataset", lambda name, split: digits)
     for block in others:
+        exec(block, names := {})
+        if "hf_dataset" in names:
+            batch = next(iter(names["dataloader"]))
+            assert batch["image"].dtype is torch.float16
+            assert batch["image"].shape == (10, 1, 28, 28)
+            assert batch["image"].amax((1, 2, 3)).tolist() == pytest.approx(
+                [17 * label / 255 for label in range(10)], abs=1e-3
+            )
+
+
+def test_the_code_about_streams_runs_as_printed() -> None:
+    for block in blocks_of("docs/streams.md"):
         exec(block, {})
 
 

@@ -176,7 +176,7 @@ def unseeded_rank() -> dict[str, Any]:
         lonely = loader_of(rank=0, world_size=1)
         lonely.load_state_dict(lonely.state_dict())
         copy.deepcopy(default)
-        list(ResumableDataLoader(torch.utils.data.ChainDataset([])))
+        list(ResumableDataLoader(torch.utils.data.ChainDataset([]), rank=0, world_size=1))
     return told
 
 

@@ -3,6 +3,8 @@
 Run as a program, it resumes from the last checkpoint of its directory:
 
     python training_process.py DIRECTORY STRATEGY WORKERS CHECKPOINT_EVERY
+
+where STRATEGY is one of the loader's, or a kind of stream.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from example_streams import KINDS
 from subjects import digest, ids
 from torch import nn
 
 from dataporter import ResumableDataLoader
 
+DRAWN = ("python", "numpy", "torch", "explicit")
 LENGTH, BATCH_SIZE, EPOCHS = 40, 4, 6
 STEPS = EPOCHS * LENGTH // BATCH_SIZE
 
@@ -38,7 +42,15 @@ class Augmented(torch.utils.data.Dataset[dict[str, Any]]):
         features += random.gauss(0, 0.1)
         features *= torch.from_numpy(np.random.uniform(0.9, 1.1, 6).astype(np.float32))
         features[torch.rand(6) < 0.2] = 0
-        return {"index": index, "features": features, "target": index % 2}
+        return {"index": index, "features": features}
+
+
+def features_of(batch: dict[str, Any]) -> torch.Tensor:
+    """What the model sees: of a stream, all that its samples have drawn."""
+    if "features" in batch:
+        return batch["features"]
+    drawn = [batch[name].float().reshape(len(ids(batch)), -1) for name in DRAWN]
+    return torch.cat(drawn, dim=1)
 
 
 def training(
@@ -49,9 +61,13 @@ def training(
     torch.manual_seed(11)
     # Dropout draws from the training process's generator, which the loader must leave alone.
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
-    loader = ResumableDataLoader(
-        Augmented(), BATCH_SIZE, shuffle=True, strategy=strategy, seed=5, num_workers=workers
-    )
+    arguments: dict[str, Any] = {"seed": 5, "num_workers": workers}
+    if strategy in KINDS:
+        loader = ResumableDataLoader(KINDS[strategy](LENGTH), BATCH_SIZE, **arguments)
+    else:
+        loader = ResumableDataLoader(
+            Augmented(), BATCH_SIZE, shuffle=True, strategy=strategy, **arguments
+        )
     done = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -62,7 +78,8 @@ def training(
 
     while done < STEPS:
         for batch in loader:
-            loss = nn.functional.cross_entropy(model(batch["features"]), batch["target"])
+            target = batch["index"] % 2
+            loss = nn.functional.cross_entropy(model(features_of(batch)), target)
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             # torch.optim would import its compiler: seconds, in each of many lives.
             with torch.no_grad():

@@ -23,7 +23,13 @@ from dataporter.errors import (
 from dataporter.hf import UnifiedHFDatasetWrapper
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.memory import MemoryReport, memory_report
-from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.orders import (
+    BlockShuffledOrder,
+    Order,
+    SequentialOrder,
+    ShuffledOrder,
+    TorchOrder,
+)
 from dataporter.preemption import PreemptionGuard
 from dataporter.rng import sample_rng
 from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
@@ -34,11 +40,13 @@ from dataporter.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
+from dataporter.streams import ShardedStream, ShuffledStream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdvancedResumptionStrategy",
+    "BlockShuffledOrder",
     "CheckpointNotFoundError",
     "ConfigurationError",
     "ConversionPlan",
@@ -60,8 +68,10 @@ __all__ = [
     "ResumptionStrategy",
     "SampleError",
     "SequentialOrder",
+    "ShardedStream",
     "SharedSequence",
     "ShuffledOrder",
+    "ShuffledStream",
     "SimpleResumptionStrategy",
     "StateMismatchError",
     "TorchOrder",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "pin_function",
     "profiled",
     "stack_with",
+    "without_worker_info",
 ]
 
 
@@ -55,6 +56,16 @@ def become_worker(worker_id: int, num_workers: int, seed: int, dataset: Any) -> 
     _utils.worker._worker_info = _utils.worker.WorkerInfo(
         id=worker_id, num_workers=num_workers, seed=seed, dataset=dataset
     )
+
+
+@contextmanager
+def without_worker_info() -> Iterator[None]:
+    """Make ``torch.utils.data.get_worker_info()`` say, in a worker, that this is none."""
+    info, _utils.worker._worker_info = _utils.worker._worker_info, None
+    try:
+        yield
+    finally:
+        _utils.worker._worker_info = info
 
 
 def collective_device(group: Any) -> str:

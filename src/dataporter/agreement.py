@@ -73,12 +73,20 @@ class Ranks:
             yield terms
         except Exception as error:
             if self.several and self._differ(call, terms, _FAILED):
-                self._gather(_Report(call, {}, f"{type(error).__name__}: {error}"))
+                self.gathered(_Report(call, {}, f"{type(error).__name__}: {error}"))
                 add_note(error, f"{call}: so every other rank of the process group raises as well")
             raise
         if self.several and self._differ(call, terms, _digest(call, terms.equal)):
             shown = {name: _shown(value) for name, value in terms.equal.items()}
-            raise RankMismatchError(_explanation(self._gather(_Report(call, shown))))
+            raise RankMismatchError(_explanation(self.gathered(_Report(call, shown))))
+
+    def gathered(self, own: Any) -> list[Any]:
+        """What each rank has brought, in the sequence of the ranks."""
+        if not self.several:
+            return [own]
+        all_of_them: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(all_of_them, own, group=self.group)
+        return all_of_them
 
     def _differ(self, call: str, terms: Terms, digest: int) -> bool:
         group = self.group
@@ -91,11 +99,6 @@ class Ranks:
             dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
             highest, minus_lowest, terms.first = message.tolist()
         return bool(highest != -minus_lowest)
-
-    def _gather(self, report: _Report) -> list[_Report]:
-        reports: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(reports, report, group=self.group)
-        return reports
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         # A group cannot be copied, and a loader's copy has the same ranks to ask.

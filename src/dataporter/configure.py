@@ -11,13 +11,20 @@ from torch.utils.data import IterableDataset
 from dataporter.columns import MappedColumns
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import OnError
-from dataporter.orders import Order, SequentialOrder, ShuffledOrder, TorchOrder
+from dataporter.orders import (
+    BlockShuffledOrder,
+    Order,
+    SequentialOrder,
+    ShuffledOrder,
+    TorchOrder,
+)
 from dataporter.plan import Tail
 from dataporter.strategies import ResumptionStrategy, strategy_named
 from dataporter.world import World
 
 __all__ = [
     "batch_size_checked",
+    "count_checked",
     "fingerprint_of",
     "generator_seed",
     "length_of",
@@ -28,13 +35,18 @@ __all__ = [
     "rows_of",
     "seed_checked",
     "strategy_for",
+    "stream_workers",
     "tail_for",
+    "tail_of_stream",
     "worker_kind_checked",
     "world_checked",
 ]
 
 _ORDERS: dict[str, Order] = {
-    order.name: order for order in (ShuffledOrder(), SequentialOrder(), TorchOrder())
+    "shuffled": ShuffledOrder(),
+    "blocks": BlockShuffledOrder(),
+    "sequential": SequentialOrder(),
+    "torch": TorchOrder(),
 }
 # torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
 _SEED_LIMIT = 1 << 63
@@ -104,6 +116,24 @@ def worker_kind_checked(worker_kind: Any) -> Literal["process", "thread"]:
     if worker_kind not in ("process", "thread"):
         raise ConfigurationError(f"worker_kind={worker_kind!r}: expected 'process' or 'thread'")
     return worker_kind  # type: ignore[no-any-return]  # one of the two
+
+
+def stream_workers(num_workers: int, worker_kind: str) -> int:
+    """How many read a stream: the training process where there are no workers."""
+    if worker_kind == "thread":
+        raise ConfigurationError(
+            "worker_kind='thread': a stream is read one sample after another, by a process that "
+            "has it to itself; use worker_kind='process'"
+        )
+    return max(1, num_workers)
+
+
+def count_checked(name: str, value: Any) -> int:
+    """A whole number from 1."""
+    number = _whole(name, value, _SEED_LIMIT)
+    if number < 1:
+        raise ConfigurationError(f"{name}={value!r}: expected 1 or more")
+    return number
 
 
 def _whole(name: str, value: Any, limit: int) -> int:
@@ -223,6 +253,17 @@ def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
             f"in_order=False in a world of {world.size} ranks: each rank would deliver other "
             "batches early, and the ranks share one state; leave in_order=True"
         )
+
+
+def tail_of_stream(tail: Any, *, drop_last: bool) -> Tail:
+    """What becomes of a shard's incomplete last batch; ranks cannot be evened out."""
+    if tail == "pad":
+        raise ConfigurationError(
+            "tail='pad': how many samples a stream has is not known before its end, so its ranks "
+            "cannot be made equal; use tail='uneven' or 'drop', and stop all ranks at the same "
+            "step, or make the stream endless"
+        )
+    return tail_for(tail or ("drop" if drop_last else "uneven"), drop_last=drop_last)
 
 
 def reject(reason: str, **arguments: object) -> None:

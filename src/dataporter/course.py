@@ -26,7 +26,7 @@ class Course:
     """What is drawn moves nothing but the epoch: who draws may be batches ahead of the training."""
 
     requests: PlannedRequests
-    cursor: Cursor
+    cursor: Cursor[Progress]
     identity: Identity
     strategy: ResumptionStrategy
     given_seed: int | None
@@ -67,7 +67,7 @@ class Course:
             plan = requests.plan
             given_seed = configure.seed_checked(seed)
             configure.world_checked(world, given_seed, in_order=True)
-            cursor = Cursor(seed=given_seed)
+            cursor = Cursor.at_first_epoch(Progress, given_seed)
             identity = Identity(
                 strategy=strategy,
                 order=ordered.name,

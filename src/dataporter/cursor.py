@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
-from dataporter.request import Progress, Request
+from dataporter.request import EngineRequest, EpochProgress
 
 __all__ = ["Cursor"]
 
 
+P = TypeVar("P", bound=EpochProgress)
+
+
 @dataclass(slots=True)
-class Cursor:
+class Cursor(Generic[P]):
     """Where the next batch comes from.
 
     Attributes:
+        beginning: the progress of an epoch of which nothing was delivered.
         progress: what was delivered of the current epoch.
         origin: from where on this epoch goes by the present batch size and world: the place that
             the last pass began at, or was set to since.
@@ -25,13 +31,25 @@ class Cursor:
             and the next one starts the epoch after it.
     """
 
-    progress: Progress = field(default_factory=Progress)
-    origin: Progress = field(default_factory=Progress)
+    progress: P
+    origin: P
+    beginning: Callable[[int], P]
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
     # The pass that moves the cursor: the last that began, unless somebody has set the place since.
     _pass: object | None = None
+
+    @classmethod
+    def at_first_epoch(
+        cls,
+        beginning: Callable[[int], P],
+        seed: int | None,
+        generator: torch.Generator | None = None,
+    ) -> Cursor[P]:
+        """A cursor that nothing has moved."""
+        first = beginning(0)
+        return cls(first, first, beginning, seed, generator)
 
     def settled_seed(self) -> int:
         """The seed; drawn when it is first needed, where torch's loader would draw as well."""
@@ -40,15 +58,15 @@ class Cursor:
             self.seed = int(drawn)
         return self.seed
 
-    def begin(self, a_pass: object) -> Progress:
+    def begin(self, a_pass: object) -> P:
         """Where a pass that starts now begins; from here on it moves the cursor."""
         if not self.waiting:
-            self.progress = Progress(self.progress.epoch + 1)
+            self.progress = self.beginning(self.progress.epoch + 1)
             self.waiting = True
         self._pass, self.origin = a_pass, self.progress
         return self.progress
 
-    def deliver(self, a_pass: object, request: Request) -> None:
+    def deliver(self, a_pass: object, request: EngineRequest) -> None:
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
             self.progress = self.progress.after(request)
@@ -57,13 +75,13 @@ class Cursor:
     def finish(self, a_pass: object) -> None:
         """A pass came to its end: the next epoch is waiting."""
         if a_pass is self._pass:
-            self.jump(Progress(self.progress.epoch + 1))
+            self.jump(self.beginning(self.progress.epoch + 1))
 
-    def jump(self, progress: Progress) -> None:
+    def jump(self, progress: P) -> None:
         """Go on from here at the next pass, whatever is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""
         if epoch != self.progress.epoch:
-            self.jump(Progress(epoch))
+            self.jump(self.beginning(epoch))

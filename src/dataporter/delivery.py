@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.cursor import Cursor
 from dataporter.engines.engine import Reply
 from dataporter.fetch import Fetched
-from dataporter.request import Request
+from dataporter.request import EngineRequest
 
 __all__ = ["Delivery"]
 
@@ -30,7 +30,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
 
     def __init__(
         self,
-        cursor: Cursor,
+        cursor: Cursor[Any],
         begin: Callable[[object], Iterator[Reply]],
         length: Callable[[], int],
         note: Callable[[Fetched], None],
@@ -42,7 +42,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
-        self._failed: list[Request] = []
+        self._failed: list[EngineRequest] = []
         self._broken = False
 
     def __next__(self) -> Batch:
@@ -94,7 +94,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch
 
 
-def _tell_of_skipped(request: Request, fetched: Fetched) -> None:
+def _tell_of_skipped(request: EngineRequest, fetched: Fetched) -> None:
     for skipped in fetched.skipped:
         warnings.warn(
             f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,11 +27,18 @@ from dataporter.rng import (
     seed_generators,
 )
 
-__all__ = ["Fetch", "Fetched", "OnError", "Skipped", "converting", "fetch_for", "undisturbing"]
+__all__ = [
+    "NO_BATCH",
+    "Fetch",
+    "Fetched",
+    "OnError",
+    "Skipped",
+    "converting",
+    "fetch_for",
+    "undisturbing",
+]
 
 OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
-
-_INDICES_SHOWN = 8
 
 
 class Skipped(NamedTuple):
@@ -41,18 +49,35 @@ class Skipped(NamedTuple):
     error: str
 
 
+class Nothing(Enum):
+    """Stands where a batch would be."""
+
+    NO_BATCH = "no batch"
+
+
+NO_BATCH = Nothing.NO_BATCH
+
+
 class Fetched(NamedTuple):
-    """A batch, what is missing from it, and which dtypes it had before it was converted."""
+    """What came of a request.
+
+    Attributes:
+        batch: ``NO_BATCH`` where a stream had nothing more, or was only to come to a place.
+        skipped: what is missing from it.
+        originals: which dtypes it had before it was converted.
+        shard: of a stream, how far its shard has come.
+    """
 
     batch: Any
     skipped: tuple[Skipped, ...] = ()
     originals: Originals = ()
+    shard: Any = None
 
 
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
 # dataset can. Raises what the dataset or the collate function raised, with a note that names
 # index, epoch, step and position; or SampleError.
-Fetch = Callable[[Request], Fetched]
+Fetch = Callable[[Any], Fetched]
 
 
 def fetch_for(
@@ -124,15 +149,17 @@ class _Converting:
 
     def __call__(self, request: Request) -> Fetched:
         fetched = self.fetch(request)
+        if fetched.batch is NO_BATCH:
+            return fetched
         try:
             batch, originals = self.conversion.batch(fetched.batch, self.empty)
         except Exception as error:
             sample = error.sample if isinstance(error, LossyConversionError) else None
             # Which sample of the dataset it is, where the batch has one row for each.
             if sample is not None and not fetched.skipped and sample < len(request.indices):
-                index = _plain(request.indices)[sample]
+                index = request.plain_indices[sample]
                 add_note(error, f"sample {sample} of the batch has index {index!r} in the dataset")
-            add_note(error, f"while converting {_batch_place(request)}")
+            add_note(error, f"while converting the batch of {request.described()}")
             raise
         return fetched._replace(batch=batch, originals=originals)
 
@@ -165,8 +192,8 @@ class WholeFetch:
                 return Fetched(self.read(indices))
         except Exception as error:
             if isinstance(error, StopIteration):
-                raise _stopped(error, _batch_place(request)) from error
-            add_note(error, f"while reading {_batch_place(request)}")
+                raise _stopped(error, f"the batch of {request.described()}") from error
+            add_note(error, f"while reading the batch of {request.described()}")
             raise
 
 
@@ -186,7 +213,7 @@ class SampleFetch:
         with reading(request.seed, request.epoch, request.positions) as current:
             if self.seeds_each == "batch" or (self.offers_batches and self.seeds_each == "sample"):
                 _seed_once(request)
-            indices = _plain(request.indices)
+            indices = request.plain_indices
             skipped: tuple[Skipped, ...] = ()
             if self.offers_batches and self.on_error == "raise":
                 samples = self._read_together(request, indices)
@@ -198,7 +225,7 @@ class SampleFetch:
                     batch = self.collate(samples if self.batched else samples[0])
                 return Fetched(batch, skipped)
             except Exception as error:
-                add_note(error, f"while collating {_batch_place(request)}")
+                add_note(error, f"while collating the batch of {request.described()}")
                 raise
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
@@ -206,7 +233,7 @@ class SampleFetch:
             with self.whole:
                 return self.dataset.__getitems__(indices)
         except Exception as error:
-            place = _batch_place(request)
+            place = f"the batch of {request.described()}"
             if isinstance(error, StopIteration):
                 raise _stopped(error, place) from error
             add_note(error, f"while reading {place}")
@@ -235,8 +262,8 @@ class SampleFetch:
                 self._take_failure(error, failed, request, indices[failed], samples, skipped)
         if indices and not samples:
             raise SampleError(
-                f"on_error='skip' left nothing of {_batch_place(request)}: every sample failed, "
-                f"the first (index {skipped[0].index!r}) with {skipped[0].error}"
+                f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
+                f"failed, the first (index {skipped[0].index!r}) with {skipped[0].error}"
             )
         return samples, tuple(skipped)
 
@@ -285,11 +312,6 @@ def _offers_batches(dataset: Any) -> bool:
     return callable(getattr(dataset, "__getitems__", None))
 
 
-def _plain(indices: NDArray[np.int64] | Sequence[Any]) -> list[Any]:
-    """Indices as the list of Python objects that datasets know from torch's samplers."""
-    return indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
-
-
 def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:
     """Indices of a user's sampler as an array, if they can only mean row numbers."""
     if not all(type(index) is int and index >= 0 for index in indices) or not indices:
@@ -301,14 +323,4 @@ def _stopped(error: StopIteration, place: str) -> SampleError:
     return SampleError(
         f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch silently, "
         "so raise an IndexError or a RuntimeError there"
-    )
-
-
-def _batch_place(request: Request) -> str:
-    indices = _plain(request.indices)
-    shown = ", ".join(map(repr, indices[:_INDICES_SHOWN]))
-    more = ", ..." if len(indices) > _INDICES_SHOWN else ""
-    return (
-        f"the batch of {len(indices)} samples with indices [{shown}{more}] (epoch {request.epoch}, "
-        f"step {request.step})"
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe, Sampler
 
 from dataporter import configure
 from dataporter.agreement import Ranks
@@ -18,17 +17,20 @@ from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, convert
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
 from dataporter.engines import Engine, Reply, Usage
-from dataporter.errors import ConfigurationError, DatasetChangedError, UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import Fetched, OnError
+from dataporter.flow import Flow
+from dataporter.indexed import IndexedFlow, length_if_any, name_of
 from dataporter.orders import Order
 from dataporter.plan import Tail
-from dataporter.request import PlannedRequests, Progress, Requests, RequestSource
-from dataporter.resume import OnMismatch, place_of
+from dataporter.request import PlannedRequests, Progress, RequestSource
+from dataporter.resume import OnMismatch
 from dataporter.sampled import SampledRequests
 from dataporter.samplers import OrderSampler, refuse_resumable
 from dataporter.serving import WorkerKind, engine_for
-from dataporter.state import Identity, State, build, parse
+from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
+from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     in the training process.
 
     Args:
-        dataset: a map-style dataset, or a dict of equally long arrays, read by row. An
-            ``IterableDataset`` is iterated over as torch does, and cannot be resumed.
+        dataset: a map-style dataset; a dict of equally long arrays, read by row; or an
+            ``IterableDataset``: a stream, see ``num_shards``.
         batch_size, shuffle, sampler, batch_sampler, num_workers, collate_fn, pin_memory, drop_last,
             timeout, worker_init_fn, multiprocessing_context, generator, prefetch_factor,
             persistent_workers, pin_memory_device, in_order: as in torch. ``drop_last`` is
@@ -61,8 +63,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             sampler or batch sampler of your own, else ``"advanced"``.
         seed: 0..2**63-1. By default drawn from ``generator``, or else from torch's default
             generator, when it is first needed; the ranks of a process group share the first one's.
-        order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"torch"``
-            (the order that torch's loader gives for a generator of this seed) or an
+        order: ``"shuffled"`` (with ``shuffle=True`` the default), ``"sequential"``, ``"blocks"``
+            (for data read from disk: :class:`~dataporter.BlockShuffledOrder`), ``"torch"`` (the
+            order that torch's loader gives for a generator of this seed) or an
             :class:`~dataporter.Order`.
         rank, world_size: data-parallel rank and number of ranks. By default those of
             ``process_group``, else of ``torch.distributed``'s default group where it is
@@ -91,6 +94,14 @@ class ResumableDataLoader(DataLoader[Batch]):
         worker_restarts: how many workers that die (killed by the kernel, say) are replaced in a
             pass, without losing or repeating anything. Past it, or when a batch has killed two
             workers, :class:`~dataporter.WorkerDiedError` is raised.
+        num_shards: into how many shards a stream is cut that offers it (Hugging Face's do; see
+            :class:`~dataporter.ShardedStream`); by default into all it has, up to 64. Any number of
+            workers and ranks can take the shards over at a resume. A stream that is not cut is read
+            by each worker, as torch does; it goes on from its own ``state_dict()`` where it has
+            one, and is read again up to its place where not, with as many workers and ranks as
+            before.
+        snapshot_every: how many batches of a shard come with one ``state_dict()`` of the stream. A
+            resume reads up to so many batches again; more is cheaper where a state is large.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -144,6 +155,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         converter: KeyBasedDtypeConverter | Rules | None = None,
         worker_kind: WorkerKind = "process",
         worker_restarts: int = 3,
+        num_shards: int | None = None,
+        snapshot_every: int = 1,
     ) -> None:
         own_sampler = sampler if sampler is not None else batch_sampler
         world = find_world(
@@ -153,7 +166,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             launched=getattr(strategy, "name", strategy) == "distributed",
         )
         iterable = isinstance(dataset, IterableDataset)
-        self._ranks = Ranks(None if iterable else world.group)
+        # torch's own pipes look at the loader that they are in; so they go through torch's.
+        piped = isinstance(dataset, IterDataPipe)
+        self._ranks = Ranks(None if piped else world.group)
         with self._ranks.agreed("ResumableDataLoader()") as terms:
             if own_sampler is not None:
                 configure.reject(
@@ -167,34 +182,45 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.rank, self.world_size, _ = world
             self.strategy = configure.strategy_for(strategy, world, own_sampler)
             self.order: Order | None = None
-            self.tail = configure.tail_for(tail, drop_last=bool(drop_last))
+            tail_for = configure.tail_of_stream if iterable else configure.tail_for
+            self.tail = tail_for(tail, drop_last=bool(drop_last))
             self.on_error = configure.on_error_checked(on_error)
             self.converter = converter_for(converter)
             self.worker_kind = configure.worker_kind_checked(worker_kind)
             self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
             self._given_seed = configure.seed_checked(seed)
-            self._cursor = Cursor(seed=self._given_seed, generator=generator)
-            self._rows = configure.rows_of(dataset)
-            self._source: RequestSource | None = None
+            self._cursor: Cursor[Any] = Cursor.at_first_epoch(
+                StreamProgress if iterable else Progress, self._given_seed, generator
+            )
+            self._flow: Flow | None = None
+            source: RequestSource | None = None
+            rows = configure.rows_of(dataset)
             self._engine: Engine | None = None
+            self._said_length: int | None = None
             self._engine_converter: KeyBasedDtypeConverter | None = None
+            self._engine_workers = num_workers
 
             if iterable:
+                configure.reject("an IterableDataset has no indices to order", order=order)
+            if piped:
                 configure.reject(
-                    "an IterableDataset has no indices to order or to share out",
+                    "a DataPipe is run by torch's own loader",
                     strategy=strategy,
-                    order=order,
                     world_size=world_size,
                     process_group=process_group,
-                    tail=tail,
+                    num_shards=num_shards,
                 )
-            elif own_sampler is None:
+            if not iterable:
+                configure.reject(
+                    "the dataset is read by index, in any order", num_shards=num_shards
+                )
+            if own_sampler is None and not iterable:
                 self.order = configure.order_for(order, shuffle)
                 if self._cursor.seed is None:
                     self._cursor.seed = configure.generator_seed(self.order, generator)
                 batch_size = configure.batch_size_checked(batch_size)
-                length = configure.length_of(self._rows)
-                self._source = planned = PlannedRequests.of(
+                length = configure.length_of(rows)
+                source = planned = PlannedRequests.of(
                     self.order, length, batch_size or 1, self.rank, self.world_size, self.tail
                 )
                 sampler, shuffle = OrderSampler(planned, self._cursor), None
@@ -217,16 +243,43 @@ class ResumableDataLoader(DataLoader[Batch]):
                 pin_memory_device=pin_memory_device,
                 in_order=in_order,
             )
-            if own_sampler is not None:
-                self._source = SampledRequests.of(self, world.rank, world.size)
+            if own_sampler is not None and not iterable:
+                source = sampled = SampledRequests.of(self, world.rank, world.size)
                 if self._cursor.seed is None:
                     self._cursor.seed = seed_of_sampler(own_sampler)
-                if (epoch := self._source.built_at_epoch()) is not None:
+                if (epoch := sampled.built_at_epoch()) is not None:
                     self._cursor.set_epoch(epoch)
-            if self._source is not None:
-                configure.world_checked(world, self._cursor.seed, in_order=in_order)
-            self._identity = self._identify(own_sampler)
-            terms.equal = {**asdict(self._identity), "seed": self._cursor.seed}
+            if source is not None:
+                self._flow = IndexedFlow(
+                    rows,
+                    source,
+                    self.strategy,
+                    Identity(
+                        strategy=self.strategy.name,
+                        order=name_of(self.order, own_sampler),
+                        order_version=0 if self.order is None else self.order.version,
+                        dataset_length=length_if_any(rows),
+                        dataset_fingerprint=configure.fingerprint_of(dataset),
+                        batch_size=self.batch_size,
+                        world_size=self.world_size,
+                        tail=self.tail,
+                    ),
+                )
+            elif isinstance(dataset, IterableDataset) and not piped:
+                self._flow = Stream(
+                    cut_of(dataset, num_shards, world.size),
+                    self.strategy,
+                    self.rank,
+                    self.world_size,
+                    self.batch_size,
+                    configure.stream_workers(num_workers, worker_kind),
+                    self.tail == "drop",
+                    configure.count_checked("snapshot_every", snapshot_every),
+                    configure.fingerprint_of(dataset),
+                )
+            if self._flow is not None:
+                configure.world_checked(world, self._cursor.seed, in_order=in_order or iterable)
+                terms.equal = {**self._flow.terms(), "seed": self._cursor.seed}
             if self._ranks.several:
                 # All ranks draw, so that their generators stay alike; the first one's counts.
                 terms.first = self._cursor.settled_seed()
@@ -239,7 +292,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """A pass: what is left of the epoch that a state, ``seek`` or ``set_epoch`` asked for;
         otherwise the first epoch, or the one after the last that was begun (C3).
         """
-        if self._source is None:
+        if self._flow is None:
             batches = super().__iter__()
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
@@ -247,66 +300,91 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
-        if isinstance(self._source, PlannedRequests):
-            return self._source.steps(Progress())
-        return super().__len__()
+        length = None if self._flow is None else self._flow.length()
+        if length is None:
+            return super().__len__()
+        self._said_length = length
+        return length
 
     def _begin_pass(self, a_pass: object) -> Iterator[Reply]:
-        source = self._indexed()
-        self._check_dataset()
-        if isinstance(source, SampledRequests) and (epoch := source.requested_epoch()) is not None:
+        flow = self._resumable()
+        if (epoch := flow.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
         self.converter = converter = converter_for(self.converter)
         # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
         # dataset, between two passes; workers that persist have seen it as it was. But for the
-        # converter: what is widened goes by the one that is here.
-        is_as_ever = self.persistent_workers and self._engine_converter is converter
+        # converter, since what is widened goes by the one that is here, and for how many there are.
+        before = self._engine_converter, self._engine_workers
+        is_as_ever = self.persistent_workers and before == (converter, self.num_workers)
         if self._engine is None or not is_as_ever:
-            self._engine_converter = converter
+            self._engine_converter, self._engine_workers = converter, self.num_workers
+            seeded = self.num_workers == 0 or self.worker_kind == "process"
             self._engine = engine_for(
                 self,
-                self._rows,
-                seeds_each=self.strategy.seeds_each,
-                on_error=self.on_error,
+                flow.fetch_builder(
+                    self.collate_fn,
+                    batched=self.batch_sampler is not None,
+                    seeds_each=self.strategy.seeds_each if seeded else "nothing",
+                    on_error=self.on_error,
+                ),
                 worker_kind=self.worker_kind,
                 worker_restarts=self.worker_restarts,
                 conversion=None if converter is None else converter.conversion,
             )
         progress = self._cursor.begin(a_pass)
-        seed = self._cursor.settled_seed()
-        return self._engine.start(
-            Requests(source, progress, seed), source.ahead(progress.epoch + 1, seed)
-        )
+        self._flow = flow.for_pass(self.num_workers, progress)
+        return self._flow.serve(self._engine, progress, self._cursor.settled_seed())
 
     def _note(self, fetched: Fetched) -> None:
         # Whichever is set by now, it was this one that has converted the batch.
         if self._engine_converter is not None:
             self._engine_converter.note(Converted(fetched.batch, fetched.originals))
+        if fetched.shard is not None and self._said_length is not None:
+            warn_of_length(self.dataset, self._said_length, self.step + 1)
 
     # ---- the state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, gather: bool = False) -> dict[str, Any]:
         """Where the stream stands: after the last batch that was delivered (C1).
 
+        Args:
+            gather: with a stream that several ranks read, and of which each knows its own shards
+                only: bring all of them together. All ranks call this, after the same number of
+                batches. Without it such a state is this rank's part, and says so.
+
         Returns:
-            A flat dict of JSON types, the same on every rank, to be kept with the model's
-            checkpoint: ``torch.save``, ``torch.load(weights_only=True)``, ``json`` and
-            ``torch.distributed.checkpoint`` all carry it.
+            A flat dict of JSON types, the same on every rank (but for the parts above), to be kept
+            with the model's checkpoint: ``torch.save``, ``torch.load(weights_only=True)``,
+            ``json`` and ``torch.distributed.checkpoint`` all carry it.
 
         Raises:
-            UnsupportedDatasetError: the dataset is an ``IterableDataset``.
+            ConfigurationError: (a ``ValueError``) ``gather`` without a process group to do it.
+            RankMismatchError: (a ``ValueError``) the ranks hold different loaders, or are in
+                different epochs, unless one has just ended an epoch in which others still are.
+            UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
-        self._indexed()
-        return build(State(self._identity, self._cursor.settled_seed(), self._cursor.progress))
+        flow = self._resumable()
+        state = flow.state(self._cursor.settled_seed(), self._cursor.progress)
+        if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
+            return state
+        if not self._ranks.several:
+            raise ConfigurationError(
+                f"gather=True on rank {self.rank} of {self.world_size}: rank and world size were "
+                "given, so there is no process group to bring the ranks' parts together; save each "
+                "rank's state_dict(), and load it on the same rank"
+            )
+        with self._ranks.agreed("state_dict(gather=True)") as terms:
+            terms.equal = {**flow.terms(), "seed": self.seed}
+        return flow.joined(self._ranks.gathered(state))
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Go on from a state at the next ``iter()``. Nothing is applied when it is refused.
 
         Where the world came from a process group, all its ranks call this, each with the same
-        state: it is applied on all of them or on none.
+        state (or each with its part of a stream's): it is applied on all of them or on none.
 
         Args:
-            state: what ``state_dict()`` returned, on any rank.
+            state: what ``state_dict()`` returned, on any rank; a part on the rank that gave it.
             on_mismatch: what to do when the state belongs to another dataset or configuration:
                 refuse it, or warn and go on as near to it as the strategy's count gets.
 
@@ -314,17 +392,14 @@ class ResumableDataLoader(DataLoader[Batch]):
             InvalidStateError: (a ``ValueError``) not a state, damaged, or from a newer schema.
             StateMismatchError: (a ``ValueError``) a state of another dataset or configuration.
             RankMismatchError: (a ``ValueError``) another rank has another state, or has refused it.
-            UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``.
+            UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
-        source = self._indexed()
+        flow = self._resumable()
         with self._ranks.agreed("load_state_dict()") as terms:
-            saved = parse(state)
-            seed, progress = place_of(
-                saved, self._identity, self.strategy, source, self._given_seed, on_mismatch
-            )
-            terms.equal = build(saved)
-        self._cursor.seed = seed
-        self._jump(progress)
+            resumption = flow.resumption(state, self._given_seed, on_mismatch)
+            terms.equal = dict(resumption.terms)
+        self._cursor.seed = resumption.seed
+        self._jump(resumption.progress)
 
     def set_epoch(self, epoch: int) -> None:
         """Start ``epoch`` at the next pass; the current epoch stays as it is (C3).
@@ -343,6 +418,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Raises:
             ConfigurationError: there is no such epoch or step.
+            UnsupportedDatasetError: a stream has no steps to jump to.
         """
         source = self._indexed()
         step = configure.place_checked("step", step)
@@ -394,22 +470,25 @@ class ResumableDataLoader(DataLoader[Batch]):
     @property
     def epoch(self) -> int:
         """The current epoch, counted from 0; after the end of a pass the one that comes next."""
-        return self._cursor.progress.epoch
+        epoch: int = self._cursor.progress.epoch
+        return epoch
 
     @property
     def step(self) -> int:
         """Batches of this epoch that were delivered: the number of the one that comes next."""
-        return self._cursor.progress.step
+        step: int = self._cursor.progress.step
+        return step
 
     @property
     def position(self) -> int:
-        """Samples of this epoch that were delivered, over all ranks."""
-        return self._cursor.progress.delivered
+        """Samples of this epoch that were delivered, over all ranks; of a stream, on this one."""
+        delivered: int = self._cursor.progress.delivered
+        return delivered
 
     @property
     def remaining(self) -> int:
         """Batches that this epoch still has on this rank."""
-        return self._indexed().steps(self._cursor.progress)
+        return self._resumable().remaining(self._cursor.progress)
 
     @property
     def seed(self) -> int:
@@ -422,54 +501,34 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- what holds it together
 
-    def _jump(self, progress: Progress) -> None:
+    def _jump(self, progress: Any) -> None:
         self._cursor.jump(progress)
-        if isinstance(self._source, SampledRequests):
-            self._source.overlook_requested_epoch()
+        if self._flow is not None:
+            self._flow.overlook_requested_epoch()
+
+    def _resumable(self) -> Flow:
+        if self._flow is None:
+            raise UnsupportedDatasetError(
+                f"dataset of type {type(self.dataset).__name__} is a DataPipe, which torch's own "
+                "loader runs; it is iterated over as there, and not resumed: make it an "
+                "IterableDataset"
+            )
+        return self._flow
 
     def _indexed(self) -> RequestSource:
-        if self._source is None:
+        flow = self._resumable()
+        if not isinstance(flow, IndexedFlow):
             raise UnsupportedDatasetError(
-                f"dataset of type {type(self.dataset).__name__} is an IterableDataset, which has "
-                "no positions to go on from: it is iterated over as torch does, and not resumed"
+                f"dataset of type {type(self.dataset).__name__} is an IterableDataset: what its "
+                "samples are is seen when they are read, so that it has no place to jump to or to "
+                "look at; state_dict() and load_state_dict() go on from where it was"
             )
-        return self._source
-
-    def _identify(self, own_sampler: object | None) -> Identity:
-        if self.order is None:
-            order, version = f"sampler {type(own_sampler).__name__}", 0
-        else:
-            order, version = self.order.name, self.order.version
-        return Identity(
-            strategy=self.strategy.name,
-            order=order,
-            order_version=version,
-            dataset_length=self._length(),
-            dataset_fingerprint=configure.fingerprint_of(self.dataset),
-            batch_size=self.batch_size,
-            world_size=self.world_size,
-            tail=self.tail,
-        )
-
-    def _check_dataset(self) -> None:
-        length, present = self._identity.dataset_length, self._length()
-        if length != present:
-            raise DatasetChangedError(
-                f"the dataset had {length} samples when the loader was built and has "
-                f"{present} now: build a new loader for it"
-            )
-
-    def _length(self) -> int | None:
-        if self._source is None:
-            return None
-        try:
-            return configure.length_of(self._rows)
-        except UnsupportedDatasetError:
-            return None
+        return flow.source
 
     def __copy__(self) -> ResumableDataLoader[Batch]:
         # A copy stands where this loader does and goes its own way; only the data is shared.
-        return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, self._rows)})
+        rows = self._flow.rows if isinstance(self._flow, IndexedFlow) else self.dataset
+        return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, rows)})
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, starts workers of its own.

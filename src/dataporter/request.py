@@ -13,11 +13,20 @@ from dataporter.errors import ConfigurationError
 from dataporter.orders import Order
 from dataporter.plan import Plan, Stretch, Tail
 
-__all__ = ["Delivered", "PlannedRequests", "Progress", "Request", "RequestSource", "Requests"]
+__all__ = [
+    "Delivered",
+    "EngineRequest",
+    "PlannedRequests",
+    "Progress",
+    "Request",
+    "RequestSource",
+    "Requests",
+]
 
 # Indices are computed for so many positions in one go: large enough to spread NumPy's cost per
 # call, small enough that the temporaries stay in the processor's cache and off mmap.
 BLOCK_LENGTH = 8192
+_INDICES_SHOWN = 8
 
 
 class Delivered(NamedTuple):
@@ -49,6 +58,90 @@ class Request(NamedTuple):
     positions: NDArray[np.int64]
     indices: NDArray[np.int64] | Sequence[Any]
     delivers: tuple[Delivered, ...]
+
+    @property
+    def reader(self) -> None:
+        """Any worker can serve it."""
+        return None
+
+    def packed(self) -> PackedRequest:
+        """For a worker, to whom what it delivers is of no concern."""
+        # A pickled array takes ten times as long as its bytes.
+        raw = self.indices.tobytes() if isinstance(self.indices, np.ndarray) else self.indices
+        return PackedRequest(self.seed, self.epoch, self.step, self.positions.tobytes(), raw)
+
+    def described(self) -> str:
+        """For people: the samples, and which batch they are."""
+        shown = ", ".join(repr(index) for index in self.plain_indices[:_INDICES_SHOWN])
+        more = ", ..." if len(self.indices) > _INDICES_SHOWN else ""
+        return (
+            f"{len(self.indices)} samples with indices [{shown}{more}] (epoch {self.epoch}, step "
+            f"{self.step})"
+        )
+
+    @property
+    def plain_indices(self) -> list[Any]:
+        """Indices as the list of Python objects that datasets know from torch's samplers."""
+        indices = self.indices
+        return indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+
+
+class PackedRequest(NamedTuple):
+    """A request on its way to a worker."""
+
+    seed: int
+    epoch: int
+    step: int
+    positions: bytes
+    indices: bytes | Sequence[Any]
+
+    def unpacked(self) -> Request:
+        """The request, in the worker."""
+        indices: Any = self.indices
+        if isinstance(indices, bytes):
+            # A bytearray, since torch wants arrays that it may write to.
+            indices = np.frombuffer(bytearray(indices), dtype=np.int64)
+        positions = np.frombuffer(self.positions, dtype=np.int64)
+        return Request(self.seed, self.epoch, self.step, positions, indices, ())
+
+
+class EngineRequest(Protocol):
+    """What an engine has to know of a request, whatever it is for."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def reader(self) -> int | None:
+        """Requests with the same number go to the same worker; None: any may serve it."""
+
+    def packed(self) -> Any:
+        """What is sent to a worker, where ``unpacked()`` makes the request of it again."""
+
+    def described(self) -> str:
+        """What is to be read, for people."""
+
+
+class EpochProgress(Protocol):
+    """How far an epoch has come, however that is counted."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def delivered(self) -> int: ...
+
+    def after(self, request: Any) -> Any:
+        """The progress once ``request`` was delivered."""
 
 
 class Progress(NamedTuple):

@@ -17,6 +17,7 @@ from dataporter import numpy_state
 
 __all__ = [
     "fold",
+    "fold_each",
     "global_state",
     "isolated_generators",
     "mix",
@@ -39,6 +40,7 @@ STREAM_ORDER = 1
 STREAM_SAMPLE = 2
 STREAM_SAMPLER = 3
 STREAM_WORKERS = 4
+STREAM_SHARD = 5
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -57,6 +59,14 @@ def fold(*words: int) -> int:
     for word in words:
         state = _mix_word((state * _MULTIPLIER_2 + word + GOLDEN_GAMMA) & _MASK_64)
     return state
+
+
+def fold_each(
+    keys: NDArray[np.uint64], words: NDArray[np.uint64] | np.uint64
+) -> NDArray[np.uint64]:
+    """``fold(key, word)`` of each pair."""
+    gamma = np.uint64(GOLDEN_GAMMA)
+    return mix(mix(keys + gamma) * np.uint64(_MULTIPLIER_2) + words + gamma)
 
 
 def _mix_word(word: int) -> int:
@@ -128,7 +138,7 @@ class Reading:
 
     __slots__ = ("epoch", "generators", "place", "positions", "seed")
 
-    def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
+    def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64] | range) -> None:
         self.seed = seed
         self.epoch = epoch
         self.positions = positions
@@ -158,7 +168,7 @@ _local = _Local()
 
 
 @contextmanager
-def reading(seed: int, epoch: int, positions: NDArray[np.int64]) -> Iterator[Reading]:
+def reading(seed: int, epoch: int, positions: NDArray[np.int64] | range) -> Iterator[Reading]:
     """Let :func:`sample_rng` serve a batch within the block; the block sets the ``place``."""
     outer, current = _local.reading, Reading(seed, epoch, positions)
     _local.reading = current

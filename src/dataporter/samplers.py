@@ -33,7 +33,7 @@ class OrderSampler(Sampler[int]):
     would be sharded a second time, so there iterating over it is an error.
     """
 
-    def __init__(self, requests: PlannedRequests, cursor: Cursor) -> None:
+    def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
         self._requests = requests
         self._cursor = cursor
 

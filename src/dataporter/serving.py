@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from dataporter._torch import pin_function
 from dataporter.convert import Conversion, Empty, new
 from dataporter.engines import Engine, InlineEngine, ProcessEngine, ThreadEngine, WorkerOptions
-from dataporter.fetch import Fetch, OnError, converting, fetch_for, undisturbing
+from dataporter.fetch import Fetch, converting, undisturbing
 
 __all__ = ["WorkerKind", "engine_for"]
 
@@ -20,10 +20,8 @@ WorkerKind = Literal["process", "thread"]
 
 def engine_for(
     loader: DataLoader[Any],
-    rows: Any,
+    build_fetch: Callable[..., Fetch],
     *,
-    seeds_each: Literal["sample", "batch"],
-    on_error: OnError,
     worker_kind: WorkerKind,
     worker_restarts: int,
     conversion: Conversion | None,
@@ -31,18 +29,9 @@ def engine_for(
     """An engine by the loader's present attributes, which torch lets people set at any time.
 
     Args:
-        rows: the dataset as something that is indexed by row.
+        build_fetch: makes what reads and collates.
         conversion: what becomes of the batches, if anything does.
     """
-    seeded = loader.num_workers == 0 or worker_kind == "process"
-    build_fetch = partial(
-        fetch_for,
-        rows,
-        loader.collate_fn,
-        batched=loader.batch_sampler is not None,
-        seeds_each=seeds_each if seeded else "nothing",
-        on_error=on_error,
-    )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
         return InlineEngine(_converted(undisturbing(build_fetch()), conversion, new), pin)

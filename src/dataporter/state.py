@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dataporter.errors import InvalidStateError
 from dataporter.request import Delivered, Progress
 
-__all__ = ["Identity", "Mismatch", "State", "build", "differences", "parse"]
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Identity",
+    "Mismatch",
+    "State",
+    "build",
+    "check_numbers",
+    "check_schema",
+    "check_type",
+    "differences",
+    "parse",
+    "shown",
+]
 
 SCHEMA_VERSION = 1
 SCHEMA = "dataporter"
@@ -61,11 +74,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A field in which a state and a loader differ."""
+    """A field in which a state and a loader differ, and what to do where that is a special case."""
 
     field: str
     saved: object
     present: object
+    advice: str | None = None
 
 
 def build(state: State) -> dict[str, Any]:
@@ -98,34 +112,9 @@ def parse(state: Mapping[str, Any]) -> State:
     Raises:
         InvalidStateError: it is no state, from a newer schema, or a field is missing or wrong.
     """
-    if not isinstance(state, Mapping):
-        raise InvalidStateError(
-            f"load_state_dict expected the dict that state_dict() returned, got {_shown(state)}"
-        )
-    _check_schema(state)
-    for field, types in _FIELDS.items():
-        if field not in state:
-            raise InvalidStateError(
-                f"the state has no field {field!r}: it is damaged or was cut; its fields are "
-                f"{sorted(map(str, state))}"
-            )
-        _check_type(field, state[field], types)
-    for field in _NOT_NEGATIVE:
-        if state[field] is not None and not 0 <= state[field] < _LIMIT:
-            raise InvalidStateError(
-                f"the state's field {field!r} is {state[field]}, expected 0 to {_LIMIT - 1}"
-            )
-    for field in ("batch_size", "world_size"):
-        if state[field] is not None and state[field] < 1:
-            raise InvalidStateError(
-                f"the state's field {field!r} is {state[field]}, expected 1 or more"
-            )
-    unknown = sorted(map(str, set(state) - set(_FIELDS)))
-    if unknown:
-        raise InvalidStateError(
-            f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass the "
-            "part of the checkpoint that state_dict() returned, and nothing around it"
-        )
+    check_schema(state, _FIELDS)
+    check_numbers(state, _NOT_NEGATIVE, lowest=0)
+    check_numbers(state, ("batch_size", "world_size"), lowest=1)
     identity = Identity(
         strategy=state["strategy"],
         order=state["order"],
@@ -146,22 +135,31 @@ def parse(state: Mapping[str, Any]) -> State:
     return State(identity, state["seed"], progress)
 
 
-def differences(saved: Identity, present: Identity) -> list[Mismatch]:
-    """The fields in which two loaders differ, in the order of the schema."""
+def differences(saved: Any, present: Any) -> list[Mismatch]:
+    """The fields in which two identities of one class differ, in the order of the schema."""
     return [
-        Mismatch(field, getattr(saved, field), getattr(present, field))
-        for field in Identity.__dataclass_fields__
-        if getattr(saved, field) != getattr(present, field)
+        Mismatch(field.name, getattr(saved, field.name), getattr(present, field.name))
+        for field in fields(saved)
+        if getattr(saved, field.name) != getattr(present, field.name)
     ]
 
 
-def _check_schema(state: Mapping[str, Any]) -> None:
+def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
+    """Whether a state has this release's schema, and its fields have the types they should.
+
+    Raises:
+        InvalidStateError: it has not.
+    """
+    if not isinstance(state, Mapping):
+        raise InvalidStateError(
+            f"load_state_dict expected the dict that state_dict() returned, got {shown(state)}"
+        )
     if SCHEMA not in state:
         raise InvalidStateError(
             f"this is no state of a ResumableDataLoader: the field {SCHEMA!r} (its schema version) "
             f"is missing; the fields are {sorted(map(str, state))[:20]}"
         )
-    _check_type(SCHEMA, state[SCHEMA], _FIELDS[SCHEMA])
+    check_type(SCHEMA, state[SCHEMA], known[SCHEMA])
     if state[SCHEMA] > SCHEMA_VERSION:
         raise InvalidStateError(
             f"the state's field {SCHEMA!r} says schema {state[SCHEMA]}, this release reads up to "
@@ -171,13 +169,42 @@ def _check_schema(state: Mapping[str, Any]) -> None:
         raise InvalidStateError(
             f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected {SCHEMA_VERSION}"
         )
+    if ("stream" in state) != ("stream" in known):
+        read = ("an iterable dataset", "a dataset with an index")
+        saved, present = read if "stream" in state else reversed(read)
+        raise InvalidStateError(f"the state is of {saved}, and this loader reads {present}")
+    for field, types in known.items():
+        if field not in state:
+            raise InvalidStateError(
+                f"the state has no field {field!r}: it is damaged or was cut; its fields are "
+                f"{sorted(map(str, state))}"
+            )
+        check_type(field, state[field], types)
+    unknown = sorted(map(str, set(state) - set(known)))
+    if unknown:
+        raise InvalidStateError(
+            f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass the "
+            "part of the checkpoint that state_dict() returned, and nothing around it"
+        )
 
 
-def _check_type(field: str, value: object, types: tuple[type, ...]) -> None:
+def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int) -> None:
+    """Whether these fields, where they are not null, lie within what a state can have."""
+    for field in names:
+        if state[field] is None or lowest <= state[field] < _LIMIT:
+            continue
+        expected = f"{lowest} to {_LIMIT - 1}" if lowest == 0 else f"{lowest} or more"
+        raise InvalidStateError(
+            f"the state's field {field!r} is {state[field]}, expected {expected}"
+        )
+
+
+def check_type(field: str, value: object, types: tuple[type, ...]) -> None:
+    """Whether a field has one of its types."""
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
         raise InvalidStateError(
-            f"the state's field {field!r} is {_shown(value)}, expected {expected}"
+            f"the state's field {field!r} is {shown(value)}, expected {expected}"
         )
 
 
@@ -195,7 +222,7 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
         )
         if not sound:
             raise InvalidStateError(
-                f"the state's field 'early' holds {_shown(stretch)}, expected "
+                f"the state's field 'early' holds {shown(stretch)}, expected "
                 f"[start, stop, digest] with {before} < start < stop"
             )
         early.append(Delivered(*stretch))
@@ -203,6 +230,7 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
     return tuple(early)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of any size, for an error."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

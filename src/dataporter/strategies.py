@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from dataporter.errors import ConfigurationError
 from dataporter.request import Progress, RequestSource
@@ -35,8 +35,11 @@ class ResumptionStrategy:
     seeds_each: ClassVar[Literal["sample", "batch"]]
     may_change: ClassVar[frozenset[str]]
 
-    def mismatches(self, saved: Identity, present: Identity) -> list[Mismatch]:
-        """What differs between save and load although this strategy needs it equal."""
+    def mismatches(self, saved: Any, present: Any) -> list[Mismatch]:
+        """What differs between save and load although this strategy needs it equal.
+
+        Both are identities of one kind: of a dataset with an index, or of a stream.
+        """
         return [
             difference
             for difference in differences(saved, present)
@@ -116,7 +119,7 @@ def explain(mismatches: list[Mismatch]) -> str:
     """What to tell of a state that belongs to another loader: every difference, and the way out."""
     lines = "".join(
         f"\n  - {difference.field}: the state has {difference.saved!r}, this loader has "
-        f"{difference.present!r} ({_ADVICE[difference.field]})"
+        f"{difference.present!r} ({difference.advice or _ADVICE[difference.field]})"
         for difference in mismatches
     )
     return (
@@ -133,6 +136,11 @@ _ADVICE = {
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",
     "dataset_fingerprint": "the data changed; resume on the dataset that the state was saved with",
+    "cut": "the dataset has come to cut itself into shards, or no longer does; resume on its old "
+    "class",
+    "num_shards": "pass num_shards= as it was",
+    "num_workers": "each worker reads a stream like this by itself, so their number is part of the "
+    "state; give the dataset num_shards and shard(), see dataporter.ShardedStream, to change it",
     "batch_size": "strategy='advanced' can change it at a resume",
     "world_size": "strategy='distributed' can change it at a resume",
     "tail": "set tail= or drop_last= as it was",

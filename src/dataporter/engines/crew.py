@@ -23,7 +23,7 @@ from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError
 from dataporter.fetch import Fetched
-from dataporter.request import Request
+from dataporter.request import EngineRequest
 
 __all__ = ["Crew", "Ticket", "describe"]
 
@@ -44,7 +44,6 @@ _GRACE = 2.0  # s, for a worker to finish what it reads
 _LAST_GRACE = 1.0  # s, after SIGTERM
 # A worker's end shows at its channel, unless a process that it has started holds that open.
 _LOOKS_AT_WORKERS_EVERY = 1.0  # s
-_INDICES_SHOWN = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +62,7 @@ class Ticket:
     """
 
     number: int
-    request: Request
+    request: EngineRequest
     worker: int
     answer: Answer | None = None
     slots: TrainingSlots | None = None
@@ -119,7 +118,7 @@ class Crew:
 
     # ---- asking
 
-    def ask(self, request: Request, worker: int) -> Ticket:
+    def ask(self, request: EngineRequest, worker: int) -> Ticket:
         """Give a request to a worker, which serves its requests one after the other."""
         ticket = Ticket(self._tickets, request, worker)
         self._tickets += 1
@@ -344,13 +343,7 @@ def _end(exitcode: int) -> str:
 
 
 def _shown(asked: list[Ticket]) -> str:
-    if not asked:
-        return "nothing to read"
-    request = asked[0].request
-    indices = list(request.indices)
-    shown = ", ".join(str(index) for index in indices[:_INDICES_SHOWN])
-    more = ", ..." if len(indices) > _INDICES_SHOWN else ""
-    return f"indices [{shown}{more}] to read (epoch {request.epoch}, step {request.step})"
+    return f"{asked[0].request.described()} to read" if asked else "nothing to read"
 
 
 def describe(ticket: Ticket) -> str:

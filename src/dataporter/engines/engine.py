@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from dataporter.errors import DataPorterError
 from dataporter.fetch import Fetched
-from dataporter.request import Request, Requests
+from dataporter.request import EngineRequest
 
-__all__ = ["Engine", "Reply", "Usage", "refuse_inherited"]
+__all__ = ["Engine", "EngineRequests", "Reply", "Usage", "refuse_inherited"]
+
+EngineRequests = Iterable[EngineRequest]
 
 
 class Reply(NamedTuple):
     """What became of a request: a batch, or the exception that fetching it raised."""
 
-    request: Request
+    request: EngineRequest
     fetched: Fetched | None = None
     failure: BaseException | None = None
 
@@ -36,7 +38,7 @@ class Usage(NamedTuple):
 class Engine(Protocol):
     """Carries requests to where they are fetched, and the batches back."""
 
-    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
+    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
         """Serve a pass. Requests are drawn ahead as far as the engine prefetches.
 
         ``ahead`` is what the next pass asks for if nothing intervenes: an engine whose workers

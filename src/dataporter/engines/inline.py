@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dataporter.engines.engine import Reply, Usage
+from dataporter.engines.engine import EngineRequests, Reply, Usage
 from dataporter.fetch import Fetch
-from dataporter.request import Request, Requests
+from dataporter.request import EngineRequest
 
 __all__ = ["InlineEngine"]
 
@@ -25,10 +25,10 @@ class InlineEngine:
     fetch: Fetch
     pin: Callable[[Any], Any]
 
-    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
+    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
         return map(self._serve, requests)
 
-    def _serve(self, request: Request) -> Reply:
+    def _serve(self, request: EngineRequest) -> Reply:
         try:
             fetched = self.fetch(request)
             return Reply(request, fetched._replace(batch=self.pin(fetched.batch)))

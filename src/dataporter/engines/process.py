@@ -14,11 +14,11 @@ from typing import Any
 from torch import multiprocessing
 
 from dataporter.engines.crew import Crew, Ticket, describe
-from dataporter.engines.engine import Reply, Usage, refuse_inherited
+from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch import Fetch
-from dataporter.request import Request, Requests
+from dataporter.request import EngineRequest
 from dataporter.rng import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine", "WorkerOptions"]
@@ -69,7 +69,7 @@ class ProcessEngine:
         # The last pass's, which may be all that keeps it.
         self._last_crew: weakref.ref[Crew] | None = None
 
-    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
+    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
         before, self._pass = self._pass, None
         crew, self._crew = self._crew, None
         if crew is not None and crew.owner != os.getpid():
@@ -98,7 +98,7 @@ class ProcessEngine:
         if crew is not None:
             crew.close()
 
-    def _hired(self, first: Request) -> Crew:
+    def _hired(self, first: EngineRequest) -> Crew:
         options = self._options
         spec = WorkerSpec(
             self._build_fetch,
@@ -115,8 +115,8 @@ class ProcessEngine:
 class _Errand:
     """What workers are sent for: what they were asked so far, and what they are to be asked."""
 
-    requests: Requests
-    remaining: Iterator[Request]
+    requests: EngineRequests
+    remaining: Iterator[EngineRequest]
     asked: deque[Ticket] = field(default_factory=deque)
     drawn: int = 0
 
@@ -128,7 +128,7 @@ class _Pass(Iterator[Reply]):
         self,
         crew: Crew,
         present: _Errand,
-        ahead: Requests | None,
+        ahead: EngineRequests | None,
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
@@ -177,7 +177,7 @@ class _Pass(Iterator[Reply]):
             return Reply(ticket.request, failure=error)
         return Reply(ticket.request, result._replace(batch=pinned))
 
-    def hand_over(self, requests: Requests) -> _Errand | None:
+    def hand_over(self, requests: EngineRequests) -> _Errand | None:
         """A later pass takes the workers; returns what they have read ahead for it."""
         crew, self._crew, self._taken_over = self._crew, None, True
         ahead, self._next = self._next, None
@@ -212,7 +212,7 @@ class _Pass(Iterator[Reply]):
             self._ask_for(request, self._next, crew)
             left -= 1
 
-    def _draw(self) -> Request | None:
+    def _draw(self) -> EngineRequest | None:
         if self._sampler_failure is not None:
             return None
         try:
@@ -222,9 +222,11 @@ class _Pass(Iterator[Reply]):
             self._sampler_failure = error
             return None
 
-    def _ask_for(self, request: Request, errand: _Errand, crew: Crew) -> None:
+    def _ask_for(self, request: EngineRequest, errand: _Errand, crew: Crew) -> None:
         workers = range(self._options.num_workers)
-        if self._options.in_order:
+        if request.reader is not None:
+            worker = request.reader % len(workers)
+        elif self._options.in_order:
             # By turns, as torch's: a dataset that its worker_init_fn has changed gives the same.
             worker = errand.drawn % len(workers)
         else:

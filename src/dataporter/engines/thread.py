@@ -13,11 +13,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 from typing import Any
 
-from dataporter.engines.engine import Reply, Usage, refuse_inherited
+from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
 from dataporter.fetch import Fetch
-from dataporter.request import Request, Requests
+from dataporter.request import EngineRequest
 from dataporter.rng import global_state
 
 __all__ = ["ThreadEngine"]
@@ -45,7 +45,7 @@ class ThreadEngine:
         self._pool: _Threads | None = None
         self._owner = os.getpid()
 
-    def start(self, requests: Requests, ahead: Requests | None) -> Iterator[Reply]:
+    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
         pool = self._pool
         if pool is None or self._owner != os.getpid():  # a fork has no threads, whatever it says
             pool = _Threads(self._options.num_workers)
@@ -77,7 +77,7 @@ class _Threads:
             name = f"dataporter_{number}"
             threading.Thread(target=_work_off, args=(self._tasks,), name=name, daemon=True).start()
 
-    def submit(self, serve: _Serve, request: Request) -> Future[Reply]:
+    def submit(self, serve: _Serve, request: EngineRequest) -> Future[Reply]:
         future: Future[Reply] = Future()
         self._tasks.put((future, serve, request))
         return future
@@ -109,7 +109,7 @@ class _Serve:
         self._numbers = itertools.count()
         self._thread = threading.local()
 
-    def __call__(self, request: Request) -> Reply:
+    def __call__(self, request: EngineRequest) -> Reply:
         try:
             if self._worker_init_fn is not None and not hasattr(self._thread, "number"):
                 self._thread.number = next(self._numbers)
@@ -119,7 +119,7 @@ class _Serve:
             return Reply(request, failure=error)
 
 
-_Work = tuple[Future[Reply], _Serve, Request]
+_Work = tuple[Future[Reply], _Serve, EngineRequest]
 
 
 class _Pass(Iterator[Reply]):
@@ -128,7 +128,7 @@ class _Pass(Iterator[Reply]):
         engine: ThreadEngine,
         pool: _Threads,
         serve: _Serve,
-        requests: Iterator[Request],
+        requests: Iterator[EngineRequest],
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
@@ -139,7 +139,7 @@ class _Pass(Iterator[Reply]):
         self._requests = requests
         self._pin = pin
         self._options = options
-        self._asked: deque[tuple[Request, Future[Reply]]] = deque()
+        self._asked: deque[tuple[EngineRequest, Future[Reply]]] = deque()
         self._watched = False
         self._owner = os.getpid()
 

@@ -27,7 +27,7 @@ from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.errors import DataPorterError, SampleError
 from dataporter.fetch import Fetch
-from dataporter.request import Request
+from dataporter.request import EngineRequest
 
 __all__ = ["Answer", "Failure", "Task", "WorkerSpec", "WorkerTraceback", "run"]
 
@@ -68,34 +68,19 @@ class Task(NamedTuple):
     """
 
     ticket: int
-    request: Request
+    request: EngineRequest
     reusable: list[int]
     spent: list[int]
     cancelled: list[int]
 
     def packed(self) -> bytes:
-        # What a request delivers concerns the training process alone.
-        seed, epoch, step, positions, indices, _ = self.request
-        # A pickled array takes ten times as long as its bytes.
-        raw = indices.tobytes() if isinstance(indices, np.ndarray) else None
-        return pickle.dumps(
-            (
-                self.ticket,
-                (seed, epoch, step, positions.tobytes(), raw, indices if raw is None else None),
-                self.reusable,
-                self.spent,
-                self.cancelled,
-            ),
-            pickle.HIGHEST_PROTOCOL,
-        )
+        return pickle.dumps(self._replace(request=self.request.packed()), pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, message: bytes) -> Task:
-        ticket, (seed, epoch, step, positions, raw, keys), *rest = pickle.loads(message)
-        # A bytearray, since torch wants arrays that it may write to.
-        indices = keys if raw is None else np.frombuffer(bytearray(raw), dtype=np.int64)
-        request = Request(seed, epoch, step, np.frombuffer(positions, dtype=np.int64), indices, ())
-        return cls(ticket, request, *rest)
+        task: Task = pickle.loads(message)
+        packed: Any = task.request
+        return task._replace(request=packed.unpacked())
 
 
 class Answer(NamedTuple):
@@ -232,7 +217,7 @@ class _Refusal:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def __call__(self, request: Request) -> Any:
+    def __call__(self, request: EngineRequest) -> Any:
         raise self._error
 
 
@@ -270,7 +255,7 @@ class _Worker:
             slots.forget_descriptor(slot)
 
     def _packed(
-        self, request: Request, fetch: Fetch, slots: WorkerSlots
+        self, request: EngineRequest, fetch: Fetch, slots: WorkerSlots
     ) -> tuple[Packer, Slot | None]:
         """A batch, and the slot that it lies in, if there is anything to lie there."""
         slot = slots.take(self._usual_size)
@@ -306,7 +291,7 @@ class _Worker:
         ctypes.memmove(other.address, slot.address, packer.size)
         return other
 
-    def _made(self, request: Request, fetch: Fetch, slot: Slot | None) -> Packer:
+    def _made(self, request: EngineRequest, fetch: Fetch, slot: Slot | None) -> Packer:
         placing = self.placing
         arena = placing.begin(slot)
         try:

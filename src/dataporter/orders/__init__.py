@@ -1,8 +1,9 @@
 """Orders: which sample comes at which position of an epoch."""
 
+from dataporter.orders.blocks import BlockShuffledOrder
 from dataporter.orders.order import Order
 from dataporter.orders.sequential import SequentialOrder
 from dataporter.orders.shuffled import ShuffledOrder
 from dataporter.orders.torch_order import TorchOrder
 
-__all__ = ["Order", "SequentialOrder", "ShuffledOrder", "TorchOrder"]
+__all__ = ["BlockShuffledOrder", "Order", "SequentialOrder", "ShuffledOrder", "TorchOrder"]

@@ -1,0 +1,146 @@
+"""Keyed permutations of 0..length-1, computed for any of the values on its own (C9)."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataporter.rng import GOLDEN_GAMMA, fold, fold_each, mix
+
+__all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each"]
+
+# Up to this length the permutation is made by sorting hashed keys: exactly uniform, where a
+# Feistel network over so few values is not, and as cheap (tens of microseconds).
+SORTED_LENGTH = 4096
+ROUNDS = 6
+
+_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
+_HALF = np.uint64(32)
+# So many keys are sorted at once, whatever the number of permutations asked for: half a megabyte.
+_SORTED_AT_ONCE = 1 << 16
+
+
+def permute(values: NDArray[np.uint64], length: int, key: int) -> NDArray[np.uint64]:
+    """Where the permutation of ``key`` takes each of the values (0..length-1)."""
+    if length <= SORTED_LENGTH:
+        (permutation,) = _sorted_permutations(np.array([key], dtype=np.uint64), length)
+        return np.take(permutation, values.view(np.int64))
+    rounds = np.array([[fold(key, turn)] for turn in range(ROUNDS)], dtype=np.uint64)
+    return _feistel(values, length, rounds)
+
+
+def permute_each(
+    values: NDArray[np.uint64], owners: NDArray[np.uint64], length: int, key: int
+) -> NDArray[np.uint64]:
+    """:func:`permute` with a key for each value: that of its owner, ``fold(key, owner)``.
+
+    Both arrays are of one dimension. Values of few owners cost little more than those of one.
+    """
+    some, which = distinct(owners)
+    keys = fold_each(np.array([key], dtype=np.uint64), some)
+    if length <= SORTED_LENGTH:
+        return _by_sorting(values, which, length, keys)
+    rounds = fold_each(keys, np.arange(ROUNDS, dtype=np.uint64)[:, None])
+    return _feistel(values, length, rounds if len(some) == 1 else rounds[:, which])
+
+
+def distinct(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A few values that hold all the given ones, and where among them each of the given is.
+
+    Values that lie close together, as those of consecutive positions do, are not sorted for it:
+    all that lie between are taken, at most as many as were given.
+    """
+    lowest, highest = values.min(), values.max()
+    if int(highest) - int(lowest) < values.size:
+        between = np.arange(int(highest) - int(lowest) + 1, dtype=np.uint64) + lowest
+        return between, (values - lowest).view(np.int64)
+    return np.unique(values, return_inverse=True)
+
+
+def _by_sorting(
+    values: NDArray[np.uint64], which: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    at_once = max(1, _SORTED_AT_ONCE // length)
+    if len(keys) <= at_once:
+        return _sorted_permutations(keys, length)[which, values]
+    permuted = np.empty_like(values)
+    for first in range(0, len(keys), at_once):
+        ours = (which >= first) & (which < first + at_once)
+        rows = _sorted_permutations(keys[first : first + at_once], length)
+        permuted[ours] = rows[which[ours] - first, values[ours]]
+    return permuted
+
+
+def _sorted_permutations(keys: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+    """The whole permutation of each key, shape (keys, length)."""
+    # mix is a bijection, so the keys differ from each other and the sort has no ties to favour.
+    places = np.arange(length, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
+    return np.argsort(mix(places + keys[:, None])).view(np.uint64)
+
+
+def _feistel(
+    values: NDArray[np.uint64], length: int, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Permute ``values`` within 0..length-1: encipher, and again whatever fell outside.
+
+    ``keys`` has a row for each round: one key, or one for each of the values.
+    """
+    left_radix = isqrt(length - 1) + 1
+    right_radix = -(-length // left_radix)
+    bound = np.uint64(length)
+
+    permuted = _encipher(values, np.uint64(left_radix), np.uint64(right_radix), keys)
+    outside = np.flatnonzero(permuted >= bound)
+    while outside.size:
+        theirs = keys if keys.shape[1] == 1 else keys[:, outside]
+        walked = _encipher(
+            permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), theirs
+        )
+        permuted.flat[outside] = walked
+        outside = outside[walked >= bound]
+    return permuted
+
+
+def _encipher(
+    values: NDArray[np.uint64],
+    left_radix: np.uint64,
+    right_radix: np.uint64,
+    keys: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    left = values // right_radix
+    right = values - left * right_radix
+    scratch = np.empty_like(left)
+    for turn, key in enumerate(keys):
+        if turn % 2 == 0:
+            _add_hashed(left, right, key, left_radix, scratch)
+        else:
+            _add_hashed(right, left, key, right_radix, scratch)
+    left *= right_radix
+    left += right
+    return left
+
+
+def _add_hashed(
+    target: NDArray[np.uint64],
+    source: NDArray[np.uint64],
+    key: NDArray[np.uint64],
+    radix: np.uint64,
+    scratch: NDArray[np.uint64],
+) -> None:
+    """``target = (target + hash(source, key)) mod radix``, in place."""
+    shifted = np.add(source, key, out=scratch)
+    shifted *= _MULTIPLIER
+    shifted ^= shifted >> _HALF
+    shifted *= _MULTIPLIER
+    shifted >>= _HALF
+    # Lemire, "Fast random integer generation in an interval" (2019): the top 32 bits times the
+    # radix, shifted back, lie within 0..radix-1 without a division.
+    shifted *= radix
+    shifted >>= _HALF
+    target += shifted
+    # Both summands lie below the radix; where the sum does too, target - radix wraps to something
+    # huge and the minimum keeps the sum.
+    np.subtract(target, radix, out=scratch)
+    np.minimum(target, scratch, out=target)

@@ -1,0 +1,205 @@
+"""A reader: one shard, read sample by sample from where a state says (C8, C10, C12)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from inspect import isgenerator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
+from dataporter.fetch import OnError, Skipped
+from dataporter.rng import STREAM_SHARD, fold, reading, sample_key, sample_keys, seed_generators
+from dataporter.streams import snapshot
+from dataporter.streams.shard import Cut, ShardState
+
+__all__ = ["Reader", "Reading"]
+
+# Replayed samples are seeded and read so many at a time.
+_REPLAYED_AT_ONCE = 1024
+
+
+class Reading(NamedTuple):
+    """How a stream is read; the same for all its shards.
+
+    Attributes:
+        batch_size: samples of a batch.
+        seeds_each: seed the global generators before each sample, once a batch, or never.
+        on_error: what becomes of a sample that raises.
+    """
+
+    batch_size: int
+    seeds_each: Literal["sample", "batch", "nothing"]
+    on_error: OnError
+
+
+class Reader:
+    """Reads a shard from a state on.
+
+    Args:
+        cut: gives the shard.
+        start: where it was left.
+        seed, epoch: the loader's.
+        how: how it is read.
+
+    Attributes:
+        place: how many samples of the shard were read, or failed.
+        ended: there are no more.
+    """
+
+    def __init__(self, cut: Cut, start: ShardState, seed: int, epoch: int, how: Reading) -> None:
+        self.place = start.marked
+        self.ended = False
+        self._cut = cut
+        self._shard = start.shard
+        self._epoch = epoch
+        self._key = fold(seed, start.shard, STREAM_SHARD)
+        self._how = how
+        with cut.reading():
+            self._iterable = cut.open(start.shard, epoch)
+            self._iterator = _iterator_at(self._iterable, start)
+        self.return_to(start.place)
+
+    def return_to(self, place: int) -> None:
+        """Read again what was read before, up to a place.
+
+        Raises:
+            DatasetChangedError: the shard ends before it.
+        """
+        self.advance(place)
+        if self.place < place:
+            raise DatasetChangedError(
+                f"shard {self._shard} of the stream ended at sample {self.place} (epoch "
+                f"{self._epoch}), and {place} samples of it had been delivered when the state was "
+                "saved: resume on the data that the state was saved with"
+            )
+
+    def stands_at(self, place: int) -> bool:
+        """Whether the sample at this place comes next, or none does because the shard has ended."""
+        return self.place == place or (self.ended and self.place < place)
+
+    def advance(self, place: int) -> None:
+        """Read up to a place and throw it away; less where the shard ends before."""
+        nothing: deque[Any] = deque(maxlen=0)
+        while self.place < place and not self.ended:
+            self._read(min(place - self.place, _REPLAYED_AT_ONCE), nothing, None)
+
+    def read(self, count: int) -> tuple[list[Any], tuple[Skipped, ...]]:
+        """The next so many samples, less where the shard ends, and those that were left out."""
+        samples: list[Any] = []
+        skipped: list[Skipped] = []
+        first = self.place
+        if not self.ended:
+            self._read(count, samples, skipped)
+        if skipped and not samples:
+            raise SampleError(
+                f"on_error='skip' left nothing of a batch of the stream: {len(skipped)} samples of "
+                f"shard {self._shard} from place {first} failed (epoch {self._epoch}), the first "
+                f"with {skipped[0].error}"
+            )
+        return samples, tuple(skipped)
+
+    def capture(self) -> str | None:
+        """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
+        if not self._cut.snapshots:
+            return None
+        with self._cut.reading():
+            states = {
+                name: part.state_dict()
+                for name, part in _parts(self._iterable, self._iterator).items()
+                if _keeps_state(part)
+            }
+            return snapshot.encode(states) if states else None
+
+    def _read(
+        self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
+    ) -> None:
+        """Read so many samples; without ``skipped``, as one who has read them before."""
+        first, size = self.place, self._how.batch_size
+        places = range(first, first + count)
+        each_sample, each_batch = (self._how.seeds_each == each for each in ("sample", "batch"))
+        keys: list[int] = []
+        if each_sample:
+            keys = sample_keys(self._key, self._epoch, np.asarray(places)).tolist()
+        # Seeded once a batch, they are read from one batch's beginning to the next.
+        stops = [*range(-first % size, count, size), count] if each_batch else [count]
+        offset, iterator, take = 0, self._iterator, samples.append
+        with self._cut.reading(), reading(self._key, self._epoch, places) as current:
+            while offset < count:
+                if each_batch and (first + offset) % size == 0:
+                    seed_generators(sample_key(self._key, self._epoch, places[offset]))
+                stop = next(stop for stop in stops if stop > offset)
+                try:
+                    # Entered again behind a failure, so that there is nothing to do but read.
+                    for offset in range(offset, stop):  # noqa: B020  # entered anew
+                        current.place = offset
+                        if each_sample:
+                            seed_generators(keys[offset])
+                        take(next(iterator))
+                except StopIteration:
+                    self.place, self.ended = first + offset, True
+                    return
+                except Exception as error:
+                    self.place = first + offset
+                    self._take_failure(error, samples, skipped)
+                offset += 1
+        self.place = first + count
+
+    def _take_failure(
+        self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
+    ) -> None:
+        on_error = self._how.on_error
+        shown = f"sample {self.place} of shard {self._shard} of the stream (epoch {self._epoch})"
+        if on_error == "raise":
+            add_note(error, f"while reading {shown}")
+            raise error
+        if isgenerator(self._iterator):
+            raise SampleError(
+                f"{shown} raised {error!r}, and a generator cannot go on behind that, so on_error= "
+                "cannot leave it out: catch the exception inside the generator, or make the stream "
+                "an iterator with __next__"
+            ) from error
+        if skipped is None:
+            return
+        index = (self._shard, self.place)
+        if on_error == "skip":
+            skipped.append(Skipped(index, self.place, repr(error)))
+        else:
+            samples.append(on_error(error, index))
+
+
+def _iterator_at(iterable: Any, start: ShardState) -> Iterator[Any]:
+    states = {} if start.snapshot is None else snapshot.decode(start.snapshot)
+    if "dataset" in states:
+        _restore(iterable, states["dataset"], start)
+    iterator: Iterator[Any] = iter(iterable)
+    if "iterator" in states:
+        _restore(iterator, states["iterator"], start)
+    return iterator
+
+
+def _restore(part: Any, state: Any, start: ShardState) -> None:
+    if not _keeps_state(part):
+        raise StateMismatchError(
+            f"the state has a snapshot of shard {start.shard} of the stream, and a "
+            f"{type(part).__name__} has no load_state_dict to take it: resume with the class that "
+            "the state was saved with"
+        )
+    part.load_state_dict(state)
+
+
+def _parts(iterable: Any, iterator: Any) -> dict[str, Any]:
+    # What is its own iterator has one state, and not the same one twice.
+    return (
+        {"dataset": iterable}
+        if iterator is iterable
+        else {"dataset": iterable, "iterator": iterator}
+    )
+
+
+def _keeps_state(part: Any) -> bool:
+    return callable(getattr(part, "state_dict", None)) and callable(
+        getattr(part, "load_state_dict", None)
+    )

@@ -1,0 +1,79 @@
+"""A stream's state beside the loader that is to go on from it (C6, C10)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container
+
+from dataporter.errors import ConfigurationError, StateMismatchError
+from dataporter.resume import OnMismatch
+from dataporter.state import Mismatch
+from dataporter.strategies import ResumptionStrategy, explain
+from dataporter.streams.request import StreamProgress
+from dataporter.streams.state import StreamIdentity, StreamState
+
+__all__ = ["place_of"]
+
+
+def place_of(
+    saved: StreamState,
+    present: StreamIdentity,
+    strategy: ResumptionStrategy,
+    rank: int,
+    shards: Container[int],
+    given_seed: int | None,
+    on_mismatch: OnMismatch,
+) -> tuple[int, StreamProgress]:
+    """Seed and progress with which a loader goes on that has ``present`` for its identity.
+
+    Args:
+        rank: the loader's.
+        shards: those that it reads.
+        given_seed: the seed that it was built with; without one it takes the state's.
+
+    Raises:
+        StateMismatchError: the state belongs to another loader, or is another rank's part.
+    """
+    if on_mismatch not in ("error", "warn"):
+        raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
+    before, identity = saved.progress, saved.identity
+    if saved.rank is not None and (saved.rank, identity.world_size) != (
+        rank,
+        present.world_size,
+    ):
+        raise StateMismatchError(
+            f"the state is rank {saved.rank}'s part of a stream that {identity.world_size} ranks "
+            f"read, and this is rank {rank} of {present.world_size}: the others' shards are "
+            "not in it. Save state_dict(gather=True), which all ranks call together and any number "
+            "of ranks can load, or load on each rank the part that it has saved"
+        )
+    seed = saved.seed if given_seed is None else given_seed
+    mismatches = strategy.mismatches(identity, present)
+    if present.cut == "workers" and identity.world_size != present.world_size:
+        mismatches = [one for one in mismatches if one.field != "world_size"]
+        mismatches.append(
+            Mismatch("world_size", identity.world_size, present.world_size, _NOT_ELASTIC)
+        )
+    if seed != saved.seed:
+        mismatches.append(Mismatch("seed", saved.seed, seed))
+    if mismatches and on_mismatch == "error":
+        raise StateMismatchError(explain(mismatches))
+    if mismatches:
+        warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=3)
+    moved = {"cut", "num_shards", "num_workers"}
+    if present.cut == "workers":
+        moved.add("world_size")
+    if any(mismatch.field in moved for mismatch in mismatches):
+        # The shards are others now, so that the nearest place is the epoch's beginning.
+        return seed, StreamProgress(before.epoch)
+    step = before.step
+    if identity.world_size != present.world_size:
+        step = sum(state.batches for state in before.shards.values()) // present.world_size
+    own = {shard: state for shard, state in before.shards.items() if shard in shards}
+    return seed, StreamProgress(before.epoch, step, own)
+
+
+_NOT_ELASTIC = (
+    "each rank's workers read a stream like this by themselves; give the dataset num_shards and "
+    "shard(), see dataporter.ShardedStream, to change it"
+)

@@ -1,0 +1,175 @@
+"""Shards: what of a stream is read one sample after another, and who cuts it so (C10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from dataporter._torch import without_worker_info
+
+__all__ = [
+    "Cut",
+    "ShardCut",
+    "ShardState",
+    "ShardedStream",
+    "WorkerCut",
+    "snapshots_are_exact",
+    "tell_epoch",
+]
+
+
+@runtime_checkable
+class ShardedStream(Protocol):
+    """A stream that can be cut into shards, each of which is read on its own.
+
+    A ``torch.utils.data.IterableDataset`` with these two members goes on exactly after a resume
+    with any number of workers and ranks. Hugging Face's ``IterableDataset`` has them.
+
+    A shard is an iterable. If it, or its iterator, has ``state_dict`` and ``load_state_dict``, a
+    resume goes there at once; otherwise the samples of this shard that were delivered are read
+    again, and thrown away. ``set_epoch(epoch)`` is called on the stream and on the shard where they
+    have it.
+
+    Example:
+        >>> from torch.utils.data import IterableDataset
+        >>> class Files(IterableDataset):
+        ...     files = {"a.txt": "three short lines", "b.txt": "two lines"}
+        ...     @property
+        ...     def num_shards(self):
+        ...         return len(self.files)
+        ...     def shard(self, num_shards, index):
+        ...         names = list(self.files)[index::num_shards]
+        ...         return [word for name in names for word in self.files[name].split()]
+        ...     def __iter__(self):
+        ...         return iter(self.shard(1, 0))
+        >>> isinstance(Files(), ShardedStream)
+        True
+        >>> from dataporter import ResumableDataLoader
+        >>> list(ResumableDataLoader(Files(), batch_size=2))
+        [['three', 'short'], ['two', 'lines'], ['lines']]
+    """
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many shards it can be cut at most."""
+
+    def shard(self, num_shards: int, index: int) -> Iterable[Any]:
+        """Shard ``index`` of ``num_shards``: together they have every sample once."""
+
+    def __iter__(self) -> Any: ...
+
+
+class ShardState(NamedTuple):
+    """How far a shard was read.
+
+    Attributes:
+        shard: its number.
+        batches: how many batches came of it.
+        place: how many samples: the place of the one that comes next.
+        ended: there is none.
+        marked: the place that ``snapshot`` belongs to; samples from there to ``place`` are read
+            again, and thrown away.
+        snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``.
+            None: reading begins at the front.
+    """
+
+    shard: int
+    batches: int = 0
+    place: int = 0
+    ended: bool = False
+    marked: int = 0
+    snapshot: str | None = None
+
+
+class Cut(Protocol):
+    """How a stream comes in shards."""
+
+    @property
+    def name(self) -> Literal["shards", "workers"]:
+        """What the state calls it."""
+
+    @property
+    def dataset(self) -> Any: ...
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether the states that the dataset gives are to be relied on."""
+
+    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
+        """The shards that a rank reads."""
+
+    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+        """A shard, before anything was read."""
+
+    def reading(self) -> AbstractContextManager[Any]:
+        """Entered while a shard is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCut:
+    """The dataset cuts itself; every shard can be read by any worker of any rank."""
+
+    dataset: Any
+    num_shards: int
+    snapshots: bool = True
+
+    @property
+    def name(self) -> Literal["shards", "workers"]:
+        return "shards"
+
+    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
+        return range(rank, self.num_shards, world_size)
+
+    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+        tell_epoch(self.dataset, epoch)
+        opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
+        tell_epoch(opened, epoch)
+        return opened
+
+    def reading(self) -> AbstractContextManager[Any]:
+        # A shard that saw that it is in a worker would share itself out among the workers.
+        return without_worker_info()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCut:
+    """Each worker iterates over the whole dataset, which gives each one its share if it likes."""
+
+    dataset: Any
+    snapshots: bool = True
+
+    @property
+    def name(self) -> Literal["shards", "workers"]:
+        return "workers"
+
+    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
+        return range(rank * num_workers, (rank + 1) * num_workers)
+
+    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+        tell_epoch(self.dataset, epoch)
+        opened: Iterable[Any] = self.dataset
+        return opened
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+def tell_epoch(stream: Any, epoch: int) -> None:
+    """Let a stream know which epoch is read, if it cares."""
+    set_epoch = getattr(stream, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(epoch)
+
+
+def snapshots_are_exact(stream: Any) -> bool:
+    """Whether the states that a stream's shards give lead to the very next sample."""
+    exact = getattr(stream, "snapshots_are_exact", None)
+    if isinstance(exact, bool):
+        return exact
+    if type(stream).__module__.partition(".")[0] != "datasets":
+        return True
+    from dataporter.hf import snapshots_are_exact as exact_of_hf
+
+    return exact_of_hf(stream)

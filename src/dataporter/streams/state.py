@@ -1,0 +1,193 @@
+"""A stream's state: where each shard stands, on this rank or on all of them (C5, C6, C10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dataporter.errors import InvalidStateError, RankMismatchError
+from dataporter.state import SCHEMA, SCHEMA_VERSION, check_numbers, check_schema, shown
+from dataporter.streams.request import StreamProgress
+from dataporter.streams.shard import ShardState
+
+__all__ = ["StreamIdentity", "StreamState", "build", "joined", "parse"]
+
+# Field → the types JSON may give back for it.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    SCHEMA: (int,),
+    "stream": (str,),
+    "strategy": (str,),
+    "seed": (int,),
+    "epoch": (int,),
+    "step": (int,),
+    "rank": (int, type(None)),
+    "shards": (list, tuple),
+    "num_shards": (int, type(None)),
+    "num_workers": (int, type(None)),
+    "dataset_fingerprint": (str, type(None)),
+    "batch_size": (int, type(None)),
+    "world_size": (int,),
+    "tail": (str,),
+}
+_WAYS = ("shards", "snapshots", "replay")
+_SHARD_TYPES: tuple[tuple[type, ...], ...] = (
+    (int,),
+    (int,),
+    (int,),
+    (bool,),
+    (int,),
+    (str, type(None)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamIdentity:
+    """What a stream's batches are made of, next to seed and progress.
+
+    Attributes:
+        cut: ``"shards"``: the dataset cuts itself; ``"workers"``: each worker reads all of it.
+        num_shards: into how many it is cut; None where each worker reads all of it.
+        num_workers: how many do so on each rank; None where any number of them may.
+    """
+
+    strategy: str
+    cut: Literal["shards", "workers"]
+    num_shards: int | None
+    num_workers: int | None
+    dataset_fingerprint: str | None
+    batch_size: int | None
+    world_size: int
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A stream's state that was read.
+
+    Attributes:
+        rank: whose shards these are; None: those of all ranks.
+    """
+
+    identity: StreamIdentity
+    seed: int
+    rank: int | None
+    progress: StreamProgress
+
+
+def build(state: StreamState) -> dict[str, Any]:
+    """The state as a flat dict of JSON types; all keys are always there."""
+    identity, progress = state.identity, state.progress
+    shards = sorted(progress.shards.values())
+    way: str = identity.cut
+    if identity.cut == "workers":
+        way = "replay" if all(shard.snapshot is None for shard in shards) else "snapshots"
+    return {
+        SCHEMA: SCHEMA_VERSION,
+        "stream": way,
+        "strategy": identity.strategy,
+        "seed": state.seed,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "rank": state.rank,
+        "shards": [list(shard) for shard in shards],
+        "num_shards": identity.num_shards,
+        "num_workers": identity.num_workers,
+        "dataset_fingerprint": identity.dataset_fingerprint,
+        "batch_size": identity.batch_size,
+        "world_size": identity.world_size,
+        "tail": identity.tail,
+    }
+
+
+def parse(state: Mapping[str, Any]) -> StreamState:
+    """Read a stream's state; nothing in it is executed or imported.
+
+    Raises:
+        InvalidStateError: it is no state, of a map-style dataset, from a newer schema, or a field
+            is missing or wrong.
+    """
+    check_schema(state, _FIELDS)
+    check_numbers(state, ("seed", "epoch", "step"), lowest=0)
+    check_numbers(state, ("batch_size", "world_size", "num_shards", "num_workers"), lowest=1)
+    way, rank = state["stream"], state["rank"]
+    if way not in _WAYS:
+        raise InvalidStateError(f"the state's field 'stream' is {way!r}, expected one of {_WAYS}")
+    if rank is not None and not 0 <= rank < state["world_size"]:
+        raise InvalidStateError(
+            f"the state's field 'rank' is {rank}, expected 0 to {state['world_size'] - 1}"
+        )
+    cut: Literal["shards", "workers"] = "shards" if way == "shards" else "workers"
+    present = "num_shards" if cut == "shards" else "num_workers"
+    absent = "num_workers" if cut == "shards" else "num_shards"
+    if state[present] is None or state[absent] is not None:
+        raise InvalidStateError(
+            f"the state's fields {present!r} ({state[present]}) and {absent!r} ({state[absent]}) "
+            f"do not fit 'stream' ({way!r})"
+        )
+    total = state["num_shards"] or state["num_workers"] * state["world_size"]
+    identity = StreamIdentity(
+        strategy=state["strategy"],
+        cut=cut,
+        num_shards=state["num_shards"],
+        num_workers=state["num_workers"],
+        dataset_fingerprint=state["dataset_fingerprint"],
+        batch_size=state["batch_size"],
+        world_size=state["world_size"],
+        tail=state["tail"],
+    )
+    shards: dict[int, ShardState] = {}
+    for entry in state["shards"]:
+        shard = _shard(entry, total)
+        if shard.shard in shards:
+            raise InvalidStateError(
+                f"the state's field 'shards' holds shard {shard.shard} more than once"
+            )
+        shards[shard.shard] = shard
+    progress = StreamProgress(state["epoch"], state["step"], shards)
+    return StreamState(identity, state["seed"], rank, progress)
+
+
+def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int]]) -> StreamState:
+    """The whole of which these are the ranks' parts, in the sequence of the ranks.
+
+    A rank may have come to the end of an epoch in which others still are: its shards have ended.
+
+    Args:
+        shards_of: those that a rank reads.
+
+    Raises:
+        RankMismatchError: a rank is further than that.
+    """
+    last = min(parts, key=lambda part: (part.progress.epoch, -part.progress.step))
+    epoch = last.progress.epoch
+    shards: dict[int, ShardState] = {}
+    for rank, part in enumerate(parts):
+        progress = part.progress
+        if progress.epoch == epoch:
+            shards.update(progress.shards)
+        elif (progress.epoch, progress.step) == (epoch + 1, 0):
+            shards.update({shard: ShardState(shard, ended=True) for shard in shards_of(rank)})
+        else:
+            raise RankMismatchError(
+                f"rank {rank} is at step {progress.step} of epoch {progress.epoch} of the stream, "
+                f"and rank {parts.index(last)} still in epoch {epoch}: one state has one epoch; "
+                "let all ranks begin an epoch together"
+            )
+    return replace(last, rank=None, progress=replace(last.progress, shards=shards))
+
+
+def _shard(entry: object, total: int) -> ShardState:
+    sound = (
+        isinstance(entry, list | tuple)
+        and len(entry) == len(_SHARD_TYPES)
+        and all(type(value) in types for value, types in zip(entry, _SHARD_TYPES))
+    )
+    if sound:
+        state = ShardState(*entry)  # type: ignore[misc]  # checked above
+        if 0 <= state.shard < total and state.batches >= 0 and 0 <= state.marked <= state.place:
+            return state
+    raise InvalidStateError(
+        f"the state's field 'shards' holds {shown(entry)}, expected [shard, batches, place, ended, "
+        f"marked, snapshot] with 0 <= shard < {total} and 0 <= marked <= place"
+    )

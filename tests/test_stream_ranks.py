@@ -1,0 +1,85 @@
+"""Streams on several ranks: shards are shared out, and states brought together (C7, C10)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from example_streams import KINDS, Generated, Sharded, numbers
+from worlds import outcome, ranks_of
+
+from dataporter import ResumableDataLoader
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the stream gives no state")]
+LENGTH = 61
+
+
+def loader_of(kind: str, workers: int) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(KINDS[kind](LENGTH), batch_size=3, num_workers=workers)
+
+
+def begin(kind: str, workers: int, steps: int) -> Any:
+    loader = loader_of(kind, workers)
+    seen = numbers(list(itertools.islice(loader, steps)))
+    return seen, loader.state_dict(), loader.state_dict(gather=True), loader.seed
+
+
+def go_on(kind: str, workers: int, state: Any) -> Any:
+    loader = loader_of(kind, workers)
+    loader.load_state_dict(state[dist.get_rank()] if isinstance(state, list) else state)
+    return numbers(list(loader)), loader.seed
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 2), (4, 2)])
+def test_shards_go_on_on_another_number_of_ranks(before: int, after: int) -> None:
+    begun = ranks_of(before, begin, "shards", 0, 2)
+    wholes = [json.dumps(whole) for _, _, whole, _ in begun]
+    assert len(set(wholes)) == 1
+    ended = ranks_of(after, go_on, "shards", 2, json.loads(wholes[0]))
+    found = [number for rank in (*begun, *ended) for number in rank[0]]
+    assert sorted(found) == list(range(LENGTH))
+    assert len({rank[-1] for rank in (*begun, *ended)}) == 1
+
+
+@pytest.mark.parametrize("kind", ["replay", "dataset state", "shards"])
+@pytest.mark.parametrize("gathered", [True, False])
+def test_the_same_ranks_load_the_whole_or_their_parts(kind: str, gathered: bool) -> None:
+    begun = ranks_of(2, begin, kind, 2, 3)
+    state = begun[0][2] if gathered else [part for _, part, _, _ in begun]
+    ended = ranks_of(2, go_on, kind, 2, json.loads(json.dumps(state)))
+    whole = [
+        numbers(list(ResumableDataLoader(KINDS[kind](LENGTH), 3, num_workers=2, seed=begun[0][-1])))
+    ] * 2
+    if kind == "shards":
+        found = [number for rank in (*begun, *ended) for number in rank[0]]
+        assert sorted(found) == list(range(LENGTH))
+    else:  # such a stream does not know of ranks: each one has all of it
+        assert [one[0] + two[0] for one, two in zip(begun, ended)] == whole
+
+
+def mistakes() -> Any:
+    rank = dist.get_rank()
+    loader = ResumableDataLoader(Sharded(LENGTH), batch_size=3)
+    list(itertools.islice(loader, 2))
+    parts: list[Any] = [None, None]
+    dist.all_gather_object(parts, loader.state_dict())
+    others = outcome(lambda: loader.load_state_dict(parts[1 - rank]))
+    one_is_ahead = ResumableDataLoader(Sharded(LENGTH), batch_size=3)
+    if rank == 0:
+        list(one_is_ahead)
+        next(iter(one_is_ahead))
+    ahead = outcome(lambda: one_is_ahead.state_dict(gather=True))
+    pixels = [batch["python"].tolist() for batch in ResumableDataLoader(Generated(6), 6)]
+    return others, ahead, pixels
+
+
+def test_mistakes_are_told_on_all_ranks() -> None:
+    (others_0, ahead_0, pixels_0), (others_1, ahead_1, pixels_1) = ranks_of(2, mistakes)
+    assert others_0[0] == others_1[0] == "StateMismatchError"
+    assert "rank 1's part" in others_0[1]
+    assert ahead_0[0] == ahead_1[0] == "RankMismatchError"
+    assert "rank 0 is at step 1 of epoch 1" in ahead_0[1]
+    assert pixels_0 != pixels_1  # each rank augments its own
