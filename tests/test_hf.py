@@ -893,6 +893,24 @@ def test_samples_of_a_stream_are_padded_when_they_are_collated() -> None:
     assert digest(batch) == digest(rows.__getbatch__(np.arange(3)))
 
 
+@pytest.mark.parametrize("name", ["plain", "shuffled", "mapped in batches"])
+def test_the_loader_resumes_a_stream_with_its_conversions_and_padding(name: str) -> None:
+    def loader(num_workers: int) -> ResumableDataLoader[Any]:
+        stream = UnifiedHFDatasetWrapper(PIPELINES[name](), {"ids": "int16"}, pad={"ids": 0})
+        return ResumableDataLoader(stream, 4, num_workers=num_workers)
+
+    whole = [digest(batch) for batch in loader(2)]
+    begun = loader(2)
+    batches = iter(begun)
+    first = next(batches)
+    assert first["ids"].dtype is torch.int16
+    assert first["ids_mask"].shape == first["ids"].shape
+    start = [digest(first), digest(next(batches))]
+    resumed = loader(2)
+    resumed.load_state_dict(begun.state_dict())
+    assert start + [digest(batch) for batch in resumed] == whole
+
+
 # ---- without the libraries
 
 
