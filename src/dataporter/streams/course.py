@@ -92,6 +92,18 @@ class _Asking:
         """A shard has come so far."""
         self._latest[state.shard] = state
 
+    def tell_of_samples_left_out(self) -> None:
+        """Nothing came of the epoch, though there was something to read."""
+        shards = self._latest.values()
+        if samples := sum(state.place for state in shards):
+            warnings.warn(
+                f"drop_last has left out all {samples} samples of an epoch: they lie in "
+                f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
+                "take a smaller batch or fewer shards (num_shards=), or leave drop_last out",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
     def to_replay(self) -> list[ShardState]:
         """Where shards are to be read again, from a place before the one that they had come to."""
         return [
@@ -155,6 +167,8 @@ class _Answers(Iterator[Reply]):
             self._step += 1
             return reply._replace(request=request)
         self._bar.close()
+        if self._step == 0:
+            self._asking.tell_of_samples_left_out()
         raise StopIteration
 
     def _show_replayed(self, state: ShardState) -> None:
@@ -169,8 +183,8 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any]:
     unmarked = sum(state.place for state in to_replay if state.snapshot is None)
     if unmarked:
         warnings.warn(
-            f"the stream gives no state to go on from, so {unmarked:,} samples that were delivered "
-            "are read again by the workers, and thrown away, before the next one comes; "
+            f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
+            "delivered are read again by the workers, and thrown away, before the next one comes; "
             "state_dict and load_state_dict on the dataset or on its iterator make that needless",
             RuntimeWarning,
             stacklevel=5,

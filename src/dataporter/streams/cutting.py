@@ -32,7 +32,11 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
                 "give it num_shards and shard(num_shards, index), see dataporter.ShardedStream, or "
                 "leave num_shards= out"
             )
-        return WorkerCut(dataset)
+        return WorkerCut(
+            dataset,
+            _says(dataset, "snapshots_are_exact", otherwise=True),
+            _says(dataset, "reads_ahead", otherwise=False),
+        )
     available = dataset.num_shards
     if num_shards is None:
         num_shards = min(available, _MOST_BY_DEFAULT)
@@ -46,15 +50,19 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
             f"out, so that some would get nothing: it can be cut into up to {available} "
             "(num_shards=); keep the data in more files than there are ranks"
         )
-    return ShardCut(dataset, num_shards, _snapshots_are_exact(dataset))
+    if type(dataset).__module__.partition(".")[0] == "datasets":
+        from dataporter.hf import reads_ahead, snapshots_are_exact
+
+        return ShardCut(dataset, num_shards, snapshots_are_exact(dataset), reads_ahead(dataset))
+    return ShardCut(
+        dataset,
+        num_shards,
+        _says(dataset, "snapshots_are_exact", otherwise=True),
+        _says(dataset, "reads_ahead", otherwise=False),
+    )
 
 
-def _snapshots_are_exact(dataset: Any) -> bool:
-    exact = getattr(dataset, "snapshots_are_exact", None)
-    if isinstance(exact, bool):
-        return exact
-    if type(dataset).__module__.partition(".")[0] != "datasets":
-        return True
-    from dataporter.hf import snapshots_are_exact
-
-    return snapshots_are_exact(dataset)
+def _says(dataset: Any, name: str, *, otherwise: bool) -> bool:
+    """What a dataset that knows itself says of itself."""
+    said = getattr(dataset, name, None)
+    return said if isinstance(said, bool) else otherwise

@@ -64,6 +64,8 @@ class StreamFetch:
         dropped = self._drop_last and len(samples) + len(skipped) < request.length
         comes = bool(samples) and not dropped
         state = self._state_after(request, reader, marked, comes=comes)
+        if reader.ended:
+            reader.close()
         self._open[state.shard] = reader, state
         if not comes:
             return Fetched(NO_BATCH, shard=state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from inspect import isgenerator
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,16 @@ import numpy as np
 
 from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
 from dataporter.fetch import OnError, Skipped
-from dataporter.rng import STREAM_SHARD, fold, reading, sample_key, sample_keys, seed_generators
+from dataporter.rng import (
+    STREAM_SHARD,
+    fold,
+    global_state,
+    reading,
+    sample_key,
+    sample_keys,
+    seed_generators,
+)
+from dataporter.rng import Reading as Current
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Cut, ShardState
 
@@ -57,6 +67,7 @@ class Reader:
         self._epoch = epoch
         self._key = fold(seed, start.shard, STREAM_SHARD)
         self._how = how
+        self._drawn = False
         with cut.reading():
             self._iterable = cut.open(start.shard, epoch)
             self._iterator = _iterator_at(self._iterable, start)
@@ -103,13 +114,14 @@ class Reader:
 
     def capture(self) -> str | None:
         """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
-        if not self._cut.snapshots:
+        # What was drawn may be part of samples that are yet to come, and of no state.
+        if not self._cut.snapshots or self._drawn:
             return None
         with self._cut.reading():
             states = {
                 name: part.state_dict()
                 for name, part in _parts(self._iterable, self._iterator).items()
-                if _keeps_state(part)
+                if snapshot.keeps_state(part)
             }
             return snapshot.encode(states) if states else None
 
@@ -127,6 +139,8 @@ class Reader:
         stops = [*range(-first % size, count, size), count] if each_batch else [count]
         offset, iterator, take = 0, self._iterator, samples.append
         with self._cut.reading(), reading(self._key, self._epoch, places) as current:
+            watched = self._cut.reads_ahead and not self._drawn
+            read = partial(self._watched, current) if watched else next
             while offset < count:
                 if each_batch and (first + offset) % size == 0:
                     seed_generators(sample_key(self._key, self._epoch, places[offset]))
@@ -137,7 +151,7 @@ class Reader:
                         current.place = offset
                         if each_sample:
                             seed_generators(keys[offset])
-                        take(next(iterator))
+                        take(read(iterator))
                 except StopIteration:
                     self.place, self.ended = first + offset, True
                     return
@@ -146,6 +160,19 @@ class Reader:
                     self._take_failure(error, samples, skipped)
                 offset += 1
         self.place = first + count
+
+    def _watched(self, current: Current, iterator: Iterator[Any]) -> Any:
+        """The next sample, where it matters whether anybody draws."""
+        before = global_state()
+        try:
+            return next(iterator)
+        finally:
+            if current.generators or global_state() != before:
+                self._drawn = True
+
+    def close(self) -> None:
+        """Let go of what is open, once the shard has ended."""
+        self._iterable, self._iterator = (), iter(())
 
     def _take_failure(
         self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
@@ -181,7 +208,7 @@ def _iterator_at(iterable: Any, start: ShardState) -> Iterator[Any]:
 
 
 def _restore(part: Any, state: Any, start: ShardState) -> None:
-    if not _keeps_state(part):
+    if not snapshot.keeps_state(part):
         raise StateMismatchError(
             f"the state has a snapshot of shard {start.shard} of the stream, and a "
             f"{type(part).__name__} has no load_state_dict to take it: resume with the class that "
@@ -196,10 +223,4 @@ def _parts(iterable: Any, iterator: Any) -> dict[str, Any]:
         {"dataset": iterable}
         if iterator is iterable
         else {"dataset": iterable, "iterator": iterator}
-    )
-
-
-def _keeps_state(part: Any) -> bool:
-    return callable(getattr(part, "state_dict", None)) and callable(
-        getattr(part, "load_state_dict", None)
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dataporter._torch import without_worker_info
+from dataporter.streams import snapshot
 
 __all__ = ["Cut", "ShardCut", "ShardState", "ShardedStream", "WorkerCut"]
 
@@ -48,7 +49,7 @@ class ShardedStream(Protocol):
         """Into how many shards it can be cut at most."""
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
-        """Shard ``index`` of ``num_shards``: together they have every sample once."""
+        """Shard ``index`` of ``num_shards``, at its front: together they have every sample once."""
 
     def __iter__(self) -> Any: ...
 
@@ -89,6 +90,10 @@ class Cut(Protocol):
     def snapshots(self) -> bool:
         """Whether the states that the dataset gives are to be relied on."""
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it may compute samples together with others, so that what they draw is theirs."""
+
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         """The shards that a rank reads."""
 
@@ -106,6 +111,7 @@ class ShardCut:
     dataset: Any
     num_shards: int
     snapshots: bool = True
+    reads_ahead: bool = False
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -125,12 +131,18 @@ class ShardCut:
         return without_worker_info()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerCut:
-    """Each worker iterates over the whole dataset, which gives each one its share if it likes."""
+    """Each worker iterates over the whole dataset, which gives each one its share if it likes.
+
+    There is one of it for all passes, and one that was left has left it in the middle. So the state
+    that it was found in is kept, and is what it begins anew with.
+    """
 
     dataset: Any
     snapshots: bool = True
+    reads_ahead: bool = False
+    _found: list[str | None] = field(default_factory=list)
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -140,12 +152,27 @@ class WorkerCut:
         return range(rank * num_workers, (rank + 1) * num_workers)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
+        if not self._found:
+            self._found.append(_state_of(self.dataset))
+        elif (found := self._found[0]) is not None:
+            self.dataset.load_state_dict(snapshot.decode(found))
         _tell_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset
         return opened
 
     def reading(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+
+def _state_of(dataset: Any) -> str | None:
+    if not snapshot.keeps_state(dataset):
+        return None
+    try:
+        return snapshot.encode(dataset.state_dict())
+    except Exception:
+        # It has none before it is iterated over. If it has a better reason, that will be raised
+        # when the first batch was read.
+        return None
 
 
 def _tell_epoch(stream: Any, epoch: int) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from dataporter.errors import InvalidStateError, UnsupportedDatasetError
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "keeps_state"]
 
 # JSON objects stand for dicts with string keys as they are; whatever JSON has no word for is an
 # object with one key that begins with this.
@@ -22,6 +22,13 @@ _LIMIT = 1 << 53  # where JSON readers elsewhere stop being exact
 # What one of these functions meets in a text that it has not written.
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def keeps_state(part: Any) -> bool:
+    """Whether this, a dataset or an iterator, says where it is and can be put there."""
+    return callable(getattr(part, "state_dict", None)) and callable(
+        getattr(part, "load_state_dict", None)
+    )
 
 
 def encode(value: Any) -> str:
