@@ -10,7 +10,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from dataporter.engines import EngineRequests, Reply
-from dataporter.fetch import NO_BATCH
+from dataporter.fetch import NO_BATCH, tell_of_skipped
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -93,9 +93,10 @@ class _Asking:
         self._latest[state.shard] = state
 
     def tell_of_samples_left_out(self) -> None:
-        """Nothing came of the epoch, though there was something to read."""
+        """Nothing came of the epoch, though a batch of it would, were it not for the shards."""
         shards = self._latest.values()
-        if samples := sum(state.place for state in shards):
+        samples = sum(state.place for state in shards)
+        if len(shards) > 1 and samples >= self._batch_size:
             warnings.warn(
                 f"drop_last has left out all {samples} samples of an epoch: they lie in "
                 f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
@@ -141,7 +142,9 @@ class _Asking:
 
 
 class _Answers(Iterator[Reply]):
-    """The replies that hold a batch; the others tell of ends and replays, and are heard here."""
+    """The replies that hold a batch; the others tell of ends, replays and samples that were left
+    out, and are heard here.
+    """
 
     def __init__(self, asking: _Asking, replies: Iterator[Reply]) -> None:
         self._asking = asking
@@ -160,6 +163,7 @@ class _Answers(Iterator[Reply]):
             assert state is not None
             self._asking.note(state)
             if reply.fetched.batch is NO_BATCH:
+                tell_of_skipped(reply.request, reply.fetched)
                 self._show_replayed(state)
                 continue
             self._bar.close()

@@ -29,6 +29,8 @@ __all__ = ["Reader", "Reading"]
 
 # Replayed samples are seeded and read so many at a time.
 _REPLAYED_AT_ONCE = 1024
+# A stream that fails so often, and gives nothing between, is not one that has a broken sample.
+_MOST_FAILURES = 100
 
 
 class Reading(NamedTuple):
@@ -68,6 +70,7 @@ class Reader:
         self._key = fold(seed, start.shard, STREAM_SHARD)
         self._how = how
         self._drawn = False
+        self._failures = 0
         with cut.reading():
             self._iterable = cut.open(start.shard, epoch)
             self._iterator = _iterator_at(self._iterable, start)
@@ -101,14 +104,14 @@ class Reader:
         """The next so many samples, less where the shard ends, and those that were left out."""
         samples: list[Any] = []
         skipped: list[Skipped] = []
-        first = self.place
         if not self.ended:
             self._read(count, samples, skipped)
-        if skipped and not samples:
+        self._failures = 0 if samples else self._failures + len(skipped)
+        if self._failures >= _MOST_FAILURES:
             raise SampleError(
-                f"on_error='skip' left nothing of a batch of the stream: {len(skipped)} samples of "
-                f"shard {self._shard} from place {first} failed (epoch {self._epoch}), the first "
-                f"with {skipped[0].error}"
+                f"on_error='skip' leaves nothing of the stream: {self._failures} samples of shard "
+                f"{self._shard} up to place {self.place} failed one after the other (epoch "
+                f"{self._epoch}), the last with {skipped[-1].error}"
             )
         return samples, tuple(skipped)
 
