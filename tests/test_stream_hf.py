@@ -14,6 +14,7 @@ import pytest
 from dataporter import ResumableDataLoader
 
 datasets = pytest.importorskip("datasets")
+split_dataset_by_node = pytest.importorskip("datasets.distributed").split_dataset_by_node
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,7 +86,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "skip and take": lambda: rows().skip(5).take(11),
     "tensors": lambda: rows().with_format("torch").map(drawing),
     "tables": lambda: rows().with_format("arrow").map(lambda t: t, batched=True, batch_size=4),
-    "a node's": lambda: datasets.distributed.split_dataset_by_node(rows().map(drawing), 1, 2),
+    "a node's": lambda: split_dataset_by_node(rows().map(drawing), 1, 2),
 }
 
 
