@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = [
     "Skipped",
     "converting",
     "fetch_for",
+    "tell_of_skipped",
     "undisturbing",
 ]
 
@@ -72,6 +74,17 @@ class Fetched(NamedTuple):
     skipped: tuple[Skipped, ...] = ()
     originals: Originals = ()
     shard: Any = None
+
+
+def tell_of_skipped(request: Any, fetched: Fetched) -> None:
+    """A warning for each sample that was left out, from what serves the loop's ``next()``."""
+    for skipped in fetched.skipped:
+        warnings.warn(
+            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
+            f"step {request.step}, position {skipped.position}): {skipped.error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the

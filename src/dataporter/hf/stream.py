@@ -15,7 +15,7 @@ from dataporter.hf.examples import sample_of
 from dataporter.hf.forms import collate, settled
 from dataporter.hf.padding import masks_of, padding_for
 from dataporter.hf.schema import Decoding
-from dataporter.hf.snapshots import snapshots_are_exact
+from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 
 __all__ = ["StreamedSamples"]
@@ -107,6 +107,14 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any]):
     def snapshots_are_exact(self) -> bool:
         """Whether a loaded state goes on with the very next sample (no shuffle buffer)."""
         return snapshots_are_exact(self._stream)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether samples may be computed with others, so that a resume has to mind what is drawn.
+
+        A loader takes no state of a stream that does so, and draws.
+        """
+        return reads_ahead(self._stream)
 
     def __repr__(self) -> str:
         return f"{UnifiedHFDatasetWrapper.__name__}({self._stream!r})"

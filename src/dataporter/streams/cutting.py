@@ -12,6 +12,7 @@ from dataporter.streams.shard import (
     ShardCut,
     ShardedStream,
     WorkerCut,
+    reads_ahead,
     snapshots_are_exact,
 )
 
@@ -38,7 +39,7 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
                 "give it num_shards and shard(num_shards, index), see dataporter.ShardedStream, or "
                 "leave num_shards= out"
             )
-        return WorkerCut(dataset)
+        return WorkerCut(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
     available = dataset.num_shards
     if num_shards is None:
         num_shards = min(available, _MOST_BY_DEFAULT)
@@ -52,4 +53,4 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
             f"out, so that some would get nothing: it can be cut into up to {available} "
             "(num_shards=); keep the data in more files than there are ranks"
         )
-    return ShardCut(dataset, num_shards, snapshots_are_exact(dataset))
+    return ShardCut(dataset, num_shards, snapshots_are_exact(dataset), reads_ahead(dataset))

@@ -16,13 +16,19 @@ from dataporter.orders import ShuffledOrder
 from dataporter.rng import (
     STREAM_SHARD,
     fold,
+    global_state,
     isolated_generators,
     reading,
     sample_key,
     seed_generators,
 )
 from dataporter.streams import snapshot
-from dataporter.streams.shard import ShardedStream, snapshots_are_exact, tell_epoch
+from dataporter.streams.shard import (
+    ShardedStream,
+    reads_ahead,
+    snapshots_are_exact,
+    tell_epoch,
+)
 from dataporter.streams.source import Source
 
 __all__ = ["ShuffledStream"]
@@ -91,6 +97,7 @@ class ShuffledStream(IterableDataset[Any]):
             self.window,
             fold(self.seed, self.epoch, index, STREAM_SHARD),
             snapshots_are_exact(self.stream),
+            reads_ahead(self.stream),
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,14 +112,17 @@ class ShuffledStream(IterableDataset[Any]):
 class _Shard:
     """A shard of the stream; iterated over, it comes in shuffled windows."""
 
-    def __init__(self, shard: Iterable[Any], window: int, key: int, exact: bool) -> None:
+    def __init__(
+        self, shard: Iterable[Any], window: int, key: int, exact: bool, reads_ahead: bool
+    ) -> None:
         self._shard = shard
         self._window = window
         self._key = key
         self._exact = exact
+        self._reads_ahead = reads_ahead
 
     def __iter__(self) -> Iterator[Any]:
-        windows = _Windows(self._shard, self._window, self._key)
+        windows = _Windows(self._shard, self._window, self._key, self._reads_ahead)
         # Without a state of the shard's own there is no place to go back to. The chain hides ours.
         return windows if self._exact and windows.keeps_place else chain(windows)
 
@@ -124,11 +134,13 @@ class _Windows(Iterator[Any]):
     draws for its samples is therefore seeded here, for each by its own place.
     """
 
-    def __init__(self, shard: Iterable[Any], window: int, key: int) -> None:
+    def __init__(self, shard: Iterable[Any], window: int, key: int, watched: bool) -> None:
         self._shard = shard
         self._window = window
         self._key = key
+        self._watched = watched
         self._source = Source(shard)
+        self._drawn = False
         self._begin(0)
 
     @property
@@ -153,12 +165,17 @@ class _Windows(Iterator[Any]):
         return {
             "window": self._number,
             "start": self._start,
+            "start_window": self._start_number,
             "given": self._given,
             "failed": self._failed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._source = Source(self._shard, snapshot.decode(state["start"]))
+        for number in range(state["start_window"], state["window"]):
+            self._begin(number)
+            self._known_failures = self._window
+            self._fill()
         self._begin(state["window"])
         self._given, self._known_failures = state["given"], state["failed"]
         self._fill()
@@ -171,8 +188,10 @@ class _Windows(Iterator[Any]):
 
     def _begin(self, number: int) -> None:
         self._number = number
-        # As text at once: what a dataset gives may be what it goes on changing.
-        self._start = snapshot.encode(self._source.states())
+        # What was drawn may be part of samples that are yet to come, and of no state.
+        if not self._drawn:
+            # As text at once: what a dataset gives may be what it goes on changing.
+            self._start, self._start_number = snapshot.encode(self._source.states()), number
         self._held: list[Any] = []
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._given = self._failed = self._known_failures = 0
@@ -187,6 +206,7 @@ class _Windows(Iterator[Any]):
         with isolated_generators(), reading(self._key, 0, places) as current:
             for current.place in range(done, self._window):
                 seed_generators(sample_key(self._key, 0, places[current.place]))
+                before = global_state() if self._watched and not self._drawn else None
                 try:
                     self._held.append(next(self._source.iterator))
                 except StopIteration:
@@ -196,6 +216,9 @@ class _Windows(Iterator[Any]):
                     self._failed += 1
                     if self._failed > self._known_failures:
                         raise
+                finally:
+                    if before is not None:
+                        self._drawn = bool(current.generators) or global_state() != before
         self._whole = True
         count = len(self._held)
         self._order = ShuffledOrder().indices(

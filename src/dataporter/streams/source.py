@@ -7,7 +7,7 @@ from typing import Any
 
 from dataporter.errors import StateMismatchError
 
-__all__ = ["Source"]
+__all__ = ["Source", "keeps_state"]
 
 
 class Source:
@@ -40,12 +40,12 @@ class Source:
         # What is its own iterator has one state, and not the same one twice.
         if self.iterator is not self._iterable:
             parts["iterator"] = self.iterator
-        found = {name: part.state_dict() for name, part in parts.items() if _keeps_state(part)}
+        found = {name: part.state_dict() for name, part in parts.items() if keeps_state(part)}
         return found or None
 
 
 def _restore(part: Any, state: Any) -> None:
-    if not _keeps_state(part):
+    if not keeps_state(part):
         raise StateMismatchError(
             f"the state has a snapshot of the stream, and a {type(part).__name__} has no "
             "load_state_dict to take it: resume with the class that the state was saved with"
@@ -53,7 +53,8 @@ def _restore(part: Any, state: Any) -> None:
     part.load_state_dict(state)
 
 
-def _keeps_state(part: Any) -> bool:
+def keeps_state(part: Any) -> bool:
+    """Whether this, an iterable or an iterator, says where it is and can be put there."""
     return callable(getattr(part, "state_dict", None)) and callable(
         getattr(part, "load_state_dict", None)
     )
