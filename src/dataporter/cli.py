@@ -136,6 +136,47 @@ def inspect_(
         _fail(f"inspect: {message}", exit_code=code)
 
 
+@main.command()
+def bench(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name of a loader or of a function that "
+            "returns one."
+        ),
+    ],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, about.")] = 10,
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers to try as well, such as 0,1,2,4.")
+    ] = None,
+    step_ms: Annotated[
+        float, typer.Option(min=0, help="How long the training's own step takes, in milliseconds.")
+    ] = 0,
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Measure how fast a loader is, where its time goes, and how many workers it should have.
+
+    TARGET may be torch's DataLoader or a ResumableDataLoader. A loop takes its batches, and sleeps
+    --step-ms after each, as a training does whose device computes. Exit code: 2 when the loader
+    cannot be made or read.
+    """
+    from dataporter.bench.command import show
+
+    with _one_line("bench", debug=debug):
+        show(
+            target,
+            seconds=seconds,
+            workers=workers,
+            step_ms=step_ms,
+            arguments=argument or (),
+            as_json=as_json,
+        )
+
+
 @contextmanager
 def _one_line(command: str, *, debug: bool) -> Iterator[None]:
     """Errors as one line; with ``--debug`` as Python shows them."""
