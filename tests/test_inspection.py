@@ -108,6 +108,17 @@ def test_the_next_indices_are_those_that_each_rank_gets(
         assert not list(rank_of(0))
 
 
+def test_batches_that_came_ahead_of_their_turn_do_not_come_again(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"num_workers": 2, "in_order": False}
+    state = state_at(0, **arguments) | {"step": 2, "early": [[4, 8, 0], [12, 16, 0]]}
+    torch.save(state, tmp_path / "state.pt")
+    (found,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert found.progress == pytest.approx(8 / LENGTH)
+    resumed = ResumableDataLoader(Indices(LENGTH), 4, shuffle=True, seed=7)
+    resumed.load_state_dict(state)
+    assert list(found.next[0].indices) == ids(next(iter(resumed)))
+
+
 def test_the_progress_is_what_is_delivered_of_what_will_be(tmp_path: Path) -> None:
     for arguments, steps, expected in (
         ({}, 0, 0.0),
@@ -238,6 +249,7 @@ def test_states_are_found_wherever_they_lie(tmp_path: Path) -> None:
         "text": json.dumps({"inner": [state_at(3)]}),
         7: sampler.state_dict(delivered=0),
         "converter": converter.state_dict(),
+        "versions": {"dataporter": "0.1.0", "torch": "2.11"},
     }
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     report = inspect_checkpoint(tmp_path / "checkpoint.pt")
@@ -369,6 +381,7 @@ def test_the_metadata_of_a_distributed_checkpoint_is_never_executed(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"seed": torch.ones(3)}, "'seed'"),
         ({"step": "x"}, "'step'"),
         ({"dataporter": 99}, "upgrade dataporter"),
         ({"position": 400}, "do not fit"),
@@ -387,6 +400,7 @@ def test_a_damaged_state_says_which_field_is_wrong(
     code, shown, _ = ran(path)
     assert code == 2
     assert said in shown
+    json.loads(ran(path, "--json")[1])
 
 
 def test_a_state_that_has_lost_the_field_that_says_so_is_still_known(tmp_path: Path) -> None:
@@ -410,10 +424,11 @@ def test_tensors_are_not_read_into_memory(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(size, dtype=torch.uint8), "loader": state_at(3)}, path)
 
     code = (
-        "import sys, resource, dataporter\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import sys, dataporter\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\n"
         "(state,) = dataporter.inspect_checkpoint(sys.argv[1]).states\n"
-        "print(state.step, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(state.step, peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],

@@ -24,8 +24,8 @@ def show(path: Path, *, ranks: int, indices: int, check: bool, as_json: bool) ->
     """
     report = inspect_checkpoint(path, ranks=ranks, indices=indices, check=check)
     if as_json:
-        # Not through the console, which would break the lines.
-        print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
+        # Not through the console, which would break the lines. A damaged state may hold anything.
+        print(json.dumps(report.to_dict(), indent=2, default=str))  # noqa: T201
     else:
         report.show(Console(highlight=False))
     if report.states:

@@ -13,7 +13,7 @@ __all__ = ["Found", "Key", "place", "states_in"]
 Key = str | int
 
 # Fields by which a loader's state is known that has lost the one that says so.
-_OF_A_LOADER = {"strategy", "seed", "epoch", "step", "batch_size", "world_size"}
+_OF_A_LOADER = {"strategy", "seed", "epoch", "step", "batch_size", "world_size", "tail"}
 
 
 class Found(NamedTuple):
@@ -65,10 +65,8 @@ def place(keys: tuple[Key, ...]) -> str:
 
 
 def _owner(value: Mapping[Any, Any]) -> Literal["loader", "converter"] | None:
-    # A checkpoint may well keep the state itself under that name.
-    if SCHEMA in value and not isinstance(value[SCHEMA], Mapping | list | tuple | str):
-        return "loader"
-    if value.keys() >= _OF_A_LOADER:
+    # A checkpoint may well keep the state itself under that name, or the library's version.
+    if type(value.get(SCHEMA)) is int or value.keys() >= _OF_A_LOADER:
         return "loader"
     originals = value.get("originals")
     if value.keys() == {"version", "originals"} and isinstance(originals, Mapping):
