@@ -59,21 +59,22 @@ def slow_collate(samples: list[Any]) -> Any:
 def test_reading_and_collating_are_told_apart(kind: Any, dataset: Any) -> None:
     loader = kind(dataset, batch_size=4, collate_fn=slow_collate)
     stages = measure_stages(loader, 0.3)
-    for found, slept in ((stages.read, 4 * READ), (stages.collate, COLLATE)):
-        assert slept <= np.median(found) < slept + 0.05
+    # The quickest of each, since on a busy machine a sleep may take long.
+    assert 4 * READ <= min(stages.read) < 4 * READ + COLLATE
+    assert COLLATE <= min(stages.collate) < COLLATE + 4 * READ
     assert not stages.together
     assert len(stages.read) == len(stages.collate) >= 2
 
 
 def test_seeding_and_converting_are_told_apart_and_the_loader_stays() -> None:
     converter = KeyBasedDtypeConverter({"image": "float16"})
-    loader = ResumableDataLoader(Slow(), 4, converter=converter, seed=1)
+    loader = ResumableDataLoader(Slow(), 16, converter=converter, seed=1)
     state, generator = loader.state_dict(), torch.get_rng_state()
     stages = measure_stages(loader, 0.1)
     assert all(seconds > 0 for seconds in (*stages.seed, *stages.convert))
     assert loader.state_dict() == state
     assert torch.equal(torch.get_rng_state(), generator)
-    simple = ResumableDataLoader(Slow(), 4, strategy="simple", seed=1)
+    simple = ResumableDataLoader(Slow(), 16, strategy="simple", seed=1)
     assert measure_stages(simple, 0.1).seed[0] < stages.seed[0]
 
 
@@ -87,12 +88,12 @@ def test_a_gather_is_one_stage() -> None:
 
 def test_a_loop_that_is_slower_than_the_loader_does_not_wait() -> None:
     loader = ResumableDataLoader(Slow(), 4, num_workers=2)
-    slow = run(loader, 0.5, step=0.05)
-    assert slow.stepped > 3 * slow.waited
+    slow = run(loader, 1.0, step=0.05)
+    assert slow.stepped >= 0.05 * slow.steady_batches > 0
     fast = run(with_workers(loader, 0), 0.3)
     assert fast.stepped == 0
     assert fast.samples_per_second <= 1 / READ
-    assert min(fast.waits) >= 4 * READ
+    assert min(fast.waits) >= 4 * READ > min(slow.waits)
 
 
 def test_short_epochs_are_gone_through_again_and_their_first_batches_kept_apart() -> None:
@@ -111,7 +112,7 @@ def test_the_report_is_of_what_was_asked_and_within_its_time() -> None:
     loader = ResumableDataLoader(Slow(), 4, num_workers=1, shuffle=True, seed=1)
     before = time.perf_counter()
     report = measure(loader, seconds=2, workers=[0, 1], step=0.001)
-    assert time.perf_counter() - before < 20
+    assert time.perf_counter() - before < 60
     assert [trial.workers for trial in report.trials] == [0, 1]
     assert all(len(trial.rates) == 3 for trial in report.trials)
     assert {stage.name for stage in report.stages} >= {"read", "collate", "wait"}
