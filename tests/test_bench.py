@@ -220,7 +220,7 @@ def test_the_command_prints_tables_without_colour(train: Path) -> None:
     code, shown, errors = ran(f"{train}:make_loader", "--seconds", 0.3, "--arg", "batch_size=20")
     assert (code, errors) == (0, "")
     assert "\x1b" not in shown
-    for text in ("samples/s", "p99", "read and collate", "wait", "Advice: num_workers", "█"):
+    for text in ("samples/s", "p99", "read and collate", "wait", "Advice: ", "█"):
         assert text in shown
     code, shown, _ = ran(f"{train}:loader", "--seconds", 0.3, "--json")
     assert json.loads(shown)["batch_samples"] == 10

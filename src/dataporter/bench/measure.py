@@ -140,7 +140,12 @@ def _handover(
             raise
         notes.append(f"the hand-over was not measured: with a worker, {in_one_line(error)}")
         return []
-    return waits if len(waits) >= _FEWEST else []
+    if len(waits) < _FEWEST:
+        notes.append(
+            "the hand-over was not measured: too few batches came; --seconds measures more"
+        )
+        return []
+    return waits
 
 
 def _notes_on_seeding(stages: Stages) -> list[str]:
