@@ -16,11 +16,13 @@ from dataporter.errors import (
     RankMismatchError,
     SampleError,
     StateMismatchError,
+    UnreadableCheckpointError,
     UnsupportedDatasetError,
     WorkerDiedError,
     WorkerTimeoutError,
 )
 from dataporter.hf import UnifiedHFDatasetWrapper
+from dataporter.inspection import CheckpointReport, inspect_checkpoint
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.memory import MemoryReport, memory_report
 from dataporter.orders import (
@@ -48,6 +50,7 @@ __all__ = [
     "AdvancedResumptionStrategy",
     "BlockShuffledOrder",
     "CheckpointNotFoundError",
+    "CheckpointReport",
     "ConfigurationError",
     "ConversionPlan",
     "DataPorterError",
@@ -76,10 +79,12 @@ __all__ = [
     "StateMismatchError",
     "TorchOrder",
     "UnifiedHFDatasetWrapper",
+    "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
     "WorkerTimeoutError",
     "create_resumable_dataloader",
+    "inspect_checkpoint",
     "load_latest",
     "memory_report",
     "sample_rng",

@@ -16,6 +16,7 @@ __all__ = [
     "RankMismatchError",
     "SampleError",
     "StateMismatchError",
+    "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
     "WorkerTimeoutError",
@@ -110,6 +111,10 @@ class WorkerTimeoutError(DataPorterError, RuntimeError):
 
 class CheckpointNotFoundError(DataPorterError, FileNotFoundError):
     """There is no checkpoint where ``load_latest`` looked for one, or none that is whole."""
+
+
+class UnreadableCheckpointError(DataPorterError, ValueError):
+    """A file or folder is no checkpoint, is damaged, or cannot be read without executing it."""
 
 
 def add_note(error: Exception, text: str) -> None:
