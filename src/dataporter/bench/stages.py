@@ -102,7 +102,8 @@ def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
     seeding = _seconds_to_seed() if seeds else 0.0
     converter = converter_for(loader.converter)
     conversion = None if converter is None else converter.conversion
-    engine = InlineEngine(fetching.around(fetch), lambda batch: batch)
+    timed = fetching.around(fetch)
+    engine = InlineEngine(lambda: timed, lambda batch: batch)
     end = perf_counter() + seconds
     progress = loader._cursor.progress
     for _ in range(2):  # what is left of an epoch may be nothing
@@ -155,8 +156,9 @@ def _fetch_of(
 
 
 def _samples_asked_for(request: Any) -> int:
-    indices = getattr(request, "indices", None)
-    return int(getattr(request, "length", 0)) if indices is None else len(indices)
+    # A stream's request says how many, an index's which.
+    length = getattr(request, "length", None)
+    return len(request.indices) if length is None else int(length)
 
 
 def _seconds_to_seed() -> float:
