@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test frameworks check bench format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dataporter demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+frameworks: $(VENV)/.frameworks
+	$(BIN)/python -m pytest -n 2 tests/frameworks
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -43,6 +46,10 @@ $(VENV)/.run: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet -e '.[examples,dev]'
+	@touch $@
+
+$(VENV)/.frameworks: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -e '.[examples,dev,frameworks]' torchdata
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt

@@ -1,0 +1,1 @@
+"""What holds in each framework after a kill: the same training, with three loaders."""

@@ -1,0 +1,63 @@
+"""What is tried in each framework: the programs, their options, and where the kill comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.frameworks.trial import attempt, difference
+
+__all__ = ["CASES", "LOOP", "Case", "verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to be interrupted.
+
+    Attributes:
+        what: in a few words, as the docs say it.
+        program: a module of this package.
+        kill_at: the step after which SIGKILL comes.
+        options: for the program, in every attempt.
+        launcher: see :func:`~benchmarks.frameworks.trial.attempt`.
+    """
+
+    framework: str
+    what: str
+    program: str
+    kill_at: int
+    options: Sequence[str] = ()
+    launcher: Sequence[str] = ()
+
+
+def verdict(case: Case, loader: str, home: Path) -> str | None:
+    """What is otherwise after the kill than in the training left alone; None: nothing.
+
+    Raises:
+        TrainingFailedError: a training did not end as it should.
+    """
+    options = (*case.options, "--loader", loader)
+    alone = attempt(case.program, home / "alone", 0, *options, launcher=case.launcher)
+    attempt(
+        case.program,
+        home / "killed",
+        0,
+        *options,
+        kill_at=case.kill_at,
+        launcher=case.launcher,
+    )
+    resumed = attempt(case.program, home / "killed", 1, *options, launcher=case.launcher)
+    return difference(alone, resumed)
+
+
+LOOP = tuple(
+    Case("by hand", what, "loop", kill_at)
+    for what, kill_at in [
+        ("mid-epoch", 7),
+        ("right after an epoch's last step", 12),
+        ("in the third epoch", 29),
+    ]
+)
+
+CASES: tuple[Case, ...] = LOOP

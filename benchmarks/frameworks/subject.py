@@ -1,0 +1,60 @@
+"""What is trained: the digits with noise, a small model, and the three loaders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+__all__ = ["BATCH_SIZE", "EPOCHS", "LENGTH", "LOADERS", "Digits", "build_loader", "build_model"]
+
+LENGTH, BATCH_SIZE, EPOCHS = 90, 8, 3  # 12 batches an epoch, of which the last has 2 samples
+LOADERS = ("dataporter", "torch", "torchdata")
+SEED = 5
+
+
+class Digits(Dataset[dict[str, Any]]):
+    """Handwritten digits, with noise from torch's default generator, as augmentation is written."""
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        self.pixels = torch.tensor(digits.data[:LENGTH] / 16, dtype=torch.float32)
+        self.labels = torch.tensor(digits.target[:LENGTH])
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise = torch.randn(64) / 10
+        return {"id": index, "pixels": self.pixels[index] + noise, "label": self.labels[index]}
+
+
+def build_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
+    """A loader of a kind, as its users make one.
+
+    Args:
+        kind: one of ``LOADERS``.
+        **arguments: that ``torch.utils.data.DataLoader`` takes.
+    """
+    arguments = {"batch_size": BATCH_SIZE, "shuffle": True, **arguments}
+    if kind == "dataporter":
+        from dataporter import ResumableDataLoader
+
+        return ResumableDataLoader(Digits(), seed=SEED, **arguments)
+    # The careful user of the others seeds the order as well.
+    arguments["generator"] = torch.Generator().manual_seed(SEED)
+    if kind == "torchdata":
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        return StatefulDataLoader(Digits(), **arguments)
+    return DataLoader(Digits(), **arguments)
+
+
+def build_model() -> nn.Module:
+    """The same weights each time; (batch, 64) to (batch, 10)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))

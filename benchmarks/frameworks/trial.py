@@ -1,0 +1,115 @@
+"""A trial: a training left alone beside one that is killed and resumed, and what differs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.frameworks.journal import Entry, read_journals
+
+__all__ = ["TrainingFailedError", "attempt", "difference", "samples_of_epochs"]
+
+
+class TrainingFailedError(RuntimeError):
+    """A training ended otherwise than it should have; says what it printed last."""
+
+
+def attempt(
+    program: str,
+    home: Path,
+    number: int,
+    *arguments: str,
+    kill_at: int | None = None,
+    seconds: float = 120,
+    launcher: Sequence[str] = (),
+) -> list[Entry]:
+    """Start a training, with its directory, and return what it has written down.
+
+    Args:
+        program: a module of this package, run as ``python -m``. It takes ``--home DIR``,
+            ``--attempt N`` and ``--kill-at STEP``, and resumes by itself from what lies in ``home``
+            when the attempt is not the first.
+        number: of the attempt, from 0.
+        *arguments: handed on to the program.
+        kill_at: SIGKILL comes after this step's entry, from the program itself; what is left of its
+            process group is killed then as well.
+        launcher: what starts the program, such as ``torchrun``'s module and options; it comes
+            between ``python`` and ``-m``.
+
+    Raises:
+        TrainingFailedError: it ended in another way than it should have.
+    """
+    command = [sys.executable, *launcher, "-m", f"benchmarks.frameworks.{program}"]
+    command += ["--home", str(home), "--attempt", str(number), *arguments]
+    if kill_at is not None:
+        command += ["--kill-at", str(kill_at)]
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"attempt-{number}.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status is None or (status == 0) == (kill_at is not None):
+        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        end = f"ended with {status}" if status is not None else f"did not end in {seconds:.0f} s"
+        raise TrainingFailedError(f"{' '.join(command)}\n{end}, and said last:\n{said}")
+    return read_journals(home, number)
+
+
+def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:
+    """What is otherwise in a resumed training than in the one left alone, from its first step on.
+
+    Each rank's ids, bytes and losses are compared, step for step, to the end. The world has to be
+    the same.
+
+    Returns:
+        In a few words, the worst that was found; None: nothing.
+    """
+    if not resumed:
+        return "no step was made"
+    first = min(entry.step for entry in resumed)
+    expected = {(entry.step, entry.rank): entry for entry in alone if entry.step >= first}
+    found = {(entry.step, entry.rank): entry for entry in resumed}
+    if len(found) != len(resumed):
+        return "steps were counted twice"
+    wanted_ids = Counter(index for entry in expected.values() for index in entry.ids)
+    found_ids = Counter(index for entry in resumed for index in entry.ids)
+    missing, extra = (wanted_ids - found_ids).total(), (found_ids - wanted_ids).total()
+    if missing or extra:
+        return f"{missing} samples lost, {extra} repeated"
+    if expected.keys() != found.keys():
+        return "another number of steps"
+    for key, entry in expected.items():
+        if entry.ids != found[key].ids:
+            return "another order"
+    for key, entry in expected.items():
+        if entry.epoch != found[key].epoch:
+            return f"epoch {found[key].epoch} instead of {entry.epoch}"
+        if entry.digest != found[key].digest:
+            return "other augmentations"
+        if entry.loss != found[key].loss:
+            return "other losses"
+    return None
+
+
+def samples_of_epochs(entries: Iterable[Entry]) -> dict[int, Counter[int]]:
+    """How often each sample came in each epoch, over all ranks."""
+    counted: dict[int, Counter[int]] = {}
+    for entry in entries:
+        counted.setdefault(entry.epoch, Counter()).update(entry.ids)
+    return counted
