@@ -29,6 +29,8 @@ class Cursor(Generic[P]):
         generator: what the seed is drawn from then; by default torch's own.
         waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
             and the next one starts the epoch after it.
+        chosen: the place was chosen (a state was loaded, say), and is not just where the passes
+            have come to.
     """
 
     progress: P
@@ -37,6 +39,10 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
+    chosen: bool = False
+    # Where the pass stood before its last move, and whether that was its end.
+    _before: P | None = None
+    _ended: bool = False
     # The pass that moves the cursor: the last that began, unless somebody has set the place since.
     _pass: object | None = None
 
@@ -64,22 +70,35 @@ class Cursor(Generic[P]):
             self.progress = self.beginning(self.progress.epoch + 1)
             self.waiting = True
         self._pass, self.origin = a_pass, self.progress
+        self._before, self._ended, self.chosen = None, False, False
         return self.progress
+
+    def in_pass(self, read_ahead: int) -> P:
+        """How far the last pass has come for a loop that has not used its last batch yet, or has.
+
+        The loop is in its pass until it begins another, whether it has seen the end or not.
+        """
+        before = self._before
+        return before if before is not None and (read_ahead or self._ended) else self.progress
 
     def deliver(self, a_pass: object, request: EngineRequest) -> None:
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
+            self._before = self.progress
             self.progress = self.progress.after(request)
             self.waiting = False
 
     def finish(self, a_pass: object) -> None:
         """A pass came to its end: the next epoch is waiting."""
         if a_pass is self._pass:
-            self.jump(self.beginning(self.progress.epoch + 1))
+            last = self.progress
+            self.jump(self.beginning(last.epoch + 1))
+            self._before, self._ended = last, True
 
-    def jump(self, progress: P) -> None:
+    def jump(self, progress: P, *, chosen: bool = False) -> None:
         """Go on from here at the next pass, whatever is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
+        self._before, self._ended, self.chosen = None, False, chosen
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""

@@ -344,13 +344,16 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- the state
 
-    def state_dict(self, *, gather: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, gather: bool = False, read_ahead: int | None = None) -> dict[str, Any]:
         """Where the stream stands: after the last batch that was delivered (C1).
 
         Args:
             gather: with a stream that several ranks read, and of which each knows its own shards
                 only: bring all of them together. All ranks call this, after the same number of
                 batches. Without it such a state is this rank's part, and says so.
+            read_ahead: for who runs the loop for others: how many batches, 0 or 1, it has read and
+                not yet handed on. They do not count, and nor does the end of the pass, if it has
+                been seen: the state is within the pass until the next one begins.
 
         Returns:
             A flat dict of JSON types, the same on every rank (but for the parts above), to be kept
@@ -364,7 +367,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
         flow = self._resumable()
-        state = flow.state(self._cursor.settled_seed(), self._cursor.progress)
+        cursor = self._cursor
+        progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
+        state = flow.state(cursor.settled_seed(), progress)
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:
@@ -418,11 +423,13 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Raises:
             ConfigurationError: there is no such epoch or step.
-            UnsupportedDatasetError: a stream has no steps to jump to.
+            UnsupportedDatasetError: a stream has no steps to jump to, but for the first.
         """
-        source = self._indexed()
         step = configure.place_checked("step", step)
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
+        if step == 0:
+            return self._jump(self._resumable().beginning(epoch))
+        source = self._indexed()
         if isinstance(source, PlannedRequests) and step > (steps := source.epoch_steps()):
             raise ConfigurationError(f"seek(step={step}): an epoch has {steps} steps")
         self._jump(source.progress_at(epoch, step, self._cursor.settled_seed()))
@@ -502,7 +509,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     # ---- what holds it together
 
     def _jump(self, progress: Any) -> None:
-        self._cursor.jump(progress)
+        self._cursor.jump(progress, chosen=True)
         if self._flow is not None:
             self._flow.overlook_requested_epoch()
 
