@@ -31,7 +31,7 @@ from dataporter.serving import WorkerKind, engine_for
 from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
-from dataporter.world import find_world, seed_of_sampler, world_of_sampler
+from dataporter.world import World, find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -70,7 +70,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         rank, world_size: data-parallel rank and number of ranks. By default those of
             ``process_group``, else of ``torch.distributed``'s default group where it is
             initialised, else, with ``strategy="distributed"``, of torchrun's environment, else 0
-            of 1. With rank and world size given, nothing is ever communicated.
+            of 1. With rank and world size given, nothing is ever communicated. With nothing given,
+            a loader that is older than the process group joins it when it is first used after.
         process_group: the ranks that share the data out, where those are not all there are (tensor,
             pipeline or context parallelism): a process group, or a ``DeviceMesh`` of one
             dimension, such as ``mesh["dp"]``; pass ``seed`` as well, since groups beside this one
@@ -164,11 +165,15 @@ class ResumableDataLoader(DataLoader[Batch]):
             world_size,
             process_group,
             launched=getattr(strategy, "name", strategy) == "distributed",
+            later=True,
         )
         iterable = isinstance(dataset, IterableDataset)
         # torch's own pipes look at the loader that they are in; so they go through torch's.
         piped = isinstance(dataset, IterDataPipe)
         self._ranks = Ranks(None if piped else world.group)
+        said = rank is not None or process_group is not None or own_sampler is not None
+        self._given_strategy = strategy
+        self._joins = not said and not piped and world.group is None and world.size == 1
         with self._ranks.agreed("ResumableDataLoader()") as terms:
             if own_sampler is not None:
                 configure.reject(
@@ -300,7 +305,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
-        length = None if self._flow is None else self._flow.length()
+        length = None if self._flow is None else self._resumable().length()
         if length is None:
             return super().__len__()
         self._said_length = length
@@ -308,6 +313,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def _begin_pass(self, a_pass: object) -> Iterator[Reply]:
         flow = self._resumable()
+        if self._joins:  # alone for good, unless the environment tells of others
+            find_world(None, None, launched=self.strategy.name == "distributed")
         if (epoch := flow.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
         self.converter = converter = converter_for(self.converter)
@@ -428,7 +435,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         step = configure.place_checked("step", step)
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
         if step == 0:
-            return self._jump(self._resumable().beginning(epoch))
+            self._jump(self._resumable().beginning(epoch))
+            return
         source = self._indexed()
         if isinstance(source, PlannedRequests) and step > (steps := source.epoch_steps()):
             raise ConfigurationError(f"seek(step={step}): an epoch has {steps} steps")
@@ -520,7 +528,31 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "loader runs; it is iterated over as there, and not resumed: make it an "
                 "IterableDataset"
             )
+        if self._joins and (world := find_world(None, None)).size > 1:
+            self._join(world, self._flow)
         return self._flow
+
+    def _join(self, world: World, flow: Flow) -> None:
+        """Become one rank of a process group that came up after the loader was built."""
+        ranks, cursor = Ranks(world.group), self._cursor
+        with ranks.agreed("the first use of a ResumableDataLoader older than the group") as terms:
+            if cursor.progress.step:
+                raise ConfigurationError(
+                    f"this loader stands at step {cursor.progress.step} of an epoch that it has "
+                    "read, or was to go on with, as the only rank, and now there is a process "
+                    f"group of {world.size}: bring the group up before, or build the loader after"
+                )
+            strategy = configure.strategy_for(self._given_strategy, world, None)
+            flow = flow.in_world(world, strategy)
+            configure.world_checked(world, cursor.seed, in_order=self.in_order)
+            terms.equal = {**flow.terms(), "seed": cursor.seed}
+            terms.first = cursor.settled_seed()
+        if ranks.several:
+            cursor.seed = terms.first
+        self._joins, self._ranks, self.strategy, self._flow = False, ranks, strategy, flow
+        self.rank, self.world_size = world.rank, world.size
+        if isinstance(flow, IndexedFlow) and isinstance(flow.source, PlannedRequests):
+            self.sampler.share(flow.source)  # type: ignore[attr-defined]  # it is an OrderSampler
 
     def _indexed(self) -> RequestSource:
         flow = self._resumable()

@@ -15,7 +15,7 @@ __all__ = ["ResumableCallback"]
 _KEY = "dataporter"
 
 
-class ResumableCallback(Callback):
+class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow Lightning
     """Makes ``fit(ckpt_path=...)`` go on exactly, wherever in the training the checkpoint is from.
 
     Lightning saves and loads a loader's state by itself, but for a few places: with
@@ -97,6 +97,12 @@ class ResumableCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._epoch = trainer.fit_loop.epoch_progress.current.processed
+        self._let_go()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         while self._held:
             del self._held.pop().set_epoch
 
@@ -107,7 +113,7 @@ class ResumableCallback(Callback):
         own.
         """
         if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch = lambda epoch: None
+            sampler.set_epoch = _stay
             self._held.append(sampler)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,6 +125,10 @@ class ResumableCallback(Callback):
                 loader.seek(epoch=trainer.fit_loop.total_batch_idx + 1)
             if loop._data_fetcher.length is None:
                 iter(loop._data_fetcher)
+
+
+def _stay(epoch: int) -> None:
+    """In place of a sampler's ``set_epoch``."""
 
 
 def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
