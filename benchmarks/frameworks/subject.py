@@ -9,7 +9,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["BATCH_SIZE", "EPOCHS", "LENGTH", "LOADERS", "Digits", "build_loader", "build_model"]
+__all__ = [
+    "BATCH_SIZE",
+    "EPOCHS",
+    "LENGTH",
+    "LOADERS",
+    "SEED",
+    "Digits",
+    "build_loader",
+    "build_model",
+]
 
 LENGTH, BATCH_SIZE, EPOCHS = 90, 8, 3  # 12 batches an epoch, of which the last has 2 samples
 LOADERS = ("dataporter", "torch", "torchdata")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -90,8 +91,10 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
             self._hold(loader.sampler)
         if fit._data_fetcher.length is None:
             iter(fit._data_fetcher)  # it holds a batch of before
-        if ended is not None and self._epoch == begun:
-            fit._combined_loader._iterator._consumed = list(ended)
+        if self._epoch == begun:
+            if ended is not None:
+                fit._combined_loader._iterator._consumed = list(ended)
+            _recount(trainer, loaders, ended or [False] * len(loaders))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -135,6 +138,27 @@ def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
     combined = loop._combined_loader
     loaders = [] if combined is None else combined.flattened
     return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
+
+
+def _recount(
+    trainer: Trainer, loaders: Sequence[ResumableDataLoader[Any]], ended: Sequence[bool]
+) -> None:
+    """Let Lightning expect as many batches as the epoch still has.
+
+    It expects as many as an epoch of the present world and batch size has, but for those that it
+    has counted, which were larger or smaller if the world or batch size was another one.
+    """
+    combined, batches = trainer.fit_loop._combined_loader, trainer.num_training_batches
+    whole = trainer.limit_train_batches == 1.0 and batches != float("inf")
+    if whole and len(combined.flattened) == len(loaders):
+        shortest = combined._mode == "min_size"
+        left = [loader.remaining for loader, over in zip(loaders, ended) if not over]
+        loop = trainer.fit_loop.epoch_loop
+        counts = loop.batch_progress.current
+        counted = counts.completed + loop.restarted_on_train_batch_end
+        missed = batches - (min if shortest else max)(left, default=0) - counted
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(counts, name, getattr(counts, name) + missed)
 
 
 def _begin_epoch(loop: Any) -> None:
