@@ -29,8 +29,6 @@ class Cursor(Generic[P]):
         generator: what the seed is drawn from then; by default torch's own.
         waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
             and the next one starts the epoch after it.
-        chosen: the place was chosen (a state was loaded, say), and is not just where the passes
-            have come to.
     """
 
     progress: P
@@ -39,7 +37,6 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
-    chosen: bool = False
     # Where the pass stood before its last move, and whether that was its end.
     _before: P | None = None
     _ended: bool = False
@@ -70,7 +67,7 @@ class Cursor(Generic[P]):
             self.progress = self.beginning(self.progress.epoch + 1)
             self.waiting = True
         self._pass, self.origin = a_pass, self.progress
-        self._before, self._ended, self.chosen = None, False, False
+        self._before, self._ended = None, False
         return self.progress
 
     def in_pass(self, read_ahead: int) -> P:
@@ -95,10 +92,10 @@ class Cursor(Generic[P]):
             self.jump(self.beginning(last.epoch + 1))
             self._before, self._ended = last, True
 
-    def jump(self, progress: P, *, chosen: bool = False) -> None:
+    def jump(self, progress: P) -> None:
         """Go on from here at the next pass, whatever is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
-        self._before, self._ended, self.chosen = None, False, chosen
+        self._before, self._ended = None, False
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""

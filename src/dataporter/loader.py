@@ -517,7 +517,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     # ---- what holds it together
 
     def _jump(self, progress: Any) -> None:
-        self._cursor.jump(progress, chosen=True)
+        self._cursor.jump(progress)
         if self._flow is not None:
             self._flow.overlook_requested_epoch()
 

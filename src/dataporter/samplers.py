@@ -83,13 +83,13 @@ class OrderSampler(DistributedSampler[int]):
         """torch's class sets it when it is built, which says nothing."""
 
     def set_epoch(self, epoch: int) -> None:
-        """The loader's ``set_epoch``, but for one thing: it never goes back from a chosen place.
+        """The loader's ``set_epoch``, but that it never goes back.
 
-        A framework counts its own epochs here. Where it has several loaders, or has run this one
-        before, that count is behind the loader's; a state that was loaded has to survive it.
+        Frameworks call it, with a count of their own: of passes since the program was started
+        (Fabric), or of epochs of the longest of several loaders (Lightning). Such a count may be
+        behind the loader's, and a state that was loaded has to survive it.
         """
-        epoch = place_checked("epoch", epoch)
-        if not (self._cursor.chosen and epoch < self._cursor.progress.epoch):
+        if place_checked("epoch", epoch) > self._cursor.progress.epoch:
             self._cursor.set_epoch(epoch)
 
 

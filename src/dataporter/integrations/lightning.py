@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import IterableDataset
 
 from dataporter.errors import StateMismatchError
 from dataporter.loader import ResumableDataLoader
@@ -172,7 +171,5 @@ def _begin_epoch(loop: Any) -> None:
 
 def _epoch_after(loader: ResumableDataLoader[Any], trainers_epoch: int) -> int:
     """The epoch that the loader would have begun when the trainer began its own."""
-    streams = isinstance(loader.dataset, IterableDataset)
-    # Those with a sampler are told the trainer's epoch, which moves them if it is another one.
-    told = None if streams else trainers_epoch
-    return loader.epoch + 1 if told is None or told == loader.epoch else told
+    told = hasattr(loader.sampler, "set_epoch")
+    return max(loader.epoch + 1, trainers_epoch if told else 0)
