@@ -36,6 +36,7 @@ from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+    from tqdm import tqdm
 
 __all__ = ["ResumableDataLoader", "create_resumable_dataloader"]
 
@@ -494,6 +495,26 @@ class ResumableDataLoader(DataLoader[Batch]):
     def seed(self) -> int:
         """The seed of order and augmentation."""
         return self._cursor.settled_seed()
+
+    def progress(self, **options: Any) -> tqdm[Batch]:
+        """The pass that begins next, behind a bar of tqdm's that starts where the pass does.
+
+        In a world of several ranks only the first shows it. Make one for each pass.
+
+        Args:
+            **options: for tqdm, as ``disable=False``, ``leave=False``, or an ``iterable=`` around
+                this loader, such as a :class:`~dataporter.DevicePrefetcher`.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(6), batch_size=2)
+            >>> for batch in (bar := loader.progress(disable=True)):
+            ...     bar.set_postfix(loss=0.5)
+        """
+        from dataporter.integrations.progress import bar_over
+
+        flow = self._resumable()
+        begins = self._cursor.upcoming()
+        return bar_over(self, begins.epoch, begins.step, lambda: flow.remaining(begins), options)
 
     def usage(self) -> Usage:
         """The worker processes of the last pass, and the memory they share with this one."""

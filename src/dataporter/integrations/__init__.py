@@ -1,0 +1,1 @@
+"""What makes a loader at home elsewhere: one file for each framework, imported only on use."""
