@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,13 @@ from pathlib import Path
 
 from benchmarks.frameworks.journal import Entry, read_journals
 
-__all__ = ["TrainingFailedError", "attempt", "difference", "samples_of_epochs"]
+__all__ = [
+    "TrainingFailedError",
+    "attempt",
+    "difference",
+    "left_alone",
+    "samples_of_epochs",
+]
 
 
 class TrainingFailedError(RuntimeError):
@@ -69,6 +76,28 @@ def attempt(
         end = f"ended with {status}" if status is not None else f"did not end in {seconds:.0f} s"
         raise TrainingFailedError(f"{' '.join(command)}\n{end}, and said last:\n{said}")
     return read_journals(home, number)
+
+
+def left_alone(
+    program: str,
+    homes: Path,
+    *arguments: str,
+    seconds: float = 120,
+    launcher: Sequence[str] = (),
+) -> list[Entry]:
+    """A training that nobody interrupts; run once, and read again for the same arguments.
+
+    Args:
+        program, *arguments, seconds, launcher: as for :func:`attempt`.
+        homes: where the directories of such trainings are.
+    """
+    key = hashlib.sha256(repr((program, arguments, list(launcher))).encode()).hexdigest()[:8]
+    home = homes / f"{program}-{key}"
+    finished = home / "finished"
+    if not finished.exists():
+        attempt(program, home, 0, *arguments, seconds=seconds, launcher=launcher)
+        finished.touch()
+    return read_journals(home, 0)
 
 
 def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:

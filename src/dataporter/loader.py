@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,7 @@ from dataporter.serving import WorkerKind, engine_for
 from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
+from dataporter.takeover import refuse_takeover
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
@@ -297,6 +299,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches = super().__iter__()
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
+        refuse_takeover(self._cursor, sys._getframe(1))
         return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
 
     def __len__(self) -> int:
