@@ -68,7 +68,7 @@ LOOP = tuple(
 
 # Two ranks make 6 global steps an epoch, and a checkpoint comes every 3.
 TORCHTITAN = tuple(
-    Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2))
+    Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2), 240)
     for what, kill_at, options in [
         ("2 ranks, mid-epoch", 10, ()),
         ("2 ranks, from a checkpoint of an epoch's last step", 7, ()),

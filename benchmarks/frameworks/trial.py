@@ -24,7 +24,17 @@ __all__ = [
 
 
 class TrainingFailedError(RuntimeError):
-    """A training ended otherwise than it should have; says what it printed last."""
+    """A training ended otherwise than it should have; says what it printed last.
+
+    Attributes:
+        end: how it ended, in a few words.
+        log: all that it printed.
+    """
+
+    def __init__(self, command: str, end: str, log: Path) -> None:
+        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        super().__init__(f"{command}\n{end}, and said last:\n{said}")
+        self.end, self.log = end, log
 
 
 def attempt(
@@ -72,9 +82,8 @@ def attempt(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if status is None or (status == 0) == (kill_at is not None):
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         end = f"ended with {status}" if status is not None else f"did not end in {seconds:.0f} s"
-        raise TrainingFailedError(f"{' '.join(command)}\n{end}, and said last:\n{said}")
+        raise TrainingFailedError(" ".join(command), end, log)
     return read_journals(home, number)
 
 
