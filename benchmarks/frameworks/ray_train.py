@@ -107,7 +107,7 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         print(f"Ray's files: {folder}", flush=True)
         ray.init(
-            num_cpus=options.ranks + 1,
+            num_cpus=options.ranks,
             include_dashboard=False,
             object_store_memory=80 << 20,
             _temp_dir=folder,

@@ -7,6 +7,7 @@ checkpointer, optimizer and scheduler containers, and a loader as its `build_dat
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -132,7 +133,10 @@ def train(options: argparse.Namespace) -> None:
         state.step += 1
         checkpointer.save(state.step, last_step=state.step == steps)
     checkpointer.close()
-    dist.destroy_process_group()
+    dist.barrier()
+    # Taking the group down while a DDP model holds it may wait for ever: gloo's thread is joined
+    # with Python's lock held, which that thread may need for its last tensor.
+    os._exit(0)
 
 
 if __name__ == "__main__":

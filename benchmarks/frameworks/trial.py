@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from benchmarks.frameworks.journal import Entry, read_journals
 
@@ -78,13 +81,22 @@ def attempt(
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill_all(process)
     if status is None or (status == 0) == (kill_at is not None):
         end = f"ended with {status}" if status is not None else f"did not end in {seconds:.0f} s"
         raise TrainingFailedError(" ".join(command), end, log)
     return read_journals(home, number)
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing of it; a launcher's ranks and Ray's processes are in groups of their own."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def left_alone(
@@ -96,16 +108,22 @@ def left_alone(
 ) -> list[Entry]:
     """A training that nobody interrupts; run once, and read again for the same arguments.
 
+    Several processes may ask for it at a time.
+
     Args:
         program, *arguments, seconds, launcher: as for :func:`attempt`.
         homes: where the directories of such trainings are.
     """
+    homes.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(repr((program, arguments, list(launcher))).encode()).hexdigest()[:8]
     home = homes / f"{program}-{key}"
     finished = home / "finished"
-    if not finished.exists():
-        attempt(program, home, 0, *arguments, seconds=seconds, launcher=launcher)
-        finished.touch()
+    with home.with_suffix(".lock").open("w") as lock:
+        # Whoever comes meanwhile waits for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            attempt(program, home, 0, *arguments, seconds=seconds, launcher=launcher)
+            finished.touch()
     return read_journals(home, 0)
 
 

@@ -12,7 +12,7 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
-from benchmarks.frameworks.cases import RAY, Case, verdict
+from benchmarks.frameworks.cases import RAY, verdict
 from benchmarks.frameworks.journal import read_journals
 from benchmarks.frameworks.subject import LENGTH, Digits
 from benchmarks.frameworks.trial import attempt, difference, left_alone, samples_of_epochs
@@ -20,33 +20,29 @@ from benchmarks.frameworks.trial import attempt, difference, left_alone, samples
 from dataporter import ConfigurationError, ResumableDataLoader
 
 pytestmark = pytest.mark.timeout(900)
-SECONDS = 240.0
+SECONDS = RAY[0].seconds
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("homes")
+def test_a_run_that_is_started_again_goes_on_exactly(homes: Path) -> None:
+    assert verdict(RAY[0], "dataporter", homes) is None
 
 
-@pytest.mark.parametrize("case", RAY, ids=lambda case: case.what)
-def test_a_run_that_is_started_again_goes_on_exactly(case: Case, homes: Path) -> None:
-    assert verdict(case, "dataporter", homes) is None
-
-
-def test_a_killed_worker_is_replaced_by_ray_and_goes_on_exactly(homes: Path) -> None:
-    case = RAY[0]
-    options = (*case.options, "--loader", "dataporter")
+def test_a_killed_worker_is_replaced_by_ray_and_goes_on_exactly(
+    homes: Path, tmp_path: Path
+) -> None:
+    """From a checkpoint of an epoch's last step."""
+    options = (*RAY[0].options, "--loader", "dataporter")
     alone = left_alone("ray_train", homes, *options, seconds=SECONDS)
-    home = homes / "restarted"
     killed = attempt(
-        *("ray_train", home, 0, *options, "--restarted-by-ray", "--kill-at", "10"), seconds=SECONDS
+        *("ray_train", tmp_path, 0, *options, "--restarted-by-ray", "--kill-at", "7"),
+        seconds=SECONDS,
     )
-    assert killed[-1].step == 10
-    resumed = read_journals(home, 1)
-    assert resumed[0].step == 9
+    assert killed[-1].step == 7
+    resumed = read_journals(tmp_path, 1)
+    assert resumed[0].step == 6
     assert difference(alone, resumed) is None
     # Neither Ray's processes nor their files outlive the training.
-    log = (home / "attempt-0.log").read_text()
+    log = (tmp_path / "attempt-0.log").read_text()
     (folder,) = re.findall(r"^Ray's files: (\S+)$", log, re.MULTILINE)
     assert not Path(folder).exists()
     assert not [one.pid for one in psutil.process_iter() if folder in command_of(one)]
@@ -58,13 +54,12 @@ def command_of(process: psutil.Process) -> str:
     return ""
 
 
-def test_another_number_of_workers_goes_on_with_what_is_left(homes: Path) -> None:
+def test_another_number_of_workers_goes_on_with_what_is_left(tmp_path: Path) -> None:
     options = ("--every", "3")
-    home = homes / "elastic"
-    killed = attempt("ray_train", home, 0, *options, kill_at=10, seconds=SECONDS)
+    killed = attempt("ray_train", tmp_path, 0, *options, kill_at=10, seconds=SECONDS)
     done = samples_of_epochs(entry for entry in killed if entry.step < 9)[1]
     assert done.total() == 48
-    resumed = attempt("ray_train", home, 1, *options, "--ranks", "1", seconds=SECONDS)
+    resumed = attempt("ray_train", tmp_path, 1, *options, "--ranks", "1", seconds=SECONDS)
     counted = samples_of_epochs(resumed)
     assert counted.keys() == {1, 2}
     for whole in (done + counted[1], counted[2]):

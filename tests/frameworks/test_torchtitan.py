@@ -12,11 +12,6 @@ from benchmarks.frameworks.trial import attempt, samples_of_epochs
 pytestmark = pytest.mark.timeout(400)
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("homes")
-
-
 @pytest.mark.parametrize("case", TORCHTITAN, ids=lambda case: case.what)
 def test_a_killed_training_goes_on_exactly(case: Case, homes: Path) -> None:
     assert verdict(case, "dataporter", homes) is None
