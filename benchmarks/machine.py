@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,8 @@ __all__ = ["describe"]
 _LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl")
 
 
-def describe() -> dict[str, str]:
-    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+def describe(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
+    """Facts by name; ``libraries`` are the packages whose versions are among them."""
     return {
         "date": date.today().isoformat(),
         "CPU": f"{_cpu_model()}, {psutil.cpu_count(logical=False)} cores, "
@@ -26,7 +27,7 @@ def describe() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "libraries": libraries,
+        "libraries": ", ".join(f"{name} {version(name)}" for name in libraries),
         "torch threads": str(torch.get_num_threads()),
     }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from example_streams import Sharded, numbers
 from subjects import Indices, ids
 from torch.distributed.checkpoint.stateful import Stateful
-from worlds import ranks_of
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from worlds import outcome, ranks_of
 
 from dataporter import ResumableDataLoader
+from dataporter.integrations.torchtitan import EndlessLoader
 
 LENGTH = 50
 
@@ -71,6 +77,75 @@ def test_a_checkpoint_of_four_ranks_is_gone_on_with_by_two_and_by_three(tmp_path
             for rank in loaded:
                 state = rank[way][0]
                 assert state == {**saved[0]["state"], "world_size": world_size}
+
+
+def killed_rank(folder: Path, asynchronous: bool) -> None:
+    """Trains, with a checkpoint after every second step, until the fourth, which kills it."""
+    loader, weights = loader_of(), {"w": torch.zeros(4)}
+    journal = (folder / f"rank-{dist.get_rank()}").open("w")
+    writing = None
+    for step, batch in enumerate(loader):
+        print(*ids(batch), file=journal, flush=True)
+        if step == 3:
+            if writing is not None:
+                writing.result()
+            dist.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step % 2 == 1:
+            kept = {"loader": loader, **weights}
+            if asynchronous:
+                writing = dcp.async_save(kept, checkpoint_id=folder / "kept")
+            else:
+                dcp.save(kept, checkpoint_id=folder / "kept")
+
+
+def resumed_rank(folder: Path) -> tuple[int, list[int]]:
+    loader = loader_of()
+    dcp.load({"loader": loader, "w": torch.zeros(4)}, checkpoint_id=folder / "kept")
+    return loader.step, [index for batch in loader for index in ids(batch)]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_world_that_is_killed_is_gone_on_with_by_another_one(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    with pytest.raises(ChildFailedError, match="exitcode  : -9"):
+        ranks_of(2, killed_rank, tmp_path, asynchronous)
+    lines = [(tmp_path / f"rank-{rank}").read_text().splitlines() for rank in range(2)]
+    assert [len(of_rank) for of_rank in lines] == [4, 4]
+    done = [int(index) for of_rank in lines for line in of_rank[:2] for index in line.split()]
+    resumed = ranks_of(1, resumed_rank, tmp_path)
+    assert resumed[0][0] == 2
+    assert sorted(done + resumed[0][1]) == list(range(LENGTH))
+
+
+def stream_of() -> EndlessLoader[Any]:
+    return EndlessLoader(ResumableDataLoader(Sharded(LENGTH), 3, num_workers=2))
+
+
+def stream_saving_rank(folder: Path) -> list[int]:
+    """Through the endless loader, which brings the parts together, and through the loader alone."""
+    endless = stream_of()
+    seen = numbers(list(islice(endless, 3)))
+    dcp.save({"loader": endless}, checkpoint_id=folder / "together")
+    dcp.save({"loader": endless.loader}, checkpoint_id=folder / "apart")
+    return seen
+
+
+def stream_loading_rank(folder: Path) -> tuple[list[int], Any]:
+    endless = stream_of()
+    refused = outcome(lambda: dcp.load({"loader": endless.loader}, checkpoint_id=folder / "apart"))
+    dcp.load({"loader": endless}, checkpoint_id=folder / "together")
+    return numbers(list(endless.loader)), refused
+
+
+def test_a_streams_parts_are_brought_together_for_a_distributed_checkpoint(tmp_path: Path) -> None:
+    seen = ranks_of(2, stream_saving_rank, tmp_path)
+    loaded = ranks_of(3, stream_loading_rank, tmp_path)
+    found = [number for part in (*seen, *(rest for rest, _ in loaded)) for number in part]
+    assert sorted(found) == list(range(LENGTH))
+    # One rank's part, which is all that such a checkpoint keeps of the other: never gone on with.
+    assert all("rank 0" in str(refused) for _, refused in loaded)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
 
-from benchmarks.frameworks.trial import attempt, difference
+from benchmarks.frameworks.trial import attempt, difference, left_alone
 
-__all__ = ["CASES", "LIGHTNING", "LOOP", "Case", "verdict"]
+__all__ = ["CASES", "LIGHTNING", "LOOP", "RAY", "TORCHTITAN", "Case", "torchrun", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Case:
         program: a module of this package.
         kill_at: the step after which SIGKILL comes.
         options: for the program, in every attempt.
-        launcher: see :func:`~benchmarks.frameworks.trial.attempt`.
+        launcher, seconds: see :func:`~benchmarks.frameworks.trial.attempt`.
     """
 
     framework: str
@@ -29,26 +31,30 @@ class Case:
     kill_at: int
     options: Sequence[str] = ()
     launcher: Sequence[str] = ()
+    seconds: float = 120
 
 
 def verdict(case: Case, loader: str, home: Path) -> str | None:
     """What is otherwise after the kill than in the training left alone; None: nothing.
 
+    Args:
+        home: for all trainings; cases with the same options share the one that is left alone.
+
     Raises:
         TrainingFailedError: a training did not end as it should.
     """
     options = (*case.options, "--loader", loader)
-    alone = attempt(case.program, home / "alone", 0, *options, launcher=case.launcher)
-    attempt(
-        case.program,
-        home / "killed",
-        0,
-        *options,
-        kill_at=case.kill_at,
-        launcher=case.launcher,
-    )
-    resumed = attempt(case.program, home / "killed", 1, *options, launcher=case.launcher)
+    how: Any = {"seconds": case.seconds, "launcher": case.launcher}
+    alone = left_alone(case.program, home, *options, **how)
+    killed = Path(mkdtemp(prefix=f"{case.program}-killed-", dir=home))
+    attempt(case.program, killed, 0, *options, kill_at=case.kill_at, **how)
+    resumed = attempt(case.program, killed, 1, *options, **how)
     return difference(alone, resumed)
+
+
+def torchrun(ranks: int) -> tuple[str, ...]:
+    """What starts a program on so many ranks of this machine."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
 
 
 LOOP = tuple(
@@ -80,4 +86,22 @@ LIGHTNING = tuple(
     ]
 )
 
-CASES: tuple[Case, ...] = LOOP + LIGHTNING
+# Two ranks make 6 global steps an epoch, and a checkpoint comes every 3.
+TORCHTITAN = tuple(
+    Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2), 240)
+    for what, kill_at, options in [
+        ("2 ranks, mid-epoch", 10, ()),
+        ("2 ranks, from a checkpoint of an epoch's last step", 7, ()),
+        ("2 ranks, mid-epoch, async checkpoints", 10, ("--async-mode", "async")),
+    ]
+)
+
+RAY = tuple(
+    Case("Ray Train", what, "ray_train", kill_at, ("--every", "3"), seconds=240)
+    for what, kill_at in [
+        ("2 workers, mid-epoch", 10),
+        ("2 workers, from a checkpoint of an epoch's last step", 7),
+    ]
+)
+
+CASES: tuple[Case, ...] = (*LOOP, *LIGHTNING, *TORCHTITAN, *RAY)

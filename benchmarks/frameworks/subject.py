@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 __all__ = [
     "BATCH_SIZE",
@@ -17,7 +17,9 @@ __all__ = [
     "SEED",
     "Digits",
     "build_loader",
+    "build_loader_of_rank",
     "build_model",
+    "set_epoch_of",
 ]
 
 LENGTH, BATCH_SIZE, EPOCHS = 90, 8, 3  # 12 batches an epoch, of which the last has 2 samples
@@ -60,6 +62,32 @@ def build_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
 
         return StatefulDataLoader(Digits(), **arguments)
     return DataLoader(Digits(), **arguments)
+
+
+def build_loader_of_rank(
+    kind: str, rank: int, world_size: int, **arguments: Any
+) -> DataLoader[Any]:
+    """A loader of one rank, as its users share data out where no framework does it for them.
+
+    Args:
+        kind: one of ``LOADERS``. ``"dataporter"`` finds its world by itself.
+        **arguments: that ``torch.utils.data.DataLoader`` takes.
+    """
+    if kind == "dataporter" or world_size == 1:
+        return build_loader(kind, **arguments)
+    sampler_of: Any = DistributedSampler
+    if kind == "torchdata":
+        from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+
+        sampler_of = StatefulDistributedSampler
+    sampler = sampler_of(Digits(), world_size, rank, shuffle=True, seed=SEED)
+    return build_loader(kind, shuffle=False, sampler=sampler, **arguments)
+
+
+def set_epoch_of(loader: Any, epoch: int) -> None:
+    """Tell a distributed sampler the epoch, as torch's documentation asks for; others need none."""
+    if isinstance(loader.sampler, DistributedSampler):
+        loader.sampler.set_epoch(epoch)
 
 
 def build_model() -> nn.Module:

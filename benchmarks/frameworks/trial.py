@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,13 +13,31 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from benchmarks.frameworks.journal import Entry, read_journals
 
-__all__ = ["TrainingFailedError", "attempt", "difference", "samples_of_epochs"]
+__all__ = [
+    "TrainingFailedError",
+    "attempt",
+    "difference",
+    "left_alone",
+    "samples_of_epochs",
+]
 
 
 class TrainingFailedError(RuntimeError):
-    """A training ended otherwise than it should have; says what it printed last."""
+    """A training ended otherwise than it should have; says what it printed last.
+
+    Attributes:
+        end: how it ended, in a few words.
+        log: all that it printed.
+    """
+
+    def __init__(self, command: str, end: str, log: Path) -> None:
+        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        super().__init__(f"{command}\n{end}, and said last:\n{said}")
+        self.end, self.log = end, log
 
 
 def attempt(
@@ -61,14 +81,50 @@ def attempt(
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill_all(process)
     if status is None or (status == 0) == (kill_at is not None):
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         end = f"ended with {status}" if status is not None else f"did not end in {seconds:.0f} s"
-        raise TrainingFailedError(f"{' '.join(command)}\n{end}, and said last:\n{said}")
+        raise TrainingFailedError(" ".join(command), end, log)
     return read_journals(home, number)
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing of it; a launcher's ranks and Ray's processes are in groups of their own."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def left_alone(
+    program: str,
+    homes: Path,
+    *arguments: str,
+    seconds: float = 120,
+    launcher: Sequence[str] = (),
+) -> list[Entry]:
+    """A training that nobody interrupts; run once, and read again for the same arguments.
+
+    Several processes may ask for it at a time.
+
+    Args:
+        program, *arguments, seconds, launcher: as for :func:`attempt`.
+        homes: where the directories of such trainings are.
+    """
+    homes.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(repr((program, arguments, list(launcher))).encode()).hexdigest()[:8]
+    home = homes / f"{program}-{key}"
+    finished = home / "finished"
+    with home.with_suffix(".lock").open("w") as lock:
+        # Whoever comes meanwhile waits for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            attempt(program, home, 0, *arguments, seconds=seconds, launcher=launcher)
+            finished.touch()
+    return read_journals(home, 0)
 
 
 def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:

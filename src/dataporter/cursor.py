@@ -61,12 +61,14 @@ class Cursor(Generic[P]):
             self.seed = int(drawn)
         return self.seed
 
+    def upcoming(self) -> P:
+        """Where a pass that starts now begins."""
+        return self.progress if self.waiting else self.beginning(self.progress.epoch + 1)
+
     def begin(self, a_pass: object) -> P:
         """Where a pass that starts now begins; from here on it moves the cursor."""
-        if not self.waiting:
-            self.progress = self.beginning(self.progress.epoch + 1)
-            self.waiting = True
-        self._pass, self.origin = a_pass, self.progress
+        self.progress = self.origin = self.upcoming()
+        self._pass, self.waiting = a_pass, True
         self._before, self._ended = None, False
         return self.progress
 

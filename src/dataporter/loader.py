@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,11 +32,13 @@ from dataporter.serving import WorkerKind, engine_for
 from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
+from dataporter.takeover import refuse_takeover
 from dataporter.world import World, find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+    from tqdm import tqdm
 
 __all__ = ["ResumableDataLoader", "create_resumable_dataloader"]
 
@@ -301,6 +304,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches = super().__iter__()
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
+        refuse_takeover(self._cursor, sys._getframe(1))
         return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
 
     def __len__(self) -> int:
@@ -509,6 +513,26 @@ class ResumableDataLoader(DataLoader[Batch]):
     def seed(self) -> int:
         """The seed of order and augmentation."""
         return self._cursor.settled_seed()
+
+    def progress(self, **options: Any) -> tqdm[Batch]:
+        """The pass that begins next, behind a bar of tqdm's that starts where the pass does.
+
+        In a world of several ranks only the first shows it. Make one for each pass.
+
+        Args:
+            **options: for tqdm, as ``disable=False``, ``leave=False``, or an ``iterable=`` around
+                this loader, such as a :class:`~dataporter.DevicePrefetcher`.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(6), batch_size=2)
+            >>> for batch in (bar := loader.progress(disable=True)):
+            ...     bar.set_postfix(loss=0.5)
+        """
+        from dataporter.integrations.progress import bar_over
+
+        flow = self._resumable()
+        begins = self._cursor.upcoming()
+        return bar_over(self, begins.epoch, begins.step, lambda: flow.remaining(begins), options)
 
     def usage(self) -> Usage:
         """The worker processes of the last pass, and the memory they share with this one."""

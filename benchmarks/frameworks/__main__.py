@@ -1,0 +1,128 @@
+"""Kills trainings in each framework, with each loader, and writes down what the resumed ones do.
+
+Writes `benchmarks/frameworks.md`. With `--only NAME ...` just these frameworks are tried, and their
+rows replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from benchmarks.frameworks.cases import CASES, Case, verdict
+from benchmarks.frameworks.subject import LOADERS
+from benchmarks.frameworks.trial import TrainingFailedError
+from benchmarks.machine import describe
+from benchmarks.tables import Table, markdown, show
+
+RESULTS = Path(__file__).parent.parent / "frameworks.md"
+HEAD = """# What holds in each framework after a kill
+
+Written by `python -m benchmarks.frameworks`.
+
+"""
+QUESTION = "A training killed by SIGKILL, and resumed from the framework's own checkpoint"
+COLUMNS = ("framework", "case", "DataPorter", "torch DataLoader", "torchdata StatefulDataLoader")
+NOTES = (
+    "Compared with the same training left alone, step for step on each rank, from the resumed "
+    "one's first step to the last of three epochs: sample ids, bytes of the batches, losses. "
+    '"exact": nothing differs. '
+    "Otherwise the first of: samples lost or repeated, their order, the epoch's "
+    "number, the augmentation, the losses. The data are 90 digits with noise drawn from torch's "
+    "generator.",
+)
+# Where a framework's cases are called otherwise than the package that is installed for it.
+PACKAGES = {"by hand": "torch", "Ray Train": "ray"}
+# A traceback's last line, of a rank or a Ray worker as well; not the launcher's summary of them.
+EXCEPTION = (
+    r"^(?:\[rank\d+\]: *|.*pid=\d+\)\S* *)?((?!\S*ChildFailed)[\w.]*(?:Error|Exception): .+)$"
+)
+FACTS = ("date", "system", "Python", "libraries")
+
+
+def main() -> None:
+    frameworks = list(dict.fromkeys(case.framework for case in CASES))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=frameworks,
+        default=frameworks,
+        metavar="NAME",
+        help=f"{frameworks}",
+    )
+    only = parser.parse_args().only
+    console = Console()
+    facts = describe([*dict.fromkeys(["dataporter", "torch", "torchdata", *map(package_of, only)])])
+    rows = []
+    with TemporaryDirectory(prefix="frameworks-") as home:
+        for case in CASES:
+            if case.framework in only:
+                found = [outcome(case, loader, Path(home)) for loader in LOADERS]
+                label = f"{label_of(case.framework)} {version_of(case.framework)}"
+                rows.append((label, case.what, *found))
+                console.print(" | ".join(rows[-1]), markup=False, soft_wrap=True)
+    if RESULTS.exists():
+        rows += kept(RESULTS.read_text(), set(frameworks) - set(only))
+    rows.sort(key=lambda row: place_of(row[0], frameworks))
+    table = Table(QUESTION, COLUMNS, tuple(rows), notes=NOTES)
+    show(table, console)
+    told = "".join(f"- {name}: {facts[name]}\n" for name in FACTS)
+    RESULTS.write_text(f"{HEAD}{told}\n{markdown(table)}")
+    console.print(f"Written: {RESULTS.name}")
+
+
+def outcome(case: Case, loader: str, home: Path) -> str:
+    """What a table says of one case with one loader; what fails is said and stops nothing."""
+    try:
+        return verdict(case, loader, home) or "exact"
+    except TrainingFailedError as error:
+        return f"fails: {reason_of(error)}"
+
+
+def reason_of(error: TrainingFailedError) -> str:
+    """The last exception that a failed training has told of; else how it ended."""
+    told = re.findall(EXCEPTION, error.log.read_text(errors="replace"), re.MULTILINE)
+    reason = told[-1].strip() if told else error.end
+    return reason if len(reason) <= 120 else f"{reason[:117]}..."
+
+
+def package_of(framework: str) -> str:
+    return PACKAGES.get(framework, framework.split()[0].lower())
+
+
+def label_of(framework: str) -> str:
+    return "by hand, torch" if framework == "by hand" else framework
+
+
+def version_of(framework: str) -> str:
+    try:
+        return version(package_of(framework))
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def kept(text: str, frameworks: Iterable[str]) -> list[tuple[str, ...]]:
+    """The rows of an earlier table that are about these frameworks."""
+    lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+    rows = [tuple(line.split(" | ")) for line in lines]
+    return [
+        row for row in rows if any(row[0].startswith(f"{label_of(name)} ") for name in frameworks)
+    ]
+
+
+def place_of(named: str, frameworks: list[str]) -> int:
+    """Which framework a row is about, by its number."""
+    return next(
+        place for place, name in enumerate(frameworks) if named.startswith(f"{label_of(name)} ")
+    )
+
+
+if __name__ == "__main__":
+    main()
