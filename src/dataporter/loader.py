@@ -158,6 +158,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         num_shards: int | None = None,
         snapshot_every: int = 1,
     ) -> None:
+        self._arguments = configure.arguments_of(locals())
         own_sampler = sampler if sampler is not None else batch_sampler
         world = find_world(
             rank,
@@ -199,6 +200,10 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._said_length: int | None = None
             self._engine_converter: KeyBasedDtypeConverter | None = None
             self._engine_workers = num_workers
+            # For a framework that drives the loader: what each pass goes through on its way to
+            # the training loop, and whether state_dict() brings the ranks' parts together.
+            self.pass_through: Callable[[Delivery[Batch]], Iterator[Batch]] | None = None
+            self.gathers_state = False
 
             if iterable:
                 configure.reject("an IterableDataset has no indices to order", order=order)
@@ -296,7 +301,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches = super().__iter__()
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
-        return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
+        a_pass: Delivery[Batch] = Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
+        return a_pass if self.pass_through is None else self.pass_through(a_pass)
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
@@ -344,13 +350,14 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- the state
 
-    def state_dict(self, *, gather: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, gather: bool | None = None) -> dict[str, Any]:
         """Where the stream stands: after the last batch that was delivered (C1).
 
         Args:
             gather: with a stream that several ranks read, and of which each knows its own shards
                 only: bring all of them together. All ranks call this, after the same number of
-                batches. Without it such a state is this rank's part, and says so.
+                batches. Without it such a state is this rank's part, and says so. By default
+                ``gathers_state``, which is False unless a framework has set it.
 
         Returns:
             A flat dict of JSON types, the same on every rank (but for the parts above), to be kept
@@ -365,6 +372,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         flow = self._resumable()
         state = flow.state(self._cursor.settled_seed(), self._cursor.progress)
+        gather = self.gathers_state if gather is None else gather
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:
@@ -501,6 +509,42 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- what holds it together
 
+    use_stateful_dataloader = True  # so that Accelerate saves and loads the state
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # Accelerator.prepare() asks, and returns a loader as it is that says yes.
+        from dataporter.integrations.accelerate import prepare_for_caller
+
+        return prepare_for_caller(self)
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, prepared: bool) -> None:
+        """It marks all that it returns."""
+
+    def _rebuild(self, **changes: Any) -> None:
+        """Become the loader that other arguments, or a process group that is up now, would make.
+
+        The place stays: a state that was loaded is carried over.
+
+        Args:
+            **changes: arguments of the class that take the place of those given when it was built.
+
+        Raises:
+            DataPorterError: what building such a loader, or loading this one's state into it,
+                raises; this loader is then as it was.
+        """
+        new = object.__new__(type(self))
+        # torch's class has no word in this: what it guards against changing is built together.
+        new.__dict__.update(self.__dict__, _DataLoader__initialized=False)
+        ResumableDataLoader.__init__(
+            new, **{**self._arguments, **changes}, process_group=self._ranks.group
+        )
+        if self._cursor.moved:
+            new.load_state_dict({**self.state_dict(gather=False), "strategy": new.strategy.name})
+        new._arguments = self._arguments
+        self.__dict__ = new.__dict__
+
     def _jump(self, progress: Any) -> None:
         self._cursor.jump(progress)
         if self._flow is not None:
@@ -531,8 +575,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, rows)})
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or a loader sent to another process, starts workers of its own.
-        return {**self.__dict__, "_engine": None}
+        # A copy, or a loader sent to another process, starts workers of its own, on its own.
+        return {**self.__dict__, "_engine": None, "pass_through": None, "gathers_state": False}
 
 
 def create_resumable_dataloader(

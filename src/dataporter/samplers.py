@@ -36,16 +36,20 @@ class OrderSampler(Sampler[int]):
     def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
         self._requests = requests
         self._cursor = cursor
+        # Why nobody may draw from it, where whoever drives the loader has a reason.
+        self.refusal: str | None = None
 
     def __iter__(self) -> Iterator[int]:
         plan = self._requests.plan
+        if self.refusal is not None:
+            raise ConfigurationError(self.refusal)
         if plan.world_size > 1:
             raise ConfigurationError(
                 f"this sampler already gives rank {self._requests.rank}'s share of "
                 f"{plan.world_size}, and whoever draws from it (a framework that rebuilds the "
                 "loader) may share it out again: hand the ResumableDataLoader over as it is "
-                "(Lightning: use_distributed_sampler=False; Accelerate: do not prepare() it), or "
-                "leave the sharding to the framework with world_size=1, rank=0"
+                "(Lightning: use_distributed_sampler=False), or leave the sharding to the "
+                "framework with world_size=1, rank=0"
             )
         epoch = Progress(self._cursor.progress.epoch)
         for request in self._requests.requests(epoch, self._cursor.settled_seed()):
