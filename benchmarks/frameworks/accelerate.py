@@ -1,4 +1,4 @@
-"""A training with Accelerate, on as many processes as it is launched with; `save_state` saves it."""
+"""A training with Accelerate, on as many processes as are launched; `save_state` keeps it."""
 
 from __future__ import annotations
 
