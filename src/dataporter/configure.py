@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,8 @@ from dataporter.strategies import ResumptionStrategy, strategy_named
 from dataporter.world import World
 
 __all__ = [
+    "SETTABLE",
+    "arguments_of",
     "batch_size_checked",
     "count_checked",
     "fingerprint_of",
@@ -50,6 +53,18 @@ _ORDERS: dict[str, Order] = {
 }
 # torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
 _SEED_LIMIT = 1 << 63
+# The loader's attributes that may be set between two passes, beside its place.
+SETTABLE = (
+    *("num_workers", "prefetch_factor", "timeout", "worker_init_fn", "collate_fn", "in_order"),
+    *("pin_memory", "pin_memory_device", "generator"),
+    *("on_error", "converter", "worker_kind", "worker_restarts"),
+)
+
+
+def arguments_of(names: Mapping[str, Any]) -> dict[str, Any]:
+    """What a constructor was called with, of all names in it; a process group only as its ranks."""
+    left_out = ("self", "__class__", "process_group")
+    return {name: value for name, value in names.items() if name not in left_out}
 
 
 def order_for(order: str | Order | None, shuffle: bool | None) -> Order:

@@ -54,6 +54,11 @@ class Cursor(Generic[P]):
         first = beginning(0)
         return cls(first, first, beginning, seed, generator)
 
+    @property
+    def moved(self) -> bool:
+        """Whether it stands elsewhere than where it began."""
+        return not (self.waiting and self.progress == self.beginning(0))
+
     def settled_seed(self) -> int:
         """The seed; drawn when it is first needed, where torch's loader would draw as well."""
         if self.seed is None:

@@ -41,6 +41,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
+        # What was asked for ahead: a reply, or the engine's failure, to be raised in its turn.
+        self._ahead: Reply | BaseException | None = None
         self._failed: list[EngineRequest] = []
         self._broken = False
 
@@ -49,7 +51,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             if self._replies is None:
                 self._replies = self._begin(self._pass)
             try:
-                reply = next(self._replies)
+                reply = self._upcoming(self._replies)
             except StopIteration:
                 if not self._broken:
                     self._cursor.finish(self._pass)
@@ -69,6 +71,27 @@ class Delivery(Generic[Batch], Iterator[Batch]):
 
     def __len__(self) -> int:
         return self._length()
+
+    def exhausted(self) -> bool:
+        """Whether no batch is left. Waits for the next one, which stays undelivered."""
+        if self._replies is None or self._ahead is not None:
+            return False
+        try:
+            self._ahead = next(self._replies)
+        except StopIteration:
+            return True
+        except BaseException as failure:
+            self._ahead = failure
+        return False
+
+    def _upcoming(self, replies: Iterator[Reply]) -> Reply:
+        ahead, self._ahead = self._ahead, None
+        try:
+            if isinstance(ahead, BaseException):
+                raise ahead
+            return next(replies) if ahead is None else ahead
+        finally:
+            del ahead  # as below: a failure's traceback must not hold the failure
 
     def _deliver(self, reply: Reply) -> Batch:
         try:

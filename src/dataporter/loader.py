@@ -33,7 +33,7 @@ from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
 from dataporter.takeover import refuse_takeover
-from dataporter.world import World, find_world, seed_of_sampler, world_of_sampler
+from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -162,6 +162,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         num_shards: int | None = None,
         snapshot_every: int = 1,
     ) -> None:
+        self._arguments = configure.arguments_of(locals())
         own_sampler = sampler if sampler is not None else batch_sampler
         world = find_world(
             rank,
@@ -175,7 +176,6 @@ class ResumableDataLoader(DataLoader[Batch]):
         piped = isinstance(dataset, IterDataPipe)
         self._ranks = Ranks(None if piped else world.group)
         said = rank is not None or process_group is not None or own_sampler is not None
-        self._given_strategy = strategy
         self._joins = not said and not piped and world.group is None and world.size == 1
         with self._ranks.agreed("ResumableDataLoader()") as terms:
             if own_sampler is not None:
@@ -207,6 +207,10 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._said_length: int | None = None
             self._engine_converter: KeyBasedDtypeConverter | None = None
             self._engine_workers = num_workers
+            # For a framework that drives the loader: what each pass goes through on its way to
+            # the training loop, and whether state_dict() brings the ranks' parts together.
+            self.pass_through: Callable[[Delivery[Batch]], Iterator[Batch]] | None = None
+            self.gathers_state = False
 
             if iterable:
                 configure.reject("an IterableDataset has no indices to order", order=order)
@@ -304,8 +308,10 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches = super().__iter__()
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
+        self._resumable()
         refuse_takeover(self._cursor, sys._getframe(1))
-        return Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
+        a_pass: Delivery[Batch] = Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
+        return a_pass if self.pass_through is None else self.pass_through(a_pass)
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
@@ -316,7 +322,12 @@ class ResumableDataLoader(DataLoader[Batch]):
         return length
 
     def _begin_pass(self, a_pass: object) -> Iterator[Reply]:
-        flow = self._resumable()
+        cursor, flow = self._cursor, self._resumable()
+        if self._cursor is not cursor:
+            raise ConfigurationError(
+                "a process group came up between iter(loader) and the first batch, so that this "
+                "iterator would read every rank's share: call iter() again"
+            )
         if self._joins:  # alone for good, unless the environment tells of others
             find_world(None, None, launched=self.strategy.name == "distributed")
         if (epoch := flow.requested_epoch()) is not None:
@@ -355,13 +366,16 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- the state
 
-    def state_dict(self, *, gather: bool = False, read_ahead: int | None = None) -> dict[str, Any]:
+    def state_dict(
+        self, *, gather: bool | None = None, read_ahead: int | None = None
+    ) -> dict[str, Any]:
         """Where the stream stands: after the last batch that was delivered (C1).
 
         Args:
             gather: with a stream that several ranks read, and of which each knows its own shards
                 only: bring all of them together. All ranks call this, after the same number of
-                batches. Without it such a state is this rank's part, and says so.
+                batches. Without it such a state is this rank's part, and says so. By default
+                ``gathers_state``, which is False unless a framework has set it.
             read_ahead: for who runs the loop for others: how many batches, 0 or 1, it has read and
                 not yet handed on. They do not count, and nor does the end of the pass, if it has
                 been seen: the state is within the pass until the next one begins.
@@ -381,6 +395,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         cursor = self._cursor
         progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
         state = flow.state(cursor.settled_seed(), progress)
+        gather = self.gathers_state if gather is None else gather
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:
@@ -540,6 +555,45 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- what holds it together
 
+    use_stateful_dataloader = True  # so that Accelerate saves and loads the state
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # Accelerator.prepare() asks, and returns a loader as it is that says yes.
+        from dataporter.integrations.accelerate import prepare_for_caller
+
+        return prepare_for_caller(self)
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, prepared: bool) -> None:
+        """It marks all that it returns."""
+
+    def _rebuild(self, **changes: Any) -> None:
+        """Become the loader that other arguments, or a process group that is up now, would make.
+
+        The place stays: a state that was loaded is carried over.
+
+        Args:
+            **changes: arguments of the class that take the place of those given when it was built.
+
+        Raises:
+            DataPorterError: what building such a loader, or loading this one's state into it,
+                raises; this loader is then as it was.
+        """
+        new = object.__new__(type(self))
+        # torch's class has no word in this: what it guards against changing is built together.
+        new.__dict__.update(self.__dict__, _DataLoader__initialized=False)
+        ResumableDataLoader.__init__(
+            new, **{**self._arguments, **changes}, process_group=self._ranks.group
+        )
+        if self._cursor.moved:
+            flow: Any = self._flow
+            place = flow.state(self._cursor.settled_seed(), self._cursor.progress)
+            new.load_state_dict({**place, "strategy": new.strategy.name})
+        # What torch lets people set after the loader was built.
+        kept = {name: self.__dict__[name] for name in configure.SETTABLE if name not in changes}
+        self.__dict__ = {**new.__dict__, **kept, "_arguments": self._arguments}
+
     def _jump(self, progress: Any) -> None:
         self._cursor.jump(progress)
         if self._flow is not None:
@@ -552,31 +606,9 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "loader runs; it is iterated over as there, and not resumed: make it an "
                 "IterableDataset"
             )
-        if self._joins and (world := find_world(None, None)).size > 1:
-            self._join(world, self._flow)
+        if self._joins and find_world(None, None).size > 1:
+            self._rebuild()
         return self._flow
-
-    def _join(self, world: World, flow: Flow) -> None:
-        """Become one rank of a process group that came up after the loader was built."""
-        ranks, cursor = Ranks(world.group), self._cursor
-        with ranks.agreed("the first use of a ResumableDataLoader older than the group") as terms:
-            if cursor.progress.step:
-                raise ConfigurationError(
-                    f"this loader stands at step {cursor.progress.step} of an epoch that it has "
-                    "read, or was to go on with, as the only rank, and now there is a process "
-                    f"group of {world.size}: bring the group up before, or build the loader after"
-                )
-            strategy = configure.strategy_for(self._given_strategy, world, None)
-            flow = flow.in_world(world, strategy)
-            configure.world_checked(world, cursor.seed, in_order=self.in_order)
-            terms.equal = {**flow.terms(), "seed": cursor.seed}
-            terms.first = cursor.settled_seed()
-        if ranks.several:
-            cursor.seed = terms.first
-        self._joins, self._ranks, self.strategy, self._flow = False, ranks, strategy, flow
-        self.rank, self.world_size = world.rank, world.size
-        if isinstance(flow, IndexedFlow) and isinstance(flow.source, PlannedRequests):
-            self.sampler.share(flow.source)  # type: ignore[attr-defined]  # it is an OrderSampler
 
     def _indexed(self) -> RequestSource:
         flow = self._resumable()
@@ -594,8 +626,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, rows)})
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or a loader sent to another process, starts workers of its own.
-        return {**self.__dict__, "_engine": None}
+        # A copy, or a loader sent to another process, starts workers of its own, on its own.
+        return {**self.__dict__, "_engine": None, "pass_through": None, "gathers_state": False}
 
 
 def create_resumable_dataloader(

@@ -39,17 +39,15 @@ class OrderSampler(DistributedSampler[int]):
 
     def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
         self._cursor = cursor
-        self.share(requests)
-
-    def share(self, requests: PlannedRequests) -> None:
-        """Be one rank's from now on."""
+        # Why nobody may draw from it, where whoever drives the loader has a reason.
+        self.refusal: str | None = None
         self._requests, plan = requests, requests.plan
         super().__init__(
             range(requests.dataset_length),  # type: ignore[arg-type]  # needs a length alone
             num_replicas=plan.world_size,
             rank=requests.rank,
             shuffle=requests.order.name != "sequential",
-            seed=self._cursor.seed or 0,
+            seed=cursor.seed or 0,
             drop_last=plan.tail == "drop",
         )
         # torch counts them in another way: sample by sample, and not by whole global batches.
@@ -58,13 +56,15 @@ class OrderSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         plan = self._requests.plan
+        if self.refusal is not None:
+            raise ConfigurationError(self.refusal)
         if plan.world_size > 1:
             raise ConfigurationError(
                 f"this sampler already gives rank {self._requests.rank}'s share of "
                 f"{plan.world_size}, and whoever draws from it (a framework that rebuilds the "
                 "loader) may share it out again: hand the ResumableDataLoader over as it is "
-                "(Lightning: use_distributed_sampler=False; Accelerate: do not prepare() it), or "
-                "leave the sharding to the framework with world_size=1, rank=0"
+                "(Lightning: use_distributed_sampler=False), or leave the sharding to the "
+                "framework with world_size=1, rank=0"
             )
         epoch = Progress(self._cursor.progress.epoch)
         for request in self._requests.requests(epoch, self._cursor.settled_seed()):

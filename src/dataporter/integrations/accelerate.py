@@ -1,0 +1,238 @@
+"""Accelerate: `prepare()` returns the loader itself, and its passes do what Accelerate's do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate import skip_first_batches as skip_in_others
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.state import GradientState
+from accelerate.utils import send_to_device
+
+from dataporter.delivery import Delivery
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.loader import ResumableDataLoader
+from dataporter.samplers import OrderSampler
+from dataporter.streams import Stream
+from dataporter.world import World, world_of_sampler
+
+__all__ = ["prepare_for_caller", "skip_first_batches"]
+
+_REPLACED = (
+    "Accelerate's skip_first_batches() puts a plain DataLoader in this loader's place, which reads "
+    "without its seeds, device, shards and state: leave it out after load_state(), which has set "
+    "this loader to its place already; or use dataporter.integrations.accelerate."
+    "skip_first_batches() (in the Transformers Trainer: ResumableTrainer of "
+    "dataporter.integrations.transformers)"
+)
+
+
+def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
+    """Accelerate's function of this name, which jumps where it is given a ResumableDataLoader.
+
+    The loader itself is set to that batch of its current epoch and returned, so that its state goes
+    on to be right; the pass after is the next epoch, from its start. Any other loader is left to
+    Accelerate.
+
+    Example:
+        >>> loader = ResumableDataLoader(range(6), batch_size=2)
+        >>> [batch.tolist() for batch in skip_first_batches(loader, 2)]
+        [[4, 5]]
+    """
+    if not isinstance(dataloader, ResumableDataLoader):
+        return skip_in_others(dataloader, num_batches=num_batches)
+    dataloader.seek(step=num_batches)
+    return dataloader
+
+
+def prepare_for_caller(loader: ResumableDataLoader[Any]) -> bool:
+    """Whether a loader is prepared, after doing so where an ``Accelerator`` is asking.
+
+    A loader that says it is prepared is taken as it is by ``Accelerator.prepare()``, which says
+    nothing of itself to it. So whoever asks is looked up: it is the only way to learn how the user
+    has configured it.
+    """
+    asking = sys._getframe(2).f_locals
+    accelerator = asking.get("self")
+    # torch's pipes are run by torch's own loader, and so left to Accelerate's.
+    if isinstance(accelerator, Accelerator) and loader._flow is not None:
+        placed = asking.get("device_placement")
+        _prepare(loader, accelerator, accelerator.device_placement if placed is None else placed)
+    return isinstance(loader.pass_through, _Passes)
+
+
+class _Settings(NamedTuple):
+    """What a loader's batches depend on in an accelerator."""
+
+    processes: int
+    split_batches: bool
+    even_batches: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """What Accelerate's loaders do in a pass: placing batches, and telling where an epoch ends.
+
+    Attributes:
+        loader: whose passes they are.
+        settings: what it was built anew for.
+        device: where the batches go; None: nowhere.
+        samples: how many samples an epoch has over all processes, where the loader does not know
+            which of them are padding.
+    """
+
+    loader: ReferenceType[ResumableDataLoader[Any]]
+    settings: _Settings
+    device: Any
+    non_blocking: bool
+    samples: int | None
+
+    def __call__(self, batches: Delivery[Any]) -> Iterator[Any]:
+        loader: Any = self.loader()
+        state = GradientState()
+        loader.end_of_dataloader, loader.remainder = False, -1
+        state._add_dataloader(loader)
+        try:
+            position = None
+            for batch in batches:
+                before = loader._cursor.origin.delivered if position is None else position
+                position = loader.position
+                if batches.exhausted():
+                    loader.end_of_dataloader = True
+                    loader.remainder = self._remainder(loader, position - before)
+                if self.device is not None:
+                    batch = send_to_device(batch, self.device, non_blocking=self.non_blocking)
+                yield batch
+        finally:
+            state._remove_dataloader(loader)
+
+    def _remainder(self, loader: Any, last: int) -> int:
+        """How many samples an incomplete last global batch has, by which ``gather_for_metrics``
+        cuts it; -1 where it has no padding.
+        """
+        if loader.tail != "pad" or isinstance(loader._flow, Stream):
+            return -1
+        remainder: int = (last if self.samples is None else self.samples) % loader.total_batch_size
+        return remainder
+
+
+def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed: bool) -> None:
+    if accelerator.dispatch_batches:
+        raise ConfigurationError(
+            "dispatch_batches=True has the main process read for all, and of a ResumableDataLoader "
+            "each process reads its own share: leave dispatch_batches= out"
+        )
+    said = loader._arguments["rank"] is not None
+    knows_ranks = said or loader._ranks.several
+    processes = loader.world_size if knows_ranks else accelerator.num_processes
+    settings = _Settings(processes, bool(accelerator.split_batches), bool(accelerator.even_batches))
+    before = loader.pass_through.settings if isinstance(loader.pass_through, _Passes) else None
+    if settings != before:
+        changes = _changes(loader, settings)
+        # A loader that was built before the accelerator found no process group.
+        if changes or before is not None or not (knows_ranks or processes == 1):
+            loader._rebuild(**changes)
+    _check_shares(loader, accelerator, said)
+    if isinstance(loader.sampler, OrderSampler):
+        loader.sampler.refusal = _REPLACED
+    shard = loader.batch_sampler
+    if isinstance(shard, BatchSamplerShard):
+        per_process, samples = shard.batch_size, _samples_of(shard)
+        per_process = per_process // processes if settings.split_batches else per_process
+    else:
+        per_process, samples = loader.batch_size, None
+    prepared: Any = loader  # has Accelerate's attributes from here on
+    prepared.total_batch_size = (per_process or 1) * loader.world_size
+    prepared.end_of_dataloader, prepared.remainder = False, -1
+    prepared.pass_through = _Passes(
+        ref(loader),
+        settings,
+        accelerator.device if placed else None,
+        accelerator.non_blocking,
+        samples,
+    )
+    prepared.gathers_state = True
+
+
+def _changes(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str, Any]:
+    """The arguments in which the loader must be another than the user has built."""
+    given, processes = loader._arguments, settings.processes
+    changes: dict[str, Any] = {}
+    own = given["batch_sampler"] if given["sampler"] is None else given["sampler"]
+    if own is not None:
+        is_shared_out = processes == 1 or world_of_sampler(own, World(0, 1)).size > 1
+        return changes if is_shared_out else _share_out(loader, settings)
+    batch_size = given["batch_size"]
+    if settings.split_batches and batch_size is not None:
+        if batch_size % processes:
+            raise ConfigurationError(
+                f"split_batches=True shares each batch of batch_size={batch_size} among "
+                f"{processes} processes: expected a multiple of {processes}"
+            )
+        changes["batch_size"] = batch_size // processes
+    if given["strategy"] is None:
+        # So that the state loads into any number of processes.
+        changes["strategy"] = "distributed"
+    if not (settings.even_batches or given["tail"] or given["drop_last"]):
+        changes["tail"] = "uneven"
+    return changes
+
+
+def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str, Any]:
+    """A sampler of the user's own gives all batches, and each process takes its share of them."""
+    batches: Any = loader.batch_sampler
+    if isinstance(batches, BatchSamplerShard):
+        batches = batches.batch_sampler
+    if batches is None:
+        raise ConfigurationError(
+            "a sampler of your own without batches (batch_size=None) gives processes "
+            "the same samples: pass batch_size="
+        )
+    rank = dist.get_rank(loader._ranks.group)
+    shard = BatchSamplerShard(batches, settings.processes, rank, *settings[1:])
+    # Where the loader looks for what is in it: generators to set, epochs to tell.
+    shard.sampler = batches
+    return {
+        "sampler": None,
+        "batch_sampler": shard,
+        "batch_size": 1,
+        "shuffle": None,
+        "drop_last": False,
+    }
+
+
+def _samples_of(shard: Any) -> int | None:
+    sampler: Any = getattr(shard.batch_sampler, "sampler", None)
+    return len(sampler) if hasattr(sampler, "__len__") and not shard.drop_last else None
+
+
+def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, said: bool) -> None:
+    """Refuse what would give several processes the same samples."""
+    own_group = loader._ranks.several and loader._ranks.group is not dist.group.WORLD
+    if said or own_group:
+        return
+    mesh = accelerator.torch_device_mesh
+    sharing = accelerator.num_processes
+    if mesh is not None:
+        sizes = dict(zip(mesh.mesh_dim_names, mesh.shape))
+        sharing = sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1)
+    if loader.world_size != sharing:
+        raise ConfigurationError(
+            f"this loader shares the data out to {loader.world_size} ranks, and the accelerator to "
+            f"{sharing} of its {accelerator.num_processes} processes: build the loader with "
+            "process_group= the data-parallel ranks, or with rank= and world_size="
+        )
+    flow = loader._flow
+    if isinstance(flow, Stream) and flow.cut.name == "workers" and loader.world_size > 1:
+        raise UnsupportedDatasetError(
+            f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out, "
+            f"so that each of {loader.world_size} processes would read all of it: give it "
+            "num_shards and shard() (see dataporter.ShardedStream); or, where it takes its share "
+            "by itself, pass rank=0, world_size=1"
+        )

@@ -1,0 +1,194 @@
+"""Transformers: `ResumableTrainer`, a Trainer that resumes from the exact next sample, at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+import transformers
+from accelerate import skip_first_batches as skip_in_others
+from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
+from transformers import Trainer, TrainerState, trainer, trainer_pt_utils
+from transformers.trainer_utils import get_last_checkpoint
+
+from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError
+from dataporter.loader import ResumableDataLoader
+
+__all__ = ["ResumableTrainer"]
+
+if not hasattr(Trainer, "_init_training_state"):
+    raise MissingLibraryError(
+        f"ResumableTrainer needs a newer transformers than {transformers.__version__}, whose "
+        "Trainer finds the place to resume at in a method of its own (tested with 5.24): "
+        "pip install -U transformers"
+    )
+
+# Where trainer_state.json, which says which step a checkpoint is of, keeps the loader's state too.
+_KEY = "ResumableDataLoader"
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to mypy
+    """A ``transformers.Trainer`` whose ``train(resume_from_checkpoint=True)`` is exact and at once.
+
+    Its training loader is a :class:`~dataporter.ResumableDataLoader` made from the same arguments,
+    whose state goes into the checkpoint's ``trainer_state.json``; nothing is skipped at a resume.
+    Per-device batch size, number of processes and of workers may be others than before: each sample
+    of the epoch still comes once, and ``max_steps`` and the number of epochs are set by what is
+    left. Evaluation is the Trainer's.
+
+    The order is shuffled with ``data_seed``, or else ``seed``, or as ``train_sampling_strategy`` or
+    a ``_get_train_sampler`` of your own says; a batch size or number of processes that changes is
+    an error then. ``ignore_data_skip=True`` begins the epoch anew, as in the Trainer.
+
+    For a Trainer of another class: ``class MyTrainer(ResumableTrainer, SFTTrainer)``. A loader of
+    your own: return a ``ResumableDataLoader`` through ``self.accelerator.prepare()`` in
+    ``get_train_dataloader``.
+    """
+
+    def get_train_dataloader(self) -> Any:
+        """The training loader: what the Trainer would build, made resumable."""
+        dataset, args = self.train_dataset, self.args
+        if dataset is None:
+            return super().get_train_dataloader()  # raises
+        if type(dataset).__module__.partition(".")[0] == "datasets" and hasattr(
+            dataset, "column_names"
+        ):
+            dataset = self._remove_unused_columns(dataset, description="training")
+            collate = self.data_collator
+        else:
+            collate = self._get_collator_with_removed_columns(
+                self.data_collator, description="training"
+            )
+        arguments: dict[str, Any] = {
+            "collate_fn": collate,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+        }
+        if not isinstance(dataset, IterableDataset):
+            arguments |= self._order()
+        if "batch_sampler" not in arguments:
+            arguments |= {
+                "batch_size": self._train_batch_size,
+                "drop_last": args.dataloader_drop_last,
+            }
+        return self.accelerator.prepare(ResumableDataLoader(dataset, **arguments))
+
+    def _order(self) -> dict[str, Any]:
+        sampler = self._get_train_sampler()
+        if type(sampler) is RandomSampler and not sampler.replacement:
+            return {"shuffle": True, "strategy": "distributed"}
+        if sampler is None or type(sampler) is SequentialSampler:
+            return {"strategy": "distributed"}
+        if isinstance(sampler, getattr(trainer_pt_utils, "BatchRebalanceSampler", ())):
+            # Gives whole batches, and of each only what its rank has.
+            world = {"rank": self.args.process_index, "world_size": self.args.world_size}
+            return {"batch_sampler": sampler, **world}
+        return {"sampler": sampler}
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        """The Trainer's ``train``.
+
+        Raises:
+            InvalidStateError: (a ``ValueError``) the checkpoint has no place of a loader.
+            StateMismatchError: (a ``ValueError``) it is of other data or another order.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        self._checkpoint = resume_from_checkpoint or None
+        # The loop gives its loader away to this function in the resumed epoch, and nothing else is
+        # asked whether to: it is the loader's state that has brought it to its place.
+        theirs, trainer.skip_first_batches = trainer.skip_first_batches, _skip_unless_resumable
+        try:
+            return super().train(resume_from_checkpoint, *arguments, **named)
+        finally:
+            trainer.skip_first_batches = theirs
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        """Epochs and steps, with what is left of the resumed epoch in its real size."""
+        (epochs, updates, examples, samples, total_batch_size, steps_in_epoch, max_steps) = (
+            super().set_initial_training_values(args, dataloader)
+        )
+        if not isinstance(dataloader, ResumableDataLoader):
+            raise ConfigurationError(
+                f"get_train_dataloader() gave a {type(dataloader).__name__}: a ResumableTrainer "
+                "needs self.accelerator.prepare(ResumableDataLoader(...)) there"
+            )
+        self._train_loader = dataloader
+        self._resumed_at: tuple[int, int] | None = None
+        self._missing_in_group = 0
+        if self._checkpoint is not None and not args.ignore_data_skip:
+            global_step = self._load_place(dataloader, self._checkpoint)
+            epoch, step = self._resumed_at = _place(dataloader, steps_in_epoch)
+            done, self._missing_in_group = divmod(step, args.gradient_accumulation_steps)
+            # In updates of the present size; the same as the global step while no size changes.
+            done += epoch * updates
+            if args.max_steps <= 0:
+                max_steps += global_step - done
+            elif trainer.has_length(dataloader):
+                epochs = math.ceil((max_steps - global_step + done) / updates)
+        return epochs, updates, examples, samples, total_batch_size, steps_in_epoch, max_steps
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of the next update; the first after a resume may be short of some.
+
+        With another batch size, what is left of an epoch need not be a multiple of
+        ``gradient_accumulation_steps``, and the loop counts from the epoch's end.
+        """
+        num_batches -= self._missing_in_group
+        self._missing_in_group = 0
+        found: tuple[list[Any], Any] = super().get_batch_samples(
+            epoch_iterator, num_batches, device
+        )
+        return found
+
+    def _load_place(self, loader: ResumableDataLoader[Any], checkpoint: Any) -> int:
+        saved = TrainerState.load_from_json(os.path.join(checkpoint, trainer.TRAINER_STATE_NAME))
+        place = saved.stateful_callbacks.get(_KEY)
+        if place is None:
+            raise InvalidStateError(
+                f"{checkpoint} was not saved by a ResumableTrainer, so the order it was in is not "
+                "known: go on with the Trainer that saved it, or pass ignore_data_skip=True to "
+                "begin its epoch anew"
+            )
+        loader.load_state_dict(place)
+        global_step: int = saved.global_step
+        return global_step
+
+    def _init_training_state(self, *arguments: Any, **named: Any) -> tuple[int, int]:
+        counted: tuple[int, int] = super()._init_training_state(*arguments, **named)
+        return counted if self._resumed_at is None else self._resumed_at
+
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        self.state.stateful_callbacks[_KEY] = self._train_loader.state_dict()
+        super()._save_checkpoint(*arguments, **named)
+
+
+def _place(loader: ResumableDataLoader[Any], steps_in_epoch: int) -> tuple[int, int]:
+    """The epoch a loader goes on in, and the step, counted back from the epoch's last."""
+    if not trainer.has_length(loader):
+        return loader.epoch, loader.step
+    if steps_in_epoch != len(loader):
+        raise ConfigurationError(
+            f"an epoch of {len(loader)} batches is {steps_in_epoch} steps for the Trainer, which "
+            "splits them up (sequence parallelism): ResumableTrainer cannot resume there"
+        )
+    left = loader.remaining
+    return (loader.epoch, steps_in_epoch - left) if left else (loader.epoch + 1, 0)
+
+
+def _skip_unless_resumable(dataloader: Any, num_batches: int = 0) -> Any:
+    if isinstance(dataloader, ResumableDataLoader):
+        return dataloader
+    return skip_in_others(dataloader, num_batches)
