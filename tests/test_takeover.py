@@ -53,3 +53,11 @@ def test_loaders_of_others_and_wrappers_that_read_nothing_ahead_are_let_alone() 
     assert len(list(Wrapped(DataLoader(range(6), 2)))) == 3
     loader: ResumableDataLoader[Any] = ResumableDataLoader(range(6), 2)
     assert len(list(Around(loader))) == 3
+
+
+def test_a_subclass_that_takes_part_in_iterating_is_no_taker() -> None:
+    class Own(ResumableDataLoader[Any]):
+        def __iter__(self) -> Any:
+            return super().__iter__()
+
+    assert len(list(Own(range(6), 2))) == 3

@@ -309,7 +309,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.converter = converter = converter_for(self.converter)
             return batches if converter is None else map(converter.convert_batch, batches)
         self._resumable()
-        refuse_takeover(self._cursor, sys._getframe(1))
+        refuse_takeover(self, sys._getframe(1))
         a_pass: Delivery[Batch] = Delivery(self._cursor, self._begin_pass, self.__len__, self._note)
         return a_pass if self.pass_through is None else self.pass_through(a_pass)
 

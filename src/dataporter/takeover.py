@@ -12,8 +12,8 @@ from dataporter.errors import ConfigurationError
 __all__ = ["refuse_takeover"]
 
 
-def refuse_takeover(cursor: Any, caller: FrameType) -> None:
-    """Raise where ``iter(loader)`` was called by another DataLoader that holds its cursor as well.
+def refuse_takeover(loader: Any, caller: FrameType) -> None:
+    """Raise where ``iter(loader)`` was called by another DataLoader that has its attributes.
 
     Ray Train's ``prepare_data_loader`` makes one. It has no methods for the state, so that people
     take the state of the loader inside, which is a batch ahead of the training. Nothing but the
@@ -22,7 +22,9 @@ def refuse_takeover(cursor: Any, caller: FrameType) -> None:
     if caller.f_code.co_name != "__iter__":
         return
     taker = caller.f_locals.get("self")
-    if isinstance(taker, DataLoader) and vars(taker).get("_cursor") is cursor:
+    if taker is loader or not isinstance(taker, DataLoader):
+        return
+    if vars(taker).get("_cursor") is loader._cursor:
         raise ConfigurationError(
             f"a {type(taker).__name__} has been put around this loader. It reads a batch ahead of "
             "the training, which state_dict() would count, so that a resume would leave it out: "
