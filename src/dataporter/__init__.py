@@ -39,6 +39,7 @@ from dataporter.strategies import (
     SimpleResumptionStrategy,
 )
 from dataporter.streams import ShardedStream
+from dataporter.verification import VerificationError, VerifyReport, verify
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,8 @@ __all__ = [
     "StateMismatchError",
     "TorchOrder",
     "UnsupportedDatasetError",
+    "VerificationError",
+    "VerifyReport",
     "WorkerDiedError",
     "WorkerTimeoutError",
     "create_resumable_dataloader",
@@ -80,4 +83,5 @@ __all__ = [
     "sample_rng",
     "save_atomically",
     "suggest_conversions",
+    "verify",
 ]

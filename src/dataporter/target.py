@@ -14,7 +14,7 @@ from typing import Any
 
 from dataporter.errors import ConfigurationError, DataPorterError
 
-__all__ = ["in_one_line", "load_target"]
+__all__ = ["find_target", "in_one_line", "load_target"]
 
 _EXPECTED = "expected package.module:name or path/to/file.py:name"
 
@@ -28,6 +28,19 @@ def load_target(target: str) -> Any:
     Raises:
         ConfigurationError: (a ``ValueError``) there is no such thing, its module cannot be
             imported, or the function fails or needs arguments.
+    """
+    thing = find_target(target)
+    if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
+        return _called(thing, target)
+    return thing
+
+
+def find_target(target: str) -> Any:
+    """What ``package.module:name`` or ``path/to/file.py:name`` names, and nothing is called.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) there is no such thing, or its module cannot be
+            imported.
     """
     where, _, name = target.rpartition(":")
     if not where or not name:
@@ -50,8 +63,6 @@ def load_target(target: str) -> Any:
                 f"{target!r}: {where} has no {name}; it has {', '.join(names) or 'nothing'}"
             )
         thing = getattr(thing, step)
-    if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
-        return _called(thing, target)
     return thing
 
 

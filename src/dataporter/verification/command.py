@@ -1,0 +1,209 @@
+"""The command `dataporter verify`: its progress bar, its table, and its exit codes."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from dataporter.errors import ConfigurationError
+from dataporter.verification.proof import OnProgress, verify
+from dataporter.verification.report import VerifyReport, shown_fault
+
+__all__ = ["Asked", "carry_out", "show"]
+
+_COLOURS = {"exact": "green", "not exact": "red", "failed": "red", "not run": "yellow"}
+_FAULTS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line asks for, as text."""
+
+    target: str
+    workers: str | None
+    engine: str | None
+    batch_size: str | None
+    world: str | None
+    spawn: bool
+    steps: int | None
+    max_seconds: float
+    seed: int | None
+    argument: Sequence[str]
+    diagnose: bool
+    as_json: bool
+    html: Path | None
+
+
+def carry_out(asked: Asked) -> bool:
+    """Verify, and print what came of it.
+
+    Returns:
+        Whether the loader is exact.
+
+    Raises:
+        VerificationError: it could not be carried out.
+        ConfigurationError: (a ``ValueError``) an argument is wrong.
+    """
+    if asked.html is not None and not asked.html.resolve().parent.is_dir():
+        raise ConfigurationError(f"--html {asked.html}: there is no such directory")
+    with _progress() as on_progress:
+        report = verify(
+            asked.target,
+            workers=_numbers("--workers", asked.workers),
+            engines=_names(asked.engine),
+            batch_sizes=_numbers("--batch-size", asked.batch_size),
+            worlds=_numbers("--world", asked.world),
+            spawn=asked.spawn,
+            steps=asked.steps,
+            max_seconds=asked.max_seconds,
+            seed=asked.seed,
+            diagnose=asked.diagnose,
+            arguments=dict(map(_argument, asked.argument)),
+            on_progress=on_progress,
+        )
+    if asked.html is not None:
+        report.save_html(asked.html)
+    console = Console(highlight=False)
+    if asked.as_json:
+        # Not through the console, which would break the lines.
+        print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
+        return report.exact
+    show(report, console)
+    if asked.html is not None:
+        console.print(f"Report: {asked.html}", soft_wrap=True, markup=False)
+    return report.exact
+
+
+def show(report: VerifyReport, console: Console) -> None:
+    """Print a report: the table, the faults, why, and what was measured."""
+    console.print(_table(report))
+    faults = [case for case in report.cases if case.verdict in ("not exact", "failed")]
+    for case in faults[:_FAULTS_SHOWN]:
+        _line(console, f"{case.setting}, {case.name}: {shown_fault(case)}")
+    if len(faults) > _FAULTS_SHOWN:
+        _line(console, f"and {len(faults) - _FAULTS_SHOWN} more cases")
+    for diagnosis in report.diagnoses:
+        _line(console, f"Why: {diagnosis.cause}. {diagnosis.because}", "bold")
+        _line(console, f"What to do: {diagnosis.remedy}")
+    for note in report.notes:
+        _line(console, f"Note: {note}")
+    for line in measured(report):
+        _line(console, line)
+    _line(console, report.summary(), "green" if report.exact else "red")
+
+
+def measured(report: VerifyReport) -> list[str]:
+    """What was measured, in sentences."""
+    measures = report.measures
+    lines = []
+    if measures.state_bytes is not None and measures.state_seconds is not None:
+        lines.append(
+            f"State: {measures.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
+            f"{_time(measures.state_seconds)}."
+        )
+    if measures.resume_seconds is not None:
+        lines.append(f"From load_state_dict to the first batch: {_time(measures.resume_seconds)}.")
+    for rate in measures.throughput:
+        plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
+        lines.append(f"Batches a second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    # What the user's own values say is no markup.
+    console.print(Text(text, style=style))
+
+
+def _table(report: VerifyReport) -> Table:
+    facts = report.facts
+    strategy = f", {facts['strategy']}" if facts.get("strategy") else ""
+    table = Table(
+        title=f"{report.subject}: {facts['loader']}{strategy}, {report.events} batches and ends of "
+        "epochs"
+    )
+    for name in ("goes on with", "interrupted", "after"):
+        table.add_column(name, justify="right" if name == "after" else "left")
+    for name in ("batches equal", "to first batch"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for place, case in enumerate(report.cases):
+        following = report.cases[place + 1 : place + 2]
+        comparison = case.comparison
+        equal = (
+            "-"
+            if comparison is None
+            else f"{comparison.batches - comparison.differing} of {comparison.batches}"
+        )
+        resumed = case.after > 0 and case.resume_seconds is not None and "worker" not in case.name
+        seconds = _time(case.resume_seconds) if resumed and case.resume_seconds else "-"
+        table.add_row(
+            *(case.setting, case.name, str(case.after) if case.after else "-", equal, seconds),
+            Text(case.verdict, style=_COLOURS[case.verdict]),
+            end_section=bool(following) and following[0].setting != case.setting,
+        )
+    return table
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigurationError(
+            f"{option} {text}: expected whole numbers with commas between them, such as 0,2,4"
+        ) from None
+
+
+def _names(text: str | None) -> list[str] | None:
+    names = None if text is None else text.split(",")
+    if names is not None and not set(names) <= {"process", "thread"}:
+        raise ConfigurationError(f"--engine {text}: expected process, thread, or both")
+    return names
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """``key=value``; the value as Python would read it, or else as text."""
+    key, found, value = text.partition("=")
+    if not found or not key.isidentifier():
+        raise ConfigurationError(f"--arg {text}: expected key=value")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not Console(stderr=True).is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def on_progress(what: str, done: int, of: int) -> None:
+            progress.update(task, description=what, completed=done, total=of)
+
+        yield on_progress

@@ -1,0 +1,188 @@
+"""Verification: sound loaders are exact in every case, and what is not exact is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from example_streams import KINDS
+from subjects import Augmented
+from torch.utils.data import DataLoader
+from typer.testing import CliRunner
+
+from dataporter import ConfigurationError, ResumableDataLoader, VerificationError, verify
+from dataporter.cli import main
+
+HERE = Path(__file__).resolve()
+
+
+def sound(strategy: str = "advanced", length: int = 43) -> Any:
+    return ResumableDataLoader(Augmented(length), 4, shuffle=True, strategy=strategy, seed=5)
+
+
+def columns() -> Any:
+    rows = {"x": torch.arange(40), "y": torch.arange(80.0).reshape(40, 2)}
+    return ResumableDataLoader(rows, 4, shuffle=True)
+
+
+def stream(kind: str) -> Any:
+    return ResumableDataLoader(KINDS[kind](24), 4, seed=2)
+
+
+def plain() -> Any:
+    return DataLoader(Augmented(24), 4, shuffle=True)
+
+
+def no_loader() -> Any:
+    raise OSError("the disk\nis gone")
+
+
+class Forgetful:
+    """A loader whose state says nothing."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Any:
+        for number in range(12):
+            yield torch.tensor([number, 10 * number])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["batches"]
+
+
+@pytest.mark.parametrize("strategy", ["simple", "advanced", "distributed"])
+def test_sound_loaders_are_exact_in_every_case(strategy: str) -> None:
+    report = verify(sound, arguments={"strategy": strategy}, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+    names = {(case.setting, case.name) for case in report.cases}
+    places = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
+    for setting in ("no workers", "2 processes"):
+        for place in ("left alone", *places, "SIGKILL"):
+            assert (setting, place) in names
+    assert ("2 processes", "mid-epoch, from no workers") in names
+    assert ("2 processes", "SIGKILL to a worker") in names
+    assert any("batch size" in setting for setting, _ in names) == (strategy != "simple")
+    assert any("ranks" in setting for setting, _ in names) == (strategy == "distributed")
+    assert all(case.comparison is not None and case.comparison.batches for case in report.cases)
+    assert (report.not_run, report.diagnoses, report.epoch_batches) == (0, (), 11)
+
+
+def test_columns_are_exact() -> None:
+    assert verify(columns, workers=[0, 1], measure=False).exact
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_are_exact(kind: str) -> None:
+    report = verify(stream, arguments={"kind": kind}, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+
+
+def test_ranks_of_a_process_group_are_exact() -> None:
+    report = verify(
+        sound,
+        arguments={"strategy": "distributed"},
+        workers=[0],
+        worlds=[2, 1],
+        spawn=True,
+        measure=False,
+    )
+    assert report.exact, str(report)
+    assert {"1 rank", "2 ranks"} < {case.setting for case in report.cases}
+
+
+def test_a_state_that_says_nothing_is_found_out() -> None:
+    report = verify(Forgetful, measure=False, diagnose=False, workers=[0])
+    assert not report.exact
+    found = {case.name: case for case in report.cases}
+    assert found["left alone"].verdict == found["start"].verdict == "exact"
+    comparison = found["mid-epoch"].comparison
+    assert comparison is not None
+    assert comparison.first is not None
+    assert (comparison.first.row, comparison.first.kind) == (0, "values")
+    assert (comparison.first.expected, comparison.first.found) == ("6", "0")
+    assert comparison.differing == comparison.batches
+
+
+def test_a_plain_loader_without_a_state_is_read_again() -> None:
+    report = verify(plain, workers=[0], measure=False, diagnose=False)
+    assert not report.exact  # its augmentation draws from generators that nobody has saved
+    assert any("has no state" in note for note in report.notes)
+
+
+def test_a_local_function_is_forked_and_the_report_says_so() -> None:
+    def make_loader() -> Any:
+        return sound()
+
+    report = verify(make_loader, workers=[0], measure=False)
+    assert report.exact
+    assert any("hash randomisation" in note for note in report.notes)
+
+
+def test_what_cannot_be_carried_out_is_an_error() -> None:
+    with pytest.raises(VerificationError, match="the disk is gone"):
+        verify(no_loader)
+    with pytest.raises(ConfigurationError, match="a function that returns a fresh loader"):
+        verify(sound())
+    with pytest.raises(ConfigurationError, match="workers"):
+        verify(sound, workers=[-1])
+
+
+def test_a_run_that_is_cut_short_says_what_is_not_covered() -> None:
+    report = verify(sound, workers=[0], steps=5, measure=False)
+    assert report.exact
+    assert (report.events, report.epoch_batches) == (5, None)
+    assert any("end of the epoch was not reached" in note for note in report.notes)
+
+
+def test_the_command_has_its_exit_codes() -> None:
+    runner = CliRunner()
+    asked = ["verify", f"{HERE}:sound", "--workers=0", "--steps=6"]
+    exact = runner.invoke(main, asked)
+    assert exact.exit_code == 0, exact.output
+    assert "Exact: each of" in exact.output
+    other = runner.invoke(main, ["verify", f"{HERE}:Forgetful", "--workers=0", "--no-diagnose"])
+    assert other.exit_code == 1
+    assert "NOT exact" in other.output
+    assert "expected 6, found 0" in other.output
+    failed = runner.invoke(main, ["verify", f"{HERE}:no_loader"])
+    assert failed.exit_code == 2
+    assert "OSError: the disk is gone" in failed.output
+    assert failed.output.count("\n") == 1
+    for wrong in ("--workers=many", "--engine=steam", "--arg=nothing", "--html=/nowhere/at/all"):
+        refused = runner.invoke(main, ["verify", f"{HERE}:sound", wrong])
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+
+
+def test_the_command_gives_json() -> None:
+    given = CliRunner().invoke(
+        main,
+        ["verify", f"{HERE}:sound", "--arg=length=30", "--workers=0", "--steps=6", "--json"],
+    )
+    found = json.loads(given.stdout)
+    assert found["exact"] is True
+    assert {case["verdict"] for case in found["cases"]} == {"exact"}
+
+
+def test_a_script_that_verifies_itself_needs_its_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataporter import ResumableDataLoader, verify\n"
+        "def make_loader():\n    return ResumableDataLoader(range(12), 2)\n"
+        "print(verify(make_loader, workers=[0], measure=False).exact)\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert ran.returncode != 0
+    assert '__name__ == "__main__"' in ran.stderr
+    guarded = script.read_text().replace("print(", 'if __name__ == "__main__":\n    print(')
+    script.write_text(guarded)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.strip(), ran.returncode) == ("True", 0), ran.stderr
