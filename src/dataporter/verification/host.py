@@ -18,17 +18,26 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dataporter.verification import probe, record
+from dataporter.verification import probe, race, record
+from dataporter.verification.job import Job
+from dataporter.verification.probe import Probe
+from dataporter.verification.race import Race
 
 __all__ = ["become", "main"]
 
 _SECONDS_BETWEEN_LOOKS = 0.01
+_CARRIES_OUT: dict[type, Callable[[Any], Any]] = {
+    Job: record.record,
+    Probe: probe.carry_out,
+    Race: race.carry_out,
+}
 # Somebody who starts a verification while his module is imported by one would start another in
 # each process of it, and so on.
 INSIDE = "DATAPORTER_VERIFICATION"
@@ -54,7 +63,7 @@ def become(file: Path, job: Any = None) -> None:
         if job is None:
             with file.open("rb") as opened:
                 job = pickle.load(opened)
-        found = probe.carry_out(job) if isinstance(job, probe.Probe) else record.record(job)
+        found = _CARRIES_OUT[type(job)](job)
         record.write(found, file.with_suffix(".out"))
         status = 0
     except BaseException:

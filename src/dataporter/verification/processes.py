@@ -40,7 +40,8 @@ class Task:
     Attributes:
         name: what it is called in what is returned.
         job: what is pickled to it.
-        host: on which host: those of different names have different hash seeds.
+        host: on which host: those of different names have different environments, and different
+            hash seeds where what comes before a "/" differs.
         expects_kill: whether it is to end by SIGKILL.
     """
 
@@ -163,7 +164,7 @@ class Processes:
             number = len(self._hosts) + 1
             environment = dict(os.environ)
             if environment.get("PYTHONHASHSEED", "random") == "random":
-                environment["PYTHONHASHSEED"] = str(_hash_seed(name))
+                environment["PYTHONHASHSEED"] = str(_hash_seed(name.partition("/")[0]))
             for variable in _RESTARTED:
                 environment.setdefault(variable, f"verification-{number}")
             host = subprocess.Popen(

@@ -14,6 +14,7 @@ from typing import Any
 from dataporter.errors import ConfigurationError
 from dataporter.verification.cases import Cut, cuts_of, other_batch_size, settings_of
 from dataporter.verification.comparison import Comparison, compare, compare_samples
+from dataporter.verification.diagnosis import diagnose as find_out
 from dataporter.verification.job import Event, Job, Recording
 from dataporter.verification.processes import (
     Outcome,
@@ -22,8 +23,16 @@ from dataporter.verification.processes import (
     VerificationError,
     refuse_inside,
 )
+from dataporter.verification.race import Race, Rates
 from dataporter.verification.record import state_file
-from dataporter.verification.report import Case, Measures, Verdict, VerifyReport
+from dataporter.verification.report import (
+    Case,
+    Diagnosis,
+    Measures,
+    Throughput,
+    Verdict,
+    VerifyReport,
+)
 from dataporter.verification.setting import Setting
 from dataporter.verification.subject import Subject, subject_of
 
@@ -36,6 +45,7 @@ _WORLDS = (1, 2, 4)
 # The run left alone is done again some twenty times, two at a time.
 _SHARE_OF_REFERENCE = 0.05
 _SECONDS_OVER = 20.0
+_MOST_RACING = 2
 # More would take their time from one another, which is measured.
 _AT_ONCE = 4
 
@@ -118,6 +128,10 @@ def verify(
         proof.run_settings(workers, engines)
         proof.run_batch_sizes(batch_sizes)
         proof.run_worlds(worlds, spawn=spawn)
+        if measure:
+            proof.measure(workers)
+        if diagnose:
+            proof.find_out_why()
         report = proof.report(seed)
     return replace(report, seconds=time.monotonic() - begun)
 
@@ -157,6 +171,8 @@ class _Proof:
     resume_seconds: list[float] = field(default_factory=list)
     state_bytes: int = 0
     warnings: dict[str, None] = field(default_factory=dict)
+    rates: list[Throughput] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
 
     # ---- the run left alone
 
@@ -388,6 +404,27 @@ class _Proof:
             for rank in range(world)
         ]
 
+    # ---- rates
+
+    def measure(self, workers: Sequence[int]) -> None:
+        most = max((count for count in workers if count <= _MOST_RACING), default=0)
+        settings = [Setting(num_workers=count) for count in dict.fromkeys((workers[0], most))]
+        for setting in settings:
+            job = Race(self.subject, setting)
+            # Alone, so that nothing else takes its time.
+            (outcome,) = self._run("measuring", [self._task(job, "one")], at_once=1)
+            if outcome is not None and isinstance(outcome.found, Rates) and outcome.found.loader:
+                rates = outcome.found
+                self.rates.append(Throughput(setting.shown(), rates.loader, rates.plain))
+
+    # ---- why
+
+    def find_out_why(self) -> None:
+        # Not bounded by the time for cases: it is short, and what people want most.
+        self.until = max(self.until, time.monotonic() + _SECONDS_OVER)
+        self.diagnoses, notes = find_out(self.subject, self.facts, self.cases, self._run)
+        self.notes += notes
+
     # ---- judging
 
     def _try(self, what: str, trials: Sequence[_Trial]) -> None:
@@ -447,7 +484,9 @@ class _Proof:
                 self.state_bytes if stateful else None,
                 statistics.median(self.state_seconds) if self.state_seconds else None,
                 statistics.median(self.resume_seconds) if self.resume_seconds else None,
+                tuple(self.rates),
             ),
+            diagnoses=tuple(self.diagnoses),
             notes=tuple(self.notes),
             seed=seed,
             warnings=tuple(self.warnings),

@@ -71,6 +71,10 @@ def facts_of(loader: Any) -> dict[str, Any]:
         "stream": isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset),
     }
     try:
+        facts["samples"] = len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        facts["samples"] = None
+    try:
         facts["length"] = len(loader)
     except (TypeError, NotImplementedError, ValueError):
         facts["length"] = None
