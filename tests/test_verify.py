@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+import time
+from html.parser import HTMLParser
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from example_streams import KINDS
+from rich.console import Console
 from subjects import Augmented
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from dataporter import ConfigurationError, ResumableDataLoader, VerificationError, verify
+from dataporter import (
+    ConfigurationError,
+    ResumableDataLoader,
+    VerificationError,
+    VerifyReport,
+    verify,
+)
 from dataporter.cli import main
+from dataporter.verification import session
+from dataporter.verification.command import show
+from dataporter.verification.page import page
+from dataporter.verification.report import Case, Measures
 
 HERE = Path(__file__).resolve()
 
@@ -40,6 +57,26 @@ def plain() -> Any:
 
 def no_loader() -> Any:
     raise OSError("the disk\nis gone")
+
+
+class Slow(Augmented):
+    """Takes its time."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def slow() -> Any:
+    return ResumableDataLoader(Slow(40), 4, seed=1)
+
+
+def hanging() -> Any:
+    time.sleep(60)
+
+
+def with_arguments(num_workers: int = 1, batch_size: int = 4) -> Any:
+    return ResumableDataLoader(Augmented(22), batch_size, seed=1, num_workers=num_workers)
 
 
 class Forgetful:
@@ -160,6 +197,115 @@ def test_the_command_has_its_exit_codes() -> None:
     for wrong in ("--workers=many", "--engine=steam", "--arg=nothing", "--html=/nowhere/at/all"):
         refused = runner.invoke(main, ["verify", f"{HERE}:sound", wrong])
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    asked = ["verify", f"{HERE}:Forgetful", "--workers=0", f"--html={page}", "--no-diagnose"]
+    assert CliRunner().invoke(main, asked).exit_code == 1
+    text = page.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert checker.links == []
+    for expected in ("mid-epoch", "expected 6, found 0", "second epoch", "✗", "✓", "NOT exact"):
+        assert expected in text
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawings) >= 2
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+
+
+class Checker(HTMLParser):
+    """Whether tags are closed, and whether anything is asked for from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [(name, value) for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect", "line"):
+            assert self.open.pop() == tag
+
+
+def test_names_that_a_dataset_gives_are_no_markup() -> None:
+    case = Case("no workers", "mid-epoch", "failed", 3, error="<script>alert(1)</script> [bold]")
+    facts = {"loader": "<b>", "dataset": "[red]", "stream": False}
+    report = VerifyReport("<i>", facts, (case,), 3, 5, Measures(None, None, None))
+    assert "<script>" not in page(report)
+    assert "<i>" not in page(report)
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(report, console)
+    assert "<script>alert(1)</script> [bold]" in console.export_text()
+
+
+def test_state_times_and_rates_are_measured() -> None:
+    report = verify(sound, workers=[0, 2], steps=6)
+    measures = report.measures
+    assert measures.state_bytes is not None
+    assert measures.state_bytes < 3000
+    assert measures.state_seconds is not None
+    assert measures.resume_seconds is not None
+    assert [rate.setting for rate in measures.throughput] == ["no workers", "2 processes"]
+    assert all(rate.loader > 0 and rate.plain for rate in measures.throughput)
+    assert verify(plain, workers=[0], steps=4, diagnose=False).measures.state_bytes is None
+
+
+def test_time_that_runs_out_leaves_cases_out_and_says_so() -> None:
+    report = verify(slow, workers=[0, 1], max_seconds=1, measure=False)
+    assert report.not_run > 0
+    assert "for want of time" in report.summary()
+
+
+def test_a_loader_that_hangs_is_ended() -> None:
+    limit = session._SECONDS_OVER
+    session._SECONDS_OVER = 1.0
+    try:
+        with pytest.raises(VerificationError, match="no end after 2 seconds"):
+            verify(hanging, workers=[0], max_seconds=1)
+    finally:
+        session._SECONDS_OVER = limit
+
+
+def test_the_loader_gets_the_arguments_that_its_function_takes() -> None:
+    report = verify(with_arguments, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+    assert {case.setting for case in report.cases} >= {"no workers", "2 processes"}
+
+
+def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from dataporter import ResumableDataLoader\n"
+        "from torch.utils.data import DataLoader\n"
+        "import random\n"
+        "class Rows:\n"
+        "    def __len__(self):\n        return 12\n"
+        "    def __getitem__(self, index):\n        return index + RNG.random()\n"
+        "RNG = random.Random()\n"
+        "def sound():\n    return ResumableDataLoader(range(12), 2, shuffle=True)\n"
+        "def faulty():\n    return ResumableDataLoader(Rows(), 2, shuffle=True)\n"
+        "def test_sound(assert_exact_resume):\n    assert_exact_resume(sound, workers=[0])\n"
+        "def test_faulty(assert_exact_resume):\n    assert_exact_resume(faulty, workers=[0])\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if "dataporter" not in {point.name for point in entry_points(group="pytest11")}:
+        command += ["-p", "pytest_dataporter"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "a generator of the dataset's own" in ran.stdout
+    assert "test_mine.RNG" in ran.stdout
+
+
+def test_the_plugin_does_not_import_torch() -> None:
+    code = "import sys, pytest_dataporter; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "False", ran.stderr
 
 
 def test_the_command_gives_json() -> None:

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dataporter.errors import ConfigurationError
-from dataporter.verification.proof import OnProgress, verify
-from dataporter.verification.report import VerifyReport, shown_fault
+from dataporter.verification.proof import verify
+from dataporter.verification.report import VerifyReport, measured, shown_fault, time_shown
+from dataporter.verification.session import OnProgress
 
 __all__ = ["Asked", "carry_out", "show"]
 
@@ -102,30 +103,6 @@ def show(report: VerifyReport, console: Console) -> None:
     _line(console, report.summary(), "green" if report.exact else "red")
 
 
-def measured(report: VerifyReport) -> list[str]:
-    """What was measured, in sentences."""
-    measures = report.measures
-    lines = []
-    if measures.state_bytes is not None and measures.state_seconds is not None:
-        lines.append(
-            f"State: {measures.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
-            f"{_time(measures.state_seconds)}."
-        )
-    if measures.resume_seconds is not None:
-        lines.append(f"From load_state_dict to the first batch: {_time(measures.resume_seconds)}.")
-    for rate in measures.throughput:
-        plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
-        lines.append(f"Batches a second, {rate.setting}: {rate.loader:,.0f}{plain}.")
-    return lines
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
 def _line(console: Console, text: str, style: str = "") -> None:
     # What the user's own values say is no markup.
     console.print(Text(text, style=style))
@@ -151,8 +128,8 @@ def _table(report: VerifyReport) -> Table:
             if comparison is None
             else f"{comparison.batches - comparison.differing} of {comparison.batches}"
         )
-        resumed = case.after > 0 and case.resume_seconds is not None and "worker" not in case.name
-        seconds = _time(case.resume_seconds) if resumed and case.resume_seconds else "-"
+        resumed = case.after > 0 and case.resume_seconds is not None and not case.whole
+        seconds = time_shown(case.resume_seconds) if resumed and case.resume_seconds else "-"
         table.add_row(
             *(case.setting, case.name, str(case.after) if case.after else "-", equal, seconds),
             Text(case.verdict, style=_COLOURS[case.verdict]),

@@ -77,27 +77,26 @@ def compare(expected: Sequence[Event], found: Sequence[Event], error: str | None
     batches = differing = 0
     kinds: set[Kind] = set()
     first: Difference | None = None
-    for should, did in zip(expected, found):
-        batches += not should.is_end
-        difference = _difference(should, did, batches - (not should.is_end))
-        if difference is not None:
-            differing += 1
-            kinds.add(difference.kind)
-            first = first or difference
-            if difference.kind == "length":  # from here on nothing lies beside what it should
-                differing += sum(not event.is_end for event in expected) - batches
-                batches = sum(not event.is_end for event in expected)
+    for place, should in enumerate(expected):
+        if place >= len(found):
+            if error is not None:
                 break
-    else:
-        if len(found) < len(expected) and error is None:
-            should = expected[len(found)]
-            missing = sum(not event.is_end for event in expected[len(found) :])
-            batches, differing = batches + missing, differing + max(1, missing)
-            kinds.add("length")
-            first = first or Difference(
-                *("length", len(found), should.epoch, should.step, "", None, None),
+            difference: Difference | None = Difference(
+                *("length", batches, should.epoch, should.step, "", None, None),
                 *(_named(should), "nothing more"),
             )
+        else:
+            difference = _difference(should, found[place], batches)
+        if difference is None:
+            batches += not should.is_end
+            continue
+        kinds.add(difference.kind)
+        first = first or difference
+        if difference.kind == "length":  # from here on nothing lies beside what it should
+            missing = sum(not event.is_end for event in expected[place:])
+            batches, differing = batches + missing, differing + missing
+            break
+        batches, differing = batches + 1, differing + 1
     return Comparison(batches, differing, frozenset(kinds), first)
 
 

@@ -47,7 +47,8 @@ def diagnose(
         return _of_cases(Found(), facts, faults), [f"the cause was not looked for: {error}"]
     experiments = _Experiments(subject, facts, samples, run, *found)
     causes = experiments.of_reading() or experiments.of_building() or experiments.of_collating()
-    causes = causes or _of_cases(found[0], facts, faults)
+    if not causes or (not facts["ours"] and _SEED_OF_ITS_OWN in {one.remedy for one in causes}):
+        causes = [*causes, *_of_cases(found[0], facts, faults)]
     notes = [] if causes else ["no experiment has shown why it differs"]
     return causes, notes
 
@@ -137,7 +138,8 @@ class _Experiments:
                 one.order == other.order
             )
 
-        what = "order" if self._here.order != self._again.order else "samples"
+        orders = (self._here.order, self._again.order)
+        what = "another order" if orders[0] != orders[1] else "other samples"
         if not same(self._here, self._again):
             causes = self._frozen(_BUILDING, same, pairs=True)
             if not causes:
@@ -223,7 +225,7 @@ def _of_building(source: str, what: str) -> Diagnosis:
     cause, shown, remedy = _BUILT_FROM[source]
     return Diagnosis(
         f"{cause} when the loader is made",
-        f"A new process makes other {what}, and the same {what} {shown}.",
+        f"A new process makes {what}, and the same {shown}.",
         remedy,
     )
 

@@ -264,6 +264,7 @@ class _Experiments:
         self._collate(self._samples())
         after = snapshot(self._roots)
         names = [name for name, token in before.items() if after.get(name) != token]
+        names = names or [name for name in after if name not in before]
         things = dict(belongings(self._roots))
         kinds = (dict, list, set, tuple)
         grown = [name for name in names if isinstance(things.get(name), kinds)]

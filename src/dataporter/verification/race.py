@@ -1,4 +1,4 @@
-"""A race: how many batches a second a loader gives, and torch's ``DataLoader`` on the same dataset."""
+"""A race: how many batches a second a loader gives, and torch's on the same dataset."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _record(job: Job, recording: Recording) -> None:
     deadline = time.monotonic() + job.seconds if job.seconds else None
     enough = _Enough(job)
     kept = 0
-    if 0 in job.save:
+    if 0 in job.save or (job.starts_others and recording.facts["ours"]):
         _save_state(loader, job, 0, recording)
     for count, (event, batch) in enumerate(events, 1):
         if count == 1 and not event.is_end:

@@ -17,7 +17,9 @@ __all__ = [
     "Throughput",
     "Verdict",
     "VerifyReport",
+    "measured",
     "shown_fault",
+    "time_shown",
 ]
 
 Verdict = Literal["exact", "not exact", "failed", "not run"]
@@ -36,6 +38,8 @@ class Case:
         error: what the loader raised, or why the case was not run.
         resume_seconds: from ``load_state_dict`` to the first batch.
         saved_under: the setting under which the state was taken, where that was another.
+        whole: the run went on through its interruption, and was compared from its start.
+        by_sample: samples were compared, and not batches, which are others.
     """
 
     setting: str
@@ -46,6 +50,8 @@ class Case:
     error: str | None = None
     resume_seconds: float | None = None
     saved_under: str | None = None
+    whole: bool = False
+    by_sample: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +183,30 @@ def shown_fault(case: Case) -> str:
     if case.comparison is not None and case.comparison.first is not None:
         return str(case.comparison.first)
     return case.error or "nothing came"
+
+
+def measured(report: VerifyReport) -> list[str]:
+    """What was measured, in sentences."""
+    measures = report.measures
+    lines = []
+    if measures.state_bytes is not None and measures.state_seconds is not None:
+        lines.append(
+            f"State: {measures.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
+            f"{time_shown(measures.state_seconds)}."
+        )
+    if measures.resume_seconds is not None:
+        lines.append(
+            f"From load_state_dict to the first batch: {time_shown(measures.resume_seconds)}."
+        )
+    for rate in measures.throughput:
+        plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
+        lines.append(f"Batches a second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+    return lines
+
+
+def time_shown(seconds: float) -> str:
+    """A time with a unit that suits it."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -1,4 +1,8 @@
-"""The pytest plugin: a fixture that is there wherever DataPorter is installed."""
+"""The pytest plugin: a fixture that is there wherever DataPorter is installed.
+
+A module of its own, beside the package: pytest imports it at each start, and the package imports
+torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from dataporter.verification.report import VerifyReport
+    from dataporter import VerifyReport
 
 __all__ = ["assert_exact_resume"]
 
@@ -22,8 +26,7 @@ def assert_exact_resume() -> Callable[..., VerifyReport]:
     """
 
     def check(make_loader: Callable[..., Any] | str, **options: Any) -> VerifyReport:
-        # Here, because torch takes seconds, and most tests of most people do without.
-        from dataporter.verification import verify
+        from dataporter import verify
 
         report = verify(make_loader, **{"workers": (0, 2), "measure": False, **options})
         if not report.exact:

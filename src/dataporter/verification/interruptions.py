@@ -1,0 +1,118 @@
+"""Interruptions: runs that are cut short and gone on with, in each setting of workers (C1-C3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dataporter.verification.cases import Cut, settings_of
+from dataporter.verification.job import Event, Job
+from dataporter.verification.processes import Task
+from dataporter.verification.record import state_file
+from dataporter.verification.report import Case
+from dataporter.verification.session import Session, Trial
+from dataporter.verification.setting import Setting
+
+__all__ = ["run_settings"]
+
+
+def run_settings(session: Session, workers: Sequence[int], engines: Sequence[str] | None) -> None:
+    """Run the loader in each setting, interrupt it there, and go on in new processes."""
+    settings, notes = settings_of(session.facts, workers, engines)
+    session.notes += notes
+    writers = [_writer(session, setting) for setting in settings]
+    outcomes = session.run("running in each setting", [trial.task for trial in writers])
+    trials: list[Trial] = []
+    killed: list[tuple[Setting, Sequence[Event], Task]] = []
+    for setting, trial, outcome in zip(settings, writers, outcomes):
+        recording = None if outcome is None else outcome.found
+        if recording is not None and not recording.varied:
+            session.notes.append(f"{setting.shown()}: {recording.error}")
+            continue
+        if setting == settings[0] or session.may_change_workers:
+            session.judge(trial, outcome)
+        # What has to come after an interruption is what comes without, in the same process.
+        events = recording.events if recording is not None else []
+        cuts = [cut for cut in session.cuts if cut.after < len(events)]
+        states = session.directory(setting.shown())
+        trials += [_resumer(session, setting, cut, events, states) for cut in cuts]
+        middle = [cut for cut in cuts if cut.after][:1]
+        for cut in middle:
+            if setting != settings[0] and session.may_change_workers:
+                trials.append(_crossing(session, settings[0], setting, cut))
+            killed.append((setting, events, _killed(session, setting, cut)))
+            if setting.num_workers and setting.worker_kind == "process":
+                trials.append(_worker_killed(session, setting, cut, events))
+    ended = session.run("killing", [task for _, _, task in killed])
+    for (setting, events, task), outcome in zip(killed, ended):
+        if outcome is not None and not outcome.killed:
+            error = outcome.error or "it came to its end before it could be killed"
+            session.cases.append(Case(setting.shown(), "SIGKILL", "failed", error=error))
+            continue
+        trials.append(_after_kill(session, setting, events, task))
+    session.try_all("resuming", trials)
+
+
+def _writer(session: Session, setting: Setting) -> Trial:
+    job = Job(
+        session.subject,
+        setting,
+        events=len(session.reference.events),
+        state=_start_state(session),
+        save=tuple(cut.after for cut in session.cuts),
+        states=session.directory(setting.shown()),
+    )
+    case = Case(setting.shown(), "left alone", "not run")
+    return Trial(case, session.task(job, "one"), session.reference.events)
+
+
+def _start_state(session: Session) -> str | None:
+    path = state_file(session.directory("reference"), 0)
+    return str(path) if session.shares_start and path.exists() else None
+
+
+def _resumer(
+    session: Session, setting: Setting, cut: Cut, events: Sequence[Event], states: str
+) -> Trial:
+    case = Case(setting.shown(), cut.name, "not run", cut.after)
+    return session.trial(case, setting, events, states)
+
+
+def _crossing(session: Session, saved: Setting, setting: Setting, cut: Cut) -> Trial:
+    case = Case(
+        *(setting.shown(), f"{cut.name}, from {saved.shown()}", "not run", cut.after),
+        saved_under=saved.shown(),
+    )
+    return session.trial(case, setting, session.reference.events, session.directory(saved.shown()))
+
+
+def _killed(session: Session, setting: Setting, cut: Cut) -> Task:
+    job = Job(
+        session.subject,
+        setting,
+        events=len(session.reference.events),
+        state=_start_state(session),
+        states=session.directory(f"{setting.shown()}, killed"),
+        kill_after=cut.after,
+    )
+    return replace(session.task(job, "one"), expects_kill=True)
+
+
+def _after_kill(session: Session, setting: Setting, events: Sequence[Event], task: Task) -> Trial:
+    saved = [int(path.stem.partition("-")[2]) for path in Path(task.job.states).glob("state-*.pt")]
+    after = max(saved, default=task.job.kill_after)
+    case = Case(setting.shown(), "SIGKILL", "not run", after)
+    return session.trial(case, setting, events, task.job.states)
+
+
+def _worker_killed(session: Session, setting: Setting, cut: Cut, events: Sequence[Event]) -> Trial:
+    job = Job(
+        session.subject,
+        setting,
+        events=len(events),
+        state=_start_state(session),
+        kill_worker_after=cut.after,
+    )
+    case = Case(setting.shown(), "SIGKILL to a worker", "not run", cut.after, whole=True)
+    return Trial(case, session.task(job, "two"), events)
