@@ -306,6 +306,12 @@ def counter_of_the_class() -> Any:
     return loader(CountedByAll())
 
 
+def batches_out_of_order() -> Any:
+    return loader(
+        Rows(lambda index: time.sleep(0.01 * (index % 3))), in_order=False, collate_fn=list
+    )
+
+
 def plain_loader_with_augmentation() -> Any:
     random.seed(1)
     generator = torch.Generator().manual_seed(1)
@@ -342,6 +348,7 @@ FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
     generator_in_a_stream: ("a generator of the dataset's own", "dataset.rng"),
     sampler_with_fresh_randomness: ("fresh randomness when the loader is made", "order"),
     counter_of_the_class: ("state kept in the dataset", ""),
+    batches_out_of_order: ("in_order=False", "another one each time"),
     plain_loader_with_augmentation: (
         "global generators that the state does not hold",
         "Python's random",

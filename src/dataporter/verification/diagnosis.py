@@ -193,8 +193,15 @@ def _of_cases(found: Found, facts: Mapping[str, Any], faults: Sequence[Case]) ->
     threads = [case for case in faults if "thread" in case.setting]
     if threads and len(threads) == len(faults):
         return [_shared_by_threads(found.draws) if found.draws else _THREADS]
+    if not facts.get("in_order", True) and all("no workers" not in one.setting for one in faults):
+        return [_OUT_OF_ORDER]
     if facts["ours"]:
         return []
+    resumed = [case for case in faults if case.name not in ("left alone", "SIGKILL to a worker")]
+    firsts = [case.comparison.first for case in resumed if case.comparison is not None]
+    begun = [first for first in firsts if first is not None]
+    if begun and all(first.epoch > 0 and first.step == 0 for first in begun):
+        return [_next_epoch(str(facts["loader"]))]
     if found.draws:
         return [_not_saved(found.draws, str(facts["loader"]))]
     if all("SIGKILL to a worker" in case.name for case in faults):
@@ -321,6 +328,11 @@ _THREADS = Diagnosis(
     "Let a reading use only what is its own (a file handle of each thread, no buffer in self), or "
     'use worker_kind="process".',
 )
+_OUT_OF_ORDER = Diagnosis(
+    "in_order=False",
+    "Batches come in the order in which workers finish them, another one each time.",
+    "Leave in_order=True where the order is to be the same; each sample comes once in either case.",
+)
 _WORKER_DIES = Diagnosis(
     "a worker's death ends the training",
     "All else is exact; when a worker is killed, this loader raises.",
@@ -334,6 +346,16 @@ def _shared_by_threads(draws: Sequence[str]) -> Diagnosis:
         f"It differs with threads only, and samples draw from {_listed(draws)}, which all threads "
         "share.",
         'Draw from dataporter.sample_rng(), or use worker_kind="process".',
+    )
+
+
+def _next_epoch(loader: str) -> Diagnosis:
+    return Diagnosis(
+        "the next epoch's order is not in the state",
+        "What is left of the epoch comes as it should, and the epoch after it in another order: "
+        f"what a {loader} draws it from does not stand, after a resume, where it stood.",
+        "Set the generator anew before each epoch, from a seed and the epoch's number, or use a "
+        "ResumableDataLoader.",
     )
 
 

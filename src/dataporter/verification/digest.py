@@ -130,9 +130,8 @@ def _as_array(value: Any) -> Any:
     """A tensor's or an array's content as an array of its own, dtypes NumPy lacks as bits."""
     if not isinstance(value, torch.Tensor):
         return np.array(value)
-    plain = value.detach().cpu().contiguous()
-    if plain.layout is not torch.strided:
-        plain = plain.to_dense()
+    dense = value if value.layout is torch.strided else value.to_dense()
+    plain = dense.detach().cpu().contiguous()
     try:
         return np.array(plain.resolve_conj().resolve_neg().numpy())
     except TypeError:

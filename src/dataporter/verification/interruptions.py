@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from dataporter.verification.cases import Cut, settings_of
@@ -23,7 +24,8 @@ def run_settings(session: Session, workers: Sequence[int], engines: Sequence[str
     session.notes += notes
     writers = [_writer(session, setting) for setting in settings]
     outcomes = session.run("running in each setting", [trial.task for trial in writers])
-    trials: list[Trial] = []
+    session.base = settings[0]
+    trials: list[list[Trial]] = []
     killed: list[tuple[Setting, Sequence[Event], Task]] = []
     for setting, trial, outcome in zip(settings, writers, outcomes):
         recording = None if outcome is None else outcome.found
@@ -36,22 +38,25 @@ def run_settings(session: Session, workers: Sequence[int], engines: Sequence[str
         events = recording.events if recording is not None else []
         cuts = [cut for cut in session.cuts if cut.after < len(events)]
         states = session.directory(setting.shown())
-        trials += [_resumer(session, setting, cut, events, states) for cut in cuts]
+        own = [_resumer(session, setting, cut, events, states) for cut in cuts]
+        trials.append(own)
         middle = [cut for cut in cuts if cut.after][:1]
         for cut in middle:
             if setting != settings[0] and session.may_change_workers:
-                trials.append(_crossing(session, settings[0], setting, cut))
+                own.append(_crossing(session, settings[0], setting, cut))
             killed.append((setting, events, _killed(session, setting, cut)))
             if setting.num_workers and setting.worker_kind == "process":
-                trials.append(_worker_killed(session, setting, cut, events))
+                own.append(_worker_killed(session, setting, cut, events))
     ended = session.run("killing", [task for _, _, task in killed])
     for (setting, events, task), outcome in zip(killed, ended):
         if outcome is not None and not outcome.killed:
             error = outcome.error or "it came to its end before it could be killed"
             session.cases.append(Case(setting.shown(), "SIGKILL", "failed", error=error))
             continue
-        trials.append(_after_kill(session, setting, events, task))
-    session.try_all("resuming", trials)
+        trials.append([_after_kill(session, setting, events, task)])
+    # A case of each setting in turn: should the time run out, all of them have been tried.
+    in_turn = [trial for each in zip_longest(*trials) for trial in each if trial is not None]
+    session.try_all("resuming", in_turn)
 
 
 def _writer(session: Session, setting: Setting) -> Trial:

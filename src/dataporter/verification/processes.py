@@ -210,6 +210,8 @@ class Processes:
                 )
             *lines, self._heard[key.data] = (self._heard[key.data] + more).split(b"\n")
             for line in lines:
+                if not line.startswith(b'{"job"'):  # what a library prints when it is imported
+                    continue
                 told = json.loads(line)
                 running = self._running.get(told["job"])
                 if running is None:

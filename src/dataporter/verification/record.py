@@ -31,6 +31,7 @@ _MOST_EMPTY_PASSES = 2
 _MOST_PAUSES = 8
 _PAUSE = 0.004
 _WARNINGS_KEPT = 5
+_MOST_STEPS_WALKED = 500
 _MOST_OF_NEXT_EPOCH = 50
 
 
@@ -66,6 +67,7 @@ def facts_of(loader: Any) -> dict[str, Any]:
         "dataset": type(getattr(loader, "dataset", None)).__name__,
         "num_workers": getattr(loader, "num_workers", 0),
         "batch_size": getattr(loader, "batch_size", None),
+        "in_order": getattr(loader, "in_order", True),
         "stateful": _is_stateful(loader),
         "ours": isinstance(loader, ResumableDataLoader),
         "stream": isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset),
@@ -180,9 +182,12 @@ def _events(loader: Any) -> Iterator[tuple[Event, Any]]:
 def _described(event: Event, leaves: tuple[Leaf, ...], loader: Any) -> Event:
     indices: tuple[Any, ...] | None = None
     repeats: tuple[bool, ...] = ()
-    if isinstance(loader, ResumableDataLoader) and hasattr(loader._flow, "source"):
+    is_indexed = isinstance(loader, ResumableDataLoader) and hasattr(loader._flow, "source")
+    # A sampler of the user's own is walked up to the step each time.
+    if is_indexed and (loader.order is not None or event.step < _MOST_STEPS_WALKED):
         held = loader.samples_at(event.epoch, event.step)
-        indices = tuple(held.tolist() if isinstance(held, np.ndarray) else held)
+        plain = held.tolist() if isinstance(held, np.ndarray) else held
+        indices = tuple(one if isinstance(one, int | str) else repr(one) for one in plain)
         if loader.world_size > 1 and loader.order is not None:
             repeats = tuple(loader.padding(event.step).tolist())
     return Event(event.epoch, event.step, leaves, indices, repeats)

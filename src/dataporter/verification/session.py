@@ -71,7 +71,7 @@ class Session:
 
     def run_reference(self, steps: int | None, workers: int) -> None:
         """The run that all others are compared with, or started as."""
-        self.base = Setting(num_workers=workers, worker_kind="process" if workers else None)
+        self.base = Setting(num_workers=workers)
         seconds = self.max_seconds * _SHARE_OF_REFERENCE
         job = Job(
             self.subject,
