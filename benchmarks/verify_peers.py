@@ -7,6 +7,7 @@ augmentation, and seeded as its documentation says: all global generators and th
 from __future__ import annotations
 
 import random
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from benchmarks.command import asked_for_quick
 from benchmarks.machine import describe
@@ -33,10 +32,10 @@ warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 class Digits(Dataset[Any]):
     """8 x 8 digits; augmented, they are shifted, scaled and made noisy by the global generators."""
 
-    def __init__(self, length: int, augmented: bool) -> None:
-        digits = load_digits()
-        self.images = torch.from_numpy(digits.images[:length].astype(np.float32))
-        self.labels = digits.target[:length]
+    def __init__(self, data: str, augmented: bool) -> None:
+        with np.load(data) as digits:
+            self.images = torch.from_numpy(digits["images"])
+            self.labels = digits["labels"]
         self.augmented = augmented
 
     def __len__(self) -> int:
@@ -57,20 +56,22 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def dataporter(length: int, augmented: bool) -> Any:
+def dataporter(data: str, augmented: bool) -> Any:
     _seeded()
-    return ResumableDataLoader(Digits(length, augmented), BATCH_SIZE, shuffle=True, seed=1)
+    return ResumableDataLoader(Digits(data, augmented), BATCH_SIZE, shuffle=True, seed=1)
 
 
-def plain(length: int, augmented: bool) -> Any:
+def plain(data: str, augmented: bool) -> Any:
     generator = _seeded()
-    return DataLoader(Digits(length, augmented), BATCH_SIZE, shuffle=True, generator=generator)
+    return DataLoader(Digits(data, augmented), BATCH_SIZE, shuffle=True, generator=generator)
 
 
-def stateful(length: int, augmented: bool) -> Any:
+def stateful(data: str, augmented: bool) -> Any:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
     generator = _seeded()
     return StatefulDataLoader(
-        Digits(length, augmented), BATCH_SIZE, shuffle=True, generator=generator
+        Digits(data, augmented), BATCH_SIZE, shuffle=True, generator=generator
     )
 
 
@@ -82,13 +83,25 @@ LOADERS: dict[str, Callable[..., Any]] = {
 
 
 def measure(quick: bool) -> list[Table]:
-    length = 600 if quick else 1797
+    with tempfile.TemporaryDirectory() as directory:
+        # Each of many processes would take two seconds to import scikit-learn.
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        length = 600 if quick else len(digits.target)
+        data = str(Path(directory) / "digits.npz")
+        images = digits.images[:length].astype(np.float32)
+        np.savez(data, images=images, labels=digits.target[:length])
+        return _tables(data, length)
+
+
+def _tables(data: str, length: int) -> list[Table]:
     tables = []
     for augmented in (False, True):
         reports = {
             name: verify(
                 make,
-                arguments={"length": length, "augmented": augmented},
+                arguments={"data": data, "augmented": augmented},
                 workers=[0, 2],
                 max_seconds=240,
                 measure=False,

@@ -308,6 +308,13 @@ def test_the_plugin_does_not_import_torch() -> None:
     assert ran.stdout.strip() == "False", ran.stderr
 
 
+def test_the_documents_code_runs_as_printed() -> None:
+    document = (HERE.parent.parent / "docs" / "verify.md").read_text()
+    block, fixture = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    exec(block, {})
+    assert "assert_exact_resume" in fixture
+
+
 def test_the_command_gives_json() -> None:
     given = CliRunner().invoke(
         main,

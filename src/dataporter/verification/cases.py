@@ -10,7 +10,14 @@ from typing import Any
 from dataporter.verification.job import Recording
 from dataporter.verification.setting import Setting
 
-__all__ = ["Cut", "cuts_of", "other_batch_size", "settings_of"]
+__all__ = ["PLACES", "Cut", "cuts_of", "other_batch_size", "settings_of"]
+
+
+# In the order in which a report shows them.
+PLACES = (
+    *("left alone", "start", "mid-epoch", "random step"),
+    *("last step", "end of epoch", "second epoch"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dataporter.verification.session import OnProgress
 __all__ = ["Asked", "carry_out", "show"]
 
 _COLOURS = {"exact": "green", "not exact": "red", "failed": "red", "not run": "yellow"}
-_FAULTS_SHOWN = 5
+_FAULTS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,7 @@ def _line(console: Console, text: str, style: str = "") -> None:
 def _table(report: VerifyReport) -> Table:
     facts = report.facts
     strategy = f", {facts['strategy']}" if facts.get("strategy") else ""
-    table = Table(
-        title=f"{report.subject}: {facts['loader']}{strategy}, {report.events} batches and ends of "
-        "epochs"
-    )
+    table = Table(title=f"{report.subject}: {facts['loader']}{strategy}")
     for name in ("goes on with", "interrupted", "after"):
         table.add_column(name, justify="right" if name == "after" else "left")
     for name in ("batches equal", "to first batch"):

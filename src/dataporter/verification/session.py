@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from dataporter.verification.cases import cuts_of
+from dataporter.verification.cases import PLACES, cuts_of
 from dataporter.verification.comparison import Comparison, compare, compare_samples
 from dataporter.verification.diagnosis import diagnose
 from dataporter.verification.job import Event, Job, Recording
@@ -35,6 +35,8 @@ OnProgress = Callable[[str, int, int], None]
 _SHARE_OF_REFERENCE = 0.05
 _SECONDS_OVER = 20.0
 _MOST_RACING = 2
+# Cases of these names come after those of places, and after what is named after one.
+_AFTER_PLACES = ("", "SIGKILL", "SIGKILL to a worker")
 # More would take their time from one another, which is measured.
 _AT_ONCE = 4
 
@@ -232,7 +234,16 @@ class Session:
     def _sorted_cases(self) -> tuple[Case, ...]:
         """Side by side what has the same setting, in the order in which settings came up."""
         settings = list(dict.fromkeys(case.setting for case in self.cases))
-        return tuple(sorted(self.cases, key=lambda case: settings.index(case.setting)))
+        places = {name: place for place, name in enumerate((*PLACES, *_AFTER_PLACES))}
+        return tuple(
+            sorted(
+                self.cases,
+                key=lambda case: (
+                    settings.index(case.setting),
+                    places.get(case.name, len(PLACES)),
+                ),
+            )
+        )
 
     # ---- what holds it together
 
