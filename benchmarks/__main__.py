@@ -1,4 +1,7 @@
-"""Runs every benchmark and writes `benchmarks/results.md`, with the machine it was measured on."""
+"""Runs every benchmark and writes `benchmarks/results.md`, with the machine it was measured on.
+
+With `--only NAME ...` just these are run, and their sections replaced.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from benchmarks import (
     conversion,
     disk,
     handover,
+    huggingface,
     narrow_batches,
     orders,
     per_sample,
@@ -17,13 +21,15 @@ from benchmarks import (
     scale,
     shared_objects,
     state,
+    streams,
     throughput,
     workers,
 )
-from benchmarks.command import asked_for_quick
+from benchmarks.command import parser_of
 from benchmarks.machine import describe
 from benchmarks.tables import markdown, show
 
+HEAD = "# Results\n\nWritten by `make bench` (`python -m benchmarks`).\n\n"
 RESULTS = Path(__file__).parent / "results.md"
 BENCHMARKS = (
     throughput,
@@ -36,31 +42,45 @@ BENCHMARKS = (
     conversion,
     narrow_batches,
     shared_objects,
+    huggingface,
     orders,
     disk,
+    streams,
 )
 
 
 def main() -> None:
-    quick = asked_for_quick(__doc__)
+    named = {benchmark.__name__.rpartition(".")[2]: benchmark for benchmark in BENCHMARKS}
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", nargs="+", choices=named, metavar="NAME", help=", ".join(named))
+    arguments = parser.parse_args()
     console = Console()
-    machine = describe()
+    facts = "".join(f"- {name}: {fact}\n" for name, fact in describe().items())
     sections = []
-    for benchmark in BENCHMARKS:
-        table = benchmark.measure(quick)
-        show(table, console)
-        sections.append(markdown(table))
-    if quick:
+    for name, benchmark in named.items():
+        if arguments.only is None or name in arguments.only:
+            table = benchmark.measure(arguments.quick)
+            show(table, console)
+            sections.append(markdown(table))
+    if arguments.quick:
         console.print("A quick look, not kept: benchmarks/results.md is as it was.")
         return
-    facts = "".join(f"- {name}: {fact}\n" for name, fact in machine.items())
-    RESULTS.write_text(
-        "# Results\n\nWritten by `make bench` (`python -m benchmarks`).\n\n"
-        + facts
-        + "\n"
-        + "\n".join(sections)
-    )
+    if arguments.only is None:
+        RESULTS.write_text(HEAD + facts + "\n" + "\n".join(sections))
+    else:
+        apart = "\nMeasured apart from the others:\n\n" + facts
+        RESULTS.write_text(_replaced(RESULTS.read_text(), [one + apart for one in sections]))
     console.print(f"Written: {RESULTS.name}")
+
+
+def _replaced(text: str, sections: list[str]) -> str:
+    """The results with these sections in the place of those of the same name, or at the end."""
+    head, *kept = text.split("\n## ")
+    by_title = {one.partition("\n")[0]: one.rstrip() for one in kept}
+    for section in sections:
+        section = section.removeprefix("## ")
+        by_title[section.partition("\n")[0]] = section.rstrip()
+    return "\n\n## ".join([head.rstrip(), *by_title.values()]) + "\n"
 
 
 if __name__ == "__main__":

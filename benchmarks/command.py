@@ -9,14 +9,14 @@ from rich.console import Console
 
 from benchmarks.tables import Table, show
 
-__all__ = ["asked_for_quick", "run"]
+__all__ = ["parser_of", "run"]
 
 
-def asked_for_quick(description: str | None) -> bool:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    return bool(parser.parse_args().quick)
+    return parser
 
 
 def run(measure: Callable[[bool], Table], description: str | None) -> None:
-    show(measure(asked_for_quick(description)), Console())
+    show(measure(parser_of(description).parse_args().quick), Console())

@@ -10,9 +10,18 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataporter import sample_rng
+from dataporter import ShuffledStream, sample_rng
 
-__all__ = ["KINDS", "Generated", "Sharded", "Stateful", "StatefulIterator", "numbers", "sample"]
+__all__ = [
+    "KINDS",
+    "Generated",
+    "Sharded",
+    "Stateful",
+    "StatefulIterator",
+    "numbers",
+    "sample",
+    "shuffled",
+]
 
 
 def sample(number: int) -> dict[str, Any]:
@@ -128,8 +137,14 @@ class _Shard:
             yield sample(number)
 
 
+def shuffled(length: int, num_shards: int = 4) -> ShuffledStream:
+    """The shards in shuffled windows."""
+    return ShuffledStream(Sharded(length, num_shards), window=5)
+
+
 KINDS = {
     "shards": Sharded,
+    "shuffled shards": shuffled,
     "dataset state": Stateful,
     "iterator state": StatefulIterator,
     "replay": Generated,

@@ -201,7 +201,7 @@ def test_iterating_leaves_the_training_process_s_generators_alone(workers: int) 
     import random
 
     import numpy as np
-    from datasets import Augmented
+    from subjects import Augmented
 
     loader = ResumableDataLoader(Augmented(8), 2, shuffle=True, seed=3, num_workers=workers)
     np.random.standard_normal()  # leaves a second value cached, which belongs to the state as well

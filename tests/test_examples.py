@@ -143,3 +143,20 @@ def test_memory_optimization_saves_what_the_readme_says_and_trains_alike(tmp_pat
     assert [line[0] for line in printed.splitlines() if re.match(r"[1-5]\. ", line)] == list(
         "12345"
     )
+
+
+HUGGINGFACE_INTEGRATION = BASIC_RESUME.with_name("huggingface_integration.py")
+
+
+@pytest.mark.slow
+def test_huggingface_integration_kills_and_resumes_both_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXAMPLE_HUB", "no")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    example = start(HUGGINGFACE_INTEGRATION, tmp_path)
+    printed, errors = example.communicate(timeout=110)
+    assert example.returncode == 0, errors
+    proofs = re.findall(r"^([\w-]+), local data: .*: (\d+) of (\d+) steps", printed, re.MULTILINE)
+    assert [kind for kind, *_ in proofs] == ["map-style", "streaming"]
+    assert all(int(same) == int(steps) > 50 for _, same, steps in proofs)

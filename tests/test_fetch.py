@@ -16,7 +16,7 @@ from subjects import Batched, Indices, digest, ids
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, TensorDataset
 
 from dataporter import ResumableDataLoader, SampleError, sample_rng
-from dataporter.fetch import ColumnFetch, SampleFetch, fetch_for
+from dataporter.fetch import SampleFetch, WholeFetch, fetch_for
 
 DTYPES = [
     torch.float32,
@@ -44,7 +44,7 @@ def columns_used(dataset: Any) -> bool:
         seeds_each="sample",
         on_error="raise",
     )
-    return isinstance(fetch, ColumnFetch)
+    return isinstance(fetch, WholeFetch)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets as hf_datasets
 import pytest
 import torch
+from PIL import Image
 from subjects import ids
 from torch.utils.data import TensorDataset
 
 import dataporter
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ["sklearn", "matplotlib", "datasets", "lightning", "accelerate", "transformers", "ray"]
+OPTIONAL = [
+    "sklearn",
+    "matplotlib",
+    "datasets",
+    "pyarrow",
+    "PIL",
+    "lightning",
+    "accelerate",
+    "transformers",
+    "ray",
+]
 
 
 @pytest.mark.parametrize("name", dataporter.__all__)
@@ -85,8 +97,19 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     torch.manual_seed(1)
     whole = dataporter.create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
     assert joined == [index for batch in whole for index in ids(batch[0])]
+    digits = hf_datasets.Dataset.from_dict(
+        {"image": [Image.new("L", (28, 28), 17 * label) for label in range(10)], "label": range(10)}
+    )
+    monkeypatch.setattr(hf_datasets, "load_dataset", lambda name, split: digits)
     for block in others:
-        exec(block, {})
+        exec(block, names := {})
+        if "hf_dataset" in names:
+            batch = next(iter(names["dataloader"]))
+            assert batch["image"].dtype is torch.float16
+            assert batch["image"].shape == (10, 1, 28, 28)
+            assert batch["image"].amax((1, 2, 3)).tolist() == pytest.approx(
+                [17 * label / 255 for label in range(10)], abs=1e-3
+            )
 
 
 def test_the_code_about_streams_runs_as_printed() -> None:

@@ -13,7 +13,10 @@ from worlds import outcome, ranks_of
 
 from dataporter import ResumableDataLoader
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the stream gives no state")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:the stream gives no exact state"),
+]
 LENGTH = 61
 
 

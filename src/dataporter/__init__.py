@@ -12,13 +12,17 @@ from dataporter.errors import (
     DatasetChangedError,
     InvalidStateError,
     LossyConversionError,
+    MissingLibraryError,
     RankMismatchError,
     SampleError,
     StateMismatchError,
+    UnreadableCheckpointError,
     UnsupportedDatasetError,
     WorkerDiedError,
     WorkerTimeoutError,
 )
+from dataporter.hf import UnifiedHFDatasetWrapper
+from dataporter.inspection import CheckpointReport, inspect_checkpoint
 from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
 from dataporter.memory import MemoryReport, memory_report
 from dataporter.orders import (
@@ -38,7 +42,7 @@ from dataporter.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
-from dataporter.streams import ShardedStream
+from dataporter.streams import ShardedStream, ShuffledStream
 from dataporter.verification import VerificationError, VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -47,6 +51,7 @@ __all__ = [
     "AdvancedResumptionStrategy",
     "BlockShuffledOrder",
     "CheckpointNotFoundError",
+    "CheckpointReport",
     "ConfigurationError",
     "ConversionPlan",
     "DataPorterError",
@@ -57,6 +62,7 @@ __all__ = [
     "KeyBasedDtypeConverter",
     "LossyConversionError",
     "MemoryReport",
+    "MissingLibraryError",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",
@@ -69,15 +75,19 @@ __all__ = [
     "ShardedStream",
     "SharedSequence",
     "ShuffledOrder",
+    "ShuffledStream",
     "SimpleResumptionStrategy",
     "StateMismatchError",
     "TorchOrder",
+    "UnifiedHFDatasetWrapper",
+    "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "VerificationError",
     "VerifyReport",
     "WorkerDiedError",
     "WorkerTimeoutError",
     "create_resumable_dataloader",
+    "inspect_checkpoint",
     "load_latest",
     "memory_report",
     "sample_rng",

@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows, which does not let a file be removed that somebody has open
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["load_latest", "save_atomically"]
+__all__ = ["fault_of", "is_sealed", "load_latest", "previous_of", "save_atomically"]
 
 # Follows the zip archive that torch.save writes. Readers of zip archives look for the directory
 # from the end backwards, so torch.load and zipfile read the file as if this were not there.
@@ -85,7 +85,7 @@ def save_atomically(obj: Any, path: str | os.PathLike[str], keep: int = 3) -> Pa
             _set_aside(path)
         os.replace(file.name, path)
     _sync_folder(path.parent)
-    previous = _previous(path)
+    previous = previous_of(path)
     for _, older in previous[: max(0, len(previous) - (keep - 1))]:
         with suppress(FileNotFoundError):
             os.unlink(older)
@@ -110,12 +110,12 @@ def load_latest(
         ConfigurationError: (a ``ValueError``) ``path`` is a folder.
     """
     path = _file(path)
-    candidates = [path, *(older for _, older in reversed(_previous(path)))]
+    candidates = [path, *(older for _, older in reversed(previous_of(path)))]
     damaged: list[str] = []
     for candidate in candidates:
         if not os.path.lexists(candidate):
             continue
-        fault = _fault(candidate)
+        fault = fault_of(candidate)
         if fault is None:
             for passed_over in damaged:
                 warnings.warn(
@@ -151,7 +151,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
 # ---- the series
 
 
-def _previous(path: Path) -> list[tuple[int, Path]]:
+def previous_of(path: Path) -> list[tuple[int, Path]]:
     """The checkpoints before the newest with their numbers, oldest first."""
     named = re.compile(
         rf"{re.escape(path.stem)}\.previous-(\d{{6,}}){re.escape(path.suffix)}", re.ASCII
@@ -168,7 +168,7 @@ def _previous(path: Path) -> list[tuple[int, Path]]:
 
 def _set_aside(path: Path) -> None:
     """Give the newest checkpoint a second name, by which it stays when its place is taken."""
-    previous = _previous(path)
+    previous = previous_of(path)
     number, newest = previous[-1] if previous else (0, None)
     if newest is not None and _are_one_file(path, newest):
         return  # a save before this one was killed after it got here
@@ -248,7 +248,14 @@ def _write_sealed(obj: Any, file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _fault(path: Path) -> str | None:
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends as those of :func:`save_atomically` do; its bytes are not looked at."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _SEAL_LENGTH))
+        return file.read().startswith(_SEAL.partition(b"%")[0])
+
+
+def fault_of(path: Path) -> str | None:
     """Why a file is no whole checkpoint; None where it is one."""
     sha256 = hashlib.sha256()
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -152,24 +154,101 @@ def verify(
     every batch that follows. The loader may be DataPorter's, torch's, torchdata's or your own. Exit
     code: 0 exact, 1 not exact, 2 when it could not be carried out.
     """
-    try:
-        from dataporter.verification.command import Asked, carry_out
+    from dataporter.verification.command import Asked, carry_out
 
+    with _one_line("verify", debug=debug):
         exact = carry_out(
             Asked(
                 *(target, workers, engine, batch_size, world, spawn, steps, max_seconds, seed),
                 *(argument or (), diagnose, as_json, html),
             )
         )
-    except KeyboardInterrupt:
-        _fail("verify: interrupted; its processes are stopped", exit_code=130)
-    except Exception as error:
-        from dataporter.target import in_one_line
+    raise typer.Exit(0 if exact else 1)
 
+
+@main.command("inspect")
+def inspect_(
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint, a JSON file, or a folder of checkpoints.")
+    ],
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Of how many ranks the next batch is shown.")
+    ] = 4,
+    indices: Annotated[int, typer.Option(min=0, help="How many of its indices.")] = 8,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the checksum of files above 1 GB as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Show where the loaders stand that have their state in a checkpoint, and what comes next.
+
+    States are found wherever they lie in it. Nothing in the file is executed, and the dataset is
+    not needed. Exit code: 0 when a state was found, 1 when there is none, 2 when the file is
+    damaged or cannot be read.
+    """
+    from dataporter.inspection.command import show
+
+    with _one_line("inspect", debug=debug):
+        code, message = show(path, ranks=ranks, indices=indices, check=check, as_json=as_json)
+    if code:
+        _fail(f"inspect: {message}", exit_code=code)
+
+
+@main.command()
+def bench(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name of a loader or of a function that "
+            "returns one."
+        ),
+    ],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, about.")] = 10,
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers to try as well, such as 0,1,2,4.")
+    ] = None,
+    step_ms: Annotated[
+        float, typer.Option(min=0, help="How long the training's own step takes, in milliseconds.")
+    ] = 0,
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Measure how fast a loader is, where its time goes, and how many workers it should have.
+
+    TARGET may be torch's DataLoader or a ResumableDataLoader. A loop takes its batches, and sleeps
+    --step-ms after each, as a training does whose device computes. Exit code: 2 when the loader
+    cannot be made or read.
+    """
+    from dataporter.bench.command import show
+
+    with _one_line("bench", debug=debug):
+        show(
+            target,
+            seconds=seconds,
+            workers=workers,
+            step_ms=step_ms,
+            arguments=argument or (),
+            as_json=as_json,
+        )
+
+
+@contextmanager
+def _one_line(command: str, *, debug: bool) -> Iterator[None]:
+    """Errors as one line; with ``--debug`` as Python shows them."""
+    from dataporter.target import in_one_line
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(f"{command}: interrupted", exit_code=130)
+    except Exception as error:
         if debug:
             raise
-        _fail(f"verify: {in_one_line(error)}")
-    raise typer.Exit(0 if exact else 1)
+        _fail(f"{command}: {in_one_line(error)}")
 
 
 def _limit(text: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset, TensorDataset
 
-__all__ = ["MappedColumns", "columns_of", "gather"]
+__all__ = ["MappedColumns", "columns_of", "gather", "subset_indices"]
 
 # Bytes from which on it takes longer to copy a column's rows than to look where they go.
 _LARGE = 1 << 16
@@ -112,22 +112,31 @@ def _taken(array: NDArray[Any], indices: NDArray[np.int64]) -> torch.Tensor:
 
 def _columns_of_subset(subset: Subset[Any]) -> Columns | None:
     inner = columns_of(subset.dataset)
-    if inner is None or not isinstance(subset.indices, Sequence | np.ndarray | torch.Tensor):
+    if inner is None:
         return None
-    indices = np.asarray(subset.indices)
     length = len(inner.arrays[0]) if inner.subset is None else len(inner.subset)
-    # Negative indices and wrong ones behave as the dataset says, which is not ours to imitate.
-    if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
+    indices = subset_indices(subset, length)
+    if indices is None:
         return None
-    if indices.size and not (indices.min() >= 0 and indices.max() < length):
-        return None
-    indices = indices.astype(np.int64)
     return Columns(
         inner.container,
         inner.names,
         inner.arrays,
         indices if inner.subset is None else inner.subset[indices],
     )
+
+
+def subset_indices(subset: Subset[Any], length: int) -> NDArray[np.int64] | None:
+    """The indices of a subset as an array, if they are row numbers of ``length`` rows."""
+    if not isinstance(subset.indices, Sequence | np.ndarray | torch.Tensor):
+        return None
+    indices = np.asarray(subset.indices)
+    # Negative indices and wrong ones behave as the dataset says, which is not ours to imitate.
+    if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
+        return None
+    if indices.size and not (indices.min() >= 0 and indices.max() < length):
+        return None
+    return indices.astype(np.int64)
 
 
 def _can_gather(array: object) -> bool:

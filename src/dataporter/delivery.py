@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.cursor import Cursor
 from dataporter.engines.engine import Reply
-from dataporter.fetch import Fetched
+from dataporter.fetch import Fetched, tell_of_skipped
 from dataporter.request import EngineRequest
 
 __all__ = ["Delivery"]
@@ -78,7 +77,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             assert reply.fetched is not None
             self._note(reply.fetched)
             # Before it counts: with warnings as errors the loop does not get this batch.
-            _tell_of_skipped(reply.request, reply.fetched)
+            tell_of_skipped(reply.request, reply.fetched)
         except BaseException:
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.
@@ -92,13 +91,3 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._failed.clear()
         self._cursor.deliver(self._pass, request)
         return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch
-
-
-def _tell_of_skipped(request: EngineRequest, fetched: Fetched) -> None:
-    for skipped in fetched.skipped:
-        warnings.warn(
-            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
-            f"step {request.step}, position {skipped.position}): {skipped.error}",
-            RuntimeWarning,
-            stacklevel=4,
-        )

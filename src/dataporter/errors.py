@@ -12,9 +12,11 @@ __all__ = [
     "DatasetChangedError",
     "InvalidStateError",
     "LossyConversionError",
+    "MissingLibraryError",
     "RankMismatchError",
     "SampleError",
     "StateMismatchError",
+    "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
     "WorkerTimeoutError",
@@ -91,6 +93,10 @@ class LossyConversionError(DataPorterError, ValueError):
         return partial(type(self), **details), self.args, self.__dict__
 
 
+class MissingLibraryError(DataPorterError, ImportError):
+    """What was asked for needs a library that is not installed; the message says which extra."""
+
+
 class DatasetChangedError(DataPorterError, RuntimeError):
     """The dataset has another length than when the loader was built."""
 
@@ -105,6 +111,10 @@ class WorkerTimeoutError(DataPorterError, RuntimeError):
 
 class CheckpointNotFoundError(DataPorterError, FileNotFoundError):
     """There is no checkpoint where ``load_latest`` looked for one, or none that is whole."""
+
+
+class UnreadableCheckpointError(DataPorterError, ValueError):
+    """A file or folder is no checkpoint, is damaged, or cannot be read without executing it."""
 
 
 def add_note(error: Exception, text: str) -> None:

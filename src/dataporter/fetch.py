@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import StackDataset, Subset, default_collate
 
-from dataporter.collate import collate as collate_like_default
-from dataporter.columns import Columns, columns_of, gather
+from dataporter.batches import batches_of, collate_of
+from dataporter.columns import columns_of, gather
 from dataporter.convert import Conversion, Empty, Originals
 from dataporter.errors import LossyConversionError, SampleError, add_note
 from dataporter.request import Request
@@ -34,6 +36,7 @@ __all__ = [
     "Skipped",
     "converting",
     "fetch_for",
+    "tell_of_skipped",
     "undisturbing",
 ]
 
@@ -73,6 +76,17 @@ class Fetched(NamedTuple):
     shard: Any = None
 
 
+def tell_of_skipped(request: Any, fetched: Fetched) -> None:
+    """A warning for each sample that was left out, from what serves the loop's ``next()``."""
+    for skipped in fetched.skipped:
+        warnings.warn(
+            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
+            f"step {request.step}, position {skipped.position}): {skipped.error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
 # dataset can. Raises what the dataset or the collate function raised, with a note that names
 # index, epoch, step and position; or SampleError.
@@ -105,18 +119,25 @@ def fetch_for(
     offers_batches = batched and _offers_batches(dataset)
     # Only default_collate is known to make of the rows what a gather gives.
     known = batched and collate_fn is default_collate
-    collate = collate_like_default if known else collate_fn
+    collate = collate_of(dataset) if known else collate_fn
     by_sample = SampleFetch(
         dataset, collate, batched, offers_batches, seeds_each, on_error, whole or nullcontext()
     )
-    columns = columns_of(dataset) if known else None
-    return by_sample if columns is None else ColumnFetch(columns, by_sample)
+    if not known:
+        return by_sample
+    if (columns := columns_of(dataset)) is not None:
+        return WholeFetch(partial(gather, columns), by_sample, draws=False)
+    # A sample that is to be left out has to be read by itself.
+    batches = batches_of(dataset) if on_error == "raise" else None
+    if batches is None:
+        return by_sample
+    return WholeFetch(batches.__getbatch__, by_sample, draws=batches.draws)
 
 
 def undisturbing(fetch: Fetch) -> Fetch:
     """``fetch`` for the training process: the global generators are put back after each batch."""
     # A gather runs nobody's code and draws nothing.
-    return fetch if isinstance(fetch, ColumnFetch) else _Undisturbing(fetch)
+    return fetch if isinstance(fetch, WholeFetch) and not fetch.draws else _Undisturbing(fetch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +178,15 @@ class _Converting:
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnFetch:
-    """Gathers whole columns, one operation each; no seeding, since nothing can draw."""
+class WholeFetch:
+    """Reads a batch in one go: gathers columns, or asks a dataset that makes its own batches.
 
-    columns: Columns
+    Where nothing can draw (``draws=False``), nothing is seeded.
+    """
+
+    read: Callable[[NDArray[np.int64]], Any]
     otherwise: SampleFetch
+    draws: bool
 
     def __call__(self, request: Request) -> Fetched:
         indices = request.indices
@@ -171,9 +196,16 @@ class ColumnFetch:
                 return self.otherwise(request)
             indices = rows
         try:
-            with self.otherwise.whole:
-                return Fetched(gather(self.columns, indices))
+            if not self.draws:
+                with self.otherwise.whole:
+                    return Fetched(self.read(indices))
+            with reading(request.seed, request.epoch, request.positions), self.otherwise.whole:
+                if self.otherwise.seeds_each != "nothing":
+                    _seed_once(request)
+                return Fetched(self.read(indices))
         except Exception as error:
+            if isinstance(error, StopIteration):
+                raise _stopped(error, f"the batch of {request.described()}") from error
             add_note(error, f"while reading the batch of {request.described()}")
             raise
 

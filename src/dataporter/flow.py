@@ -56,6 +56,9 @@ class Flow(Protocol):
     ) -> Callable[..., Fetch]:
         """Makes what reads and collates."""
 
+    def for_pass(self, num_workers: int, progress: Any) -> Flow:
+        """This flow with so many workers from now on; torch lets people set them at any time."""
+
     def serve(self, engine: Engine, progress: Any, seed: int) -> Iterator[Reply]:
         """A pass over what is left of an epoch."""
 

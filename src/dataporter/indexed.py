@@ -75,6 +75,9 @@ class IndexedFlow:
             on_error=on_error,
         )
 
+    def for_pass(self, num_workers: int, progress: Progress) -> IndexedFlow:
+        return self
+
     def serve(self, engine: Engine, progress: Progress, seed: int) -> Iterator[Reply]:
         self._check_dataset()
         source = self.source

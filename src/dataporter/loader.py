@@ -198,6 +198,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._engine: Engine | None = None
             self._said_length: int | None = None
             self._engine_converter: KeyBasedDtypeConverter | None = None
+            self._engine_workers = num_workers
 
             if iterable:
                 configure.reject("an IterableDataset has no indices to order", order=order)
@@ -312,10 +313,11 @@ class ResumableDataLoader(DataLoader[Batch]):
         self.converter = converter = converter_for(self.converter)
         # Anew, because torch lets people set collate_fn, num_workers and the like, or change the
         # dataset, between two passes; workers that persist have seen it as it was. But for the
-        # converter: what is widened goes by the one that is here.
-        is_as_ever = self.persistent_workers and self._engine_converter is converter
+        # converter, since what is widened goes by the one that is here, and for how many there are.
+        before = self._engine_converter, self._engine_workers
+        is_as_ever = self.persistent_workers and before == (converter, self.num_workers)
         if self._engine is None or not is_as_ever:
-            self._engine_converter = converter
+            self._engine_converter, self._engine_workers = converter, self.num_workers
             seeded = self.num_workers == 0 or self.worker_kind == "process"
             self._engine = engine_for(
                 self,
@@ -330,7 +332,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 conversion=None if converter is None else converter.conversion,
             )
         progress = self._cursor.begin(a_pass)
-        return flow.serve(self._engine, progress, self._cursor.settled_seed())
+        self._flow = flow.for_pass(self.num_workers, progress)
+        return self._flow.serve(self._engine, progress, self._cursor.settled_seed())
 
     def _note(self, fetched: Fetched) -> None:
         # Whichever is set by now, it was this one that has converted the batch.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.random.mtrand import get_bit_generator
 
-__all__ = ["put_back", "save"]
+__all__ = ["put_back", "save", "words"]
 
 # MT19937: 624 words of state and the place among them.
 _STATE_BYTES = 624 * 4 + 4
@@ -22,17 +22,23 @@ _STATE_BYTES = 624 * 4 + 4
 
 def save() -> Any:
     """The state of ``numpy.random``, for :func:`put_back`; the generator is to be seeded anew."""
-    generator = get_bit_generator()
-    if type(generator) is not np.random.MT19937 or not _memory_is_the_state():
+    words = _words()
+    if words is None:
         return np.random.get_state(legacy=False)
-    address = generator.ctypes.state_address
-    with generator.lock:
-        words = ctypes.string_at(address, _STATE_BYTES)
     # A pair of normal numbers is made at a time and the second kept for the next call. Whether one
     # is kept shows only in a draw: one that leaves the words as they are was the kept one.
     normal = np.random.standard_normal()
-    kept = normal if ctypes.string_at(address, _STATE_BYTES) == words else None
+    kept = normal if _words() == words else None
     return words, kept
+
+
+def words() -> bytes:
+    """The state of ``numpy.random``, to be compared: whether anybody has drawn."""
+    words = _words()
+    if words is None:
+        whole: Any = np.random.get_state(legacy=False)
+        return repr(whole["state"]).encode()
+    return words
 
 
 def put_back(state: Any) -> None:
@@ -48,6 +54,15 @@ def put_back(state: Any) -> None:
     if kept is not None:
         whole: dict[str, Any] = np.random.get_state(legacy=False)
         np.random.set_state({**whole, "has_gauss": 1, "gauss": kept})
+
+
+def _words() -> bytes | None:
+    """As they lie in memory, where that is known."""
+    generator = get_bit_generator()
+    if type(generator) is not np.random.MT19937 or not _memory_is_the_state():
+        return None
+    with generator.lock:
+        return ctypes.string_at(generator.ctypes.state_address, _STATE_BYTES)
 
 
 @cache

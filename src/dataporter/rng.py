@@ -106,10 +106,9 @@ def seed_generators(key: int) -> None:
 
 def global_state() -> tuple[Any, bytes, bytes]:
     """The states of the three, to be compared: whether anybody has drawn."""
-    legacy: Any = np.random.get_state(legacy=False)
     return (
         random.getstate(),
-        repr(legacy["state"]).encode(),
+        numpy_state.words(),
         torch.default_generator.get_state().numpy().tobytes(),
     )
 

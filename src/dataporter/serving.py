@@ -34,7 +34,10 @@ def engine_for(
     """
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
-        return InlineEngine(_converted(undisturbing(build_fetch()), conversion, new), pin)
+        return InlineEngine(
+            lambda: _converted(undisturbing(build_fetch()), conversion, new),
+            pin,
+        )
     options = WorkerOptions(
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor or 2,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,24 +16,31 @@ from typing import Any
 
 from dataporter.errors import ConfigurationError, DataPorterError
 
-__all__ = ["find_target", "in_one_line", "load_target"]
+__all__ = ["argument", "find_target", "in_one_line", "load_target"]
 
 _EXPECTED = "expected package.module:name or path/to/file.py:name"
 
 
-def load_target(target: str) -> Any:
+def load_target(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """What ``package.module:name`` or ``path/to/file.py:name`` names.
 
     The current directory, and the file's own, can be imported from, as for ``python -m`` and
-    ``python file.py``. A function or class is called without arguments; the name may have dots.
+    ``python file.py``. A function or class is called with ``arguments``, by default with none; the
+    name may have dots.
 
     Raises:
         ConfigurationError: (a ``ValueError``) there is no such thing, its module cannot be
-            imported, or the function fails or needs arguments.
+            imported, or the function fails or takes other arguments.
     """
+    arguments = arguments or {}
     thing = find_target(target)
     if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
-        return _called(thing, target)
+        return _called(thing, target, arguments)
+    if arguments:
+        raise ConfigurationError(
+            f"{target!r} is a {type(thing).__name__} and takes no arguments: name a function to "
+            f"give it {', '.join(arguments)}"
+        )
     return thing
 
 
@@ -66,6 +75,21 @@ def find_target(target: str) -> Any:
     return thing
 
 
+def argument(text: str) -> tuple[str, Any]:
+    """``key=value`` of a command line; a value that is no number, list or the like is a text.
+
+    >>> argument("batch_size=32"), argument("split=train")
+    (('batch_size', 32), ('split', 'train'))
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise ConfigurationError(f"--arg {text}: expected key=value, such as batch_size=32")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception's message and notes for a terminal, and its type where it is not one of ours."""
     kind = "" if isinstance(error, DataPorterError) else f"{type(error).__name__}: "
@@ -98,17 +122,21 @@ def _file(path: Path, target: str) -> ModuleType:
     return module
 
 
-def _called(thing: Any, target: str) -> Any:
+def _called(thing: Any, target: str, arguments: Mapping[str, Any]) -> Any:
     try:
-        inspect.signature(thing).bind()
+        inspect.signature(thing).bind(**arguments)
     except ValueError:  # no signature is known of it
         pass
     except TypeError as error:
+        if arguments:
+            raise ConfigurationError(
+                f"{target!r} takes other arguments than {', '.join(arguments)} ({error})"
+            ) from error
         raise ConfigurationError(
             f"{target!r} needs arguments ({error}): name a function that needs none and returns a "
             "dataset or a loader"
         ) from error
     try:
-        return thing()
+        return thing(**arguments)
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{target!r} raised {in_one_line(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dataporter.engines.engine import EngineRequests, Reply, Usage
@@ -18,25 +19,27 @@ class InlineEngine:
     """No workers, no prefetching, nothing to stop.
 
     Attributes:
-        fetch: reads and collates.
+        build_fetch: makes what reads and collates. A pass has one of its own, so that what a stream
+            has open is closed when the pass is left.
         pin: moves a batch to page-locked memory, or returns it as it is.
     """
 
-    fetch: Fetch
+    build_fetch: Callable[[], Fetch]
     pin: Callable[[Any], Any]
 
     def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
-        return map(self._serve, requests)
-
-    def _serve(self, request: EngineRequest) -> Reply:
-        try:
-            fetched = self.fetch(request)
-            return Reply(request, fetched._replace(batch=self.pin(fetched.batch)))
-        except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
-            return Reply(request, failure=error)
+        return map(partial(_served, self.build_fetch(), self.pin), requests)
 
     def usage(self) -> Usage:
         return Usage()
 
     def close(self) -> None:
         """Nothing runs between two batches."""
+
+
+def _served(fetch: Fetch, pin: Callable[[Any], Any], request: EngineRequest) -> Reply:
+    try:
+        fetched = fetch(request)
+        return Reply(request, fetched._replace(batch=pin(fetched.batch)))
+    except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
+        return Reply(request, failure=error)

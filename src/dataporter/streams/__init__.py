@@ -3,6 +3,14 @@
 from dataporter.streams.cutting import cut_of
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardedStream
+from dataporter.streams.shuffled import ShuffledStream
 from dataporter.streams.stream import Stream, warn_of_length
 
-__all__ = ["ShardedStream", "Stream", "StreamProgress", "cut_of", "warn_of_length"]
+__all__ = [
+    "ShardedStream",
+    "ShuffledStream",
+    "Stream",
+    "StreamProgress",
+    "cut_of",
+    "warn_of_length",
+]

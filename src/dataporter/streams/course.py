@@ -10,7 +10,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from dataporter.engines import EngineRequests, Reply
-from dataporter.fetch import NO_BATCH
+from dataporter.fetch import NO_BATCH, tell_of_skipped
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -92,6 +92,19 @@ class _Asking:
         """A shard has come so far."""
         self._latest[state.shard] = state
 
+    def tell_of_samples_left_out(self) -> None:
+        """Nothing came of the epoch, though a batch of it would, were it not for the shards."""
+        shards = self._latest.values()
+        samples = sum(state.place for state in shards)
+        if len(shards) > 1 and samples >= self._batch_size:
+            warnings.warn(
+                f"drop_last has left out all {samples} samples of an epoch: they lie in "
+                f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
+                "take a smaller batch or fewer shards (num_shards=), or leave drop_last out",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
     def to_replay(self) -> list[ShardState]:
         """Where shards are to be read again, from a place before the one that they had come to."""
         return [
@@ -129,7 +142,9 @@ class _Asking:
 
 
 class _Answers(Iterator[Reply]):
-    """The replies that hold a batch; the others tell of ends and replays, and are heard here."""
+    """The replies that hold a batch; the others tell of ends, replays and samples that were left
+    out, and are heard here.
+    """
 
     def __init__(self, asking: _Asking, replies: Iterator[Reply]) -> None:
         self._asking = asking
@@ -148,6 +163,7 @@ class _Answers(Iterator[Reply]):
             assert state is not None
             self._asking.note(state)
             if reply.fetched.batch is NO_BATCH:
+                tell_of_skipped(reply.request, reply.fetched)
                 self._show_replayed(state)
                 continue
             self._bar.close()
@@ -155,6 +171,8 @@ class _Answers(Iterator[Reply]):
             self._step += 1
             return reply._replace(request=request)
         self._bar.close()
+        if self._step == 0:
+            self._asking.tell_of_samples_left_out()
         raise StopIteration
 
     def _show_replayed(self, state: ShardState) -> None:
@@ -169,8 +187,8 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any]:
     unmarked = sum(state.place for state in to_replay if state.snapshot is None)
     if unmarked:
         warnings.warn(
-            f"the stream gives no state to go on from, so {unmarked:,} samples that were delivered "
-            "are read again by the workers, and thrown away, before the next one comes; "
+            f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
+            "delivered are read again by the workers, and thrown away, before the next one comes; "
             "state_dict and load_state_dict on the dataset or on its iterator make that needless",
             RuntimeWarning,
             stacklevel=5,

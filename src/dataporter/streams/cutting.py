@@ -7,7 +7,14 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from dataporter.errors import ConfigurationError
-from dataporter.streams.shard import Cut, ShardCut, ShardedStream, WorkerCut
+from dataporter.streams.shard import (
+    Cut,
+    ShardCut,
+    ShardedStream,
+    WorkerCut,
+    reads_ahead,
+    snapshots_are_exact,
+)
 
 __all__ = ["cut_of"]
 
@@ -32,7 +39,7 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
                 "give it num_shards and shard(num_shards, index), see dataporter.ShardedStream, or "
                 "leave num_shards= out"
             )
-        return WorkerCut(dataset)
+        return WorkerCut(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
     available = dataset.num_shards
     if num_shards is None:
         num_shards = min(available, _MOST_BY_DEFAULT)
@@ -46,15 +53,4 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
             f"out, so that some would get nothing: it can be cut into up to {available} "
             "(num_shards=); keep the data in more files than there are ranks"
         )
-    return ShardCut(dataset, num_shards, _snapshots_are_exact(dataset))
-
-
-def _snapshots_are_exact(dataset: Any) -> bool:
-    exact = getattr(dataset, "snapshots_are_exact", None)
-    if isinstance(exact, bool):
-        return exact
-    if type(dataset).__module__.partition(".")[0] != "datasets":
-        return True
-    from dataporter.hf import snapshots_are_exact
-
-    return snapshots_are_exact(dataset)
+    return ShardCut(dataset, num_shards, snapshots_are_exact(dataset), reads_ahead(dataset))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from dataporter.collate import collate
+from dataporter.batches import collate_of
 from dataporter.errors import add_note
 from dataporter.fetch import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, Reading
@@ -48,7 +48,8 @@ class StreamFetch:
     ) -> None:
         self._cut = cut
         # Only default_collate is known to make what ours makes.
-        self._collate = collate if batched and collate_fn is default_collate else collate_fn
+        known = batched and collate_fn is default_collate
+        self._collate = collate_of(cut.dataset) if known else collate_fn
         self._how = how
         self._batched = batched
         self._drop_last = drop_last
@@ -60,12 +61,14 @@ class StreamFetch:
     def __call__(self, request: StreamRequest) -> Fetched:
         reader, marked = self._taken(request)
         samples, skipped = reader.read(request.length)
-        dropped = self._drop_last and len(samples) + len(skipped) < request.length
-        comes = bool(samples) and not dropped
-        state = self._state_after(request, reader, marked, comes=comes)
+        found = len(samples) + len(skipped)
+        counts = found == request.length if self._drop_last else found > 0
+        state = self._state_after(request, reader, marked, counts=counts and bool(request.length))
+        if reader.ended:
+            reader.close()
         self._open[state.shard] = reader, state
-        if not comes:
-            return Fetched(NO_BATCH, shard=state)
+        if not samples or not counts:
+            return Fetched(NO_BATCH, skipped, shard=state)
         try:
             with self._whole:
                 batch = self._collate(samples if self._batched else samples[0])
@@ -94,11 +97,11 @@ class StreamFetch:
         return reader, marked
 
     def _state_after(
-        self, request: StreamRequest, reader: Reader, marked: ShardState, *, comes: bool
+        self, request: StreamRequest, reader: Reader, marked: ShardState, *, counts: bool
     ) -> ShardState:
-        batches = request.batches + comes
+        batches = request.batches + counts
         after = marked._replace(batches=batches, place=reader.place, ended=reader.ended)
-        if not comes or (batches % self._snapshot_every and not reader.ended):
+        if not counts or (batches % self._snapshot_every and not reader.ended):
             return after
         captured = reader.capture()
         if captured is None:

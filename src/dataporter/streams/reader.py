@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from inspect import isgenerator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
+from dataporter.errors import DatasetChangedError, SampleError, add_note
 from dataporter.fetch import OnError, Skipped
-from dataporter.rng import STREAM_SHARD, fold, reading, sample_key, sample_keys, seed_generators
+from dataporter.rng import (
+    STREAM_SHARD,
+    fold,
+    global_state,
+    reading,
+    sample_key,
+    sample_keys,
+    seed_generators,
+)
+from dataporter.rng import Reading as Current
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Cut, ShardState
+from dataporter.streams.source import Source
 
 __all__ = ["Reader", "Reading"]
 
 # Replayed samples are seeded and read so many at a time.
 _REPLAYED_AT_ONCE = 1024
+# A stream that fails so often, and gives nothing between, is not one that has a broken sample.
+_MOST_FAILURES = 100
 
 
 class Reading(NamedTuple):
@@ -57,9 +70,11 @@ class Reader:
         self._epoch = epoch
         self._key = fold(seed, start.shard, STREAM_SHARD)
         self._how = how
+        self._drawn = False
+        self._failures = 0
         with cut.reading():
-            self._iterable = cut.open(start.shard, epoch)
-            self._iterator = _iterator_at(self._iterable, start)
+            states = None if start.snapshot is None else snapshot.decode(start.snapshot)
+            self._source = Source(cut.open(start.shard, epoch), states)
         self.return_to(start.place)
 
     def return_to(self, place: int) -> None:
@@ -90,28 +105,25 @@ class Reader:
         """The next so many samples, less where the shard ends, and those that were left out."""
         samples: list[Any] = []
         skipped: list[Skipped] = []
-        first = self.place
         if not self.ended:
             self._read(count, samples, skipped)
-        if skipped and not samples:
+        self._failures = 0 if samples else self._failures + len(skipped)
+        if self._failures >= _MOST_FAILURES:
             raise SampleError(
-                f"on_error='skip' left nothing of a batch of the stream: {len(skipped)} samples of "
-                f"shard {self._shard} from place {first} failed (epoch {self._epoch}), the first "
-                f"with {skipped[0].error}"
+                f"on_error='skip' leaves nothing of the stream: {self._failures} samples of shard "
+                f"{self._shard} up to place {self.place} failed one after the other (epoch "
+                f"{self._epoch}), the last with {skipped[-1].error}"
             )
         return samples, tuple(skipped)
 
     def capture(self) -> str | None:
         """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
-        if not self._cut.snapshots:
+        # What was drawn may be part of samples that are yet to come, and of no state.
+        if not self._cut.snapshots or self._drawn:
             return None
         with self._cut.reading():
-            states = {
-                name: part.state_dict()
-                for name, part in _parts(self._iterable, self._iterator).items()
-                if _keeps_state(part)
-            }
-            return snapshot.encode(states) if states else None
+            states = self._source.states()
+            return None if states is None else snapshot.encode(states)
 
     def _read(
         self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
@@ -125,8 +137,10 @@ class Reader:
             keys = sample_keys(self._key, self._epoch, np.asarray(places)).tolist()
         # Seeded once a batch, they are read from one batch's beginning to the next.
         stops = [*range(-first % size, count, size), count] if each_batch else [count]
-        offset, iterator, take = 0, self._iterator, samples.append
+        offset, iterator, take = 0, self._source.iterator, samples.append
         with self._cut.reading(), reading(self._key, self._epoch, places) as current:
+            watched = self._cut.reads_ahead and not self._drawn
+            read = partial(self._watched, current) if watched else next
             while offset < count:
                 if each_batch and (first + offset) % size == 0:
                     seed_generators(sample_key(self._key, self._epoch, places[offset]))
@@ -137,7 +151,7 @@ class Reader:
                         current.place = offset
                         if each_sample:
                             seed_generators(keys[offset])
-                        take(next(iterator))
+                        take(read(iterator))
                 except StopIteration:
                     self.place, self.ended = first + offset, True
                     return
@@ -147,6 +161,19 @@ class Reader:
                 offset += 1
         self.place = first + count
 
+    def _watched(self, current: Current, iterator: Iterator[Any]) -> Any:
+        """The next sample, where it matters whether anybody draws."""
+        before = global_state()
+        try:
+            return next(iterator)
+        finally:
+            if current.generators or global_state() != before:
+                self._drawn = True
+
+    def close(self) -> None:
+        """Let go of what is open, once the shard has ended."""
+        self._source = Source(())
+
     def _take_failure(
         self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
     ) -> None:
@@ -155,7 +182,7 @@ class Reader:
         if on_error == "raise":
             add_note(error, f"while reading {shown}")
             raise error
-        if isgenerator(self._iterator):
+        if isgenerator(self._source.iterator):
             raise SampleError(
                 f"{shown} raised {error!r}, and a generator cannot go on behind that, so on_error= "
                 "cannot leave it out: catch the exception inside the generator, or make the stream "
@@ -168,38 +195,3 @@ class Reader:
             skipped.append(Skipped(index, self.place, repr(error)))
         else:
             samples.append(on_error(error, index))
-
-
-def _iterator_at(iterable: Any, start: ShardState) -> Iterator[Any]:
-    states = {} if start.snapshot is None else snapshot.decode(start.snapshot)
-    if "dataset" in states:
-        _restore(iterable, states["dataset"], start)
-    iterator: Iterator[Any] = iter(iterable)
-    if "iterator" in states:
-        _restore(iterator, states["iterator"], start)
-    return iterator
-
-
-def _restore(part: Any, state: Any, start: ShardState) -> None:
-    if not _keeps_state(part):
-        raise StateMismatchError(
-            f"the state has a snapshot of shard {start.shard} of the stream, and a "
-            f"{type(part).__name__} has no load_state_dict to take it: resume with the class that "
-            "the state was saved with"
-        )
-    part.load_state_dict(state)
-
-
-def _parts(iterable: Any, iterator: Any) -> dict[str, Any]:
-    # What is its own iterator has one state, and not the same one twice.
-    return (
-        {"dataset": iterable}
-        if iterator is iterable
-        else {"dataset": iterable, "iterator": iterator}
-    )
-
-
-def _keeps_state(part: Any) -> bool:
-    return callable(getattr(part, "state_dict", None)) and callable(
-        getattr(part, "load_state_dict", None)
-    )

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dataporter._torch import without_worker_info
+from dataporter.streams import snapshot
+from dataporter.streams.source import keeps_state
 
-__all__ = ["Cut", "ShardCut", "ShardState", "ShardedStream", "WorkerCut"]
+__all__ = [
+    "Cut",
+    "ShardCut",
+    "ShardState",
+    "ShardedStream",
+    "WorkerCut",
+    "reads_ahead",
+    "snapshots_are_exact",
+    "tell_epoch",
+]
 
 
 @runtime_checkable
@@ -48,7 +59,7 @@ class ShardedStream(Protocol):
         """Into how many shards it can be cut at most."""
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
-        """Shard ``index`` of ``num_shards``: together they have every sample once."""
+        """Shard ``index`` of ``num_shards``, at its front: together they have every sample once."""
 
     def __iter__(self) -> Any: ...
 
@@ -89,6 +100,10 @@ class Cut(Protocol):
     def snapshots(self) -> bool:
         """Whether the states that the dataset gives are to be relied on."""
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it may compute samples together with others, so that what they draw is theirs."""
+
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         """The shards that a rank reads."""
 
@@ -106,6 +121,7 @@ class ShardCut:
     dataset: Any
     num_shards: int
     snapshots: bool = True
+    reads_ahead: bool = False
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -115,9 +131,9 @@ class ShardCut:
         return range(rank, self.num_shards, world_size)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        _tell_epoch(self.dataset, epoch)
+        tell_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        _tell_epoch(opened, epoch)
+        tell_epoch(opened, epoch)
         return opened
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -125,12 +141,18 @@ class ShardCut:
         return without_worker_info()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerCut:
-    """Each worker iterates over the whole dataset, which gives each one its share if it likes."""
+    """Each worker iterates over the whole dataset, which gives each one its share if it likes.
+
+    There is one of it for all passes, and one that was left has left it in the middle. So the state
+    that it was found in is kept, and is what it begins anew with.
+    """
 
     dataset: Any
     snapshots: bool = True
+    reads_ahead: bool = False
+    _found: list[str | None] = field(default_factory=list)
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -140,7 +162,11 @@ class WorkerCut:
         return range(rank * num_workers, (rank + 1) * num_workers)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        _tell_epoch(self.dataset, epoch)
+        if not self._found:
+            self._found.append(_state_of(self.dataset))
+        elif (found := self._found[0]) is not None:
+            self.dataset.load_state_dict(snapshot.decode(found))
+        tell_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset
         return opened
 
@@ -148,7 +174,47 @@ class WorkerCut:
         return nullcontext()
 
 
-def _tell_epoch(stream: Any, epoch: int) -> None:
+def _state_of(dataset: Any) -> str | None:
+    if not keeps_state(dataset):
+        return None
+    try:
+        return snapshot.encode(dataset.state_dict())
+    except Exception:
+        # It has none before it is iterated over. If it has a better reason, that will be raised
+        # when the first batch was read.
+        return None
+
+
+def tell_epoch(stream: Any, epoch: int) -> None:
+    """Let a stream know which epoch is read, if it cares."""
     set_epoch = getattr(stream, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
+
+
+def snapshots_are_exact(stream: Any) -> bool:
+    """Whether the states that a stream's shards give lead to the very next sample."""
+    if _is_of_hugging_face(stream):
+        from dataporter.hf import snapshots_are_exact as exact_of_hf
+
+        return exact_of_hf(stream)
+    return _says(stream, "snapshots_are_exact", otherwise=True)
+
+
+def reads_ahead(stream: Any) -> bool:
+    """Whether a stream may compute samples together with others, so that they draw together."""
+    if _is_of_hugging_face(stream):
+        from dataporter.hf import reads_ahead as ahead_of_hf
+
+        return ahead_of_hf(stream)
+    return _says(stream, "reads_ahead", otherwise=False)
+
+
+def _is_of_hugging_face(stream: Any) -> bool:
+    return type(stream).__module__.partition(".")[0] == "datasets"
+
+
+def _says(stream: Any, name: str, *, otherwise: bool) -> bool:
+    """What a stream that knows itself says of itself."""
+    said = getattr(stream, name, None)
+    return said if isinstance(said, bool) else otherwise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
 from dataporter.engines import Engine, Reply
-from dataporter.errors import UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import Fetch, OnError
 from dataporter.flow import Resumption
 from dataporter.resume import OnMismatch
@@ -98,6 +98,16 @@ class Stream:
             drop_last=self.drop_last,
             snapshot_every=self.snapshot_every,
         )
+
+    def for_pass(self, num_workers: int, progress: StreamProgress) -> Stream:
+        num_workers = max(1, num_workers)
+        if self.cut.name == "workers" and num_workers != self.num_workers and progress.shards:
+            raise ConfigurationError(
+                f"num_workers was {self.num_workers} when this epoch of the stream began, and is "
+                f"{num_workers} now: each worker reads a stream like this by itself, so set it "
+                "back, or begin another epoch (set_epoch)"
+            )
+        return replace(self, num_workers=num_workers)
 
     def serve(self, engine: Engine, progress: StreamProgress, seed: int) -> Iterator[Reply]:
         return course.replies(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataporter.errors import ConfigurationError
+from dataporter.target import argument
 from dataporter.verification.proof import verify
 from dataporter.verification.report import VerifyReport, measured, shown_fault, time_shown
 from dataporter.verification.session import OnProgress
@@ -69,7 +68,7 @@ def carry_out(asked: Asked) -> bool:
             max_seconds=asked.max_seconds,
             seed=asked.seed,
             diagnose=asked.diagnose,
-            arguments=dict(map(_argument, asked.argument)),
+            arguments=dict(map(argument, asked.argument)),
             on_progress=on_progress,
         )
     if asked.html is not None:
@@ -151,17 +150,6 @@ def _names(text: str | None) -> list[str] | None:
     if names is not None and not set(names) <= {"process", "thread"}:
         raise ConfigurationError(f"--engine {text}: expected process, thread, or both")
     return names
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    """``key=value``; the value as Python would read it, or else as text."""
-    key, found, value = text.partition("=")
-    if not found or not key.isidentifier():
-        raise ConfigurationError(f"--arg {text}: expected key=value")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""How fast do iterable datasets come, and how soon after a resume?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from benchmarks.command import run
+from benchmarks.loaders import OURS, TORCH, TORCHDATA
+from benchmarks.rounds import Rounds, play
+from benchmarks.side_by_side import PROCEDURE, race
+from benchmarks.tables import Table
+from benchmarks.timing import samples_per_second, seconds_once
+from dataporter import ResumableDataLoader
+
+BATCH_SIZE = 64
+# Samples until the stop that is resumed from.
+STOP = 500_000
+WARM_UP = 20
+_ENDLESS = 1 << 40
+
+
+class Stream(IterableDataset[Any]):
+    """Rows that cost next to nothing, shared out among the workers; keeps its place."""
+
+    def __init__(self) -> None:
+        self.row = torch.rand(64)
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        first, every = (0, 1) if info is None else (info.id, info.num_workers)
+        return self.rows(first, every)
+
+    def rows(self, first: int, every: int) -> Iterator[Any]:
+        while self.place < _ENDLESS:
+            number = first + every * self.place
+            self.place += 1
+            yield {"row": self.row, "number": number}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+class Shards(Stream):
+    """The same, cut into shards."""
+
+    num_shards = 4
+
+    def shard(self, num_shards: int, index: int) -> Shard:
+        return Shard(index, num_shards)
+
+
+class Shard(Stream):
+    """One of them."""
+
+    def __init__(self, index: int, num_shards: int) -> None:
+        super().__init__()
+        self.index, self.num_shards = index, num_shards
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.rows(self.index, self.num_shards)
+
+
+class Stateless(IterableDataset[Any]):
+    """The same rows without a state."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(Stream())
+
+
+def measure(quick: bool) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for num_workers in (0, 2):
+        loaders: dict[str, Callable[[], Any]] = {
+            TORCH: lambda n=num_workers: DataLoader(Stateless(), BATCH_SIZE, num_workers=n),
+            TORCHDATA: lambda n=num_workers: StatefulDataLoader(
+                Stream(), BATCH_SIZE, num_workers=n
+            ),
+            f"{OURS}, simple, shards": lambda n=num_workers: ours(Shards(), n, "simple"),
+            f"{OURS}, simple, snapshots": lambda n=num_workers: ours(Stream(), n, "simple"),
+            f"{OURS}, advanced, snapshots": lambda n=num_workers: ours(Stream(), n, "advanced"),
+        }
+        rounds = _rates({name: build() for name, build in loaders.items()}, num_workers, quick)
+        resumed = _resumed(num_workers, rounds=1 if quick else 3)
+        for name in loaders:
+            low, high = rounds.range(name)
+            rows.append(
+                (
+                    f"{name}, {num_workers} workers",
+                    f"{rounds.median(name):,.0f}",
+                    f"{low:,.0f} to {high:,.0f}",
+                    f"{rounds.ratio(name, TORCH):.2f}",
+                    resumed.get(name, "no state"),
+                )
+            )
+    return Table(
+        "Streams: rows that cost next to nothing (64 float32, 1 int64), batch 64",
+        ("", "samples/s", "range", "times torch", f"to the first batch after {STOP:,} samples"),
+        tuple(rows),
+        (),
+        (
+            PROCEDURE + " With workers each loader is measured by itself, in turn, after "
+            f"{WARM_UP} batches.",
+            "`advanced` seeds the generators before each sample, as it does with an index. The "
+            "last column is the time from `iter()` in a loader that has loaded the state to the "
+            "first batch, workers included.",
+        ),
+    )
+
+
+def ours(dataset: Any, num_workers: int, strategy: str) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(
+        dataset, BATCH_SIZE, num_workers=num_workers, strategy=strategy, seed=1
+    )
+
+
+def _rates(loaders: dict[str, Any], num_workers: int, quick: bool) -> Rounds:
+    at_most, rounds = (0.4, 3) if quick else (2.0, 7)
+    if num_workers == 0:
+        return race(loaders, batch_size=BATCH_SIZE, at_most=at_most, rounds=rounds)
+    # Workers go on while others have their turn, so each has the machine to itself.
+    return play(
+        {
+            name: lambda loader=loader: samples_per_second(
+                loader, batch_size=BATCH_SIZE, at_most=at_most, warm_up=WARM_UP
+            )
+            for name, loader in loaders.items()
+        },
+        rounds,
+    )
+
+
+def _resumed(num_workers: int, rounds: int) -> dict[str, str]:
+    builds: dict[str, Callable[[], Any]] = {
+        TORCHDATA: lambda: StatefulDataLoader(Stream(), BATCH_SIZE, num_workers=num_workers),
+        f"{OURS}, simple, shards": lambda: ours(Shards(), num_workers, "simple"),
+        f"{OURS}, simple, snapshots": lambda: ours(Stream(), num_workers, "simple"),
+        f"{OURS}, advanced, snapshots": lambda: ours(Stream(), num_workers, "advanced"),
+    }
+    states = {name: _state_after(build(), STOP // BATCH_SIZE) for name, build in builds.items()}
+
+    def seconds(name: str) -> float:
+        loader = builds[name]()
+        loader.load_state_dict(states[name])
+        return seconds_once(lambda: next(iter(loader)))
+
+    played = play({name: lambda name=name: seconds(name) for name in builds}, rounds)
+    return {name: f"{played.median(name) * 1e3:.1f} ms" for name in builds}
+
+
+def _state_after(loader: Any, batches: int) -> Any:
+    a_pass = iter(loader)
+    for _ in islice(a_pass, batches):
+        pass
+    return loader.state_dict()
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)

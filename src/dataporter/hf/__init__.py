@@ -1,0 +1,6 @@
+"""Hugging Face datasets: samples of tensors, read from Arrow memory a batch at a time."""
+
+from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
+from dataporter.hf.wrapper import UnifiedHFDatasetWrapper
+
+__all__ = ["UnifiedHFDatasetWrapper", "reads_ahead", "snapshots_are_exact"]

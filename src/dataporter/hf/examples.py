@@ -1,0 +1,126 @@
+"""Examples: Python's objects, as a stream yields them, become what a table would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataporter.convert import Conversion
+from dataporter.convert.paths import shown
+from dataporter.errors import SampleError
+from dataporter.hf.forms import stacked
+from dataporter.hf.images import scaled, tensor_of
+from dataporter.hf.schema import (
+    Decoding,
+    content_of,
+    dtype_of_value,
+    float_of_images,
+    is_list_feature,
+)
+from dataporter.structure import Step
+
+__all__ = ["sample_of"]
+
+
+def sample_of(
+    example: Mapping[str, Any], features: Mapping[str, Any] | None, decoding: Decoding
+) -> dict[str, Any]:
+    """A sample; where no feature says a number's dtype, it has 64 bits, as Arrow would have it.
+
+    Raises:
+        SampleError: a value is not held by the dtype that its feature says.
+    """
+    return {
+        name: _made(value, (features or {}).get(name), (name,), decoding)
+        for name, value in example.items()
+    }
+
+
+def _made(value: Any, feature: Any, path: tuple[Step, ...], decoding: Decoding) -> Any:
+    if value is None or isinstance(value, str | bytes):
+        return value
+    if hasattr(value, "getbands"):  # an image of Pillow's, which need not be imported to know one
+        return _image(value, decoding.image_mode, decoding.conversion, path)
+    if (shape := getattr(feature, "shape", None)) is not None:
+        return _numbers(value, _dtype(feature.dtype), path).reshape(-1, *shape[1:])
+    if isinstance(value, Mapping):
+        features = feature if isinstance(feature, Mapping) else {}
+        return {
+            name: _made(inner, features.get(name), (*path, name), decoding)
+            for name, inner in value.items()
+        }
+    if isinstance(value, bool | int | float | np.generic | np.ndarray | torch.Tensor):
+        dtype = dtype_of_value(feature)
+        if feature is not None and dtype is None and not is_list_feature(feature):
+            return value
+        return _numbers(value, dtype or _leaf_dtype(feature), path)
+    if isinstance(value, list | tuple):
+        return _list(value, content_of(feature), (*path, 0), decoding)
+    return value
+
+
+def _list(value: Any, content: Any, path: tuple[Step, ...], decoding: Decoding) -> Any:
+    if not len(value):
+        tail = _empty_tail(content)
+        dtype = _leaf_dtype(content)
+        return [] if tail is None or dtype is None else torch.empty((0, *tail), dtype=dtype)
+    first = value[0]
+    if isinstance(first, bool | int | float) and not any(inner is None for inner in value):
+        dtype = dtype_of_value(content)
+        if content is None or dtype is not None:
+            return _numbers(value, dtype, path)
+    return stacked([_made(inner, content, path, decoding) for inner in value])
+
+
+def _empty_tail(content: Any) -> tuple[int, ...] | None:
+    """The shape, but for its length, of an empty list of this content."""
+    if dtype_of_value(content) is not None:
+        return ()
+    if (shape := getattr(content, "shape", None)) is not None:
+        return tuple(extent or 0 for extent in shape)
+    if is_list_feature(content):
+        tail = _empty_tail(content_of(content))
+        return None if tail is None else (max(getattr(content, "length", 0), 0), *tail)
+    return (0, 0, 0) if type(content).__name__ == "Image" else None
+
+
+def _leaf_dtype(feature: Any) -> torch.dtype | None:
+    while is_list_feature(feature):
+        feature = content_of(feature)
+    if getattr(feature, "shape", None) is not None:
+        return _dtype(feature.dtype)
+    return torch.uint8 if type(feature).__name__ == "Image" else dtype_of_value(feature)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _numbers(value: Any, dtype: torch.dtype | None, path: tuple[Step, ...]) -> torch.Tensor:
+    array = np.asarray(value)
+    try:
+        whole = torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise SampleError(f"path {shown(path)!r}: {value!r} is no array of numbers") from error
+    if dtype is None or whole.dtype is dtype:
+        return whole
+    narrow = whole.to(dtype)
+    if not dtype.is_floating_point and not (narrow.to(whole.dtype) == whole).all():
+        raise SampleError(
+            f"path {shown(path)!r}: {value!r} is not held by {str(dtype).removeprefix('torch.')}, "
+            "which the feature says: correct the feature, or the function that made the value"
+        )
+    return narrow
+
+
+def _image(
+    image: Any, mode: str | None, conversion: Conversion | None, path: tuple[Step, ...]
+) -> torch.Tensor:
+    pixels = tensor_of(image, mode)
+    dtype = float_of_images(conversion, path)
+    return pixels if dtype is None else scaled(pixels, dtype)

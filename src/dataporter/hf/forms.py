@@ -1,0 +1,109 @@
+"""Forms: a column's rows as a batch has them, as the samples have them, and back again.
+
+A batch is what torch's ``default_collate`` makes of its samples, wherever it can. What it cannot
+(nulls, rows of several lengths, dates) is a list with a row for each sample; and so are lists of
+anything but numbers, which it would turn over, so that ``batch[i]`` were no longer sample ``i``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from dataporter.errors import ConfigurationError
+
+__all__ = ["Ragged", "collate", "rows_of", "settled", "stacked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Rows of several lengths, one behind the other.
+
+    Attributes:
+        flat: shape (all lengths together, ...).
+        lengths: int64, one a row.
+    """
+
+    flat: torch.Tensor
+    lengths: NDArray[np.int64]
+
+    def rows(self) -> list[torch.Tensor]:
+        """Each row, as a view."""
+        return list(self.flat.split(self.lengths.tolist()))  # type: ignore[no-untyped-call]  # torch's
+
+
+def rows_of(form: Any, count: int) -> list[Any]:
+    """The samples' values in what was read for ``count`` of them; tensors are views of it.
+
+    Raises:
+        ConfigurationError: there are not so many.
+    """
+    if isinstance(form, Mapping):
+        columns = [rows_of(inner, count) for inner in form.values()]
+        values: Any = zip(*columns) if columns else [()] * count
+        return [dict(zip(form, row)) for row in values]
+    if isinstance(form, tuple):
+        return list(zip(*(rows_of(inner, count) for inner in form)))
+    if isinstance(form, torch.Tensor):
+        rows = list(form.unbind(0)) if form.ndim else []
+    else:
+        rows = form.rows() if isinstance(form, Ragged) else list(form)
+    if len(rows) != count:
+        raise ConfigurationError(
+            f"a batch of {count} samples has {len(rows)} values in a {type(form).__name__}, where "
+            "it needs one for each sample: let the transform return as many as it is given"
+        )
+    return rows
+
+
+def settled(form: Any) -> Any:
+    """What was read, as a batch has it."""
+    if isinstance(form, Ragged):
+        return form.rows()
+    if isinstance(form, dict):
+        return {name: settled(inner) for name, inner in form.items()}
+    return form
+
+
+def stacked(rows: list[Any]) -> Any:
+    """Rows as one tensor, if all are tensors of one shape and dtype, or else as they are."""
+    if not rows or type(rows[0]) is not torch.Tensor:
+        return rows
+    first = rows[0]
+    for row in rows:
+        if type(row) is not torch.Tensor or row.shape != first.shape or row.dtype != first.dtype:
+            return rows
+    return torch.stack(rows)
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """A batch of samples, in the forms described above.
+
+    Example:
+        >>> collate([{"n": torch.tensor(1), "x": None}, {"n": torch.tensor(2), "x": "a"}])
+        {'n': tensor([1, 2]), 'x': [None, 'a']}
+    """
+    samples = list(samples)
+    first = samples[0]
+    if isinstance(first, Mapping):
+        if all(isinstance(sample, Mapping) and sample.keys() == first.keys() for sample in samples):
+            return {name: collate([sample[name] for sample in samples]) for name in first}
+        return samples
+    if isinstance(first, tuple):
+        kind = type(first)
+        if not all(type(sample) is kind and len(sample) == len(first) for sample in samples):
+            return samples
+        columns = [collate(column) for column in zip(*samples)]
+        return kind(*columns) if hasattr(first, "_fields") else columns
+    if isinstance(first, torch.Tensor):
+        return stacked(samples)
+    if isinstance(first, np.ndarray | np.generic | bool | int | float):
+        alike = {(type(sample), getattr(sample, "shape", ())) for sample in samples}
+        return default_collate(samples) if len(alike) == 1 else samples
+    return samples

@@ -1,0 +1,213 @@
+"""Memory: the bytes of Arrow's buffers, gathered for many rows without an object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["Layout", "Memory", "Validity", "Where"]
+
+# Bytes from which on it takes longer to copy a column's rows than to look where they go.
+_LARGE = 1 << 16
+_NUMPY = {
+    dtype: torch.empty(0, dtype=dtype).numpy().dtype
+    for dtype in (
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.float16, torch.float32, torch.float64),
+    )
+}
+
+
+class Where(NamedTuple):
+    """Elements of a column.
+
+    Attributes:
+        chunks: which chunk each is in, int64; None where the column has but one.
+        places: and where in it, int64.
+    """
+
+    chunks: NDArray[np.int64] | None
+    places: NDArray[np.int64]
+
+    def at(self, places: NDArray[np.int64]) -> Where:
+        """Other places in the same chunks."""
+        return Where(self.chunks, places)
+
+    def only(self, chosen: NDArray[Any]) -> Where:
+        """Some of the elements."""
+        chunks = self.chunks
+        return Where(None if chunks is None else chunks[chosen], self.places[chosen])
+
+    def stretched(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Where:
+        """For each element a run of places, one after the other."""
+        ends = lengths.cumsum()
+        places = np.arange(ends[-1] if len(ends) else 0)
+        places += np.repeat(starts - (ends - lengths), lengths)
+        chunks = self.chunks
+        return Where(None if chunks is None else np.repeat(chunks, lengths), places)
+
+
+class Layout:
+    """How the rows of a column are shared out over its chunks, the empty ones left out."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
+        self._starts = self._ends - lengths
+
+    def where(self, rows: NDArray[np.int64]) -> Where:
+        """The places of rows, which have to be there."""
+        if len(self._ends) <= 1:
+            return Where(None, rows)
+        chunks = self._ends.searchsorted(rows, side="right")
+        return Where(chunks, rows - self._starts[chunks])
+
+
+class _Span:
+    """Bytes that Arrow holds, as NumPy's array interface has it; keeps them alive."""
+
+    def __init__(self, address: int, size: int, owners: Sequence[Any]) -> None:
+        self.owners = owners
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": (size,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+class Memory:
+    """The same buffer of every chunk of a column, read as if it were one.
+
+    Chunks may lie anywhere: in mapped files, on the heap. But all addresses are numbers of one
+    process, so one read-only array that begins at the lowest buffer and ends with the highest has
+    all of them in it, and one gather takes rows of any of them. What lies between is never touched.
+
+    Args:
+        buffers: ``pyarrow.Buffer`` of each chunk, or None where a chunk has none, and is not read.
+        skipped: bytes at the beginning of each that belong to rows before the chunk's first.
+    """
+
+    def __init__(self, buffers: Sequence[Any], skipped: Sequence[int]) -> None:
+        held = [buffer for buffer in buffers if buffer is not None and buffer.size]
+        base = min((buffer.address for buffer in held), default=0)
+        end = max((buffer.address + buffer.size for buffer in held), default=0)
+        self._begins = np.array(
+            [
+                0 if buffer is None or not buffer.size else buffer.address - base + offset
+                for buffer, offset in zip(buffers, skipped)
+            ],
+            dtype=np.int64,
+        )
+        self._bytes: NDArray[np.uint8] = (
+            np.asarray(_Span(base, end - base, held)) if held else np.empty(0, dtype=np.uint8)
+        )
+        self._by_unit: dict[int, NDArray[Any]] = {}
+
+    def read(
+        self, where: Where, item: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """A run of numbers from each place on, as a tensor of shape (places, *shape).
+
+        Args:
+            where: the places.
+            item: bytes from one place to the next.
+            shape: of a run.
+            dtype: of its numbers.
+        """
+        starts, size = where.places * item, prod(shape) * dtype.itemsize
+        if where.chunks is not None:
+            starts += self._begins[where.chunks]
+        elif len(self._begins):
+            starts += self._begins[0]
+        # In units as large as possible, for NumPy takes them one by one.
+        unit = int(np.gcd.reduce(starts, initial=size))
+        units = np.arange(size // max(unit, 1))
+        return self._taken(starts[:, None] // max(unit, 1) + units, unit, shape, dtype)
+
+    def strided(
+        self, firsts: NDArray[np.int64], stride: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Callable[[Where], torch.Tensor]:
+        """The same where places lie evenly, so that most of it is computed but once.
+
+        Args:
+            firsts: for each chunk, the bytes before its first run.
+            stride: bytes from the run at one place to that at the next.
+            shape, dtype: of a run.
+        """
+        size = prod(shape) * dtype.itemsize
+        begins = self._begins + firsts
+        unit = gcd(size, stride, *begins.tolist())
+        if not size or not len(begins):
+            return lambda where: torch.empty((len(where.places), *shape), dtype=dtype)
+        begins, stride, units = begins // unit, stride // unit, np.arange(size // unit)
+        first = begins[0]
+
+        def read(where: Where) -> torch.Tensor:
+            places = where.places * stride
+            places += first if where.chunks is None else begins[where.chunks]
+            return self._taken(
+                places if len(units) == 1 else places[:, None] + units, unit, shape, dtype
+            )
+
+        return read
+
+    def _taken(
+        self, places: NDArray[np.int64], unit: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        count, small = len(places), _NUMPY[dtype]
+        if not places.size:
+            return torch.empty((count, *shape), dtype=dtype)
+        seen = self._by_unit.get(unit)
+        if seen is None:
+            # Of a dtype that any address suits: NumPy would copy all of it to align it.
+            whole = len(self._bytes) // unit * unit
+            seen = self._by_unit[unit] = self._bytes[:whole].view(f"V{unit}")
+        # Without "clip" NumPy would write to a copy first. The places are sound: rows are checked
+        # where they are asked for, and all else is what Arrow says of itself.
+        if places.size * unit < _LARGE:
+            found = seen.take(places, mode="clip").reshape(-1).view(small)
+            return torch.from_numpy(found.reshape(count, *shape))
+        # In memory of torch's: in a worker that is the place where the batch has to go.
+        rows = torch.empty((count, *shape), dtype=dtype)
+        into = rows.numpy().reshape(-1).view(seen.dtype).reshape(places.shape)
+        seen.take(places, out=into, mode="clip")
+        return rows
+
+    def bits(self, where: Where, skipped: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """A bit at each place, where ``skipped`` bits of each chunk come before its first."""
+        if not len(where.places):
+            return np.empty(0, dtype=np.bool_)
+        places = where.places + (skipped[0] if where.chunks is None else skipped[where.chunks])
+        found = self.read(where.at(places >> 3), 1, (), torch.uint8).numpy()
+        return ((found >> (places & 7).astype(np.uint8)) & 1).view(np.bool_)
+
+
+class Validity:
+    """Which elements of a column are there, and which are null."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        nulls = [array.null_count for array in arrays]
+        self.has_nulls = any(nulls)
+        if self.has_nulls:
+            bitmaps = [array.buffers()[0] if count else None for array, count in zip(arrays, nulls)]
+            self._memory = Memory(bitmaps, [0] * len(arrays))
+            self._skipped = np.array([array.offset for array in arrays], dtype=np.int64)
+            self._has = np.array(nulls, dtype=np.int64) > 0
+
+    def mask(self, where: Where) -> NDArray[np.bool_] | None:
+        """True where an element is there; None where all are."""
+        if not self.has_nulls:
+            return None
+        if where.chunks is None:
+            mask = self._memory.bits(where, self._skipped)
+        else:
+            mask = np.ones(len(where.places), dtype=np.bool_)
+            looked = self._has[where.chunks]
+            mask[looked] = self._memory.bits(where.only(looked), self._skipped)
+        return None if mask.all() else mask

@@ -1,0 +1,293 @@
+"""Nodes: an Arrow column as a tree of readers, each of which reads many elements at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from dataporter.errors import UnsupportedDatasetError
+from dataporter.hf.forms import Ragged, rows_of, stacked
+from dataporter.hf.memory import Memory, Validity, Where
+
+__all__ = ["Bits", "Blocks", "Extents", "Lists", "Node", "Numbers", "Objects", "Structs"]
+
+# Lists of which all lengths are looked at beforehand: 10 ms, and 40 MB of offsets.
+_MOST_LOOKED_AT = 10_000_000
+
+
+class Node(Protocol):
+    """Reads elements of a column, or of what is nested in it."""
+
+    def read(self, where: Where) -> Any:
+        """A tensor, a ``Ragged``, a dict of such, or a list: one row for each place."""
+
+
+class Plain(Node, Protocol):
+    """A node of numbers that lie one behind the other."""
+
+    @property
+    def has_nulls(self) -> bool: ...
+
+    def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
+        """As many numbers from each place on as ``shape`` has."""
+
+    def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
+        """Reads rows of one length that lie one behind the other, from ``firsts`` on in a chunk."""
+
+
+def _without_nulls(valid: NDArray[np.bool_] | None, where: Where, node: Callable[..., Any]) -> Any:
+    """What ``node`` reads, with None where an element is null."""
+    if valid is None:
+        return node(where)
+    there = where.only(valid)
+    found = iter(rows_of(node(there), len(there.places)))
+    return [next(found) if is_there else None for is_there in valid.tolist()]
+
+
+class Numbers:
+    """Numbers of one dtype.
+
+    Attributes:
+        single: reads one at each place, where none is null.
+    """
+
+    def __init__(self, arrays: Sequence[Any], dtype: torch.dtype) -> None:
+        self._dtype, self._width = dtype, dtype.itemsize
+        self._validity = Validity(arrays)
+        self._memory = Memory(
+            [array.buffers()[1] for array in arrays],
+            [array.offset * dtype.itemsize for array in arrays],
+        )
+        nothing = np.zeros(len(arrays), dtype=np.int64)
+        self.single = self._memory.strided(nothing, self._width, (), dtype)
+
+    @property
+    def has_nulls(self) -> bool:
+        return self._validity.has_nulls
+
+    def read(self, where: Where) -> Any:
+        return _without_nulls(self._validity.mask(where), where, self.single)
+
+    def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._memory.read(where, self._width, shape, self._dtype)
+
+    def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
+        width = self._width
+        return self._memory.strided(firsts * width, length * width, (length,), self._dtype)
+
+
+class Bits:
+    """Truth values, eight a byte."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._validity = Validity(arrays)
+        self._memory = Memory([array.buffers()[1] for array in arrays], [0] * len(arrays))
+        self._skipped = np.array([array.offset for array in arrays], dtype=np.int64)
+
+    @property
+    def has_nulls(self) -> bool:
+        return self._validity.has_nulls
+
+    def read(self, where: Where) -> Any:
+        return _without_nulls(self._validity.mask(where), where, self._found)
+
+    def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
+        def read(where: Where) -> torch.Tensor:
+            skipped = 0 if not len(firsts) else firsts[0 if where.chunks is None else where.chunks]
+            return self.runs(where.at(where.places * length + skipped), (length,))
+
+        return read
+
+    def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
+        lengths = np.full(len(where.places), prod(shape), dtype=np.int64)
+        found = self._found(where.stretched(where.places, lengths))
+        return found.view(len(where.places), *shape)
+
+    def _found(self, where: Where) -> torch.Tensor:
+        return torch.from_numpy(self._memory.bits(where, self._skipped))
+
+
+class Objects:
+    """Python's objects, each as Arrow, or the feature's ``decode``, gives it."""
+
+    def __init__(self, arrays: Sequence[Any], decode: Callable[[Any], Any] | None = None) -> None:
+        self._arrays, self._decode = arrays, decode
+
+    def read(self, where: Where) -> list[Any]:
+        arrays, places = self._arrays, where.places.tolist()
+        if where.chunks is None:
+            found = [arrays[0][place].as_py() for place in places]
+        else:
+            chunks = where.chunks.tolist()
+            found = [arrays[chunk][place].as_py() for chunk, place in zip(chunks, places)]
+        if self._decode is None:
+            return found
+        return [None if value is None else self._decode(value) for value in found]
+
+
+class Structs:
+    """Several named elements at each place."""
+
+    def __init__(self, arrays: Sequence[Any], inner: dict[str, Node]) -> None:
+        self._validity, self._inner = Validity(arrays), inner
+
+    def read(self, where: Where) -> Any:
+        return _without_nulls(
+            self._validity.mask(where),
+            where,
+            lambda there: {name: node.read(there) for name, node in self._inner.items()},
+        )
+
+
+class Extents:
+    """Where in what it holds each list of a column begins, and how long it is.
+
+    Attributes:
+        validity: which lists are null.
+        fixed: the length that the type says.
+        length: of all lists, if that is one, and they lie one behind the other in each chunk.
+        firsts: then, where each chunk's first list begins.
+    """
+
+    def __init__(self, arrays: Sequence[Any], kind: Any) -> None:
+        self.validity = Validity(arrays)
+        counts = np.array([len(array) for array in arrays], dtype=np.int64)
+        self.fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+        self.length: int | None = self.fixed
+        if self.fixed is not None:
+            self.firsts = np.array([array.offset * kind.list_size for array in arrays], np.int64)
+            return
+        dtype = torch.int64 if pa.types.is_large_list(kind) else torch.int32
+        width = dtype.itemsize
+        offsets = Memory(
+            [array.buffers()[1] for array in arrays], [array.offset * width for array in arrays]
+        )
+        self._offsets = offsets.strided(np.zeros_like(counts), width, (2,), dtype)
+        self.firsts = counts
+        if len(counts) and not self.validity.has_nulls and counts.sum() <= _MOST_LOOKED_AT:
+            self._find_even(counts)
+
+    def of(self, where: Where) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Starts and lengths, in elements of the lists' content."""
+        if self.length is None:
+            offsets = self._offsets(where).numpy().astype(np.int64)
+            return offsets[:, 0], offsets[:, 1] - offsets[:, 0]
+        starts = where.places * self.length
+        if len(starts):
+            starts += self.firsts[0 if where.chunks is None else where.chunks]
+        return starts, np.full(len(starts), self.length, dtype=np.int64)
+
+    def _find_even(self, counts: NDArray[np.int64]) -> None:
+        """Look once whether all lists have one length, which saves looking in each batch."""
+        several = np.arange(len(counts)) if len(counts) > 1 else None
+        first, length = self.of(Where(several, np.zeros_like(counts)))
+        last, _ = self.of(Where(several, counts - 1))
+        # In most columns that are not even this shows at the ends of the chunks.
+        if not (last - first == length[0] * (counts - 1)).all():
+            return
+        for chunk, count in enumerate(counts.tolist()):
+            chunks = None if several is None else np.full(count, chunk)
+            _, lengths = self.of(Where(chunks, np.arange(count)))
+            if not (lengths == length[0]).all():
+                return
+        self.length, self.firsts = int(length[0]), first
+
+
+class Blocks:
+    """Arrays of one shape: lists in lists, of which the feature says how long they all are."""
+
+    def __init__(
+        self, levels: Sequence[Extents], shape: tuple[int, ...], content: Plain, path: str
+    ) -> None:
+        self._levels, self._shape, self._content, self._path = levels, shape, content, path
+
+    def read(self, where: Where) -> Any:
+        validity = self._levels[0].validity
+        return _without_nulls(validity.mask(where), where, self._found)
+
+    def _found(self, where: Where) -> torch.Tensor:
+        starts, lengths = where.places, np.ones(len(where.places), dtype=np.int64)
+        size, count = prod(self._shape), 1
+        for level, extent in zip(self._levels if size else (), self._shape):
+            ends = starts + lengths - 1
+            starts, _ = level.of(where.at(starts))
+            last_starts, last = level.of(where.at(ends))
+            lengths = last_starts + last - starts
+            count *= extent
+            if (wrong := lengths != count).any():
+                raise UnsupportedDatasetError(
+                    f"path {self._path!r}: an array has {lengths[wrong][0]} elements where its "
+                    f"feature, of shape {self._shape}, says {count}: correct the feature or the "
+                    "data"
+                )
+        return self._content.runs(where.at(starts), self._shape)
+
+
+class Lists:
+    """Lists of whatever ``content`` reads.
+
+    Args:
+        extents: where they are.
+        content: what is in them.
+        plain: the same, if it is numbers without nulls.
+        has_shape: whether all that is in them has one shape.
+    """
+
+    def __init__(
+        self, extents: Extents, content: Node, plain: Plain | None, *, has_shape: bool
+    ) -> None:
+        self._extents, self._content, self._plain = extents, content, plain
+        self._has_shape = has_shape
+        self._even = None
+        if plain is not None and extents.length is not None:
+            self._even = plain.even(extents.firsts, extents.length)
+
+    def read(self, where: Where) -> Any:
+        return _without_nulls(self._extents.validity.mask(where), where, self._found)
+
+    def _found(self, where: Where) -> Any:
+        if not len(where.places):
+            return self._of_none(where)
+        if self._even is not None:
+            return self._even(where)
+        starts, lengths = self._extents.of(where)
+        length = int(lengths[0])
+        is_even = bool((lengths == length).all())
+        if self._plain is not None and is_even:
+            return self._plain.runs(where.at(starts), (length,))
+        content = self._content.read(where.stretched(starts, lengths))
+        if not isinstance(content, torch.Tensor):
+            return stacked(self._regrouped(content, lengths))
+        if is_even:
+            return content.view(len(lengths), length, *content.shape[1:])
+        ragged = Ragged(content, lengths)
+        if self._has_shape or lengths.all():
+            return ragged
+        nothing = self._nothing()
+        return [row if len(row) else nothing for row in ragged.rows()]
+
+    def _of_none(self, where: Where) -> Any:
+        """No lists at all: a tensor that says what an empty list's shape and dtype are."""
+        content = self._content.read(where)
+        if not isinstance(content, torch.Tensor):
+            return []
+        return content.view(0, self._extents.fixed or 0, *content.shape[1:])
+
+    def _nothing(self) -> Any:
+        """An empty list, as it is if it is read by itself."""
+        content = self._content.read(Where(None, np.empty(0, dtype=np.int64)))
+        return content if isinstance(content, torch.Tensor) else []
+
+    def _regrouped(self, content: Any, lengths: NDArray[np.int64]) -> list[Any]:
+        ends = lengths.cumsum().tolist()
+        rows, nothing = rows_of(content, ends[-1]), self._nothing()
+        return [
+            stacked(rows[start:end]) if start < end else nothing
+            for start, end in zip([0, *ends], ends)
+        ]

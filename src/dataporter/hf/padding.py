@@ -1,0 +1,123 @@
+"""Padding: rows of several lengths become one tensor, and a mask says what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataporter.errors import ConfigurationError
+from dataporter.hf.forms import Ragged
+
+__all__ = ["Padding", "masks_of", "padding_for"]
+
+_TOKENS, _TOKENS_MASK = "input_ids", "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Which columns of a batch are padded.
+
+    Attributes:
+        values: column → what stands behind a row's end.
+        masks: column → the name of the mask that is made of its lengths.
+    """
+
+    values: Mapping[str, float]
+    masks: Mapping[str, str]
+
+    def padded(self, batch: Any) -> Any:
+        """A batch with the columns padded that it has, each to its longest row, and their masks."""
+        if not isinstance(batch, dict) or not self.values:
+            return batch
+        padded = dict(batch)
+        for name, value in self.values.items():
+            if name not in batch:
+                continue
+            rows, mask = _padded(batch[name], value, name)
+            padded[name] = rows
+            if (mask_name := self.masks.get(name)) is not None and mask_name not in batch:
+                padded[mask_name] = mask
+        return padded
+
+
+def padding_for(
+    pad: Mapping[str, Any] | None, columns: Sequence[str], lists: Sequence[str]
+) -> Padding:
+    """What ``pad=`` asks for.
+
+    Where ``input_ids`` is padded, ``attention_mask`` is: with 0 if the dataset has such lists, or
+    else it is made, int8 as tokenizers' own, and the only mask, for models take no others.
+    Otherwise each padded column gets one that is named after it, unless there is such a column.
+
+    Args:
+        pad: column → value.
+        columns: the columns of a sample.
+        lists: those that can be padded.
+
+    Raises:
+        ConfigurationError: a column is not there, or holds no lists of numbers; or a value is no
+            number.
+    """
+    values = dict(pad or {})
+    for name, value in values.items():
+        if name not in columns:
+            raise ConfigurationError(
+                f"pad names {name!r}, and the dataset's columns are {list(columns)}: name columns "
+                "that hold lists of numbers, not paths into them"
+            )
+        if name not in lists:
+            raise ConfigurationError(
+                f"pad names {name!r}, which holds no lists of numbers without nulls; columns that "
+                f"can be padded: {list(lists)}"
+            )
+        if not isinstance(value, bool | int | float):
+            raise ConfigurationError(f"pad value {value!r} for {name!r}: expected a number")
+    if _TOKENS in values and _TOKENS_MASK in lists:
+        values.setdefault(_TOKENS_MASK, 0)
+    return Padding(values, masks_of(values, columns))
+
+
+def masks_of(pad: Iterable[str], columns: Sequence[str]) -> dict[str, str]:
+    """Column → the name of the mask that is made of its lengths."""
+    padded = set(pad)
+    masks = {name: f"{name}_mask" for name in padded}
+    if _TOKENS in padded:
+        masks = {_TOKENS: _TOKENS_MASK}
+    return {name: mask for name, mask in sorted(masks.items()) if mask not in columns}
+
+
+def _padded(form: Any, value: float, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(form, torch.Tensor) and form.ndim > 1:
+        return form, torch.ones(form.shape[:2], dtype=torch.int8)
+    ragged = form if isinstance(form, Ragged) else _ragged(form, name)
+    flat, lengths = ragged.flat, ragged.lengths
+    if torch.tensor(value, dtype=torch.float64).to(flat.dtype).item() != value:
+        raise ConfigurationError(
+            f"pad value {value!r} for {name!r}: its dtype is "
+            f"{str(flat.dtype).removeprefix('torch.')}, which does not hold it; pad with another "
+            "value, or widen the column by dtype_conversions"
+        )
+    there = np.arange(lengths.max()) < lengths[:, None]
+    rows = torch.full((*there.shape, *flat.shape[1:]), value, dtype=flat.dtype)
+    rows.numpy()[there] = flat.numpy()
+    return rows, torch.from_numpy(there.view(np.int8))
+
+
+def _ragged(rows: Sequence[Any], name: str) -> Ragged:
+    for place, row in enumerate(rows):
+        if not isinstance(row, torch.Tensor) or row.ndim == 0:
+            kind = "null" if row is None else f"a {type(row).__name__}"
+            raise ConfigurationError(
+                f"pad names {name!r}, and sample {place} of the batch is {kind} there: filter such "
+                "rows, or fill them"
+            )
+    if len({row.shape[1:] for row in rows}) > 1:
+        raise ConfigurationError(
+            f"pad names {name!r}, whose rows differ in more than their first dimension: "
+            f"{[list(row.shape) for row in rows[:4]]}"
+        )
+    return Ragged(torch.cat(list(rows)), np.array([len(row) for row in rows], dtype=np.int64))

@@ -1,0 +1,137 @@
+"""Stream: the wrapper of a streamed dataset, torch's `IterableDataset` with shards and a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from dataporter.convert import KeyBasedDtypeConverter, Rules
+from dataporter.errors import ConfigurationError, SampleError
+from dataporter.hf.conversions import conversion_for
+from dataporter.hf.examples import sample_of
+from dataporter.hf.forms import collate, settled
+from dataporter.hf.padding import masks_of, padding_for
+from dataporter.hf.schema import Decoding
+from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
+from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
+
+__all__ = ["StreamedSamples"]
+
+
+class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any]):
+    """Yields the samples that a map-style dataset of the same rows would have.
+
+    In torch's workers each takes its share of the shards, as ``datasets`` deals them out; what
+    :meth:`shard` gives is not shared out again.
+    """
+
+    def _set_up(
+        self,
+        rules: KeyBasedDtypeConverter | Rules | None,
+        columns: Sequence[str] | None,
+        pad: Mapping[str, float] | None,
+    ) -> None:
+        if self.batched:
+            raise ConfigurationError(
+                "batched=True: a stream yields samples one by one; pass a transform for samples, "
+                "or let the dataset itself do it (dataset.map(function, batched=True))"
+            )
+        stream = self.hf_dataset
+        if stream._formatting is not None:
+            # The values come as Python has them: tensors of a format have lost their dtypes.
+            stream = stream.with_format(None)
+            stream.set_epoch(self.hf_dataset.epoch)
+        self._stream: Any = stream
+        self._is_share = False
+        present = stream.column_names
+        known = columns if present is None else columns_checked(columns, present)
+        self.columns = None if known is None else tuple(known)
+        masks = () if self.columns is None else masks_of(pad or (), self.columns).values()
+        paths = None if self.columns is None else [*self.columns, *masks]
+        conversion = conversion_for(rules, paths)
+        self._conversion, self._decoding = conversion, Decoding(self.image_mode, conversion)
+        names = tuple(pad or ()) if self.columns is None else self.columns
+        self._padding = padding_for(pad, names, names)
+
+    def __iter__(self) -> Iterator[Any]:
+        features = self._stream.features
+        for example in self._examples():
+            if self.columns is not None:
+                example = self._chosen(example)
+            sample = sample_of(example, features, self._decoding)
+            if self._conversion is not None:
+                sample = self._conversion.sample(sample).batch
+            yield sample if self.transform is None else self.transform(sample)
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """A batch of samples of this dataset, padded: a ``collate_fn`` for a ``DataLoader``."""
+        batch = collate(samples)
+        padded = self._padding.padded(batch)
+        if self._conversion is not None and padded is not batch:
+            masks = {name: padded[name] for name in padded.keys() - batch.keys()}
+            padded.update(self._conversion.batch(masks).batch)
+        return settled(padded)
+
+    def __collate__(self, samples: list[Any]) -> Any:
+        return self.collate(samples)
+
+    @property
+    def num_shards(self) -> int:
+        """How many parts the data comes in."""
+        return int(self._stream.num_shards)
+
+    def shard(self, num_shards: int, index: int, contiguous: bool = True) -> StreamedSamples:
+        """The wrapper of one share of the shards; in a worker it is not shared out again."""
+        share = copy(self)
+        share._stream = self._stream.shard(num_shards, index, contiguous=contiguous)
+        share._stream.set_epoch(self._stream.epoch)
+        share._is_share = True
+        return share
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch by which a shuffled stream is shuffled, from the next ``iter()`` on."""
+        self._stream.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the dataset, after the sample that was yielded last."""
+        return dict(self._stream.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state at the next ``iter()``; exact if ``snapshots_are_exact``."""
+        self._stream.load_state_dict(dict(state))
+
+    @property
+    def snapshots_are_exact(self) -> bool:
+        """Whether a loaded state goes on with the very next sample (no shuffle buffer)."""
+        return snapshots_are_exact(self._stream)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether samples may be computed with others, so that a resume has to mind what is drawn.
+
+        A loader takes no state of a stream that does so, and draws.
+        """
+        return reads_ahead(self._stream)
+
+    def __repr__(self) -> str:
+        return f"{UnifiedHFDatasetWrapper.__name__}({self._stream!r})"
+
+    def _examples(self) -> Iterator[Mapping[str, Any]]:
+        if not self._is_share:
+            yield from self._stream
+            return
+        # Where iterating over a dataset would have a worker take its share of what is one already.
+        for batch in self._stream.iter(batch_size=1):
+            yield {name: values[0] for name, values in batch.items()}
+
+    def _chosen(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.columns is not None
+        missing = [name for name in self.columns if name not in example]
+        if missing:
+            raise SampleError(
+                f"columns names {missing}, and a sample of the stream has {list(example)}"
+            )
+        return {name: example[name] for name in self.columns}

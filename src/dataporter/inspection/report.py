@@ -1,0 +1,271 @@
+"""The report of `inspect_checkpoint`: its values, as text and as JSON types."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["CheckpointReport", "ConverterReport", "FileReport", "Next", "StateReport"]
+
+_BAR = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The batch that a rank gets first after a resume.
+
+    Attributes:
+        rank, epoch, step: which it is.
+        count: its samples, 0 where this rank has none left; None where that is seen when they are
+            read.
+        indices: the first of them.
+        shard, place: of a stream, which shard is read, and its sample that comes first.
+    """
+
+    rank: int
+    epoch: int
+    step: int
+    count: int | None = None
+    indices: tuple[int, ...] = ()
+    shard: int | None = None
+    place: int | None = None
+
+    def __str__(self) -> str:
+        if self.shard is not None:
+            return f"shard {self.shard}, from its sample {self.place:,} on"
+        if not self.count:
+            return "none left"
+        shown = ", ".join(map(str, self.indices))
+        more = self.count - len(self.indices)
+        return f"{shown}, ... ({self.count:,} samples)" if more and shown else shown or "..."
+
+
+@dataclass(frozen=True, slots=True)
+class StateReport:
+    """A state of a loader.
+
+    Attributes:
+        where: it lies, as written in Python behind the name of the checkpoint.
+        state: itself.
+        reads: a dataset by index, or a stream; None where the state is damaged.
+        position: how many samples of the epoch were delivered, over all ranks.
+        length: how many will be at its end; None where only the program can know.
+        may_change, must_stay: between the save and the load, in words.
+        next: the next batch of the first ranks; empty where that cannot be known here.
+        notes: what else there is to say.
+        fault: why it cannot be loaded, if it cannot.
+    """
+
+    where: str
+    state: Mapping[str, Any]
+    reads: Literal["index", "stream"] | None = None
+    position: int | None = None
+    length: int | None = None
+    may_change: tuple[str, ...] = ()
+    must_stay: tuple[str, ...] = ()
+    next: tuple[Next, ...] = ()
+    notes: tuple[str, ...] = ()
+    fault: str | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """The current epoch."""
+        return self.state.get("epoch")
+
+    @property
+    def step(self) -> int | None:
+        """Batches of it that were delivered on each rank."""
+        return self.state.get("step")
+
+    @property
+    def seed(self) -> int | None:
+        """The loader's seed."""
+        return self.state.get("seed")
+
+    @property
+    def strategy(self) -> str | None:
+        """The name of the loader's strategy."""
+        return self.state.get("strategy")
+
+    @property
+    def progress(self) -> float | None:
+        """How much of the epoch was delivered, 0 to 1; None where that is not known."""
+        if self.position is None or self.length is None:
+            return None
+        return self.position / self.length if self.length else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state and what was found out of it, in JSON types."""
+        return {**asdict(self), "progress": self.progress}
+
+
+@dataclass(frozen=True, slots=True)
+class ConverterReport:
+    """A state of a ``KeyBasedDtypeConverter``.
+
+    Attributes:
+        where: it lies.
+        originals: path → the dtypes that were met there.
+    """
+
+    where: str
+    originals: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """A checkpoint: a file, or a folder of ``torch.distributed.checkpoint``.
+
+    Attributes:
+        path: of it.
+        saved: when, in seconds since 1970.
+        states, converters: that it holds.
+        fault: why it could not be read, if it could not.
+    """
+
+    path: str
+    saved: float | None = None
+    states: tuple[StateReport, ...] = ()
+    converters: tuple[ConverterReport, ...] = ()
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReport:
+    """What :func:`inspect_checkpoint` found; ``print`` shows it as tables.
+
+    Attributes:
+        path: that was looked at.
+        files: the checkpoints there, the newest first.
+        left_out: how many more there are.
+    """
+
+    path: str
+    files: tuple[FileReport, ...]
+    left_out: int = 0
+
+    @property
+    def states(self) -> tuple[StateReport, ...]:
+        """The sound states of all files, the newest first."""
+        return tuple(state for file in self.files for state in file.states if state.fault is None)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What could not be read, and which states are damaged."""
+        return tuple(_faults(self.files))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON types."""
+        return {
+            "path": self.path,
+            "files": [
+                {**asdict(file), "states": [state.to_dict() for state in file.states]}
+                for file in self.files
+            ],
+            "left_out": self.left_out,
+        }
+
+    def show(self, console: Console) -> None:
+        """Print the report."""
+        empty = 0
+        for file in self.files:
+            if file.fault is not None:
+                _line(console, file.fault, "red")
+            elif not file.states and not file.converters:
+                empty += 1
+            else:
+                _show_file(file, console)
+        if empty and len(self.files) > 1:
+            _line(console, f"{empty} other files hold no state of a loader.")
+        if self.left_out:
+            _line(console, f"{self.left_out} older files were not looked at.")
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self.show(Console(file=text, width=100, highlight=False))
+        return text.getvalue().rstrip()
+
+
+def _faults(files: tuple[FileReport, ...]) -> Iterator[str]:
+    for file in files:
+        if file.fault is not None:
+            yield file.fault
+        for state in file.states:
+            if state.fault is not None:
+                yield f"{file.path}{state.where}: {state.fault}"
+
+
+@dataclass
+class _Rows:
+    """A table of two columns that grows."""
+
+    table: Table = field(default_factory=lambda: Table.grid(padding=(0, 2)))
+
+    def add(self, name: str, value: object, style: str = "") -> None:
+        # Not markup: paths have brackets.
+        self.table.add_row(Text(name, style="bold"), Text(str(value), style=style))
+
+
+def _show_file(file: FileReport, console: Console) -> None:
+    saved = ""
+    if file.saved is not None:
+        saved = f", saved {datetime.fromtimestamp(file.saved):%Y-%m-%d %H:%M:%S}"
+    _line(console, f"{file.path}{saved}", "bold")
+    for state in file.states:
+        where = f"  loader's state at {state.where}" if state.where else "  a loader's state"
+        if state.fault is not None:
+            _line(console, f"{where} is damaged: {state.fault}", "red")
+            continue
+        _line(console, where)
+        console.print(_table(state, ascii_only=console.options.ascii_only))
+    for converter in file.converters:
+        met = ", ".join(f"{path!r} was {names}" for path, names in converter.originals.items())
+        where = f"at {converter.where} " if converter.where else ""
+        _line(console, f"  converter's state {where}({met or 'nothing was converted yet'})")
+
+
+def _table(state: StateReport, *, ascii_only: bool) -> Table:
+    rows = _Rows()
+    rows.add("    epoch", f"{state.epoch:,}")
+    rows.add("    step", f"{state.step:,}")
+    rows.add("    position", _position(state))
+    if state.progress is not None:
+        full, rest = ("#", "-") if ascii_only else ("█", "░")
+        filled = int(state.progress * _BAR)
+        bar = full * filled + rest * (_BAR - filled)
+        # Cut, not rounded: 100% is the end.
+        rows.add("    progress", f"{bar} {int(state.progress * 1000) / 10}%", "green")
+    rows.add("    seed", state.seed)
+    rows.add("    strategy", state.strategy)
+    rows.add("    may change", ", ".join(state.may_change))
+    rows.add("    must stay", ", ".join(state.must_stay))
+    for following in state.next:
+        name = "next batch" if len(state.next) == 1 else f"next, rank {following.rank}"
+        place = f"epoch {following.epoch:,}, step {following.step:,}: "
+        rows.add(f"    {name}", f"{place}{following}")
+    for note in state.notes:
+        rows.add("    note", note)
+    return rows.table
+
+
+def _position(state: StateReport) -> str:
+    of = "" if state.length is None else f" of {state.length:,}"
+    return f"{state.position:,}{of} samples{_over(state)}"
+
+
+def _over(state: StateReport) -> str:
+    world = state.state.get("world_size")
+    if state.state.get("rank") is not None:
+        return f" on rank {state.state['rank']}"
+    return f" over {world:,} ranks" if isinstance(world, int) and world > 1 else ""
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)
