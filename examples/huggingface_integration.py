@@ -56,7 +56,7 @@ def texts(directory: Path) -> datasets.IterableDataset:
         return datasets.load_dataset(*name, split="train", streaming=True)
     files = [directory / f"sources-{number}.jsonl" for number in range(8)]
     if not files[-1].exists():
-        sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:64]
+        sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:32]
         for number, file in enumerate(files):
             lines = [
                 json.dumps({"text": line})

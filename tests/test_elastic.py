@@ -122,7 +122,7 @@ def drawn_chain(rng: random.Random) -> list[tuple[int, int, int | None]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(6))
 def test_real_worlds_in_a_chain_give_each_sample_once_and_as_it_was(number: int) -> None:
     rng = random.Random(number)
     chain = CHAINS[number] if number < len(CHAINS) else drawn_chain(rng)

@@ -250,8 +250,10 @@ def test_neither_dev_shm_nor_files_are_used() -> None:
     def collate(samples: list[int]) -> Any:
         return default_collate([torch.zeros(100_000) for _ in samples]), maps(samples)
 
+    # What another library has there (tqdm a lock) was there before.
+    before = maps([])
     for _, lines in ResumableDataLoader(Indices(8), 2, num_workers=2, collate_fn=collate):
-        assert [line for line in lines if "/dev/shm" in line] == []
+        assert [line for line in lines if "/dev/shm" in line and line not in before] == []
     assert not torch.zeros(1).is_shared()
 
 
@@ -933,12 +935,12 @@ def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_descriptors_do_not_grow_over_a_thousand_iterators() -> None:
+def test_descriptors_do_not_grow_over_hundreds_of_iterators() -> None:
     loader = ResumableDataLoader(Indices(4), 2, num_workers=1)
     next(iter(loader))
     gc.collect()
     before = psutil.Process().num_fds()
-    for _ in range(1000):
+    for _ in range(300):
         next(iter(loader))
     gc.collect()
     assert psutil.Process().num_fds() <= before
@@ -1016,13 +1018,15 @@ def test_no_worker_outlives_the_training(tmp_path: Path, context: str, end: str)
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_minute_of_mischief_changes_no_byte(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_minute_of_mischief_changes_no_byte(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random kills of workers, delays, hoarding and breaks, against the inline engine."""
     # Chance kills two workers at the same batch before long.
     monkeypatch.setattr(crew, "_MOST_DEATHS", 1000)
     mischief = random.Random(seed)
     processes, descriptors = workers_of(), psutil.Process().num_fds()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 15
     loader = ResumableDataLoader(
         Filled(48),
         3,

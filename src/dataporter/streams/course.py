@@ -166,23 +166,28 @@ class _Answers(Iterator[Reply]):
                 tell_of_skipped(reply.request, reply.fetched)
                 self._show_replayed(state)
                 continue
-            self._bar.close()
+            self._close_bar()
             request = cast("StreamRequest", reply.request)._replace(step=self._step, delivers=state)
             self._step += 1
             return reply._replace(request=request)
-        self._bar.close()
+        self._close_bar()
         if self._step == 0:
             self._asking.tell_of_samples_left_out()
         raise StopIteration
 
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def _show_replayed(self, state: ShardState) -> None:
         before = self._replayed.get(state.shard, state.place)
-        if state.place > before:
+        if self._bar is not None and state.place > before:
             self._replayed[state.shard] = state.place
             self._bar.update(state.place - before)
 
 
-def _bar(to_replay: list[ShardState]) -> tqdm[Any]:
+def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
     """A progress bar, and a warning where a replay begins at the front of a stream."""
     unmarked = sum(state.place for state in to_replay if state.snapshot is None)
     if unmarked:
@@ -194,6 +199,8 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any]:
             stacklevel=5,
         )
     total = sum(state.place - state.marked for state in to_replay)
+    if not total:
+        return None
     return tqdm(
         total=total,
         desc="replaying the stream",
@@ -201,5 +208,4 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any]:
         unit_scale=True,
         leave=False,
         delay=_SHOWS_AFTER,
-        disable=total == 0,
     )
