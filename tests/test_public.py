@@ -112,8 +112,10 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
             )
 
 
-def test_the_code_about_streams_runs_as_printed() -> None:
-    for block in blocks_of("docs/streams.md"):
+@pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+@pytest.mark.parametrize("document", ["docs/streams.md", "docs/huggingface.md"])
+def test_a_document_s_code_runs_as_printed(document: str) -> None:
+    for block in blocks_of(document):
         exec(block, {})
 
 
