@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -319,6 +320,109 @@ def plain_loader_with_augmentation() -> Any:
     return DataLoader(rows, 4, shuffle=True, generator=generator)
 
 
+class ChangedInPlace(Dataset[Any]):
+    """Augments what it holds."""
+
+    def __init__(self) -> None:
+        self.rows = torch.ones(LENGTH, 2)
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        row = self.rows[index]
+        row *= 1.1
+        return row.clone()
+
+
+def rows_changed_in_place() -> Any:
+    return loader(ChangedInPlace())
+
+
+@functools.cache
+def _augmented(index: int) -> float:
+    return index + random.random()
+
+
+def cache_of_a_function() -> Any:
+    return loader(Rows(lambda index: _augmented(index % 6)))
+
+
+def address_in_a_sample() -> Any:
+    thing = object()
+    return loader(Rows(lambda index: id(thing)))
+
+
+class InOneFile(Dataset[Any]):
+    """Has its file open when the workers start."""
+
+    def __init__(self) -> None:
+        self.file = open(__file__, "rb")  # noqa: SIM115  # held open, which is the fault
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> bytes:
+        self.file.seek(7 * index)
+        time.sleep(0.002)
+        return self.file.read(4)
+
+
+def file_that_workers_share() -> Any:
+    return loader(InOneFile())
+
+
+class CountingStream(IterableDataset[Any]):
+    """Goes on counting in its next pass."""
+
+    count = 0
+
+    def __iter__(self) -> Any:
+        for _ in range(LENGTH):
+            self.count += 1
+            yield self.count
+
+
+def stream_that_counts() -> Any:
+    return loader(CountingStream())
+
+
+class ForgetfulStream(IterableDataset[Any]):
+    """Its state has its place, and not what it has read ahead."""
+
+    place = 0
+
+    def __iter__(self) -> Any:
+        ahead: list[int] = []
+        while self.place < LENGTH:
+            ahead.append(self.place)
+            self.place += 1
+            if len(ahead) > 3:
+                yield ahead.pop(0)
+        yield from ahead
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+def stream_whose_state_forgets() -> Any:
+    return loader(ForgetfulStream())
+
+
+def plain_loader_without_a_seed() -> Any:
+    return DataLoader(Rows(lambda index: index), 4, shuffle=True)
+
+
+def plain_loader_that_depends_on_its_workers(num_workers: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(num_workers)
+    rows = Rows(lambda index: index)
+    return DataLoader(rows, 4, shuffle=True, generator=generator, num_workers=num_workers)
+
+
 # What is wrong → how the diagnosis calls it, and what it must name.
 FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
     generator_made_at_import: ("a generator of the dataset's own", "MADE_AT_IMPORT"),
@@ -348,6 +452,13 @@ FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
     generator_in_a_stream: ("a generator of the dataset's own", "dataset.rng"),
     sampler_with_fresh_randomness: ("fresh randomness when the loader is made", "order"),
     counter_of_the_class: ("state kept in the dataset", ""),
+    rows_changed_in_place: ("samples are changed in place", "dataset.rows"),
+    cache_of_a_function: ("a cache in the dataset", "faulty._augmented"),
+    address_in_a_sample: ("the address of an object", "id()"),
+    file_that_workers_share: ("an open file that the workers share", "dataset.file"),
+    stream_that_counts: ("state kept in the dataset", "dataset.count"),
+    stream_whose_state_forgets: ("the stream's own state does not hold all", "load_state_dict"),
+    plain_loader_without_a_seed: ("unseeded torch random when the loader is made", "order"),
     batches_out_of_order: ("in_order=False", "another one each time"),
     plain_loader_with_augmentation: (
         "global generators that the state does not hold",

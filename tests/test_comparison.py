@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,9 +66,9 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_the_first_difference_is_named(
     other: Any, kind: str, path: str, row: int | None, shown: tuple[str, ...]
 ) -> None:
-    same = compare([event(BATCH), END], [event(BATCH), END], None)
+    same = compare([event(BATCH), END], [event(BATCH), END])
     assert (same.batches, same.differing, same.first) == (1, 0, None)
-    found = compare([event(BATCH), END], [event(other), END], None)
+    found = compare([event(BATCH), END], [event(other), END])
     assert (found.batches, found.differing, set(found.kinds)) == (1, 1, {kind})
     assert found.first is not None
     assert (found.first.path, found.first.row) == (path, row)
@@ -77,26 +78,26 @@ def test_the_first_difference_is_named(
 
 
 def test_other_samples_are_told_from_other_values() -> None:
-    found = compare([event(BATCH)], [event(BATCH, (5, 8))], None)
+    found = compare([event(BATCH)], [event(BATCH, (5, 8))])
     assert found.first is not None
     assert (found.first.kind, found.first.row, found.first.sample) == ("samples", 1, 7)
 
 
 def test_a_pass_that_ends_early_is_a_difference_and_all_after_it_count() -> None:
     batches = [event(BATCH, step=step) for step in range(3)]
-    short = compare([*batches, END, batches[0]], [*batches[:2], END, batches[0]], None)
+    short = compare([*batches, END, batches[0]], [*batches[:2], END, batches[0]])
     assert (short.batches, short.differing, set(short.kinds)) == (4, 2, {"length"})
     assert short.first is not None
     assert short.first.found == "the end of the epoch"
-    nothing = compare([*batches, END], batches[:1], None)
+    nothing = compare([*batches, END], batches[:1])
     assert (nothing.batches, nothing.differing) == (3, 2)
-    only_the_end = compare([*batches, END], batches, None)
+    only_the_end = compare([*batches, END], batches)
     assert only_the_end.first is not None
     assert (only_the_end.batches, only_the_end.differing) == (3, 0)
 
 
-def test_what_is_missing_because_the_loader_raised_is_no_difference() -> None:
-    found = compare([event(BATCH), event(BATCH)], [event(BATCH)], "OSError: gone")
+def test_what_is_missing_because_of_an_error_or_for_want_of_time_is_no_difference() -> None:
+    found = compare([event(BATCH), event(BATCH)], [event(BATCH)], incomplete=True)
     assert (found.batches, found.differing, found.first) == (1, 0, None)
 
 
@@ -105,7 +106,30 @@ def test_sets_and_objects_are_compared_by_what_is_in_them() -> None:
         def __init__(self, value: Any) -> None:
             self.value = value
 
+    class Slotted:
+        __slots__ = ("value",)
+
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+    class Word(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "a word"
+
+    class Tagged(int):
+        pass
+
     assert digest_of({"a", "b", "c"}) == digest_of({"c", "b", "a"})
+    assert digest_of(Slotted(1)) == digest_of(Slotted(1)) != digest_of(Slotted(2))
+    assert digest_of(Word("a")) == digest_of(Word("a")) != digest_of(Word("b"))
+    assert digest_of("read at 0x1f") != digest_of("read at 0x2f")
+    tagged, others = Tagged(3), Tagged(3)
+    assert digest_of(tagged) == digest_of(others) != digest_of(Tagged(4))
+    others.tag = 1  # type: ignore[attr-defined]
+    assert digest_of(tagged) != digest_of(others)
+    assert digest_of(Path("a/b")) == digest_of(Path("a/b")) != digest_of(Path("a/c"))
     assert digest_of(Thing(torch.ones(2))) == digest_of(Thing(torch.ones(2)))
     assert digest_of(Thing(torch.ones(2))) != digest_of(Thing(torch.zeros(2)))
     looped: list[Any] = [1]
@@ -128,6 +152,10 @@ def test_samples_are_compared_across_batch_sizes_and_ranks() -> None:
     ]
     assert compare_samples([one], two).first is None
     assert compare_samples([one], two).batches == 5
+    fewer = [one[0], END]
+    assert compare_samples([one], [fewer]).first is not None
+    assert compare_samples([one], [fewer], dropped=4).first is None  # a tail that is dropped
+    assert compare_samples([one], [fewer], dropped=1).first is not None
     two[1][0] = rows([12, 99], [2, 3], 0)
     found = compare_samples([one], two)
     assert found.first is not None

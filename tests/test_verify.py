@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import random
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -36,6 +39,7 @@ from dataporter.verification.page import page
 from dataporter.verification.report import Case, Measures
 
 HERE = Path(__file__).resolve()
+pytestmark = pytest.mark.usefixtures("shared_hosts")
 
 
 def sound(strategy: str = "advanced", length: int = 43) -> Any:
@@ -96,14 +100,96 @@ class Forgetful:
         self.next = state["batches"]
 
 
+UNSEEDED: dict[str, Callable[[], Any]] = {
+    "a stream": lambda: ResumableDataLoader(KINDS["replay"](24), 4),
+    "ranks": lambda: ResumableDataLoader(Augmented(25), 4, shuffle=True, strategy="distributed"),
+    "a dropped tail": lambda: ResumableDataLoader(
+        Augmented(25), 4, shuffle=True, strategy="distributed", drop_last=True
+    ),
+}
+
+
+def unseeded(kind: str) -> Any:
+    return UNSEEDED[kind]()
+
+
+class WithManager(Augmented):
+    """Has a process of its own beside the workers."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.manager = multiprocessing.Manager()
+        self.read = self.manager.dict()
+
+    def __getitem__(self, index: int) -> Any:
+        self.read[index] = True
+        return super().__getitem__(index)
+
+
+def with_manager() -> Any:
+    return ResumableDataLoader(WithManager(24), 4, shuffle=True, seed=1)
+
+
+class Drawn:
+    """A loader of somebody's own: nothing seeds it, and its state has all that it needs."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+
+    def __iter__(self) -> Any:
+        self.order = self.order or random.Random().sample(range(8), 8)
+        while self.order:
+            yield torch.tensor(self.order.pop())
+
+    def state_dict(self) -> dict[str, list[int]]:
+        self.order = self.order or random.Random().sample(range(8), 8)
+        return {"order": list(self.order)}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        self.order = list(state["order"])
+
+
+class Careful:
+    """A loader of somebody's own that saves the generator that it draws from."""
+
+    place = 0
+
+    def __iter__(self) -> Any:
+        while self.place < 10:
+            self.place += 1
+            yield torch.tensor(random.randrange(1 << 20))
+        self.place = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place, "random": list(random.getstate()[1])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+        random.setstate((3, tuple(state["random"]), None))
+
+
+def careful() -> Any:
+    random.seed(1)
+    return Careful()
+
+
+def nothing() -> None:
+    return None
+
+
+def empty() -> Any:
+    return ResumableDataLoader(range(0), 4)
+
+
 @pytest.mark.parametrize("strategy", ["simple", "advanced", "distributed"])
 def test_sound_loaders_are_exact_in_every_case(strategy: str) -> None:
     report = verify(sound, arguments={"strategy": strategy}, workers=[0, 2], measure=False)
     assert report.exact, str(report)
     names = {(case.setting, case.name) for case in report.cases}
     places = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
-    for setting in ("no workers", "2 processes"):
-        for place in ("left alone", *places, "SIGKILL"):
+    alone = ("left alone", "left alone, as no workers")
+    for setting, first in zip(("no workers", "2 processes"), alone):
+        for place in (first, *places, "SIGKILL"):
             assert (setting, place) in names
     assert ("2 processes", "mid-epoch, from no workers") in names
     assert ("2 processes", "SIGKILL to a worker") in names
@@ -121,6 +207,30 @@ def test_columns_are_exact() -> None:
 def test_streams_are_exact(kind: str) -> None:
     report = verify(stream, arguments={"kind": kind}, workers=[0, 2], measure=False)
     assert report.exact, str(report)
+
+
+@pytest.mark.parametrize("kind", UNSEEDED)
+def test_a_seed_is_not_needed(kind: str) -> None:
+    report = verify(unseeded, arguments={"kind": kind}, workers=[0], measure=False)
+    assert report.exact, str(report)
+
+
+def test_another_process_of_the_datasets_is_not_taken_for_a_worker() -> None:
+    report = verify(with_manager, workers=[2], measure=False)
+    assert report.exact, str(report)
+    assert any(case.name == "SIGKILL to a worker" for case in report.cases)
+
+
+def test_nothing_of_the_verification_disturbs_a_generator_that_is_saved() -> None:
+    assert verify(careful, workers=[0], steps=8, measure=False, seed=1).exact
+
+
+def test_of_a_loader_that_nothing_seeds_a_killed_run_is_compared_with_none() -> None:
+    report = verify(Drawn, workers=[0], steps=7, measure=False)
+    assert report.exact, str(report)
+    assert {case.name for case in report.cases} >= {"start", "mid-epoch"}
+    assert not any("SIGKILL" in case.name or "alone" in case.name for case in report.cases)
+    assert any("nothing seeds it" in note for note in report.notes)
 
 
 def test_ranks_of_a_process_group_are_exact() -> None:
@@ -167,6 +277,12 @@ def test_a_local_function_is_forked_and_the_report_says_so() -> None:
 def test_what_cannot_be_carried_out_is_an_error() -> None:
     with pytest.raises(VerificationError, match="the disk is gone"):
         verify(no_loader)
+    with pytest.raises(VerificationError, match="nothing returned a NoneType"):
+        verify(nothing)
+    with pytest.raises(VerificationError, match="gave no batch"):
+        verify(empty)
+    with pytest.raises(VerificationError, match="no time to interrupt it"):
+        verify(slow, workers=[0], max_seconds=0.05)
     with pytest.raises(ConfigurationError, match="a function that returns a fresh loader"):
         verify(sound())
     with pytest.raises(ConfigurationError, match="workers"):
@@ -194,7 +310,14 @@ def test_the_command_has_its_exit_codes() -> None:
     assert failed.exit_code == 2
     assert "OSError: the disk is gone" in failed.output
     assert failed.output.count("\n") == 1
-    for wrong in ("--workers=many", "--engine=steam", "--arg=nothing", "--html=/nowhere/at/all"):
+    full = runner.invoke(main, [*asked, "--html=/dev/full"])
+    assert full.exit_code == 2
+    assert "Exact: each of" in full.stdout
+    assert "No space left" in full.stderr
+    for wrong in (
+        *("--workers=many", "--engine=steam", "--arg=nothing"),
+        *("--html=/nowhere/at/all", "--html=/"),
+    ):
         refused = runner.invoke(main, ["verify", f"{HERE}:sound", wrong])
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
 
@@ -257,8 +380,15 @@ def test_state_times_and_rates_are_measured() -> None:
     assert verify(plain, workers=[0], steps=4, diagnose=False).measures.state_bytes is None
 
 
-def test_time_that_runs_out_leaves_cases_out_and_says_so() -> None:
-    report = verify(slow, workers=[0, 1], max_seconds=1, measure=False)
+def test_time_that_runs_out_leaves_cases_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic
+
+    def on_progress(what: str, done: int, of: int) -> None:
+        if what == "resuming" and done == 1:
+            monkeypatch.setattr(time, "monotonic", lambda: clock() + 61)
+
+    report = verify(sound, workers=[0], max_seconds=60, measure=False, on_progress=on_progress)
+    assert report.exact
     assert report.not_run > 0
     assert "for want of time" in report.summary()
 
@@ -290,8 +420,11 @@ def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
         "RNG = random.Random()\n"
         "def sound():\n    return ResumableDataLoader(range(12), 2, shuffle=True)\n"
         "def faulty():\n    return ResumableDataLoader(Rows(), 2, shuffle=True)\n"
-        "def test_sound(assert_exact_resume):\n    assert_exact_resume(sound, workers=[0])\n"
-        "def test_faulty(assert_exact_resume):\n    assert_exact_resume(faulty, workers=[0])\n"
+        # Found by no new interpreter, so that none is started.
+        "def test_sound(assert_exact_resume):\n"
+        "    assert_exact_resume(lambda: sound(), workers=[0])\n"
+        "def test_faulty(assert_exact_resume):\n"
+        "    assert_exact_resume(lambda: faulty(), workers=[0])\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if "dataporter" not in {point.name for point in entry_points(group="pytest11")}:
@@ -330,12 +463,18 @@ def test_a_script_that_verifies_itself_needs_its_guard(tmp_path: Path) -> None:
     script.write_text(
         "from dataporter import ResumableDataLoader, verify\n"
         "def make_loader():\n    return ResumableDataLoader(range(12), 2)\n"
-        "print(verify(make_loader, workers=[0], measure=False).exact)\n"
+        "print(verify(make_loader, workers=[0], steps=4, measure=False).exact)\n"
     )
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
     assert '__name__ == "__main__"' in ran.stderr
     guarded = script.read_text().replace("print(", 'if __name__ == "__main__":\n    print(')
-    script.write_text(guarded)
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "rows.py").write_text("ROWS = range(12)\n")
+    (package / "train.py").write_text(
+        "from .rows import ROWS\n" + guarded.replace("range(12)", "ROWS")
+    )
+    command = [sys.executable, "-m", "package.train"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (ran.stdout.strip(), ran.returncode) == ("True", 0), ran.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import random
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Generators", "belongings", "generator_state", "put_back", "snapshot"]
+__all__ = [
+    "Generators",
+    "belongings",
+    "generator_state",
+    "is_librarys",
+    "is_open_file",
+    "put_back",
+    "snapshot",
+]
 
 Generators = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
@@ -23,6 +32,7 @@ _MOST = 5000
 _MOST_ITEMS = 64
 _DEEPEST = 8
 _MOST_BYTES = 1 << 20
+_DATA_BASES = ("sqlite3", "h5py", "lmdb")
 _OURS = ("dataporter", "torch", "torchdata", "numpy")
 
 
@@ -51,6 +61,16 @@ def snapshot(roots: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: token for name, thing in belongings(roots) if (token := _token(thing)) is not None
     }
+
+
+def is_open_file(thing: Any) -> bool:
+    """Whether it is an open file, or a data base, that a fork would share."""
+    if type(thing).__module__.partition(".")[0] in _DATA_BASES:
+        return True
+    try:
+        return isinstance(thing, io.IOBase) and thing.fileno() > 2
+    except (OSError, ValueError):  # in memory, or closed
+        return False
 
 
 def generator_state(generator: Any) -> Any:
@@ -103,7 +123,8 @@ def _parts(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     elif inspect.isclass(thing):
         if _is_users(thing):
             for key, value in vars(thing).items():
-                if not key.startswith("__") and not inspect.isroutine(value):
+                is_cache = hasattr(value, "cache_info")
+                if not key.startswith("__") and (is_cache or not inspect.isroutine(value)):
                     yield f"{thing.__qualname__}.{key}", value
             yield from _module_of(thing)
     elif not isinstance(thing, torch.Tensor | np.ndarray):
@@ -123,17 +144,28 @@ def _module_of(thing: Any) -> Iterator[tuple[str, Any]]:
 def _is_users(thing: Any) -> bool:
     """Whether a class or function is neither a library's nor Python's own."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    if file is None or module is None or module.__name__.partition(".")[0] in _OURS:
+    if getattr(module, "__file__", None) is None or module is None:
         return False
-    path = Path(file).resolve()
-    libraries = (sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
-    return not any(path.is_relative_to(Path(library).resolve()) for library in libraries)
+    return module.__name__.partition(".")[0] not in _OURS and not is_librarys(module)
+
+
+def is_librarys(module: Any) -> bool:
+    """Whether a module lies where libraries are installed."""
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and any(map(Path(file).resolve().is_relative_to, _libraries()))
+
+
+@cache
+def _libraries() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    return tuple(Path(paths[kind]).resolve() for kind in ("stdlib", "purelib", "platlib"))
 
 
 def _token(thing: Any) -> Any:
     if isinstance(thing, Generators):
         return None  # these are looked at by themselves
+    if hasattr(thing, "cache_info") and callable(thing):
+        return ("cache", thing.cache_info().currsize)
     if isinstance(thing, int | float | str | bytes | bool | None):
         return thing if thing is not None else "None"
     if isinstance(thing, torch.Tensor | np.ndarray | np.generic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +55,7 @@ def carry_out(asked: Asked) -> bool:
         VerificationError: it could not be carried out.
         ConfigurationError: (a ``ValueError``) an argument is wrong.
     """
-    if asked.html is not None and not asked.html.resolve().parent.is_dir():
-        raise ConfigurationError(f"--html {asked.html}: there is no such directory")
+    _check(asked.html)
     with _progress() as on_progress:
         report = verify(
             asked.target,
@@ -71,17 +71,30 @@ def carry_out(asked: Asked) -> bool:
             arguments=dict(map(argument, asked.argument)),
             on_progress=on_progress,
         )
-    if asked.html is not None:
-        report.save_html(asked.html)
-    console = Console(highlight=False)
     if asked.as_json:
-        # Not through the console, which would break the lines.
-        print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
-        return report.exact
-    show(report, console)
+        # Not through a console, which would break the lines.
+        print(json.dumps(report.to_dict(), indent=2), flush=True)  # noqa: T201
+    else:
+        show(report, Console(highlight=False))
     if asked.html is not None:
-        console.print(f"Report: {asked.html}", soft_wrap=True, markup=False)
+        # Last, so that a full disk takes nothing from what is printed.
+        report.save_html(asked.html)
+        Console(stderr=True, highlight=False).print(
+            f"Report: {asked.html}", soft_wrap=True, markup=False
+        )
     return report.exact
+
+
+def _check(html: Path | None) -> None:
+    if html is None:
+        return
+    parent = html.resolve().parent
+    if not parent.is_dir():
+        raise ConfigurationError(f"--html {html}: there is no directory {parent}")
+    if html.is_dir():
+        raise ConfigurationError(f"--html {html}: this is a directory; name a file in it")
+    if not os.access(html if html.exists() else parent, os.W_OK):
+        raise ConfigurationError(f"--html {html}: it cannot be written to")
 
 
 def show(report: VerifyReport, console: Console) -> None:

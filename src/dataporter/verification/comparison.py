@@ -68,18 +68,21 @@ class Comparison:
     first: Difference | None = None
 
 
-def compare(expected: Sequence[Event], found: Sequence[Event], error: str | None) -> Comparison:
+def compare(
+    expected: Sequence[Event], found: Sequence[Event], *, incomplete: bool = False
+) -> Comparison:
     """Compare what came after an interruption with what should have come.
 
     Args:
-        error: why ``found`` ended early, if it did: then what is missing is no difference.
+        incomplete: ``found`` ended early, by an error or for want of time: then what is missing is
+            no difference.
     """
     batches = differing = 0
     kinds: set[Kind] = set()
     first: Difference | None = None
     for place, should in enumerate(expected):
         if place >= len(found):
-            if error is not None:
+            if incomplete:
                 break
             difference: Difference | None = Difference(
                 *("length", batches, should.epoch, should.step, "", None, None),
@@ -228,19 +231,22 @@ def _until_end(events: Sequence[Event]) -> Any:
 
 
 def compare_samples(
-    expected: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]]
+    expected: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]], dropped: int = 0
 ) -> Comparison:
     """Compare what is left of an epoch, sample by sample, whatever batches and ranks it came in.
 
     Args:
         expected, found: the recordings of all ranks.
+        dropped: of a loader that drops an incomplete last batch: how many samples one of the two
+            may have for that reason that the other has not, fewer than this.
     """
     should_be, came = samples_of(expected), samples_of(found)
     count = min(len(should_be), len(came))
     differing, first = 0, None
     kinds: set[Kind] = set()
-    if len(should_be) != len(came) and _have_ended(expected) and _have_ended(found):
-        differing += abs(len(should_be) - len(came))
+    surplus = abs(len(should_be) - len(came))
+    if surplus >= max(1, dropped) and _have_ended(expected) and _have_ended(found):
+        differing += surplus
         kinds.add("length")
         at = (should_be or came)[-1]
         first = Difference(

@@ -10,10 +10,17 @@ from dataporter.verification.processes import Outcome, Task
 from dataporter.verification.report import Case, Diagnosis
 from dataporter.verification.subject import Subject
 
-__all__ = ["diagnose"]
+__all__ = ["GOING_ON", "diagnose"]
 
 Run = Callable[[str, Sequence[Task]], Sequence[Outcome | None]]
 
+# On which hosts runs go on that were interrupted on host "one". Their hash seeds are others: a set
+# of two texts has the same order under half of all seeds, so that there is more than one.
+GOING_ON = ("two", "three")
+
+# A host like "one" in all that is known.
+_APART = "one/one/again"
+_KILLED_WORKER = "SIGKILL to a worker"
 _SAMPLES = 6
 _SECONDS = 60.0
 _READING = ("time", "pid", "entropy")
@@ -34,8 +41,10 @@ def diagnose(
     faults = [case for case in cases if case.verdict in ("not exact", "failed")]
     if not faults:
         return [], []
+    if not facts["ours"] and all(_is_beyond_resume(case) for case in faults):
+        return _of_cases(Found(), facts, faults), []
     samples = _samples_of(faults, facts)
-    hosts = ("one", "one", "one/other environment", "two")
+    hosts = ("one", "one", "one/other environment", *GOING_ON)
     probes = [Probe(subject, samples, whole=number == 0) for number in range(len(hosts))]
     outcomes = run(
         "finding out why",
@@ -82,11 +91,11 @@ class _Experiments:
         here: Found,
         again: Found,
         elsewhere: Found,
-        other_hash: Found,
+        *other_hashes: Found,
     ) -> None:
         self._subject, self._facts, self._samples, self._run = subject, facts, samples, run
         self._here, self._again = here, again
-        self._elsewhere, self._other_hash = elsewhere, other_hash
+        self._elsewhere, self._other_hashes = elsewhere, other_hashes
 
     # ---- the same objects, read twice
 
@@ -105,6 +114,8 @@ class _Experiments:
             if self._here.generators:
                 return [_own_generator(self._here.generators)]
             return [self._state_kept("a second reading of the same sample gives something else")]
+        if digests.get("second pass", each) != each:
+            return [self._state_kept("the stream's second pass gives something else")]
         if digests.get("reversed", each) != each:
             return [self._state_kept("the same samples, read in another order, are others")]
         workers = (digests.get("worker 0", each), digests.get("worker 1", each))
@@ -114,14 +125,20 @@ class _Experiments:
 
     def _state_kept(self, shown: str) -> Diagnosis:
         changed, containers = self._here.changed, self._here.containers
+        if self._here.arrays and not containers:
+            return Diagnosis(
+                "samples are changed in place",
+                f"{shown[0].upper()}{shown[1:]}: reading changes {_listed(self._here.arrays)}.",
+                "Change a copy (.clone(), .copy()), and not what the dataset holds.",
+            )
         where = f" Reading changes {_listed(changed)}." if changed else ""
         if containers:
             return Diagnosis(
                 "a cache in the dataset",
                 f"{shown[0].upper()}{shown[1:]}: what was read before counts.{where}",
                 "Keep in the cache only what is the same whenever it is computed (before random "
-                "augmentation), fill it before the workers start, or leave it out: each worker, "
-                "and each process after a resume, begins with its own.",
+                "augmentation), change nothing in it, fill it before the workers start, or leave "
+                "it out: each worker, and each process after a resume, begins with its own.",
             )
         return Diagnosis(
             "state kept in the dataset",
@@ -146,8 +163,11 @@ class _Experiments:
                 return [_UNKNOWN_BUILDING]
             return [_of_building(cause, what) for cause in causes]
         if not same(self._here, self._elsewhere):
-            return [_ENVIRONMENT]
-        if not same(self._here, self._other_hash):
+            # The two before are forks of one process; this is none, and has their environment.
+            probe = Probe(self._subject, self._samples, whole=False)
+            (apart,) = self._run("finding out why", [Task(None, probe, _APART, _SECONDS)])
+            return [_ENVIRONMENT if same(self._here, _found(apart)) else _ADDRESS]
+        if not all(same(self._here, other) for other in self._other_hashes):
             return [_HASH]
         return []
 
@@ -190,23 +210,34 @@ class _Experiments:
 
 def _of_cases(found: Found, facts: Mapping[str, Any], faults: Sequence[Case]) -> list[Diagnosis]:
     """What the cases themselves say, where samples and batches were found to be sound."""
+    processes = [case for case in faults if "process" in case.setting]
+    if found.files and len(processes) == len(faults):
+        return [_shared_file(found.files)]
     threads = [case for case in faults if "thread" in case.setting]
     if threads and len(threads) == len(faults):
         return [_shared_by_threads(found.draws) if found.draws else _THREADS]
     if not facts.get("in_order", True) and all("no workers" not in one.setting for one in faults):
         return [_OUT_OF_ORDER]
     if facts["ours"]:
-        return []
-    resumed = [case for case in faults if case.name not in ("left alone", "SIGKILL to a worker")]
+        # The samples are sound, so that what is left is the state that the stream gives itself.
+        return [_OF_STREAM] if facts["stream"] and facts["keeps_state"] else []
+    resumed = [case for case in faults if not _is_beyond_resume(case) and case.name != "left alone"]
+    if not resumed and all(map(_is_beyond_resume, faults)):
+        dies = [case for case in faults if case.name == _KILLED_WORKER]
+        stay = [_number_of_workers(str(facts["loader"]))] if len(dies) < len(faults) else []
+        return [*stay, *([_WORKER_DIES] if dies else [])]
     firsts = [case.comparison.first for case in resumed if case.comparison is not None]
     begun = [first for first in firsts if first is not None]
     if begun and all(first.epoch > 0 and first.step == 0 for first in begun):
         return [_next_epoch(str(facts["loader"]))]
     if found.draws:
         return [_not_saved(found.draws, str(facts["loader"]))]
-    if all("SIGKILL to a worker" in case.name for case in faults):
-        return [_WORKER_DIES]
     return []
+
+
+def _is_beyond_resume(case: Case) -> bool:
+    """Whether it asks for more than to go on with as many workers, all of them alive."""
+    return case.name == _KILLED_WORKER or ", as " in case.name or ", from " in case.name
 
 
 def _alike(digests: Mapping[str, Any], one: str, other: str) -> bool:
@@ -316,6 +347,19 @@ _ENVIRONMENT = Diagnosis(
     "TORCHELASTIC_RUN_ID, HOSTNAME) make other samples.",
     "Take what the samples depend on from the configuration, which is there after a restart.",
 )
+_OF_STREAM = Diagnosis(
+    "the stream's own state does not hold all",
+    "Left alone, it gives the same samples in each process; after its load_state_dict(), others.",
+    "Let its state_dict() hold all that decides what comes next: buffers, generators, its place in "
+    "each file; and let the next pass after load_state_dict() begin there.",
+)
+_ADDRESS = Diagnosis(
+    "the address of an object",
+    "Processes that were forked from one another make the same samples, and others do not, though "
+    "they have the same environment and PYTHONHASHSEED: so behave id(), and a set of objects "
+    "without a __hash__ of their own.",
+    "Use names or numbers in place of id(), and a list or a dict in place of such a set.",
+)
 _HASH = Diagnosis(
     "hash randomisation",
     "Processes with the same PYTHONHASHSEED make the same samples, and others do not: a set of "
@@ -346,6 +390,25 @@ def _shared_by_threads(draws: Sequence[str]) -> Diagnosis:
         f"It differs with threads only, and samples draw from {_listed(draws)}, which all threads "
         "share.",
         'Draw from dataporter.sample_rng(), or use worker_kind="process".',
+    )
+
+
+def _shared_file(names: Sequence[str]) -> Diagnosis:
+    return Diagnosis(
+        "an open file that the workers share",
+        f"It differs with worker processes only, and {_listed(names)} is open when they start: its "
+        "place in the file is one for all of them, and moves under a worker that reads.",
+        "Open it at a worker's first reading, in each by itself, or read with os.pread().",
+    )
+
+
+def _number_of_workers(loader: str) -> Diagnosis:
+    return Diagnosis(
+        "the number of workers has to stay",
+        f"With its number of workers kept, a {loader} goes on as it should; with another number it "
+        "gives other batches, or refuses the state.",
+        "Resume with as many workers as before (--workers with one number goes through that one "
+        "alone), or use a ResumableDataLoader.",
     )
 
 

@@ -22,6 +22,7 @@ _MOST_ROWS = 4096
 _ROW_BYTES = 8
 _DEEPEST = 32
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_PLAIN = (str, bytes, bytearray, int, float, complex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,12 @@ def _walk(value: Any, path: Path, above: frozenset[int]) -> Iterator[tuple[Path,
         yield (*path, "()"), f"{type(value).__name__} of {len(parts)}"
         for part in parts:
             yield from _walk(part.value, (*path, part.step), above | {id(value)})
-    elif _is_array(value) or not _has_attributes(value):
-        yield path, value
     else:
-        yield (*path, "()"), type(value).__name__
-        for name, inner in vars(value).items():
+        attributes = {} if _is_array(value) else _attributes(value)
+        # A class derived from one of these has its value, beside what else it has.
+        is_value = _is_array(value) or isinstance(value, _PLAIN) or not _has_attributes(value)
+        yield (path, value) if is_value else ((*path, "()"), type(value).__name__)
+        for name, inner in attributes.items():
             yield from _walk(inner, (*path, name), above | {id(value)})
 
 
@@ -95,7 +97,25 @@ def _is_array(value: Any) -> bool:
 
 
 def _has_attributes(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not callable(value) and not hasattr(value, "tobytes")
+    if callable(value) or hasattr(value, "tobytes"):
+        return False
+    # What has slots mostly says what is in them; those of a path hold its hash, never the same.
+    own_repr: Any = type(value).__repr__
+    says_nothing = own_repr is object.__repr__
+    return hasattr(value, "__dict__") or (says_nothing and bool(_slots(value)))
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    if not _has_attributes(value):
+        return {}
+    names = [name for name in _slots(value) if hasattr(value, name)]
+    return {**{name: getattr(value, name) for name in names}, **getattr(value, "__dict__", {})}
+
+
+def _slots(value: Any) -> list[str]:
+    declared = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    lists = [[one] if isinstance(one, str) else list(one) for one in declared]
+    return [name for names in lists for name in names if not name.startswith("__")]
 
 
 def _leaf(path: Path, value: Any) -> Leaf:
@@ -104,7 +124,8 @@ def _leaf(path: Path, value: Any) -> Leaf:
         dtype = str(value.dtype).removeprefix("torch.")
         return _array_leaf(path, kind, dtype, _as_array(value))
     content = _content(value)
-    kept = value if isinstance(value, str | bytes | int | float | bool | None) else None
+    # Of exactly these classes: one of the user's could not be unpickled where his modules are not.
+    kept = value if type(value) in (str, bytes, int, float, bool, type(None)) else None
     return Leaf(path, kind, "", (), _hash(kind, "", (), [content]), (), kept)
 
 
@@ -148,6 +169,9 @@ def _content(value: Any) -> bytes:
     if hasattr(value, "tobytes"):  # an image of PIL
         size = f"{getattr(value, 'size', '')}{getattr(value, 'mode', '')}"
         return size.encode() + bytes(value.tobytes())
+    for kind in (str, int, float, complex):
+        if isinstance(value, kind):  # whatever a class derived from it shows of itself
+            return kind.__repr__(value).encode()
     return _ADDRESS.sub("", repr(value)).encode()
 
 

@@ -16,22 +16,27 @@ from dataporter.verification.setting import Setting
 __all__ = ["run_batch_sizes", "run_worlds"]
 
 _WORLDS = (1, 2, 4)
+_TOO_SHORT = "the epoch is too short to be interrupted in its middle"
 
 
 def run_batch_sizes(session: Session, sizes: Sequence[int] | None) -> None:
     """Go on with other batch sizes, and compare sample by sample."""
     suggested = other_batch_size(session.facts)
-    if sizes and suggested is None:
-        session.notes.append(f"batch size: {session.strategy} needs it to stay")
-        return
     cut = next((cut for cut in session.cuts if cut.name == "mid-epoch"), None)
-    if cut is None or suggested is None or session.facts.get("own_sampler"):
-        return
-    if session.facts["stream"]:
-        session.notes.append("batch size: of a stream, only the loader's own is gone through")
+    why_not = None
+    if suggested is None or session.facts.get("own_sampler"):
+        why_not = f"{session.strategy} needs it to stay"
+    elif session.facts["stream"]:
+        why_not = "of a stream, only the loader's own is gone through"
+    elif cut is None:
+        why_not = _TOO_SHORT
+    if suggested is None or cut is None or why_not is not None:
+        if sizes or suggested is not None:
+            session.notes.append(f"batch size: {why_not}")
         return
     trials = []
-    for size in [suggested] if sizes is None else sizes:
+    sizes = [suggested] if sizes is None else sizes
+    for size in sizes:
         setting = replace(session.base, batch_size=size)
         case = Case(setting.shown(), cut.name, "not run", cut.after)
         states = session.directory(session.base.shown())
@@ -40,22 +45,27 @@ def run_batch_sizes(session: Session, sizes: Sequence[int] | None) -> None:
         job = replace(trial.task.job, events=-(-left // size) + 1)
         trials.append(replace(trial, task=replace(trial.task, job=job)))
     outcomes = session.run("other batch sizes", [trial.task for trial in trials])
-    for trial, outcome in zip(trials, outcomes):
-        session.judge_samples(trial.case, [trial.expected], [outcome])
+    for size, trial, outcome in zip(sizes, trials, outcomes):
+        dropped = max(size, session.facts["batch_size"])
+        session.judge_samples(trial.case, [trial.expected], [outcome], dropped)
 
 
 def run_worlds(session: Session, worlds: Sequence[int] | None, *, spawn: bool) -> None:
     """Go on with other numbers of ranks, and compare sample by sample over all of them."""
-    if worlds is None:
-        worlds = _WORLDS if session.facts.get("strategy") == "distributed" else ()
     cut = next((cut for cut in session.cuts if cut.name == "mid-epoch"), None)
-    if not worlds or cut is None:
-        return
+    why_not = None
     if session.facts.get("strategy") != "distributed":
-        session.notes.append(f"ranks: {session.strategy} does not promise another number of them")
+        why_not = f"{session.strategy} does not promise another number of them"
+    elif session.facts["stream"] or session.facts.get("own_sampler"):
+        why_not = "not gone through for a stream or a sampler of your own"
+    elif cut is None:
+        why_not = _TOO_SHORT
+    if cut is None or why_not is not None:
+        if worlds or spawn or session.facts.get("strategy") == "distributed":
+            session.notes.append(f"ranks: {why_not}")
         return
-    if session.facts["stream"] or session.facts.get("own_sampler"):
-        session.notes.append("ranks: not gone through for a stream or a sampler of your own")
+    worlds = _WORLDS if worlds is None else worlds
+    if not worlds:
         return
     first = worlds[0]
     after = max(1, cut.after // first)
@@ -63,7 +73,7 @@ def run_worlds(session: Session, worlds: Sequence[int] | None, *, spawn: bool) -
     saved = session.run("ranks that save", writers, at_once=first)
     if any(outcome is None or outcome.found is None or outcome.error for outcome in saved):
         case = Case(Setting(world_size=first).shown(), "left alone", "not run")
-        session.judge_samples(case, [], saved)
+        session.judge_samples(case, [], saved, 0)
         return
     expected = [outcome.found.events[after:] for outcome in saved if outcome is not None]
     state = str(state_file(writers[0].job.states, after))
@@ -72,7 +82,8 @@ def run_worlds(session: Session, worlds: Sequence[int] | None, *, spawn: bool) -
         outcomes = session.run("other numbers of ranks", tasks, at_once=world)
         name = f"mid-epoch, from {Setting(world_size=first).shown()}"
         case = Case(Setting(world_size=world).shown(), name, "not run", after)
-        session.judge_samples(case, expected, outcomes)
+        dropped = max(world, first) * session.facts["batch_size"]
+        session.judge_samples(case, expected, outcomes, dropped)
 
 
 def _ranks(
@@ -89,7 +100,7 @@ def _ranks(
         session.task(
             Job(
                 session.subject,
-                replace(session.base, rank=rank, world_size=world),
+                replace(session.base, rank=rank, world_size=world, seed=session.facts["seed"]),
                 events=len(session.reference.events),
                 state=state,
                 save=save,

@@ -1,15 +1,16 @@
 """A host: an interpreter of its own that forks a process for each job it is given.
 
-It has imported torch and this
-package and nothing of the user's, so each of its processes is as new as an interpreter that was
-just started, which would take seconds each; and one host's hash seed is not another's.
+It has imported torch, this package and the libraries that the loader needs, and nothing of the
+user's, so each of its processes is as new as an interpreter that was just started, which would take
+seconds each; and one host's hash seed is not another's.
 
-It reads lines of JSON, ``{"job": number, "file": path, "seed": ...}``, and writes lines
-``{"job": number, "pid": ...}`` and ``{"job": number, "status": ...}``.
+It reads lines of JSON, ``{"job": number, "file": path, "search": [...], "libraries": [...]}``, and
+writes lines ``{"job": number, "pid": ...}`` and ``{"job": number, "status": ...}``.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from dataporter.verification.race import Race
 __all__ = ["become", "main"]
 
 _SECONDS_BETWEEN_LOOKS = 0.01
+# They start threads when they are imported, and do not work in forks of such a process.
+_HOSTILE = frozenset({"jax", "tensorflow"})
 _CARRIES_OUT: dict[type, Callable[[Any], Any]] = {
     Job: record.record,
     Probe: probe.carry_out,
@@ -75,10 +79,24 @@ def become(file: Path, job: Any = None) -> None:
         os._exit(status)
 
 
+def _import(libraries: list[str]) -> None:
+    if not _HOSTILE.isdisjoint(name.partition(".")[0] for name in libraries):
+        return
+    for name in libraries:
+        if name not in sys.modules:
+            # What one cannot import by itself, the process that needs it imports in its own way.
+            with suppress(BaseException):
+                importlib.import_module(name)
+
+
 def main() -> None:
     """Serve until the other end is closed."""
     running: dict[int, int] = {}
-    told = sys.stdout.buffer
+    # By a descriptor of its own: what libraries print when they are imported is not for the reader.
+    told = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     heard = b""
     while True:
         readable, _, _ = select.select([0], [], [], _SECONDS_BETWEEN_LOOKS)
@@ -89,6 +107,7 @@ def main() -> None:
             *lines, heard = (heard + more).split(b"\n")
             for line in lines:
                 asked = json.loads(line)
+                _import(asked["libraries"])
                 pid = os.fork()
                 if pid == 0:
                     sys.path[:] = [*asked["search"], *sys.path]

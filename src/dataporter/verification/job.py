@@ -75,6 +75,8 @@ class Recording:
     Attributes:
         events: what the loader gave.
         error: why it ended early, in one line.
+        stopped: whether it was for want of time that it ended early.
+        libraries: the modules of others that it has imported, where its workers are forks.
         varied: False where the loader could not be had with this setting, as ``error`` says.
         facts: about the loader: class, strategy, length, workers.
         state_seconds: what each ``state_dict()`` took.
@@ -85,6 +87,8 @@ class Recording:
 
     events: list[Event] = field(default_factory=list)
     error: str | None = None
+    stopped: bool = False
+    libraries: tuple[str, ...] = ()
     varied: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
     state_seconds: list[float] = field(default_factory=list)

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dataporter._torch import become_worker
@@ -27,6 +28,7 @@ from dataporter.verification.belongings import (
     Generators,
     belongings,
     generator_state,
+    is_open_file,
     put_back,
     snapshot,
 )
@@ -73,6 +75,8 @@ class Found:
         generators: the dataset's own ones without which reading twice gives the same.
         changed: what reading changes about the dataset, by name.
         containers: those of them that grow.
+        arrays: those of them that are tensors or arrays of many numbers.
+        files: open files of the dataset's.
         has_init: whether there is a ``worker_init_fn``.
         order: a digest of the first indices, where a sampler of the user's own gives them.
         error: why nothing was found.
@@ -83,6 +87,8 @@ class Found:
     generators: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     has_init: bool = False
     order: bytes | None = None
     error: str | None = None
@@ -125,6 +131,8 @@ class _Experiments:
         }
         if self._probe.whole:
             experiments["collate after others"] = self._read_after_others
+            if self._is_stream and not hasattr(self._data, "state_dict"):
+                experiments["second pass"] = self._read_second_pass
             if not self._is_stream:
                 experiments["twice"] = self._read_twice
                 experiments["reversed"] = self._read_reversed
@@ -141,7 +149,9 @@ class _Experiments:
         if self._probe.whole:
             found.draws = self._in_fork(self._draws) or ()
             found.generators = self._in_fork(self._own_generators) or ()
-            found.changed, found.containers = self._in_fork(self._changes) or ((), ())
+            changes = self._in_fork(self._changes) or ((), (), ())
+            found.changed, found.containers, found.arrays = changes
+            found.files = self._in_fork(self._files) or ()
         return found
 
     # ---- reading
@@ -182,6 +192,10 @@ class _Experiments:
             digests += [digest_of(sample) for sample in self._samples([index])]
         return tuple(digests)
 
+    def _read_second_pass(self) -> Digests:
+        self._samples()
+        return tuple(map(digest_of, self._samples()))
+
     def _read_reversed(self) -> Digests:
         samples = self._samples(self._probe.samples[::-1])[::-1]
         return tuple(map(digest_of, samples))
@@ -215,7 +229,8 @@ class _Experiments:
             return None
         if isinstance(self._loader, ResumableDataLoader) and self._loader.order is not None:
             return None
-        seed_generators(0)
+        if isinstance(self._loader, ResumableDataLoader):
+            seed_generators(0)  # as it does itself; what seeds another's is part of the question
         sampler: Any = self._loader.batch_sampler or self._loader.sampler
         return digest_of(list(islice(sampler, 64)))
 
@@ -259,7 +274,11 @@ class _Experiments:
         after = {name: pickle.dumps(_plain(thing)) for name, thing in generators.items()}
         return tuple(name for name in before if before[name] != after[name])[:_MOST_NAMED]
 
-    def _changes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _files(self) -> tuple[str, ...]:
+        names = [name for name, thing in belongings(self._roots) if is_open_file(thing)]
+        return tuple(names[:_MOST_NAMED])
+
+    def _changes(self) -> tuple[tuple[str, ...], ...]:
         before = snapshot(self._roots)
         self._collate(self._samples())
         after = snapshot(self._roots)
@@ -267,8 +286,13 @@ class _Experiments:
         names = names or [name for name in after if name not in before]
         things = dict(belongings(self._roots))
         kinds = (dict, list, set, tuple)
-        grown = [name for name in names if isinstance(things.get(name), kinds)]
-        return tuple(names[:_MOST_NAMED]), tuple(grown[:_MOST_NAMED])
+        grown = [
+            name
+            for name in names
+            if isinstance(things.get(name), kinds) or hasattr(things.get(name), "cache_info")
+        ]
+        arrays = [name for name in names if np.ndim(_array(things.get(name)))]
+        return tuple(tuple(some[:_MOST_NAMED]) for some in (names, grown, arrays))
 
     # ---- forks
 
@@ -289,6 +313,10 @@ class _Experiments:
             given = pipe.read()
         os.waitpid(pid, 0)
         return pickle.loads(given) if given else None
+
+
+def _array(thing: Any) -> Any:
+    return thing if isinstance(thing, torch.Tensor | np.ndarray) else 0
 
 
 def _plain(generator: Any) -> Any:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class Task:
     Attributes:
         name: what it is called in what is returned.
         job: what is pickled to it.
-        host: on which host: those of different names have different environments, and different
-            hash seeds where what comes before a "/" differs.
+        host: on which host, as ``"name"``, ``"name/environment"`` or
+            ``"name/environment/which"``: those of another name have another hash seed, those of
+            another environment (by default the name) other variables.
         expects_kill: whether it is to end by SIGKILL.
     """
 
@@ -81,15 +83,19 @@ class Processes:
 
     Args:
         forked: fork this process instead, for a function that no new interpreter can find.
+        seed: of the hosts' hash seeds.
     """
 
-    def __init__(self, *, forked: bool) -> None:
+    def __init__(self, *, forked: bool, seed: int = 0) -> None:
         self._forked = forked
+        self._seed = seed
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
         self._heard: dict[str, bytes] = {}
         self._running: dict[int, _Running] = {}
         self._number = 0
+        # Imported once by each host, and not by each of its processes.
+        self.libraries: tuple[str, ...] = ()
         self._search = [os.path.abspath(entry) for entry in sys.path]
 
     def __enter__(self) -> Processes:
@@ -153,7 +159,12 @@ class Processes:
             running.pid = _forked(task.job, file)
             return
         host = self._host(task.host)
-        asked = {"job": self._number, "file": str(file), "search": self._search}
+        asked = {
+            "job": self._number,
+            "file": str(file),
+            "search": self._search,
+            "libraries": self.libraries,
+        }
         line = json.dumps(asked).encode() + b"\n"
         assert host.stdin is not None
         host.stdin.write(line)
@@ -161,12 +172,12 @@ class Processes:
 
     def _host(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._hosts:
-            number = len(self._hosts) + 1
+            seed_of, environment_of = [*name.split("/"), name][:2]
             environment = dict(os.environ)
             if environment.get("PYTHONHASHSEED", "random") == "random":
-                environment["PYTHONHASHSEED"] = str(_hash_seed(name.partition("/")[0]))
+                environment["PYTHONHASHSEED"] = str(_hash_seed(self._seed, seed_of))
             for variable in _RESTARTED:
-                environment.setdefault(variable, f"verification-{number}")
+                environment.setdefault(variable, f"verification {environment_of}")
             host = subprocess.Popen(
                 [sys.executable, "-c", _HOST],
                 stdin=subprocess.PIPE,
@@ -210,8 +221,6 @@ class Processes:
                 )
             *lines, self._heard[key.data] = (self._heard[key.data] + more).split(b"\n")
             for line in lines:
-                if not line.startswith(b'{"job"'):  # what a library prints when it is imported
-                    continue
                 told = json.loads(line)
                 running = self._running.get(told["job"])
                 if running is None:
@@ -222,8 +231,9 @@ class Processes:
     def _kill(self, running: _Running) -> None:
         if running.pid is None or running.status is not None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill):  # it may not have its group yet
+            with suppress(ProcessLookupError):
+                kill(running.pid, signal.SIGKILL)
         if self._forked:
             with suppress(ChildProcessError):
                 os.waitpid(running.pid, 0)
@@ -253,9 +263,9 @@ def _forked(job: Any, file: Path) -> int:
     return pid
 
 
-def _hash_seed(name: str) -> int:
-    """Hosts of different names have different ones, and the same in every verification."""
-    return 1 + sum(name.encode())
+def _hash_seed(seed: int, name: str) -> int:
+    """Hosts of different names have different ones, and the same in a verification repeated."""
+    return 1 + zlib.crc32(f"{seed} {name}".encode()) % ((1 << 32) - 1)
 
 
 def _end(status: int) -> str:

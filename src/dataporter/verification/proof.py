@@ -68,7 +68,7 @@ def verify(
 
     Raises:
         VerificationError: (a ``RuntimeError``) it could not be carried out: the loader cannot be
-            made, or gives no batch.
+            made, or gives no batch, or there was no time to interrupt it.
         ConfigurationError: (a ``ValueError``) an argument is wrong.
 
     Example:
@@ -89,7 +89,7 @@ def verify(
         seed = random.SystemRandom().randrange(1 << 31)
     subject = subject_of(make_loader, arguments or {})
     begun = time.monotonic()
-    with Processes(forked=subject.target is None) as processes:
+    with Processes(forked=subject.target is None, seed=seed) as processes:
         session = Session(
             subject, processes, random.Random(seed), begun + max_seconds, on_progress, max_seconds
         )
@@ -104,6 +104,7 @@ def verify(
         run_settings(session, workers, engines)
         run_batch_sizes(session, batch_sizes)
         run_worlds(session, worlds, spawn=spawn)
+        session.require_interruption()
         if measure:
             session.measure(workers)
         if diagnose:

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataporter.errors import ConfigurationError
 from dataporter.loader import ResumableDataLoader
 from dataporter.target import in_one_line
+from dataporter.verification.belongings import is_librarys
 from dataporter.verification.digest import Leaf, leaves_of
 from dataporter.verification.job import Event, Job, Recording
 from dataporter.verification.setting import CannotVaryError, loader_for
+from dataporter.verification.subject import Subject
 
 __all__ = ["facts_of", "record", "state_file"]
 
@@ -33,6 +37,9 @@ _PAUSE = 0.004
 _WARNINGS_KEPT = 5
 _MOST_STEPS_WALKED = 500
 _MOST_OF_NEXT_EPOCH = 50
+# As many are taken as it needs to be interrupted in the middle, unless each takes very long.
+_FEWEST_EVENTS = 4
+_TIMES_LONGER = 8
 
 
 def state_file(directory: str | Path, after: int) -> Path:
@@ -46,6 +53,7 @@ def record(job: Job) -> Recording:
     An exception of the loader ends the recording, and is part of it.
     """
     recording = Recording()
+    here = frozenset(sys.modules)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
@@ -54,6 +62,8 @@ def record(job: Job) -> Recording:
             recording.varied, recording.error = False, in_one_line(error)
         except (Exception, SystemExit) as error:
             recording.error = in_one_line(error)
+    if job.starts_others and recording.facts.get("forks"):
+        recording.libraries = _libraries(here, job.subject)
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
     recording.warnings = list(texts)[:_WARNINGS_KEPT]
     return recording
@@ -70,6 +80,8 @@ def facts_of(loader: Any) -> dict[str, Any]:
         "in_order": getattr(loader, "in_order", True),
         "stateful": _is_stateful(loader),
         "ours": isinstance(loader, ResumableDataLoader),
+        "keeps_state": hasattr(getattr(loader, "dataset", None), "state_dict"),
+        "forks": _start_method(loader) == "fork",
         "stream": isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset),
     }
     try:
@@ -84,9 +96,30 @@ def facts_of(loader: Any) -> dict[str, Any]:
         facts["strategy"] = loader.strategy.name
         facts["world_size"] = loader.world_size
         facts["worker_kind"] = loader.worker_kind
+        facts["tail"] = loader.tail
         facts["own_sampler"] = loader.order is None and not facts["stream"]
         facts["cut"] = getattr(getattr(loader._flow, "cut", None), "name", None)
     return facts
+
+
+def _start_method(loader: Any) -> str:
+    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    return str(context.get_start_method())
+
+
+def _libraries(before: frozenset[str], subject: Subject) -> tuple[str, ...]:
+    """The libraries' modules that were imported since, in that order.
+
+    Whatever imports them before it forks does what the loader does, whose workers are forks of a
+    process that has imported them.
+    """
+    own = str(subject.target).partition(":")[0].partition(".")[0]
+    names = [name for name in sys.modules if name not in before]
+    return tuple(
+        name
+        for name in names
+        if name.partition(".")[0] not in (own, "__main__") and is_librarys(sys.modules.get(name))
+    )
 
 
 def _is_stateful(loader: Any) -> bool:
@@ -99,15 +132,21 @@ def _record(job: Job, recording: Recording) -> None:
         loader = job.subject.load()()
     else:
         loader = loader_for(job.subject.load(), job.setting)
+    if not hasattr(loader, "__iter__"):
+        raise ConfigurationError(
+            f"{job.subject.name} returned a {type(loader).__name__}: expected a loader, which "
+            "gives batches when one goes through it"
+        )
     recording.facts = facts_of(loader)
     begun = time.perf_counter()
     if job.state is not None:
         loader.load_state_dict(torch.load(job.state, weights_only=True))
+    others = set(multiprocessing.active_children())
     events = _events(loader)
     if job.replay:
         for _ in range(job.replay):
             next(events, None)
-    deadline = time.monotonic() + job.seconds if job.seconds else None
+    started = time.monotonic()
     enough = _Enough(job)
     kept = 0
     if 0 in job.save or (job.starts_others and recording.facts["ours"]):
@@ -133,9 +172,15 @@ def _record(job: Job, recording: Recording) -> None:
                 _kill_soon(_PAUSE * min(left, _MOST_PAUSES))
             time.sleep(_PAUSE)
         if count == job.kill_worker_after:
-            _kill_a_worker()
-        if enough.is_reached(event) or (deadline is not None and time.monotonic() > deadline):
+            _kill_a_worker(others)
+        if enough.is_reached(event):
             break
+        late = time.monotonic() - started
+        if job.seconds and late > job.seconds * (1 if count >= _FEWEST_EVENTS else _TIMES_LONGER):
+            recording.stopped = True
+            break
+    if recording.facts["ours"]:
+        recording.facts["seed"] = loader.seed
     if job.kill_after is not None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -227,15 +272,18 @@ def _kill_soon(within: float) -> None:
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    timer = threading.Timer(random.random() * within, kill)
+    # Not from the global generator, whose state a loader may save.
+    timer = threading.Timer(random.SystemRandom().random() * within, kill)
     timer.daemon = True
     timer.start()
 
 
-def _kill_a_worker() -> None:
-    workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-    if workers:
-        os.kill(workers[0], signal.SIGKILL)
+def _kill_a_worker(others: set[Any]) -> None:
+    """Kill one that was begun after these, which are the dataset's own: a manager's, say."""
+    children = [child for child in multiprocessing.active_children() if child not in others]
+    pids = [child.pid for child in children if child.pid is not None]
+    if pids:
+        os.kill(pids[0], signal.SIGKILL)
 
 
 def _join_ranks(job: Job) -> None:

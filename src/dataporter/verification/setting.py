@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -30,6 +30,7 @@ class Setting:
     Attributes:
         num_workers, worker_kind, batch_size, rank, world_size: as in
             :class:`~dataporter.ResumableDataLoader`.
+        seed: for ranks of a loader that was given none: all of them need the same.
     """
 
     num_workers: int | None = None
@@ -37,6 +38,7 @@ class Setting:
     batch_size: int | None = None
     rank: int | None = None
     world_size: int | None = None
+    seed: int | None = None
 
     def shown(self) -> str:
         """As a table shows it."""
@@ -74,6 +76,8 @@ def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
         for name, value in setting.asked().items()
         if name not in taken and not _has_it(loader, name, value)
     }
+    if setting.seed is not None and getattr(loader, "_given_seed", 0) is None:
+        left["seed"] = setting.seed
     if not left:
         return loader
     if not isinstance(loader, DataLoader):
@@ -162,12 +166,7 @@ def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
         if flow.cut.name == "shards":
             arguments["num_shards"] = len(flow.cut.shards(0, 1, 1))
     arguments |= {"rank": loader.rank, "world_size": loader.world_size, "num_workers": workers}
-    arguments |= changes
-    if loader._given_seed is not None or arguments["world_size"] > 1:
+    if loader._given_seed is not None:
         arguments["seed"] = loader.seed
+    arguments |= changes
     return ResumableDataLoader(loader.dataset, **arguments)
-
-
-def ranked(setting: Setting, rank: int) -> Setting:
-    """The setting of one rank."""
-    return replace(setting, rank=rank)

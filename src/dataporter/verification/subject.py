@@ -102,6 +102,9 @@ def _target_of(function: Any) -> str | None:
     if held is not function:
         return None
     if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is not None and spec.name.partition(".")[2]:  # python -m package.module
+            return f"{spec.name}:{name}"
         # A notebook's or an interpreter's has no file that could be read again.
         return f"{Path(file).resolve()}:{name}" if file and file.endswith(".py") else None
     if file is not None and module.partition(".")[2] == "" and Path(file).suffix == ".py":
