@@ -1,7 +1,9 @@
 """What holds after an interruption, of DataPorter, torch's DataLoader and torchdata's?
 
 Each is verified by `dataporter verify` on handwritten digits, once as they are and once with random
-augmentation, and seeded as its documentation says: all global generators and the loader's own.
+augmentation, and seeded as its documentation says: all global generators and the loader's own. With
+augmentation the other two are there a second time, as somebody careful uses them: the states of the
+global generators are saved with the loader's, and put back when it goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import random
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.command import asked_for_quick
+from benchmarks.command import parser_of
 from benchmarks.machine import describe
 from benchmarks.tables import Table, markdown, show
 from dataporter import ResumableDataLoader, VerifyReport, verify
@@ -75,10 +77,80 @@ def stateful(data: str, augmented: bool) -> Any:
     )
 
 
+class SavingGenerators:
+    """A loader whose state has those of the training process's global generators as well.
+
+    Of a loader without a state it has the number of batches, which are read again.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.dataset, self.num_workers = loader, loader.dataset, loader.num_workers
+        self.has_state = hasattr(loader, "state_dict")
+        self.passes = self.batches = 0
+        self.loaded: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        skipped = self.batches if self.loaded is not None and not self.has_state else 0
+        if self.loaded is not None and not self.has_state:
+            for _ in range(self.passes):
+                for _ in self.loader:
+                    pass
+        batches = iter(self.loader)
+        for _ in range(skipped):
+            next(batches)
+        if self.loaded is not None:
+            self._put_back(self.loaded)
+        self.loaded = None
+        for batch in batches:
+            self.batches += 1
+            yield batch
+        self.passes, self.batches = self.passes + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        kind, keys, place, has_gauss, cached = np.random.get_state()
+        return {
+            "loader": self.loader.state_dict() if self.has_state else None,
+            "place": [self.passes, self.batches],
+            "python": list(random.getstate()[1]),
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],
+            "torch": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.passes, self.batches = state["place"]
+        self.loaded = state
+        if self.has_state:
+            self.loader.load_state_dict(state["loader"])
+
+    def _put_back(self, state: dict[str, Any]) -> None:
+        random.setstate((3, tuple(state["python"]), None))
+        kind, keys, place, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))
+        torch.set_rng_state(state["torch"])
+
+
+def _with_workers(loader: Any, num_workers: int) -> Any:
+    loader.num_workers = num_workers
+    loader.prefetch_factor = 2 if num_workers else None
+    return SavingGenerators(loader)
+
+
+def plain_careful(data: str, augmented: bool, num_workers: int = 0) -> Any:
+    return _with_workers(plain(data, augmented), num_workers)
+
+
+def stateful_careful(data: str, augmented: bool, num_workers: int = 0) -> Any:
+    return _with_workers(stateful(data, augmented), num_workers)
+
+
 LOADERS: dict[str, Callable[..., Any]] = {
     "DataPorter": dataporter,
     "torch DataLoader, read again": plain,
     "torchdata StatefulDataLoader": stateful,
+}
+CAREFUL: dict[str, Callable[..., Any]] = {
+    "torch, read again, generators saved": plain_careful,
+    "torchdata, generators saved": stateful_careful,
 }
 
 
@@ -107,7 +179,7 @@ def _tables(data: str, length: int) -> list[Table]:
                 measure=False,
                 seed=1,
             )
-            for name, make in LOADERS.items()
+            for name, make in {**LOADERS, **(CAREFUL if augmented else {})}.items()
         }
         what = "random augmentation" if augmented else "the digits as they are"
         tables.append(_table(f"Interrupted and gone on: {what}", reports, length))
@@ -137,7 +209,9 @@ def _table(question: str, reports: dict[str, VerifyReport], length: int) -> Tabl
         f"{length} handwritten digits in batches of {BATCH_SIZE}; of each case, how many of the "
         "batches after the interruption are the same, byte for byte. torch's DataLoader has no "
         "state: what was delivered is read again, and thrown away. Between two batches the loop "
-        "draws from the global generators, as dropout does.",
+        "draws from the global generators, as dropout does. The cases `as no workers` and `from no "
+        "workers` ask for the same batches with another number of them, which DataPorter alone "
+        "promises.",
         *why,
     )
     return Table(question, ("", *reports), tuple(rows), (), notes)
@@ -163,7 +237,7 @@ def _bytes(size: int | None) -> str:
 
 
 def main() -> None:
-    quick = asked_for_quick(__doc__)
+    quick = parser_of(__doc__).parse_args().quick
     tables = measure(quick)
     for table in tables:
         show(table, Console())

@@ -122,7 +122,7 @@ def main() -> None:
                 told.write(json.dumps({"job": running.pop(pid), "status": code}).encode() + b"\n")
                 told.flush()
     for pid in running:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    # There is nothing to put away, which torch would take its time for.
+    os._exit(0)
