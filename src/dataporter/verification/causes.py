@@ -169,7 +169,7 @@ OUT_OF_ORDER = Diagnosis(
 )
 WORKER_DIES = Diagnosis(
     "a worker's death ends the training",
-    "All else is exact; when a worker is killed, this loader raises.",
+    "With its workers alive it goes on as it should; when one is killed, this loader raises.",
     "Restart from the last checkpoint, or use a ResumableDataLoader, which replaces the worker.",
 )
 
