@@ -209,9 +209,9 @@ def _table(question: str, reports: dict[str, VerifyReport], length: int) -> Tabl
     if CAREFUL.keys() & reports.keys():
         why.append(
             "Generators saved: the states of the training process's global generators are saved "
-            "with the loader's, and put back before the next batch. Those of the workers are out of "
-            "reach: read again from the start of the epoch they come out right; gone on with from "
-            "torchdata's state they do not."
+            "with the loader's, and put back before the next batch. Those of the workers are out "
+            "of reach: read again from the start of the epoch they come out right; gone on with "
+            "from torchdata's state they do not."
         )
     notes = (
         f"{length} handwritten digits in batches of {BATCH_SIZE}; of each case, how many of the "
