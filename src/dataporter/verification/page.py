@@ -48,6 +48,8 @@ def page(report: VerifyReport) -> str:
         f"all. Random steps from seed {report.seed}.</p>",
         *_reasons(report),
         "<h2>The matrix</h2>",
+        "<p>How many of the batches that follow are equal to those of the run left alone; with "
+        "another batch size or number of ranks, how many samples.</p>",
         _matrix(report.cases),
         "<h2>The timelines</h2>",
         "<p>Each run from left to right: grey came before the interruption, green is as in the run "
