@@ -1,7 +1,16 @@
 """What all tests run under."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from dataporter.verification import proof
+from dataporter.verification.processes import Processes
 
 torch.set_num_threads(1)
 
@@ -10,3 +19,27 @@ settings.register_profile(
     "dataporter", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("dataporter")
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Processes]:
+    """Interpreters for all verifications of a test session."""
+    with Processes(forked=False) as processes:
+        yield processes
+
+
+@pytest.fixture
+def shared_hosts(hosts: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets verifications use these: each would take seconds to start three of its own."""
+
+    @contextmanager
+    def processes(*, forked: bool, seed: int) -> Iterator[Processes]:
+        if forked:
+            with Processes(forked=True, seed=seed) as own:
+                yield own
+            return
+        hosts.home = Path(mkdtemp(dir=tmp_path))
+        hosts.libraries = ()
+        yield hosts
+
+    monkeypatch.setattr(proof, "Processes", processes)

@@ -43,6 +43,7 @@ from dataporter.strategies import (
     SimpleResumptionStrategy,
 )
 from dataporter.streams import ShardedStream, ShuffledStream
+from dataporter.verification import VerificationError, VerifyReport, verify
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,8 @@ __all__ = [
     "UnifiedHFDatasetWrapper",
     "UnreadableCheckpointError",
     "UnsupportedDatasetError",
+    "VerificationError",
+    "VerifyReport",
     "WorkerDiedError",
     "WorkerTimeoutError",
     "create_resumable_dataloader",
@@ -90,4 +93,5 @@ __all__ = [
     "sample_rng",
     "save_atomically",
     "suggest_conversions",
+    "verify",
 ]

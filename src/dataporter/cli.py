@@ -107,6 +107,65 @@ def analyze(
     typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
 
 
+@main.command()
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name of a function that returns a loader."
+        ),
+    ],
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers to go through. By default 0,2,4.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="process, thread or both. By default the loader's own.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Batch sizes to go on with, where they may change.")
+    ] = None,
+    world: Annotated[
+        str | None, typer.Option(help="Numbers of ranks, such as 1,2,4; the first one saves.")
+    ] = None,
+    spawn: Annotated[
+        bool, typer.Option("--spawn", help="Let the ranks be processes of a gloo group.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches a run. By default an epoch and a bit.")
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, help="Begin no further case after so long.")
+    ] = 60,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the random steps.")] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose/--no-diagnose", help="Find out why, where it differs.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Prove that a loader goes on exactly where it was interrupted, or show where and why not.
+
+    Runs it left alone, then interrupts it at the start, in mid-epoch, at the last step, at the end
+    of the epoch, in the next one and at random, takes its state into new processes, and compares
+    every batch that follows. The loader may be DataPorter's, torch's, torchdata's or your own. Exit
+    code: 0 exact, 1 not exact, 2 when it could not be carried out.
+    """
+    from dataporter.verification.command import Asked, carry_out
+
+    with _one_line("verify", debug=debug):
+        exact = carry_out(
+            Asked(
+                *(target, workers, engine, batch_size, world, spawn, steps, max_seconds, seed),
+                *(argument or (), diagnose, as_json, html),
+            )
+        )
+    raise typer.Exit(0 if exact else 1)
+
+
 @main.command("inspect")
 def inspect_(
     path: Annotated[

@@ -16,7 +16,7 @@ from typing import Any
 
 from dataporter.errors import ConfigurationError, DataPorterError
 
-__all__ = ["argument", "in_one_line", "load_target"]
+__all__ = ["argument", "find_target", "in_one_line", "load_target"]
 
 _EXPECTED = "expected package.module:name or path/to/file.py:name"
 
@@ -33,6 +33,24 @@ def load_target(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
             imported, or the function fails or takes other arguments.
     """
     arguments = arguments or {}
+    thing = find_target(target)
+    if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
+        return _called(thing, target, arguments)
+    if arguments:
+        raise ConfigurationError(
+            f"{target!r} is a {type(thing).__name__} and takes no arguments: name a function to "
+            f"give it {', '.join(arguments)}"
+        )
+    return thing
+
+
+def find_target(target: str) -> Any:
+    """What ``package.module:name`` or ``path/to/file.py:name`` names, and nothing is called.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) there is no such thing, or its module cannot be
+            imported.
+    """
     where, _, name = target.rpartition(":")
     if not where or not name:
         raise ConfigurationError(f"{target!r}: {_EXPECTED}")
@@ -54,13 +72,6 @@ def load_target(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
                 f"{target!r}: {where} has no {name}; it has {', '.join(names) or 'nothing'}"
             )
         thing = getattr(thing, step)
-    if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
-        return _called(thing, target, arguments)
-    if arguments:
-        raise ConfigurationError(
-            f"{target!r} is a {type(thing).__name__} and takes no arguments: name a function to "
-            f"give it {', '.join(arguments)}"
-        )
     return thing
 
 

@@ -1,0 +1,77 @@
+"""Freezing: takes one source of chance away from a process, to see whether it was the cause."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["SOURCES", "freeze"]
+
+_NOW = 1_700_000_000.0
+_PID = 4242
+
+
+def freeze(source: str) -> None:
+    """Make it the same in every process; before the user's modules are imported."""
+    SOURCES[source]()
+
+
+def _time() -> None:
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
+        setattr(time, name, lambda: _NOW)
+        setattr(time, f"{name}_ns", lambda: int(_NOW * 1e9))
+
+    class Frozen(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Frozen:
+            return cls.fromtimestamp(_NOW, tz)
+
+        @classmethod
+        def utcnow(cls) -> Frozen:
+            return cls.fromtimestamp(_NOW, datetime.timezone.utc).replace(tzinfo=None)
+
+    vars_of_module: Any = datetime
+    vars_of_module.datetime = Frozen
+
+
+def _pid() -> None:
+    os.getpid = lambda: _PID
+    os.getppid = lambda: _PID - 1
+
+
+def _entropy() -> None:
+    counter = itertools.count()
+
+    def urandom(size: int) -> bytes:
+        return hashlib.shake_128(str(next(counter)).encode()).digest(size)
+
+    seed = random.Random.seed
+
+    def seeded(self: random.Random, a: Any = None, version: int = 2) -> None:
+        seed(self, next(counter) if a is None else a, version)
+
+    os.urandom = urandom
+    # What SystemRandom, and so `secrets` and NumPy's unseeded generators, take theirs from.
+    if hasattr(random, "_urandom"):
+        random._urandom = urandom
+    patched: Any = random.Random
+    patched.seed = seeded
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "python": lambda: random.seed(0),
+    "numpy": lambda: np.random.seed(0),
+    "torch": lambda: torch.manual_seed(0),
+    "time": _time,
+    "pid": _pid,
+    "entropy": _entropy,
+}
