@@ -37,6 +37,9 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
+    # Where the pass stood before its last move, and whether that was its end.
+    _before: P | None = None
+    _ended: bool = False
     # The pass that moves the cursor: the last that began, unless somebody has set the place since.
     _pass: object | None = None
 
@@ -66,22 +69,35 @@ class Cursor(Generic[P]):
         """Where a pass that starts now begins; from here on it moves the cursor."""
         self.progress = self.origin = self.upcoming()
         self._pass, self.waiting = a_pass, True
+        self._before, self._ended = None, False
         return self.progress
+
+    def in_pass(self, read_ahead: int) -> P:
+        """How far the last pass has come for a loop that has not used its last batch yet, or has.
+
+        The loop is in its pass until it begins another, whether it has seen the end or not.
+        """
+        before = self._before
+        return before if before is not None and (read_ahead or self._ended) else self.progress
 
     def deliver(self, a_pass: object, request: EngineRequest) -> None:
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
+            self._before = self.progress
             self.progress = self.progress.after(request)
             self.waiting = False
 
     def finish(self, a_pass: object) -> None:
         """A pass came to its end: the next epoch is waiting."""
         if a_pass is self._pass:
-            self.jump(self.beginning(self.progress.epoch + 1))
+            last = self.progress
+            self.jump(self.beginning(last.epoch + 1))
+            self._before, self._ended = last, True
 
     def jump(self, progress: P) -> None:
         """Go on from here at the next pass, whatever is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
+        self._before, self._ended = None, False
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from dataporter.engines import Engine, Reply
 from dataporter.fetch import Fetch, OnError
 from dataporter.resume import OnMismatch
+from dataporter.strategies import ResumptionStrategy
+from dataporter.world import World
 
 __all__ = ["Flow", "Resumption"]
 
@@ -27,6 +29,9 @@ class Resumption(NamedTuple):
 
 class Flow(Protocol):
     """A dataset as one rank reads it: by index, or as a stream."""
+
+    def in_world(self, world: World, strategy: ResumptionStrategy) -> Flow:
+        """The same dataset as one rank of another world reads it."""
 
     def beginning(self, epoch: int) -> Any:
         """The progress of an epoch of which nothing was delivered."""

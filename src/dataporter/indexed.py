@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from dataporter.resume import OnMismatch, place_of
 from dataporter.sampled import SampledRequests
 from dataporter.state import Identity, State, build, parse
 from dataporter.strategies import ResumptionStrategy
+from dataporter.world import World
 
 __all__ = ["IndexedFlow", "length_if_any", "name_of"]
 
@@ -37,6 +38,16 @@ class IndexedFlow:
     source: RequestSource
     strategy: ResumptionStrategy
     identity: Identity
+
+    def in_world(self, world: World, strategy: ResumptionStrategy) -> IndexedFlow:
+        source = self.source
+        assert isinstance(source, PlannedRequests)  # a sampler of the user's own shares out itself
+        return replace(
+            self,
+            source=source.in_world(world.rank, world.size),
+            strategy=strategy,
+            identity=replace(self.identity, strategy=strategy.name, world_size=world.size),
+        )
 
     def beginning(self, epoch: int) -> Progress:
         return Progress(epoch)

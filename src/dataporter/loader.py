@@ -33,7 +33,7 @@ from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
 from dataporter.takeover import refuse_takeover
-from dataporter.world import find_world, seed_of_sampler, world_of_sampler
+from dataporter.world import World, find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,7 +73,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         rank, world_size: data-parallel rank and number of ranks. By default those of
             ``process_group``, else of ``torch.distributed``'s default group where it is
             initialised, else, with ``strategy="distributed"``, of torchrun's environment, else 0
-            of 1. With rank and world size given, nothing is ever communicated.
+            of 1. With rank and world size given, nothing is ever communicated. With nothing given,
+            a loader that is older than the process group joins it when it is first used after.
         process_group: the ranks that share the data out, where those are not all there are (tensor,
             pipeline or context parallelism): a process group, or a ``DeviceMesh`` of one
             dimension, such as ``mesh["dp"]``; pass ``seed`` as well, since groups beside this one
@@ -167,15 +168,21 @@ class ResumableDataLoader(DataLoader[Batch]):
             world_size,
             process_group,
             launched=getattr(strategy, "name", strategy) == "distributed",
+            later=True,
         )
         iterable = isinstance(dataset, IterableDataset)
         # torch's own pipes look at the loader that they are in; so they go through torch's.
         piped = isinstance(dataset, IterDataPipe)
         self._ranks = Ranks(None if piped else world.group)
+        said = rank is not None or process_group is not None or own_sampler is not None
+        self._given_strategy = strategy
+        self._joins = not said and not piped and world.group is None and world.size == 1
         with self._ranks.agreed("ResumableDataLoader()") as terms:
             if own_sampler is not None:
                 configure.reject(
-                    "a sampler of your own decides the order and what is repeated or left out",
+                    "a sampler of your own decides the order and what is repeated or left out (or "
+                    "a framework has rebuilt the loader around a sampler of its own, as Lightning "
+                    "does for predict() and overfit_batches: give it torch's DataLoader there)",
                     shuffle=shuffle,
                     order=order,
                     tail=tail,
@@ -304,7 +311,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
-        length = None if self._flow is None else self._flow.length()
+        length = None if self._flow is None else self._resumable().length()
         if length is None:
             return super().__len__()
         self._said_length = length
@@ -312,6 +319,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def _begin_pass(self, a_pass: object) -> Iterator[Reply]:
         flow = self._resumable()
+        if self._joins:  # alone for good, unless the environment tells of others
+            find_world(None, None, launched=self.strategy.name == "distributed")
         if (epoch := flow.requested_epoch()) is not None:
             self._cursor.set_epoch(epoch)
         self.converter = converter = converter_for(self.converter)
@@ -348,13 +357,16 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- the state
 
-    def state_dict(self, *, gather: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, gather: bool = False, read_ahead: int | None = None) -> dict[str, Any]:
         """Where the stream stands: after the last batch that was delivered (C1).
 
         Args:
             gather: with a stream that several ranks read, and of which each knows its own shards
                 only: bring all of them together. All ranks call this, after the same number of
                 batches. Without it such a state is this rank's part, and says so.
+            read_ahead: for who runs the loop for others: how many batches, 0 or 1, it has read and
+                not yet handed on. They do not count, and nor does the end of the pass, if it has
+                been seen: the state is within the pass until the next one begins.
 
         Returns:
             A flat dict of JSON types, the same on every rank (but for the parts above), to be kept
@@ -368,7 +380,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
         flow = self._resumable()
-        state = flow.state(self._cursor.settled_seed(), self._cursor.progress)
+        cursor = self._cursor
+        progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
+        state = flow.state(cursor.settled_seed(), progress)
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:
@@ -422,11 +436,14 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Raises:
             ConfigurationError: there is no such epoch or step.
-            UnsupportedDatasetError: a stream has no steps to jump to.
+            UnsupportedDatasetError: a stream has no steps to jump to, but for the first.
         """
-        source = self._indexed()
         step = configure.place_checked("step", step)
         epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
+        if step == 0:
+            self._jump(self._resumable().beginning(epoch))
+            return
+        source = self._indexed()
         if isinstance(source, PlannedRequests) and step > (steps := source.epoch_steps()):
             raise ConfigurationError(f"seek(step={step}): an epoch has {steps} steps")
         self._jump(source.progress_at(epoch, step, self._cursor.settled_seed()))
@@ -537,7 +554,31 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "loader runs; it is iterated over as there, and not resumed: make it an "
                 "IterableDataset"
             )
+        if self._joins and (world := find_world(None, None)).size > 1:
+            self._join(world, self._flow)
         return self._flow
+
+    def _join(self, world: World, flow: Flow) -> None:
+        """Become one rank of a process group that came up after the loader was built."""
+        ranks, cursor = Ranks(world.group), self._cursor
+        with ranks.agreed("the first use of a ResumableDataLoader older than the group") as terms:
+            if cursor.progress.step:
+                raise ConfigurationError(
+                    f"this loader stands at step {cursor.progress.step} of an epoch that it has "
+                    "read, or was to go on with, as the only rank, and now there is a process "
+                    f"group of {world.size}: bring the group up before, or build the loader after"
+                )
+            strategy = configure.strategy_for(self._given_strategy, world, None)
+            flow = flow.in_world(world, strategy)
+            configure.world_checked(world, cursor.seed, in_order=self.in_order)
+            terms.equal = {**flow.terms(), "seed": cursor.seed}
+            terms.first = cursor.settled_seed()
+        if ranks.several:
+            cursor.seed = terms.first
+        self._joins, self._ranks, self.strategy, self._flow = False, ranks, strategy, flow
+        self.rank, self.world_size = world.rank, world.size
+        if isinstance(flow, IndexedFlow) and isinstance(flow.source, PlannedRequests):
+            self.sampler.share(flow.source)  # type: ignore[attr-defined]  # it is an OrderSampler
 
     def _indexed(self) -> RequestSource:
         flow = self._resumable()

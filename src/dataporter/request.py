@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -254,6 +254,10 @@ class PlannedRequests:
         """The requests of one rank of a world."""
         plan = Plan(order.epoch_length(dataset_length), batch_size, world_size, tail)
         return cls(order, plan, rank, dataset_length)
+
+    def in_world(self, rank: int, world_size: int) -> PlannedRequests:
+        """Those of one rank of another world."""
+        return replace(self, rank=rank, plan=replace(self.plan, world_size=world_size))
 
     def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
         plan = self._plan(progress)

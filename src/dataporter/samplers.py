@@ -24,18 +24,37 @@ if TYPE_CHECKING:
 __all__ = ["OrderSampler", "ResumableDistributedSampler", "ResumableSampler", "refuse_resumable"]
 
 
-class OrderSampler(Sampler[int]):
+class OrderSampler(DistributedSampler[int]):
     """The indices of the loader's current epoch; what ``loader.sampler`` is.
 
     The loader itself does not draw from it. Frameworks do: they read its length, call its
     ``set_epoch`` (which is the loader's), and may build a plain ``DataLoader`` around it, which
     then gives the same order without resuming. In a world of several ranks such a rebuilt loader
     would be sharded a second time, so there iterating over it is an error.
+
+    It is a ``DistributedSampler`` because that is how a sampler says that the ranks share the data
+    out already, or that one rank has it all: those who look leave the loader as it is (Lightning,
+    Ray).
     """
 
     def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
-        self._requests = requests
         self._cursor = cursor
+        self.share(requests)
+
+    def share(self, requests: PlannedRequests) -> None:
+        """Be one rank's from now on."""
+        self._requests, plan = requests, requests.plan
+        super().__init__(
+            range(requests.dataset_length),  # type: ignore[arg-type]  # needs a length alone
+            num_replicas=plan.world_size,
+            rank=requests.rank,
+            shuffle=requests.order.name != "sequential",
+            seed=self._cursor.seed or 0,
+            drop_last=plan.tail == "drop",
+        )
+        # torch counts them in another way: sample by sample, and not by whole global batches.
+        self.num_samples = len(self)
+        self.total_size = sum(map(plan.rank_length, range(plan.world_size)))
 
     def __iter__(self) -> Iterator[int]:
         plan = self._requests.plan
@@ -59,9 +78,19 @@ class OrderSampler(Sampler[int]):
         """The loader's current epoch."""
         return self._cursor.progress.epoch
 
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        """torch's class sets it when it is built, which says nothing."""
+
     def set_epoch(self, epoch: int) -> None:
-        """The loader's ``set_epoch``."""
-        self._cursor.set_epoch(place_checked("epoch", epoch))
+        """The loader's ``set_epoch``, but that it never goes back.
+
+        Frameworks call it, with a count of their own: of passes since the program was started
+        (Fabric), or of epochs of the longest of several loaders (Lightning). Such a count may be
+        behind the loader's, and a state that was loaded has to survive it.
+        """
+        if place_checked("epoch", epoch) > self._cursor.progress.epoch:
+            self._cursor.set_epoch(epoch)
 
 
 class ResumableSampler(Sampler[int]):

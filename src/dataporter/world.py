@@ -35,12 +35,15 @@ def find_world(
     process_group: ProcessGroup | DeviceMesh | None = None,
     *,
     launched: bool = False,
+    later: bool = False,
 ) -> World:
     """The world that was given, else that of a process group, else one rank alone.
 
     Args:
         process_group: in place of the default group; a mesh must have one dimension.
         launched: where no group is up, read the world from the environment that torchrun sets.
+        later: a group may still come up, so that an environment without RANK (Lightning's, before
+            it brings its group up) is one rank alone for now.
 
     Raises:
         ConfigurationError: the arguments are incomplete, wrong, or contradict each other.
@@ -60,7 +63,7 @@ def find_world(
         return _world_of(_group_of(process_group))
     if dist.is_available() and dist.is_initialized():
         return _world_of(dist.group.WORLD)
-    return _torchruns_world() if launched else World(0, 1)
+    return _torchruns_world(later=later) if launched else World(0, 1)
 
 
 def _said(rank_name: str, rank: Any, size_name: str, size: Any) -> World:
@@ -104,9 +107,9 @@ def _world_of(group: Any) -> World:
     return World(dist.get_rank(group), dist.get_world_size(group), group)
 
 
-def _torchruns_world() -> World:
+def _torchruns_world(*, later: bool) -> World:
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None and size is None:
+    if rank is None and (size is None or later):
         return World(0, 1)
     if rank is None or size is None or not (rank.isdecimal() and size.isdecimal()):
         raise ConfigurationError(

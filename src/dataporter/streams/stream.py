@@ -17,11 +17,13 @@ from dataporter.resume import OnMismatch
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import course
 from dataporter.streams import state as states
+from dataporter.streams.cutting import cut_of
 from dataporter.streams.fetch import StreamFetch
 from dataporter.streams.reader import Reading
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.resume import place_of
 from dataporter.streams.shard import Cut, ShardState
+from dataporter.world import World
 
 __all__ = ["Stream", "warn_of_length"]
 
@@ -48,6 +50,10 @@ class Stream:
     drop_last: bool
     snapshot_every: int
     fingerprint: str | None
+
+    def in_world(self, world: World, strategy: ResumptionStrategy) -> Stream:
+        cut = cut_of(self.cut.dataset, getattr(self.cut, "num_shards", None), world.size)
+        return replace(self, cut=cut, strategy=strategy, rank=world.rank, world_size=world.size)
 
     def beginning(self, epoch: int) -> StreamProgress:
         return StreamProgress(epoch)
