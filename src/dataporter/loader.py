@@ -180,7 +180,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         with self._ranks.agreed("ResumableDataLoader()") as terms:
             if own_sampler is not None:
                 configure.reject(
-                    "a sampler of your own decides the order and what is repeated or left out",
+                    "a sampler of your own decides the order and what is repeated or left out (or "
+                    "a framework has rebuilt the loader around a sampler of its own, as Lightning "
+                    "does for predict() and overfit_batches: give it torch's DataLoader there)",
                     shuffle=shuffle,
                     order=order,
                     tail=tail,

@@ -1,0 +1,271 @@
+"""Lightning: training goes on exactly from its own checkpoints, whenever they were taken."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.frameworks.cases import LIGHTNING, Case, verdict
+from benchmarks.frameworks.lightning import DigitStream
+from benchmarks.frameworks.subject import LENGTH, SEED, Digits, build_loader, build_model
+from benchmarks.frameworks.trial import attempt
+from lightning import Fabric, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from dataporter import ResumableDataLoader, StateMismatchError
+from dataporter.errors import ConfigurationError
+from dataporter.integrations.lightning import ResumableCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("case", LIGHTNING, ids=lambda case: case.what)
+def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+    assert verdict(case, "dataporter", tmp_path) is None
+
+
+def test_what_goes_wrong_with_torchs_loader_is_seen(tmp_path: Path) -> None:
+    # A pass begins anew, so that samples are repeated; Lightning itself warns of it.
+    assert "repeated" in (verdict(LIGHTNING[0], "torch", tmp_path) or "")
+
+
+def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None:
+    options = ("--elastic", "--every", "3")
+    begun = attempt(
+        "lightning", tmp_path / "2", 0, *options, "--devices", "2", kill_at=4, seconds=200
+    )
+    seen = Counter(index for entry in begun if entry.step < 3 for index in entry.ids)
+    for ranks in (1, 3):
+        home = tmp_path / str(ranks)
+        shutil.copytree(tmp_path / "2" / "checkpoints", home / "checkpoints")
+        gone_on = attempt("lightning", home, 1, *options, "--devices", str(ranks), seconds=200)
+        first = Counter(i for entry in gone_on if entry.epoch == 0 for i in entry.ids)
+        assert seen + first == Counter(range(LENGTH)), ranks
+        for epoch in (1, 2):
+            whole = Counter(i for entry in gone_on if entry.epoch == epoch for i in entry.ids)
+            assert set(whole) == set(range(LENGTH))
+            assert whole.total() == LENGTH, ranks
+
+
+# ---- every checkpoint of a training, in one process
+
+
+class Learner(LightningModule):
+    """Writes down what it is given."""
+
+    def __init__(self, *, estimates: bool = False) -> None:
+        super().__init__()
+        self.model, self.estimates = build_model(), estimates
+        self.steps: list[Any] = []
+        self.validations: list[Any] = []
+
+    def training_step(self, batch: Any, batch_index: int) -> Any:
+        parts = batch if isinstance(batch, list) else [batch]
+        given = [part if part is None else part["id"].tolist() for part in parts]
+        part = next(part for part in parts if part is not None)
+        loss = nn.functional.cross_entropy(self.model(part["pixels"]), part["label"])
+        self.steps.append((self.trainer.current_epoch, batch_index, given, loss.item()))
+        return loss
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        if not self.trainer.sanity_checking:
+            self.validations.append((batch["id"].tolist(), batch["pixels"].sum().item()))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters())
+        if not self.estimates:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class SaveAlways(Callback):
+    """Saves a checkpoint in each of the hooks in which people do."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.saved: list[tuple[Path, int, int]] = []
+
+    def save(self, trainer: Trainer, hook: str) -> None:
+        if not trainer.sanity_checking:
+            learner = trainer.lightning_module
+            path = self.home / f"{len(self.saved):02d}-{hook}.ckpt"
+            self.saved.append((path, len(learner.steps), len(learner.validations)))
+            trainer.save_checkpoint(path)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        validates = trainer.val_check_batch is not None and trainer.enable_validation
+        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+        # Resumed from right before a validation, Lightning passes that validation over.
+        if not (validates and batches % trainer.val_check_batch == 0):
+            self.save(trainer, "on_train_batch_end")
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.save(trainer, "on_validation_end")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.save(trainer, "on_train_epoch_end")
+
+
+def fit(
+    loader: Any,
+    *callbacks: Callback,
+    validation: Any = None,
+    checkpoint: Path | None = None,
+    estimates: bool = False,
+    **options: Any,
+) -> Learner:
+    torch.manual_seed(1 if checkpoint is None else 2)
+    learner = Learner(estimates=estimates)
+    trainer = Trainer(
+        **{"max_epochs": 3, **options},
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(learner, loader, validation, ckpt_path=checkpoint)
+    return learner
+
+
+def long() -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(Digits(), 16, shuffle=True, seed=SEED)  # 6 batches
+
+
+def short(samples: int) -> ResumableDataLoader[Any]:
+    digits = Subset(Digits(), range(samples))
+    return ResumableDataLoader(digits, 16, shuffle=True, seed=SEED + 1)
+
+
+def stream() -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(DigitStream(), 16, seed=SEED)
+
+
+def hugging_face() -> ResumableDataLoader[Any]:
+    datasets = pytest.importorskip("datasets")
+    digits = Digits()
+    columns = {"pixels": digits.pixels.tolist(), "label": digits.labels.tolist()}
+    rows = datasets.Dataset.from_dict({"id": list(range(LENGTH)), **columns})
+    return ResumableDataLoader(
+        rows.with_format("torch").to_iterable_dataset(num_shards=5), 16, seed=SEED
+    )
+
+
+def together(
+    mode: str, *loaders: Callable[[], ResumableDataLoader[Any]]
+) -> Callable[[], CombinedLoader]:
+    return lambda: CombinedLoader([loader() for loader in loaders], mode)
+
+
+TRAININGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "one loader": (long, {}),
+    "a whole schedule": (long, {"estimates": True}),
+    "max_steps": (long, {"max_epochs": None, "max_steps": 16}),
+    "limit_train_batches": (long, {"limit_train_batches": 4}),
+    "reloaded each epoch": (long, {"reload_dataloaders_every_n_epochs": 1}),
+    "validation": (long, {"validation": long, "val_check_interval": 3}),
+    "min_size": (together("min_size", long, lambda: short(40)), {}),
+    "max_size": (together("max_size", long, lambda: short(40)), {}),
+    "cycle": (together("max_size_cycle", long, lambda: short(40)), {"max_epochs": 4}),
+    "cycle, ends together": (together("max_size_cycle", lambda: short(32), long), {}),
+    "stream": (stream, {}),
+    "stream, max_steps": (stream, {"max_epochs": None, "max_steps": 16}),
+    "streams, validation": (stream, {"validation": stream, "val_check_interval": 3}),
+    "stream, cycle": (together("max_size_cycle", stream, lambda: short(40)), {}),
+    "stream, max_size": (together("max_size", lambda: short(40), stream), {}),
+    "Hugging Face's stream": (hugging_face, {"max_epochs": 2}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    build, options = TRAININGS[name]
+    options = dict(options)
+    validation = options.pop("validation", None)
+
+    def run(*callbacks: Callback, checkpoint: Path | None = None) -> Learner:
+        data = {"validation": validation and validation(), "checkpoint": checkpoint}
+        return fit(build(), ResumableCallback(), *callbacks, **data, **options)
+
+    alone = run(always := SaveAlways(tmp_path))
+    assert len(always.saved) > 8
+    for path, steps, validations in always.saved:
+        resumed = run(checkpoint=path)
+        assert resumed.steps == alone.steps[steps:], path.name
+        assert resumed.validations == alone.validations[validations:], path.name
+
+
+def test_one_loader_of_known_length_needs_no_callback(tmp_path: Path) -> None:
+    alone = fit(long(), always := SaveAlways(tmp_path))
+    for path, steps, _ in always.saved:
+        assert fit(long(), checkpoint=path).steps == alone.steps[steps:], path.name
+
+
+def test_a_stream_without_the_callback_loses_a_batch(tmp_path: Path) -> None:
+    alone = fit(stream(), always := SaveAlways(tmp_path))
+    path, steps, _ = always.saved[1]
+    assert fit(stream(), checkpoint=path).steps[0][2] == alone.steps[steps + 1][2]
+
+
+def test_other_loaders_than_were_saved_are_an_error(tmp_path: Path) -> None:
+    fit(long(), ResumableCallback(), always := SaveAlways(tmp_path), max_epochs=1)
+    both = together("min_size", long, stream)()
+    with pytest.raises(StateMismatchError, match=r"states of 1 .* this training has 2"):
+        fit(both, ResumableCallback(), checkpoint=always.saved[0][0])
+
+
+def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_path: Path) -> None:
+    alone = fit(long(), always := SaveAlways(tmp_path))
+    path, steps, _ = always.saved[2]
+    assert fit(long(), ResumableCallback(), checkpoint=path).steps == alone.steps[steps:]
+    plain = DataLoader(Digits(), 16)
+    learner = fit(plain, ResumableCallback(), SaveAlways(tmp_path), max_epochs=1)
+    assert len(learner.steps) == 6
+    assert "dataporter" not in torch.load(tmp_path / "00-on_train_batch_end.ckpt")
+
+
+def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:
+    with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
+        fit(long(), overfit_batches=2)
+
+
+def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> None:
+    def train(save_at: int | None = None, path: Path | None = None) -> list[Any]:
+        torch.manual_seed(1 if path is None else 2)
+        fabric = Fabric(accelerator="cpu", devices=1)
+        model = build_model()
+        model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters()))
+        loader = build_loader("dataporter")
+        wrapped = fabric.setup_dataloaders(loader)
+        state = {"model": model, "optimizer": optimizer, "loader": wrapped}
+        if path is not None:
+            fabric.load(path, state)
+        steps: list[Any] = []
+        for _ in range(loader.epoch, 3):
+            for batch in wrapped:
+                loss = nn.functional.cross_entropy(model(batch["pixels"]), batch["label"])
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                steps.append((batch["id"].tolist(), loss.item()))
+                if len(steps) == save_at:
+                    fabric.save(tmp_path / "fabric.ckpt", state)
+                    return steps
+        return steps
+
+    alone = train()
+    assert len(alone) == 36
+    for save_at in (5, 12, 29):
+        train(save_at)
+        assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
