@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +273,34 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
     for save_at in (5, 12, 29):
         train(save_at)
         assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
+
+
+def test_the_example_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "lightning_training.py"
+
+    def start(directory: str, kill_at: str | None = None) -> list[str]:
+        steps = []
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(example), directory],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("epoch "):
+                    steps.append(line)
+                if kill_at is not None and line.startswith(kill_at):
+                    process.kill()
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
+        return steps
+
+    alone = start("alone")
+    assert len(alone) == 5 * 57
+    killed = start("killed", kill_at="epoch 1, step 9:")
+    resumed = start("killed")
+    assert resumed == alone[len(alone) - len(resumed) :]
+    assert len(alone) - len(resumed) == (len(killed) - 1) // 10 * 10
