@@ -47,10 +47,11 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
         if loaders := _ours(fit):
             # What the fetcher holds has been read, to see whether more comes, and not been used.
             held = len(getattr(fit._data_fetcher, "batches", ()))
+            ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
                 "epoch": self._epoch,
                 "loaders": [loader.state_dict(gather=True, read_ahead=held) for loader in loaders],
-                "ended": getattr(fit._combined_loader._iterator, "_consumed", None),
+                "ended": list(ended),
             }
 
     def on_load_checkpoint(
@@ -95,7 +96,7 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
         if fit._data_fetcher.length is None:
             iter(fit._data_fetcher)  # it holds a batch of before
         if self._epoch == begun:
-            if ended is not None:
+            if ended:
                 fit._combined_loader._iterator._consumed = list(ended)
             _recount(trainer, loaders, ended or [False] * len(loaders))
 
