@@ -31,16 +31,19 @@ from dataporter.integrations.lightning import ResumableCallback
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", LIGHTNING, ids=lambda case: case.what)
 def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
+@pytest.mark.timeout(600)
 def test_what_goes_wrong_with_torchs_loader_is_seen(tmp_path: Path) -> None:
     # A pass begins anew, so that samples are repeated; Lightning itself warns of it.
     assert "repeated" in (verdict(LIGHTNING[0], "torch", tmp_path) or "")
 
 
+@pytest.mark.timeout(600)
 def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None:
     options = ("--elastic", "--every", "3")
     begun = attempt(
@@ -275,6 +278,7 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
         assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
 
 
+@pytest.mark.timeout(600)
 def test_the_example_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "lightning_training.py"
 
