@@ -119,6 +119,42 @@ def test_set_epoch_on_what_frameworks_can_reach_is_the_loaders(reach: str) -> No
     assert [ids(batch) for batch in loader] == epoch_of(4)
 
 
+def test_the_samplers_set_epoch_never_goes_back() -> None:
+    # Fabric counts its passes from 0 after a resume, and calls this before each.
+    loader = loader_of(shuffle=True)
+    loader.seek(epoch=3, step=2)
+    resumed = loader_of(shuffle=True)
+    resumed.load_state_dict(loader.state_dict())
+    resumed.sampler.set_epoch(0)
+    assert [ids(batch) for batch in resumed] == epoch_of(3)[2:]
+    resumed.sampler.set_epoch(1)
+    assert [ids(batch) for batch in resumed] == epoch_of(4)
+    resumed.set_epoch(1)
+    assert [ids(batch) for batch in resumed] == epoch_of(1), "the loader's own does"
+
+
+def test_the_state_of_a_loop_that_reads_ahead_is_where_the_loop_stands() -> None:
+    def rest(state: dict[str, Any]) -> list[list[int]]:
+        resumed = loader_of(shuffle=True)
+        resumed.load_state_dict(state)
+        return [ids(batch) for batch in resumed]
+
+    loader, expected = loader_of(shuffle=True), epoch_of(0)
+    batches = iter(loader)
+    assert rest(loader.state_dict(read_ahead=0)) == expected
+    for delivered, _ in enumerate(batches, start=1):
+        assert rest(loader.state_dict(read_ahead=1)) == expected[delivered - 1 :]
+        assert rest(loader.state_dict(read_ahead=0)) == expected[delivered:]
+        assert loader.state_dict(read_ahead=0) == loader.state_dict()
+    for read_ahead in (0, 1):
+        ended = loader.state_dict(read_ahead=read_ahead)
+        assert (ended["epoch"], ended["step"]) == (0, 5), "its loop has not begun another pass"
+        assert rest(ended) == []
+    assert rest(loader.state_dict()) == epoch_of(1)
+    loader.seek(epoch=2, step=1)
+    assert loader.state_dict(read_ahead=1) == loader.state_dict()
+
+
 def test_a_loaded_state_is_the_state_and_takes_effect_at_the_next_iter() -> None:
     loader = loader_of(shuffle=True)
     state = {**loader.state_dict(), "epoch": 5, "step": 2, "position": 4}

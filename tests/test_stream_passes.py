@@ -15,7 +15,7 @@ from example_streams import KINDS, Stateful, numbers
 from subjects import digest
 from torch.utils.data import IterableDataset
 
-from dataporter import ResumableDataLoader, sample_rng
+from dataporter import ResumableDataLoader, UnsupportedDatasetError, sample_rng
 from dataporter.rng import global_state
 
 SEED = 5
@@ -289,3 +289,15 @@ def test_it_is_told_when_drop_last_leaves_nothing() -> None:
         warnings.simplefilter("error")
         assert list(loader_of(KINDS["shards"](0), drop_last=True)) == []
         assert len(list(loader_of(KINDS["shards"](LENGTH), drop_last=True))) == 0 + 1 + 2 + 3
+
+
+@kinds
+def test_a_stream_can_be_put_to_the_start_of_any_epoch(kind: str) -> None:
+    loader = loader_of(KINDS[kind](LENGTH))
+    expected = digests(loader)
+    for _ in itertools.islice(loader, 2):
+        pass
+    loader.seek(epoch=0)
+    assert digests(loader) == expected
+    with pytest.raises(UnsupportedDatasetError, match="no place to jump to"):
+        loader.seek(epoch=0, step=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,3 +215,36 @@ def test_ranks_find_their_place_and_one_state_serves_another_world() -> None:
     three = ranks_of(3, streaming_rank, 99, two[0]["state"])
     seen = [index for rank in [*two, *three] for index in rank["seen"]]
     assert sorted(seen) == list(range(40)), "24 were left, which three ranks share without a repeat"
+
+
+# ---- a loader that is older than the process group
+
+
+def built_before_the_group(meeting: str) -> Any:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    older = ResumableDataLoader(Indices(40), 2, shuffle=True)
+    said = loader_of(rank=0, world_size=1)
+    under_way = loader_of()
+    next(iter(under_way))
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    length, sampler_length = len(older), len(older.sampler)
+    first = [index for batch in older for index in ids(batch)]
+    alone = [index for batch in said for index in ids(batch)]
+    error = outcome(lambda: next(iter(under_way)))
+    shown = (length, sampler_length, place(older), older.sampler.num_replicas, older.seed)
+    return shown, first, alone, error
+
+
+def test_a_loader_that_is_older_than_the_group_joins_it_when_it_is_used(tmp_path: Path) -> None:
+    (shown_0, first_0, alone_0, error_0), (shown_1, first_1, alone_1, error_1) = ranks_of(
+        2, built_before_the_group, f"file://{tmp_path}/meeting"
+    )
+    assert shown_0[:4] == (10, 20, ("distributed", 0, 2), 2)
+    assert shown_1[:4] == (10, 20, ("distributed", 1, 2), 2)
+    assert shown_0[4] == shown_1[4], "they share the first one's seed"
+    assert sorted(first_0 + first_1) == list(range(40))
+    assert alone_0 == alone_1
+    assert sorted(alone_0) == list(range(40)), "a world that was said stays"
+    assert error_0[0] == error_1[0] == "ConfigurationError"
+    assert "step 1 of an epoch" in error_0[1]

@@ -69,19 +69,14 @@ LOOP = tuple(
 LIGHTNING = tuple(
     Case("Lightning", what, "lightning", kill_at, options.split())
     for what, kill_at, options in [
-        ("mid-epoch, without the callback", 7, "--bare"),
-        ("mid-epoch, 2 workers", 16, "--workers 2"),
+        ("mid-epoch, without the callback, 2 workers", 7, "--bare --workers 2"),
         ("at an epoch's last batch", 13, "--every 12"),
         ("from `on_train_epoch_end`", 15, "--save epoch"),
-        ("from `on_train_epoch_end`, with `max_steps`", 15, "--save epoch --max-steps 30"),
         ("with `estimated_stepping_batches`", 7, "--estimated"),
         ("with accumulation", 10, "--accumulate 2 --every 4"),
         ("with `val_check_interval`, from its end", 9, "--val-every 4 --save validation"),
         ("two loaders, `max_size_cycle`", 9, "--mode max_size_cycle --every 7"),
-        ("two loaders, `max_size`", 9, "--mode max_size --every 7"),
-        ("two loaders, `min_size`", 5, "--mode min_size --every 4"),
         ("a stream without a length", 7, "--stream"),
-        ("a stream, at an epoch's last batch", 13, "--stream --every 12"),
         ("2 ranks (DDP)", 9, "--devices 2 --every 4"),
     ]
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,16 +31,19 @@ from dataporter.integrations.lightning import ResumableCallback
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", LIGHTNING, ids=lambda case: case.what)
 def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
+@pytest.mark.timeout(600)
 def test_what_goes_wrong_with_torchs_loader_is_seen(tmp_path: Path) -> None:
     # A pass begins anew, so that samples are repeated; Lightning itself warns of it.
     assert "repeated" in (verdict(LIGHTNING[0], "torch", tmp_path) or "")
 
 
+@pytest.mark.timeout(600)
 def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None:
     options = ("--elastic", "--every", "3")
     begun = attempt(
@@ -269,3 +276,35 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
     for save_at in (5, 12, 29):
         train(save_at)
         assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
+
+
+@pytest.mark.timeout(600)
+def test_the_example_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "lightning_training.py"
+
+    def start(directory: str, kill_at: str | None = None) -> list[str]:
+        steps = []
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(example), directory],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("epoch "):
+                    steps.append(line)
+                if kill_at is not None and line.startswith(kill_at):
+                    process.kill()
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
+        return steps
+
+    alone = start("alone")
+    assert len(alone) == 5 * 57
+    killed = start("killed", kill_at="epoch 1, step 9:")
+    resumed = start("killed")
+    assert resumed == alone[len(alone) - len(resumed) :]
+    assert len(alone) - len(resumed) == (len(killed) - 1) // 10 * 10

@@ -37,7 +37,8 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
         # The trainer's epoch that the loaders' last pass belongs to.
         self._epoch = 0
         self._loaded: dict[str, Any] | None = None
-        self._held: list[Any] = []
+        # The loaders that have a loaded place and no batch since, with the epoch they were in.
+        self._resumed: list[tuple[ResumableDataLoader[Any], int]] = []
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -46,10 +47,11 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
         if loaders := _ours(fit):
             # What the fetcher holds has been read, to see whether more comes, and not been used.
             held = len(getattr(fit._data_fetcher, "batches", ()))
+            ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
                 "epoch": self._epoch,
                 "loaders": [loader.state_dict(gather=True, read_ahead=held) for loader in loaders],
-                "ended": getattr(fit._combined_loader._iterator, "_consumed", None),
+                "ended": list(ended),
             }
 
     def on_load_checkpoint(
@@ -85,15 +87,25 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
             loader.load_state_dict(state)
-            if self._epoch > begun:
-                loader.seek(epoch=_epoch_after(loader, self._epoch))
-            self._hold(loader.sampler)
+            self._resumed.append((loader, loader.epoch))
+            if hasattr(loader.sampler, "set_epoch"):
+                # Its place stays, whatever epoch the trainer sets before the first batch.
+                loader.sampler.set_epoch = _stay
+        if self._epoch > begun:
+            self._leave_pass()
         if fit._data_fetcher.length is None:
             iter(fit._data_fetcher)  # it holds a batch of before
         if self._epoch == begun:
-            if ended is not None:
+            if ended:
                 fit._combined_loader._iterator._consumed = list(ended)
             _recount(trainer, loaders, ended or [False] * len(loaders))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.fit_loop.epoch_progress.current.processed
+        if self._resumed and epoch > self._epoch:
+            # Lightning had nothing left to do in the epoch that the state is of.
+            self._epoch = epoch
+            self._leave_pass()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -104,19 +116,16 @@ class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
+    def _leave_pass(self) -> None:
+        """Go where the loaders would have gone when the trainer began its present epoch."""
+        for loader, epoch in self._resumed:
+            told = hasattr(loader.sampler, "set_epoch")
+            loader.seek(epoch=max(epoch + 1, self._epoch if told else 0))
+
     def _let_go(self) -> None:
-        while self._held:
-            del self._held.pop().set_epoch
-
-    def _hold(self, sampler: Any) -> None:
-        """Keep the place from the epoch that the trainer sets before the first batch.
-
-        One of several loaders, which has begun anew while the longest went on, has epochs of its
-        own.
-        """
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch = _stay
-            self._held.append(sampler)
+        for loader, _ in self._resumed:
+            vars(loader.sampler).pop("set_epoch", None)
+        self._resumed.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -167,9 +176,3 @@ def _begin_epoch(loop: Any) -> None:
         loop._batches_that_stepped += not loop._should_accumulate()
     loop.restarting = False
     loop.reset_restart_stage()
-
-
-def _epoch_after(loader: ResumableDataLoader[Any], trainers_epoch: int) -> int:
-    """The epoch that the loader would have begun when the trainer began its own."""
-    told = hasattr(loader.sampler, "set_epoch")
-    return max(loader.epoch + 1, trainers_epoch if told else 0)
