@@ -49,7 +49,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 $(VENV)/.frameworks: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet -e '.[examples,dev,frameworks]' torchdata
+	$(BIN)/python -m pip install --quiet -e '.[examples,dev,frameworks]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt

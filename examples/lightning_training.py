@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dataporter import ResumableDataLoader
-from dataporter.integrations.lightning import ResumableCallback
 
 directory = sys.argv[1] if len(sys.argv) > 1 else "lightning-checkpoints"
 
@@ -51,10 +50,7 @@ seed_everything(0)
 trainer = Trainer(
     accelerator="cpu",
     max_epochs=5,
-    callbacks=[
-        ModelCheckpoint(directory, every_n_train_steps=10, save_last=True),
-        ResumableCallback(),
-    ],
+    callbacks=[ModelCheckpoint(directory, every_n_train_steps=10, save_last=True)],
     logger=False,
     enable_progress_bar=False,
 )

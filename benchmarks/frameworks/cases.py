@@ -69,7 +69,7 @@ LOOP = tuple(
 LIGHTNING = tuple(
     Case("Lightning", what, "lightning", kill_at, options.split())
     for what, kill_at, options in [
-        ("mid-epoch, without the callback, 2 workers", 7, "--bare --workers 2"),
+        ("mid-epoch, 2 workers", 7, "--workers 2"),
         ("at an epoch's last batch", 13, "--every 12"),
         ("from `on_train_epoch_end`", 15, "--save epoch"),
         ("with `estimated_stepping_batches`", 7, "--estimated"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -122,13 +122,6 @@ def train(options: argparse.Namespace) -> None:
         "epoch": {"save_on_train_epoch_end": True},
         "validation": {"save_on_train_epoch_end": False},
     }[options.save]
-    callbacks: list[Callback] = [
-        ModelCheckpoint(options.home / "checkpoints", save_last=True, **saved)
-    ]
-    if options.loader == "dataporter" and not options.bare:
-        from dataporter.integrations.lightning import ResumableCallback
-
-        callbacks.append(ResumableCallback())
     trainer = Trainer(
         accelerator="cpu",
         devices=options.devices,
@@ -137,7 +130,7 @@ def train(options: argparse.Namespace) -> None:
         max_steps=-1 if options.max_steps is None else options.max_steps,
         accumulate_grad_batches=options.accumulate,
         val_check_interval=options.val_every,
-        callbacks=callbacks,
+        callbacks=[ModelCheckpoint(options.home / "checkpoints", save_last=True, **saved)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -163,7 +156,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--elastic", action="store_true", help="the number of devices may change")
-    parser.add_argument("--bare", action="store_true", help="without the callback")
     return parser
 
 

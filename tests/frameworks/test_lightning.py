@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -20,13 +21,13 @@ from benchmarks.frameworks.subject import LENGTH, SEED, Digits, build_loader, bu
 from benchmarks.frameworks.trial import attempt
 from lightning import Fabric, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors import callback_connector
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from dataporter import ResumableDataLoader, StateMismatchError
 from dataporter.errors import ConfigurationError
-from dataporter.integrations.lightning import ResumableCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -63,6 +64,14 @@ def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None
 
 
 # ---- every checkpoint of a training, in one process
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No callback but those that a test names."""
+    monkeypatch.setattr(
+        callback_connector, "_load_external_callbacks", lambda group: [], raising=True
+    )
 
 
 class Learner(LightningModule):
@@ -203,7 +212,7 @@ def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Pat
 
     def run(*callbacks: Callback, checkpoint: Path | None = None) -> Learner:
         data = {"validation": validation and validation(), "checkpoint": checkpoint}
-        return fit(build(), ResumableCallback(), *callbacks, **data, **options)
+        return fit(build(), *callbacks, **data, **options)
 
     alone = run(always := SaveAlways(tmp_path))
     assert len(always.saved) > 8
@@ -213,31 +222,75 @@ def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Pat
         assert resumed.validations == alone.validations[validations:], path.name
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_one_loader_of_known_length_needs_no_callback(tmp_path: Path) -> None:
     alone = fit(long(), always := SaveAlways(tmp_path))
     for path, steps, _ in always.saved:
         assert fit(long(), checkpoint=path).steps == alone.steps[steps:], path.name
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_stream_without_the_callback_loses_a_batch(tmp_path: Path) -> None:
     alone = fit(stream(), always := SaveAlways(tmp_path))
     path, steps, _ = always.saved[1]
     assert fit(stream(), checkpoint=path).steps[0][2] == alone.steps[steps + 1][2]
 
 
+@pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
+def test_every_trainer_has_the_callback_by_itself(package: str, tmp_path: Path) -> None:
+    library = importlib.import_module(package)
+    factory = importlib.import_module(f"dataporter.integrations.{package}")
+
+    class Training(library.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.seen = build_model(), []
+
+        def training_step(self, batch: Any, batch_index: int) -> Any:
+            self.seen.append(batch["id"].tolist())
+            return nn.functional.cross_entropy(self.model(batch["pixels"]), batch["label"])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    def train(steps: int, checkpoint: Path | None = None, named: tuple[Any, ...] = ()) -> Any:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        trainer = library.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=list(named),
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            **quiet,
+        )
+        held = [one for one in trainer.callbacks if isinstance(one, factory.ResumableCallback)]
+        assert len(held) == 1 + len(named)
+        trainer.fit(training := Training(), stream(), ckpt_path=checkpoint)
+        if checkpoint is None:
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return training.seen
+
+    alone, _ = train(9), train(4)
+    assert train(9, tmp_path / "last.ckpt") == alone[4:]
+    named = (factory.ResumableCallback(),)
+    assert train(9, tmp_path / "last.ckpt", named) == alone[4:], "a second one does no harm"
+
+
 def test_other_loaders_than_were_saved_are_an_error(tmp_path: Path) -> None:
-    fit(long(), ResumableCallback(), always := SaveAlways(tmp_path), max_epochs=1)
+    fit(long(), always := SaveAlways(tmp_path), max_epochs=1)
     both = together("min_size", long, stream)()
     with pytest.raises(StateMismatchError, match=r"states of 1 .* this training has 2"):
-        fit(both, ResumableCallback(), checkpoint=always.saved[0][0])
+        fit(both, checkpoint=always.saved[0][0])
 
 
 def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_path: Path) -> None:
-    alone = fit(long(), always := SaveAlways(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callback_connector, "_load_external_callbacks", lambda group: [])
+        alone = fit(long(), always := SaveAlways(tmp_path))
     path, steps, _ = always.saved[2]
-    assert fit(long(), ResumableCallback(), checkpoint=path).steps == alone.steps[steps:]
+    assert fit(long(), checkpoint=path).steps == alone.steps[steps:]
     plain = DataLoader(Digits(), 16)
-    learner = fit(plain, ResumableCallback(), SaveAlways(tmp_path), max_epochs=1)
+    learner = fit(plain, SaveAlways(tmp_path), max_epochs=1)
     assert len(learner.steps) == 6
     assert "dataporter" not in torch.load(tmp_path / "00-on_train_batch_end.ckpt")
 

@@ -1,178 +1,26 @@
-"""Lightning: a callback that keeps the loaders' places in the trainer's own checkpoints."""
+"""Lightning: a callback that keeps the loaders' places; installing DataPorter brings it along."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from lightning.pytorch import Callback
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from dataporter.integrations.lightning_hooks import LoaderHooks
 
-from dataporter.errors import StateMismatchError
-from dataporter.loader import ResumableDataLoader
-
-__all__ = ["ResumableCallback"]
-
-_KEY = "dataporter"
+__all__ = ["ResumableCallback", "callbacks"]
 
 
-class ResumableCallback(Callback):  # type: ignore[misc]  # mypy does not follow Lightning
+class ResumableCallback(LoaderHooks, Callback):  # type: ignore[misc]  # mypy does not follow it
     """Makes ``fit(ckpt_path=...)`` go on exactly, wherever in the training the checkpoint is from.
 
-    Lightning saves and loads a loader's state by itself, but for a few places: with
-    ``estimated_stepping_batches`` it does not load it, a loader without a length it reads one batch
-    ahead, of several ranks it keeps the first one's state, and of several loaders it forgets which
-    have ended. This callback saves the states of all :class:`~dataporter.ResumableDataLoader` in
-    ``train_dataloader``, as far as the training has used them, and loads them right before the
-    first batch.
-
-    Validation loaders are put to an epoch that follows from the steps that were trained, so that
-    they too give the same after a resume, shuffled or augmented at random as they may be.
+    Every ``Trainer`` has one by itself where DataPorter is installed as a package: it is one of its
+    entry points (``lightning.pytorch.callbacks_factory``). A second one does no harm.
 
     Example:
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[ResumableCallback()], accelerator="cpu", logger=False)
     """
 
-    def __init__(self) -> None:
-        # The trainer's epoch that the loaders' last pass belongs to.
-        self._epoch = 0
-        self._loaded: dict[str, Any] | None = None
-        # The loaders that have a loaded place and no batch since, with the epoch they were in.
-        self._resumed: list[tuple[ResumableDataLoader[Any], int]] = []
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        fit = trainer.fit_loop
-        if loaders := _ours(fit):
-            # What the fetcher holds has been read, to see whether more comes, and not been used.
-            held = len(getattr(fit._data_fetcher, "batches", ()))
-            ended = getattr(fit._combined_loader._iterator, "_consumed", ())
-            checkpoint[_KEY] = {
-                "epoch": self._epoch,
-                "loaders": [loader.state_dict(gather=True, read_ahead=held) for loader in loaders],
-                "ended": list(ended),
-            }
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if trainer.state.fn != "fit" or _KEY not in checkpoint:
-            return
-        self._loaded = checkpoint[_KEY]
-        loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-        if len(loop.get("combined_loader", ())) == len(self._loaded["loaders"]):
-            # All of them are ours. One rank's state would be refused on another.
-            del loop["combined_loader"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._loaded = self._loaded, None
-        if saved is None:
-            return
-        fit = trainer.fit_loop
-        if fit.restarted_on_epoch_end:
-            # With max_steps, Lightning takes an epoch that was over up again, for one batch.
-            fit.epoch_progress.increment_completed()
-            fit._restarting = fit.epoch_loop.restarting = False
-            fit.reset_restart_stage()
-        loaders, states, ended = _ours(fit), saved["loaders"], saved["ended"]
-        if len(loaders) != len(states):
-            raise StateMismatchError(
-                f"the checkpoint has the states of {len(states)} ResumableDataLoaders, and this "
-                f"training has {len(loaders)}: train with the same loaders, in the same places of "
-                "train_dataloader"
-            )
-        begun, self._epoch = saved["epoch"], fit.epoch_progress.current.processed
-        if self._epoch > begun and trainer.num_training_batches == float("inf"):
-            _begin_epoch(fit.epoch_loop)
-        for loader, state in zip(loaders, states):
-            loader.load_state_dict(state)
-            self._resumed.append((loader, loader.epoch))
-            if hasattr(loader.sampler, "set_epoch"):
-                # Its place stays, whatever epoch the trainer sets before the first batch.
-                loader.sampler.set_epoch = _stay
-        if self._epoch > begun:
-            self._leave_pass()
-        if fit._data_fetcher.length is None:
-            iter(fit._data_fetcher)  # it holds a batch of before
-        if self._epoch == begun:
-            if ended:
-                fit._combined_loader._iterator._consumed = list(ended)
-            _recount(trainer, loaders, ended or [False] * len(loaders))
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.processed
-        if self._resumed and epoch > self._epoch:
-            # Lightning had nothing left to do in the epoch that the state is of.
-            self._epoch = epoch
-            self._leave_pass()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._epoch = trainer.fit_loop.epoch_progress.current.processed
-        self._let_go()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go()
-
-    def _leave_pass(self) -> None:
-        """Go where the loaders would have gone when the trainer began its present epoch."""
-        for loader, epoch in self._resumed:
-            told = hasattr(loader.sampler, "set_epoch")
-            loader.seek(epoch=max(epoch + 1, self._epoch if told else 0))
-
-    def _let_go(self) -> None:
-        for loader, _ in self._resumed:
-            vars(loader.sampler).pop("set_epoch", None)
-        self._resumed.clear()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            return
-        loop = trainer.fit_loop.epoch_loop.val_loop
-        if loaders := _ours(loop):
-            for loader in loaders:
-                loader.seek(epoch=trainer.fit_loop.total_batch_idx + 1)
-            if loop._data_fetcher.length is None:
-                iter(loop._data_fetcher)
-
-
-def _stay(epoch: int) -> None:
-    """In place of a sampler's ``set_epoch``."""
-
-
-def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
-    combined = loop._combined_loader
-    loaders = [] if combined is None else combined.flattened
-    return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
-
-
-def _recount(
-    trainer: Trainer, loaders: Sequence[ResumableDataLoader[Any]], ended: Sequence[bool]
-) -> None:
-    """Let Lightning expect as many batches as the epoch still has.
-
-    It expects as many as an epoch of the present world and batch size has, but for those that it
-    has counted, which were larger or smaller if the world or batch size was another one.
-    """
-    combined, batches = trainer.fit_loop._combined_loader, trainer.num_training_batches
-    whole = trainer.limit_train_batches == 1.0 and batches != float("inf")
-    if whole and len(combined.flattened) == len(loaders):
-        shortest = combined._mode == "min_size"
-        left = [loader.remaining for loader, over in zip(loaders, ended) if not over]
-        loop = trainer.fit_loop.epoch_loop
-        counts = loop.batch_progress.current
-        counted = counts.completed + loop.restarted_on_train_batch_end
-        missed = batches - (min if shortest else max)(left, default=0) - counted
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(counts, name, getattr(counts, name) + missed)
-
-
-def _begin_epoch(loop: Any) -> None:
-    """Let the next batch be an epoch's first: of one without a length Lightning counts on."""
-    if loop.restarted_on_train_batch_end:
-        loop.batch_progress.increment_completed()
-        loop._batches_that_stepped += not loop._should_accumulate()
-    loop.restarting = False
-    loop.reset_restart_stage()
+def callbacks() -> list[Callback]:
+    """What the entry point gives to each ``Trainer``."""
+    return [ResumableCallback()]
