@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.frameworks.trial import attempt, difference
 
-__all__ = ["CASES", "LOOP", "Case", "verdict"]
+__all__ = ["ACCELERATE", "CASES", "LOOP", "TRAINER", "Case", "torchrun", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ def verdict(case: Case, loader: str, home: Path) -> str | None:
     return difference(alone, resumed)
 
 
+def torchrun(ranks: int) -> tuple[str, ...]:
+    """What starts a program on so many ranks of this machine."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+
+
 LOOP = tuple(
     Case("by hand", what, "loop", kill_at)
     for what, kill_at in [
@@ -60,4 +65,31 @@ LOOP = tuple(
     ]
 )
 
-CASES: tuple[Case, ...] = LOOP
+ACCELERATE = tuple(
+    Case("Accelerate", what, "accelerate", kill_at, options.split(), launcher)
+    for what, kill_at, options, launcher in [
+        ("mid-epoch", 7, "", ()),
+        ("at an epoch's last batch, 2 workers", 13, "--every 12 --workers 2", ()),
+        ("2 processes", 9, "--every 4", torchrun(2)),
+        (
+            "2 processes, `split_batches`, accumulation",
+            10,
+            "--every 4 --split-batches --batch-size 16 --accumulate 2",
+            torchrun(2),
+        ),
+    ]
+)
+
+TRAINER = tuple(
+    Case("Transformers Trainer", what, "trainer", kill_at, options.split(), launcher)
+    for what, kill_at, options, launcher in [
+        ("mid-epoch, with evaluation", 7, "--evaluate", ()),
+        ("at an epoch's last batch, 2 workers", 14, "--every 12 --workers 2", ()),
+        ("with accumulation", 26, "--accumulate 5 --every 4", ()),
+        ("`group_by_length`", 18, "--sampling group_by_length", ()),
+        ("a stream with `max_steps`, in its second pass", 17, "--stream --max-steps 20", ()),
+        ("2 processes", 9, "--every 4", torchrun(2)),
+    ]
+)
+
+CASES: tuple[Case, ...] = (*LOOP, *ACCELERATE, *TRAINER)
