@@ -10,7 +10,18 @@ from typing import Any
 
 from benchmarks.frameworks.trial import attempt, difference, left_alone
 
-__all__ = ["CASES", "LIGHTNING", "LOOP", "RAY", "TORCHTITAN", "Case", "torchrun", "verdict"]
+__all__ = [
+    "ACCELERATE",
+    "CASES",
+    "LIGHTNING",
+    "LOOP",
+    "RAY",
+    "TORCHTITAN",
+    "TRAINER",
+    "Case",
+    "torchrun",
+    "verdict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +110,31 @@ RAY = tuple(
     ]
 )
 
-CASES: tuple[Case, ...] = (*LOOP, *LIGHTNING, *TORCHTITAN, *RAY)
+ACCELERATE = tuple(
+    Case("Accelerate", what, "accelerate", kill_at, options.split(), launcher)
+    for what, kill_at, options, launcher in [
+        ("mid-epoch", 7, "", ()),
+        ("at an epoch's last batch, 2 workers", 13, "--every 12 --workers 2", ()),
+        ("2 processes", 9, "--every 4", torchrun(2)),
+        (
+            "2 processes, `split_batches`, accumulation",
+            10,
+            "--every 4 --split-batches --batch-size 16 --accumulate 2",
+            torchrun(2),
+        ),
+    ]
+)
+
+TRAINER = tuple(
+    Case("Transformers Trainer", what, "trainer", kill_at, options.split(), launcher)
+    for what, kill_at, options, launcher in [
+        ("mid-epoch, with evaluation, 2 workers", 7, "--evaluate --workers 2", ()),
+        ("at an epoch's last step", 14, "--every 12", ()),
+        ("with accumulation", 29, "--accumulate 5 --every 4", ()),
+        ("`group_by_length`", 18, "--sampling group_by_length", ()),
+        ("a stream with `max_steps`, in its second pass", 17, "--stream --max-steps 20", ()),
+        ("2 processes", 9, "--every 4", torchrun(2)),
+    ]
+)
+
+CASES: tuple[Case, ...] = (*LOOP, *LIGHTNING, *ACCELERATE, *TRAINER, *TORCHTITAN, *RAY)

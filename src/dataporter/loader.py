@@ -562,6 +562,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     @property
     def _is_accelerate_prepared(self) -> bool:
         # Accelerator.prepare() asks, and returns a loader as it is that says yes.
+        if "accelerate" not in sys.modules:
+            return False
         from dataporter.integrations.accelerate import prepare_for_caller
 
         return prepare_for_caller(self)

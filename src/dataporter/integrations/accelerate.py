@@ -213,26 +213,23 @@ def _samples_of(shard: Any) -> int | None:
 
 
 def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, said: bool) -> None:
-    """Refuse what would give several processes the same samples."""
-    own_group = loader._ranks.several and loader._ranks.group is not dist.group.WORLD
-    if said or own_group:
+    """Refuse what would give several processes the same samples, or not be saved."""
+    flow, processes = loader._flow, accelerator.num_processes
+    if isinstance(flow, Stream) and flow.cut.name == "workers" and processes > 1:
+        raise UnsupportedDatasetError(
+            f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out: "
+            f"each of {processes} processes would read all of it, and Accelerate saves one state "
+            "for all of them: give it num_shards and shard(); see dataporter.ShardedStream"
+        )
+    if said or (loader._ranks.several and loader._ranks.group is not dist.group.WORLD):
         return
-    mesh = accelerator.torch_device_mesh
-    sharing = accelerator.num_processes
+    sharing, mesh = processes, accelerator.torch_device_mesh
     if mesh is not None:
         sizes = dict(zip(mesh.mesh_dim_names, mesh.shape))
         sharing = sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1)
     if loader.world_size != sharing:
         raise ConfigurationError(
             f"this loader shares the data out to {loader.world_size} ranks, and the accelerator to "
-            f"{sharing} of its {accelerator.num_processes} processes: build the loader with "
-            "process_group= the data-parallel ranks, or with rank= and world_size="
-        )
-    flow = loader._flow
-    if isinstance(flow, Stream) and flow.cut.name == "workers" and loader.world_size > 1:
-        raise UnsupportedDatasetError(
-            f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out, "
-            f"so that each of {loader.world_size} processes would read all of it: give it "
-            "num_shards and shard() (see dataporter.ShardedStream); or, where it takes its share "
-            "by itself, pass rank=0, world_size=1"
+            f"{sharing} of its {processes} processes: build the loader with process_group= the "
+            "data-parallel ranks, or with rank= and world_size="
         )

@@ -1,0 +1,314 @@
+"""In Accelerate: what `prepare()` returns is the loader itself, does as theirs do, and resumes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration
+from benchmarks.frameworks.cases import ACCELERATE, Case, torchrun, verdict
+from benchmarks.frameworks.journal import read_journals
+from benchmarks.frameworks.subject import EPOCHS, LENGTH
+from benchmarks.frameworks.trial import attempt, samples_of_epochs
+from example_streams import Stateful, numbers
+from killed_example import left_alone_and_resumed
+from torch import nn
+from torchrun import finished
+from torchrun import torchrun as launched
+
+from dataporter import ConfigurationError, ResumableDataLoader
+from dataporter.integrations.accelerate import skip_first_batches as jump
+
+RANKS = Path(__file__).parents[1] / "prepared_ranks.py"
+
+
+def accelerator_with(accumulate: int = 1, **configuration: Any) -> Accelerator:
+    return Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=accumulate,
+        dataloader_config=DataLoaderConfiguration(**configuration),
+    )
+
+
+def loader_of(*arguments: Any, **named: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(range(10), *arguments, shuffle=True, **{"seed": 3, **named})
+
+
+def lists(loader: Any) -> list[list[int]]:
+    return [batch.tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("case", ACCELERATE, ids=lambda case: case.what)
+def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+    assert verdict(case, "dataporter", tmp_path) is None
+
+
+def test_a_state_of_two_processes_loads_into_one_and_into_four(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    attempt("accelerate", killed, 0, kill_at=7, launcher=torchrun(2))
+    for ranks in (1, 4):
+        home = shutil.copytree(killed, tmp_path / f"on-{ranks}")
+        resumed = attempt("accelerate", home, 1, launcher=torchrun(ranks))
+        before = [entry for entry in read_journals(home, 0) if entry.step < resumed[0].step]
+        counted = samples_of_epochs([*before, *resumed])
+        assert len(counted) == EPOCHS
+        for samples in counted.values():
+            assert set(samples) == set(range(LENGTH))
+            # What makes the ranks' last batches equally long is all that comes twice.
+            assert samples.total() - LENGTH == -LENGTH % ranks
+
+
+def test_prepare_returns_the_loader_which_says_where_its_epoch_ends() -> None:
+    accelerator = accelerator_with(accumulate=2)
+    loader = loader_of(4)
+    model = nn.Linear(1, 1)
+    prepared, model = accelerator.prepare(loader, model)
+    assert prepared is loader
+    assert accelerator.prepare(loader) is loader
+    assert accelerator._dataloaders.count(loader) == 1
+    assert not accelerator.gradient_state.in_dataloader
+    seen = []
+    for batch in loader:
+        with accelerator.accumulate(model):
+            state = accelerator.gradient_state
+            assert state.active_dataloader is loader
+            seen.append((state.end_of_dataloader, state.remainder, accelerator.sync_gradients))
+            gathered = accelerator.gather_for_metrics(batch)
+            assert gathered.tolist() == batch.tolist()
+    assert seen == [(False, -1, False), (False, -1, True), (True, 2, True)]
+    assert not accelerator.gradient_state.in_dataloader
+    assert loader.total_batch_size == 4
+
+
+def test_a_pass_that_is_left_is_no_longer_the_active_one() -> None:
+    accelerator = accelerator_with()
+    outer, inner = accelerator.prepare(loader_of(4), loader_of(5))
+    for _ in outer:
+        for _ in inner:
+            assert accelerator.gradient_state.active_dataloader is inner
+            break
+        assert accelerator.gradient_state.active_dataloader is outer
+        break
+    assert not accelerator.gradient_state.in_dataloader
+
+
+def test_batches_are_placed_as_the_accelerator_places_them(monkeypatch: Any) -> None:
+    placed = []
+    monkeypatch.setattr(
+        "dataporter.integrations.accelerate.send_to_device",
+        lambda batch, device, non_blocking: placed.append((device, non_blocking)) or batch,
+    )
+    accelerator = accelerator_with(non_blocking=True)
+    list(accelerator.prepare(loader_of(5)))
+    assert placed == [(accelerator.device, True)] * 2
+    placed.clear()
+    list(accelerator.prepare(loader_of(5), device_placement=[False]))
+    list(Accelerator(cpu=True, device_placement=False).prepare(loader_of(5)))
+    assert placed == []
+
+
+def test_a_state_saved_in_a_loop_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+    expected = lists(loader_of(4)) + lists(loader_of(4))
+    for stop in (1, 2, 3):
+        accelerator = accelerator_with()
+        batches = iter(accelerator.prepare(loader_of(4)))
+        assert [next(batches).tolist() for _ in range(stop)] == expected[:stop]
+        accelerator.save_state(str(tmp_path / f"{stop}"))
+        accelerator = accelerator_with()
+        resumed = accelerator.prepare(loader_of(4))
+        accelerator.load_state(str(tmp_path / f"{stop}"))
+        assert lists(resumed) == expected[stop:3]
+        assert resumed.epoch == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_looking_for_the_end_of_a_stream_delivers_nothing(tmp_path: Path, num_workers: int) -> None:
+    def prepared(accelerator: Accelerator) -> Any:
+        return accelerator.prepare(ResumableDataLoader(Stateful(12), 4, num_workers=num_workers))
+
+    accelerator = accelerator_with()
+    batches = iter(prepared(accelerator))
+    first = next(batches)
+    accelerator.save_state(str(tmp_path))
+    ends = []
+    rest = []
+    for batch in batches:
+        rest.append(batch)
+        ends.append(accelerator.gradient_state.end_of_dataloader)
+    assert ends[-1]
+    assert not any(ends[:-1])
+    assert sorted(numbers([first, *rest])) == list(range(12))
+    accelerator = accelerator_with()
+    resumed = prepared(accelerator)
+    accelerator.load_state(str(tmp_path))
+    assert numbers(list(resumed)) == numbers(rest)
+
+
+class Broken(list[int]):
+    def __getitem__(self, index: Any) -> Any:
+        if index == 4:
+            raise KeyError(index)
+        return super().__getitem__(index)
+
+
+def test_a_sample_that_fails_does_not_take_the_batch_before_it_along() -> None:
+    loader = accelerator_with().prepare(ResumableDataLoader(Broken(range(6)), 2))
+    batches = iter(loader)
+    assert next(batches).tolist() == [0, 1]
+    assert next(batches).tolist() == [2, 3]
+    with pytest.raises(KeyError):
+        next(batches)
+    assert loader.step == 2
+
+
+def test_skip_first_batches_jumps_and_accelerates_own_says_why_it_does_not() -> None:
+    accelerator = accelerator_with()
+    loader = accelerator.prepare(loader_of(4, num_workers=1))
+    expected = lists(loader_of(4))
+    assert jump(loader, 2) is loader
+    assert loader.step == 2
+    assert lists(loader) == expected[2:]
+    assert lists(jump(torch.utils.data.DataLoader(range(4)), 3)) == [[3]]
+    for theirs in (skip_first_batches, accelerator.skip_first_batches):
+        with pytest.raises(ConfigurationError, match="leave it out after load_state"):
+            next(iter(theirs(loader, 2)))
+
+
+def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
+    loader = loader_of(4)
+    with pytest.raises(ConfigurationError, match="leave dispatch_batches= out"):
+        accelerator_with(dispatch_batches=True).prepare(loader)
+    assert lists(loader) == lists(loader_of(4))
+
+
+def test_a_copy_of_a_prepared_loader_is_on_its_own() -> None:
+    accelerator = accelerator_with()
+    loader = accelerator.prepare(loader_of(4))
+    next(iter(loader))
+    for twin in (copy.copy(loader), pickle.loads(pickle.dumps(loader))):
+        for _ in twin:
+            assert not accelerator.gradient_state.in_dataloader
+        assert accelerator.prepare(twin) is twin
+    assert loader.step == 1
+
+
+def test_a_place_set_before_prepare_stays() -> None:
+    loader = loader_of(4)
+    assert loader.strategy.name == "advanced"
+    loader.seek(epoch=2, step=1)
+    prepared = accelerator_with().prepare(loader)
+    assert prepared.strategy.name == "distributed"
+    assert (prepared.epoch, prepared.step) == (2, 1)
+
+
+def test_dataporter_does_not_import_accelerate() -> None:
+    from subprocess import run
+
+    code = "import sys, dataporter; sys.exit('accelerate' in sys.modules)"
+    assert run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_example_killed_equals_the_example_left_alone(tmp_path: Path) -> None:
+    alone, resumed = left_alone_and_resumed(tmp_path, "accelerate_training.py", "epoch 1, step 26:")
+    assert len(alone) == 3 * 57 + 1
+    assert resumed[0].startswith("epoch 1, step 21:")
+    assert alone[-len(resumed) :] == resumed
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What `prepared_ranks.py` has found, by rank."""
+    directory = tmp_path_factory.mktemp("ranks")
+    with launched(RANKS, 2, directory, directory=directory) as started:
+        finished(started)
+    return [json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+ALL = set(range(21))
+
+
+@pytest.mark.parametrize("scenario", ["built_before", "built_after", "split_batches"])
+def test_two_ranks_share_each_sample_out_once(
+    two_ranks: list[dict[str, Any]], scenario: str
+) -> None:
+    first, second = (found[scenario] for found in two_ranks)
+    own = [index for found in (first, second) for batch in found["own"] for index in batch]
+    assert set(own) == ALL
+    assert len(own) == 22
+    assert [len(batch) for batch in first["own"]] == [4, 4, 3]
+    # gather_for_metrics cuts the one that is there twice.
+    assert sorted(first["gathered"]) == sorted(ALL)
+    assert first["gathered"] == second["gathered"]
+    assert first["ends"] == [False, False, True]
+    assert first["length"] == 3
+
+
+def test_a_loader_built_before_the_accelerator_joins_its_ranks(two_ranks: list[Any]) -> None:
+    before, after = two_ranks[1]["built_before"], two_ranks[1]["built_after"]
+    assert before["same"]
+    assert before["shares"] == [2, 8]
+    assert before["own"] == after["own"]
+
+
+def test_a_place_of_before_is_shared_out_as_well(two_ranks: list[Any]) -> None:
+    own = [
+        index for found in two_ranks for batch in found["waiting_place"]["own"] for index in batch
+    ]
+    assert {found["waiting_place"]["epoch"] for found in two_ranks} == {1}
+    alone = ResumableDataLoader(range(21), 4, shuffle=True, seed=3)
+    before = {int(index) for step in range(2) for index in alone.samples_at(1, step)}
+    assert set(own) >= ALL - before
+    assert len(own) == len(ALL - before) + 1
+
+
+def test_split_batches_is_the_batch_of_all(two_ranks: list[Any]) -> None:
+    assert two_ranks[0]["split_batches"]["batch_size"] == 4
+    assert "expected a multiple of 2" in two_ranks[0]["split_of_an_odd_batch"]
+
+
+def test_uneven_batches_repeat_nothing(two_ranks: list[Any]) -> None:
+    own = [index for found in two_ranks for batch in found["uneven_batches"] for index in batch]
+    assert sorted(own) == sorted(ALL)
+
+
+def test_drop_last_leaves_gathered_batches_whole(two_ranks: list[Any]) -> None:
+    dropped = two_ranks[0]["dropped"]
+    assert len(set(dropped["gathered"])) == len(dropped["gathered"]) == 16
+    assert dropped["ends"] == [False, True]
+
+
+def test_gathering_after_a_resume_with_another_batch_size(two_ranks: list[Any]) -> None:
+    assert sorted(two_ranks[0]["another_batch_size"]) == sorted(ALL)
+
+
+def test_a_sampler_of_ones_own_is_shared_out_as_accelerate_does(two_ranks: list[Any]) -> None:
+    first, second = (found["own_sampler"] for found in two_ranks)
+    # One draw for both ranks: what is gathered is what the sampler gave, and nothing twice.
+    assert first["gathered"] == second["gathered"]
+    assert len(first["gathered"]) == first["theirs_gathered"] == 21
+    assert first["gathered"][:4] == first["own"][0]
+    assert first["gathered"][4:8] == second["own"][0]
+    for found in (first, second):
+        assert [len(batch) for batch in found["own"]] == found["theirs"]
+        assert found["rest"] == found["own"][1:]
+
+
+def test_a_stream_in_shards_is_saved_for_all_ranks(two_ranks: list[Any]) -> None:
+    delivered = []
+    for found in (found["streams"] for found in two_ranks):
+        assert found["again"] == found["rest"]
+        delivered += found["delivered"] + found["rest"]
+        assert "cannot be shared out" in found["uncut"]
+    assert sorted(delivered) == list(range(30))
+
+
+def test_a_world_that_was_said_is_left(two_ranks: list[Any]) -> None:
+    assert [found["own_world"] for found in two_ranks] == [21, 21]

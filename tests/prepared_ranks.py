@@ -1,0 +1,169 @@
+"""Ranks whose loaders an Accelerator prepares; what came of it in each scenario goes to a file.
+
+torchrun ... prepared_ranks.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from example_streams import Generated, Sharded, numbers
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from dataporter import DataPorterError, ResumableDataLoader
+
+LENGTH = 21
+
+
+def loader_of(*arguments: Any, **named: Any) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(range(LENGTH), *arguments, shuffle=True, **{"seed": 3, **named})
+
+
+BUILT_BEFORE = loader_of(4)
+WAITS_BEFORE = loader_of(4)
+WAITS_BEFORE.seek(epoch=1, step=2)
+
+
+def accelerator_with(**configuration: Any) -> Accelerator:
+    return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**configuration))
+
+
+def passed(accelerator: Accelerator, loader: Any) -> dict[str, Any]:
+    """What a pass gives on this rank, and over all of them once what is there twice is cut."""
+    own, gathered, ends = [], [], []
+    for batch in loader:
+        own.append(batch.tolist())
+        gathered += accelerator.gather_for_metrics(batch).tolist()
+        ends.append(accelerator.gradient_state.end_of_dataloader)
+    return {"own": own, "gathered": gathered, "ends": ends, "length": len(loader)}
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except DataPorterError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def built_before() -> Any:
+    accelerator = accelerator_with()
+    prepared = accelerator.prepare(BUILT_BEFORE)
+    shares = prepared.world_size, prepared.total_batch_size
+    return passed(accelerator, prepared) | {"same": prepared is BUILT_BEFORE, "shares": shares}
+
+
+def built_after() -> Any:
+    accelerator = accelerator_with()
+    return passed(accelerator, accelerator.prepare(loader_of(4)))
+
+
+def waiting_place() -> Any:
+    loader = accelerator_with().prepare(WAITS_BEFORE)
+    return {"epoch": loader.epoch, "own": [batch.tolist() for batch in loader]}
+
+
+def split_batches() -> Any:
+    accelerator = accelerator_with(split_batches=True)
+    loader = accelerator.prepare(loader_of(8))
+    again = accelerator.prepare(loader)
+    return passed(accelerator, loader) | {"batch_size": again.batch_size}
+
+
+def split_of_an_odd_batch() -> Any:
+    return refusal(lambda: accelerator_with(split_batches=True).prepare(loader_of(7)))
+
+
+def uneven_batches() -> Any:
+    loader = accelerator_with(even_batches=False).prepare(loader_of(4))
+    return [batch.tolist() for batch in loader]
+
+
+def dropped() -> Any:
+    accelerator = accelerator_with()
+    return passed(accelerator, accelerator.prepare(loader_of(4, drop_last=True)))
+
+
+def resumed_with_another_batch_size() -> Any:
+    accelerator = accelerator_with()
+    before, after = loader_of(4), loader_of(3)
+    before, after = accelerator.prepare(before, after)
+    batches = iter(before)
+    seen = accelerator.gather(next(batches)).tolist()
+    after.load_state_dict(before.state_dict())
+    return seen + passed(accelerator, after)["gathered"]
+
+
+def own_sampler(directory: Path) -> Any:
+    weights = torch.arange(1, LENGTH + 1, dtype=torch.float64)
+
+    def prepared(build: Callable[..., Any], **named: Any) -> Any:
+        sampler = WeightedRandomSampler(weights, LENGTH)
+        accelerator = accelerator_with()
+        return accelerator, accelerator.prepare(
+            build(range(LENGTH), 4, sampler=sampler, **named),
+        )
+
+    accelerator, loader = prepared(ResumableDataLoader, seed=3)
+    whole = passed(accelerator, loader)
+    loader.set_epoch(0)
+    batches = iter(loader)
+    next(batches)
+    accelerator.save_state(str(directory / "own"))
+    accelerator, resumed = prepared(ResumableDataLoader)
+    accelerator.load_state(str(directory / "own"))
+    rest = [batch.tolist() for batch in resumed]
+    theirs = passed(*prepared(DataLoader))
+    lengths = [len(batch) for batch in theirs["own"]]
+    return whole | {"rest": rest, "theirs": lengths, "theirs_gathered": len(theirs["gathered"])}
+
+
+def streams(directory: Path) -> Any:
+    accelerator = accelerator_with()
+    loader = accelerator.prepare(ResumableDataLoader(Sharded(30, 4), 2, seed=3))
+    batches, delivered = iter(loader), []
+    delivered = [next(batches) for _ in range(3)]
+    accelerator.save_state(str(directory / "stream"))
+    rest = numbers(list(batches))
+    accelerator = accelerator_with()
+    resumed = accelerator.prepare(ResumableDataLoader(Sharded(30, 4), 2))
+    accelerator.load_state(str(directory / "stream"))
+    again = numbers(list(resumed))
+    uncut = refusal(lambda: accelerator.prepare(ResumableDataLoader(Generated(30), 2)))
+    return {
+        "delivered": numbers(delivered),
+        "rest": rest,
+        "again": again,
+        "uncut": uncut,
+    }
+
+
+def own_world() -> Any:
+    loader = accelerator_with().prepare(loader_of(4, rank=0, world_size=1))
+    return sum(len(batch) for batch in loader)
+
+
+if __name__ == "__main__":
+    home = Path(sys.argv[1])
+    found = {
+        "built_before": built_before(),
+        "built_after": built_after(),
+        "waiting_place": waiting_place(),
+        "split_batches": split_batches(),
+        "split_of_an_odd_batch": split_of_an_odd_batch(),
+        "uneven_batches": uneven_batches(),
+        "dropped": dropped(),
+        "another_batch_size": resumed_with_another_batch_size(),
+        "own_sampler": own_sampler(home),
+        "streams": streams(home),
+        "own_world": own_world(),
+    }
+    rank = Accelerator(cpu=True).process_index
+    (home / f"rank-{rank}.json").write_text(json.dumps(found))
