@@ -222,6 +222,18 @@ def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Pat
         assert resumed.validations == alone.validations[validations:], path.name
 
 
+@pytest.mark.parametrize("build", [long, stream])
+def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
+    build: Callable[[], Any], tmp_path: Path
+) -> None:
+    alone = fit(build(), max_epochs=None, max_steps=9)
+    fit(build(), always := SaveAlways(tmp_path), max_epochs=None, max_steps=4)
+    assert [path.stem for path, _, _ in always.saved][-1] == "04-on_train_epoch_end"
+    for path, steps, _ in always.saved:
+        resumed = fit(build(), checkpoint=path, max_epochs=None, max_steps=9)
+        assert resumed.steps == alone.steps[steps:], path.name
+
+
 @pytest.mark.usefixtures("by_hand")
 def test_one_loader_of_known_length_needs_no_callback(tmp_path: Path) -> None:
     alone = fit(long(), always := SaveAlways(tmp_path))

@@ -35,6 +35,8 @@ class LoaderHooks:
     def __init__(self) -> None:
         # The trainer's epoch that the loaders' last pass belongs to.
         self._epoch = 0
+        # Batches that the fetcher held when the training ended, which takes it down.
+        self._held = 0
         self._loaded: dict[str, Any] | None = None
         # The loaders that have a loaded place and no batch since, with the epoch they were in.
         self._resumed: list[tuple[ResumableDataLoader[Any], int]] = []
@@ -44,8 +46,9 @@ class LoaderHooks:
     ) -> None:
         fit = trainer.fit_loop
         if loaders := _ours(fit):
-            # What the fetcher holds has been read, to see whether more comes, and not been used.
-            held = len(getattr(fit._data_fetcher, "batches", ()))
+            held = self._held if fit._data_fetcher is None else _held_by(fit)
+            if fit.epoch_progress.current.processed > self._epoch and _is_cut_short(fit):
+                _take_epoch_up_again(checkpoint["loops"]["fit_loop"]["epoch_progress"])
             ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
                 "epoch": self._epoch,
@@ -112,6 +115,9 @@ class LoaderHooks:
         self._epoch = trainer.fit_loop.epoch_progress.current.processed
         self._let_go()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._held = _held_by(trainer.fit_loop)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
@@ -145,6 +151,23 @@ def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
     combined = getattr(loop, "_combined_loader", None)
     loaders = [] if combined is None else combined.flattened
     return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
+
+
+def _held_by(fit: Any) -> int:
+    """How many batches were read, to see whether more comes, and have not been used."""
+    return len(getattr(fit._data_fetcher, "batches", ()))
+
+
+def _is_cut_short(fit: Any) -> bool:
+    """Whether Lightning has ended an epoch before its last batch: ``max_steps``, or a stop."""
+    loop = fit.epoch_loop
+    return not (loop.batch_progress.is_last_batch or loop._num_ready_batches_reached())
+
+
+def _take_epoch_up_again(progress: dict[str, dict[str, int]]) -> None:
+    """Let who resumes be in mid-epoch: Lightning has counted the epoch as done."""
+    for counts in progress.values():
+        counts["processed"] = counts["completed"] = counts["started"] - 1
 
 
 def _recount(
