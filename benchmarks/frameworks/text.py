@@ -42,6 +42,8 @@ class Crops(Dataset[dict[str, Any]]):
         return LENGTH
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= LENGTH:
+            raise IndexError(index)  # some iterate over it
         return crop(index)
 
 

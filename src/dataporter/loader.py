@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -514,6 +515,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     @property
     def _is_accelerate_prepared(self) -> bool:
         # Accelerator.prepare() asks, and returns a loader as it is that says yes.
+        if "accelerate" not in sys.modules:
+            return False
         from dataporter.integrations.accelerate import prepare_for_caller
 
         return prepare_for_caller(self)
@@ -575,7 +578,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, rows)})
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or a loader sent to another process, starts workers of its own, on its own.
+        # A copy, or a loader sent to another process, starts workers of its own, in no framework.
         return {**self.__dict__, "_engine": None, "pass_through": None, "gathers_state": False}
 
 
