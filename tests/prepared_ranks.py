@@ -180,5 +180,6 @@ if __name__ == "__main__":
         "streams": streams(home),
         "own_world": own_world(),
     }
-    rank = Accelerator(cpu=True).process_index
-    (home / f"rank-{rank}.json").write_text(json.dumps(found))
+    accelerator = Accelerator(cpu=True)
+    (home / f"rank-{accelerator.process_index}.json").write_text(json.dumps(found))
+    accelerator.end_training()
