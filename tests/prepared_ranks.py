@@ -27,6 +27,7 @@ def loader_of(*arguments: Any, **named: Any) -> ResumableDataLoader[Any]:
 
 
 BUILT_BEFORE = loader_of(4)
+SIMPLE_BUILT_BEFORE = loader_of(4, strategy="simple")
 WAITS_BEFORE = loader_of(4)
 WAITS_BEFORE.seek(epoch=1, step=2)
 
@@ -53,11 +54,21 @@ def refusal(call: Callable[[], Any]) -> str:
     return "nothing was refused"
 
 
+def save(accelerator: Accelerator, folder: Path) -> None:
+    accelerator.save_state(str(folder))
+    accelerator.wait_for_everyone()  # all ranks write the same files, and load them next
+
+
 def built_before() -> Any:
     accelerator = accelerator_with()
     prepared = accelerator.prepare(BUILT_BEFORE)
     shares = prepared.world_size, prepared.total_batch_size
     return passed(accelerator, prepared) | {"same": prepared is BUILT_BEFORE, "shares": shares}
+
+
+def simple_built_before() -> Any:
+    accelerator = accelerator_with()
+    return passed(accelerator, accelerator.prepare(SIMPLE_BUILT_BEFORE))
 
 
 def built_after() -> Any:
@@ -93,7 +104,7 @@ def dropped() -> Any:
 
 def resumed_with_another_batch_size() -> Any:
     accelerator = accelerator_with()
-    before, after = loader_of(4), loader_of(3)
+    before, after = loader_of(4), loader_of(7)  # which leaves one batch
     before, after = accelerator.prepare(before, after)
     batches = iter(before)
     seen = accelerator.gather(next(batches)).tolist()
@@ -105,7 +116,8 @@ def own_sampler(directory: Path) -> Any:
     weights = torch.arange(1, LENGTH + 1, dtype=torch.float64)
 
     def prepared(build: Callable[..., Any], **named: Any) -> Any:
-        sampler = WeightedRandomSampler(weights, LENGTH)
+        generator = torch.Generator().manual_seed(5)
+        sampler = WeightedRandomSampler(weights, LENGTH, generator=generator)
         accelerator = accelerator_with()
         return accelerator, accelerator.prepare(
             build(range(LENGTH), 4, sampler=sampler, **named),
@@ -116,13 +128,15 @@ def own_sampler(directory: Path) -> Any:
     loader.set_epoch(0)
     batches = iter(loader)
     next(batches)
-    accelerator.save_state(str(directory / "own"))
+    save(accelerator, directory / "own")
+    again = [batch.tolist() for batch in batches]
     accelerator, resumed = prepared(ResumableDataLoader)
     accelerator.load_state(str(directory / "own"))
     rest = [batch.tolist() for batch in resumed]
     theirs = passed(*prepared(DataLoader))
     lengths = [len(batch) for batch in theirs["own"]]
-    return whole | {"rest": rest, "theirs": lengths, "theirs_gathered": len(theirs["gathered"])}
+    whole |= {"again": again, "rest": rest}
+    return whole | {"theirs": lengths, "theirs_gathered": len(theirs["gathered"])}
 
 
 def streams(directory: Path) -> Any:
@@ -130,7 +144,7 @@ def streams(directory: Path) -> Any:
     loader = accelerator.prepare(ResumableDataLoader(Sharded(30, 4), 2, seed=3))
     batches, delivered = iter(loader), []
     delivered = [next(batches) for _ in range(3)]
-    accelerator.save_state(str(directory / "stream"))
+    save(accelerator, directory / "stream")
     rest = numbers(list(batches))
     accelerator = accelerator_with()
     resumed = accelerator.prepare(ResumableDataLoader(Sharded(30, 4), 2))
@@ -154,6 +168,7 @@ if __name__ == "__main__":
     home = Path(sys.argv[1])
     found = {
         "built_before": built_before(),
+        "simple_built_before": simple_built_before(),
         "built_after": built_after(),
         "waiting_place": waiting_place(),
         "split_batches": split_batches(),
@@ -165,5 +180,6 @@ if __name__ == "__main__":
         "streams": streams(home),
         "own_world": own_world(),
     }
-    rank = Accelerator(cpu=True).process_index
-    (home / f"rank-{rank}.json").write_text(json.dumps(found))
+    accelerator = Accelerator(cpu=True)
+    (home / f"rank-{accelerator.process_index}.json").write_text(json.dumps(found))
+    accelerator.end_training()

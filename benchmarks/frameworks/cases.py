@@ -129,8 +129,7 @@ TRAINER = tuple(
     Case("Transformers Trainer", what, "trainer", kill_at, options.split(), launcher)
     for what, kill_at, options, launcher in [
         ("mid-epoch, with evaluation, 2 workers", 7, "--evaluate --workers 2", ()),
-        ("at an epoch's last step", 14, "--every 12", ()),
-        ("with accumulation", 29, "--accumulate 5 --every 4", ()),
+        ("with accumulation, at an epoch's last step", 26, "--accumulate 5 --every 3", ()),
         ("`group_by_length`", 18, "--sampling group_by_length", ()),
         ("a stream with `max_steps`, in its second pass", 17, "--stream --max-steps 20", ()),
         ("2 processes", 9, "--every 4", torchrun(2)),

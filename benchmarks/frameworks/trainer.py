@@ -109,6 +109,7 @@ def train(options: argparse.Namespace) -> None:
     saved = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     trainer.train(resume_from_checkpoint=saved)
     trainer.save_state()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -631,7 +631,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         return copy.deepcopy(self, {id(shared): shared for shared in (self.dataset, rows)})
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or a loader sent to another process, starts workers of its own, on its own.
+        # A copy, or a loader sent to another process, starts workers of its own, in no framework.
         return {**self.__dict__, "_engine": None, "pass_through": None, "gathers_state": False}
 
 

@@ -212,7 +212,10 @@ def test_a_place_set_before_prepare_stays() -> None:
 def test_dataporter_does_not_import_accelerate() -> None:
     from subprocess import run
 
-    code = "import sys, dataporter; sys.exit('accelerate' in sys.modules)"
+    code = (
+        "import sys, dataporter; loader = dataporter.ResumableDataLoader(range(3)); list(loader);"
+        "sys.exit(getattr(loader, '_is_accelerate_prepared') or 'accelerate' in sys.modules)"
+    )
     assert run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -235,7 +238,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 ALL = set(range(21))
 
 
-@pytest.mark.parametrize("scenario", ["built_before", "built_after", "split_batches"])
+@pytest.mark.parametrize(
+    "scenario", ["built_before", "simple_built_before", "built_after", "split_batches"]
+)
 def test_two_ranks_share_each_sample_out_once(
     two_ranks: list[dict[str, Any]], scenario: str
 ) -> None:
@@ -298,7 +303,7 @@ def test_a_sampler_of_ones_own_is_shared_out_as_accelerate_does(two_ranks: list[
     assert first["gathered"][4:8] == second["own"][0]
     for found in (first, second):
         assert [len(batch) for batch in found["own"]] == found["theirs"]
-        assert found["rest"] == found["own"][1:]
+        assert found["again"] == found["rest"] == found["own"][1:]
 
 
 def test_a_stream_in_shards_is_saved_for_all_ranks(two_ranks: list[Any]) -> None:

@@ -149,6 +149,7 @@ def stopped_at(folder: Path, step: int, **arguments: Any) -> Recording:
         ({}, {}),
         ({}, {"per_device_train_batch_size": 16}),
         ({}, {"per_device_train_batch_size": 3}),
+        ({"gradient_accumulation_steps": 2}, {}),
         ({}, {"gradient_accumulation_steps": 2}),
         ({"gradient_accumulation_steps": 2}, {"per_device_train_batch_size": 3}),
         (
