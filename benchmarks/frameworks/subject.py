@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -31,9 +34,9 @@ class Digits(Dataset[dict[str, Any]]):
     """Handwritten digits, with noise from torch's default generator, as augmentation is written."""
 
     def __init__(self) -> None:
-        digits = load_digits()
-        self.pixels = torch.tensor(digits.data[:LENGTH] / 16, dtype=torch.float32)
-        self.labels = torch.tensor(digits.target[:LENGTH])
+        rows = read_digits()
+        self.pixels = torch.tensor(rows[:, :-1] / 16, dtype=torch.float32)
+        self.labels = torch.tensor(rows[:, -1].astype(np.int64))
 
     def __len__(self) -> int:
         return LENGTH
@@ -41,6 +44,19 @@ class Digits(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         noise = torch.randn(64) / 10
         return {"id": index, "pixels": self.pixels[index] + noise, "label": self.labels[index]}
+
+
+def read_digits() -> Any:
+    """scikit-learn's first digits, float64 of (LENGTH, 64 + 1): pixels of 0..16 and the label.
+
+    From its file: importing the library takes seconds, and hundreds of programs begin with this.
+    """
+    found = find_spec("sklearn")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    (folder,) = found.submodule_search_locations
+    with gzip.open(Path(folder, "datasets", "data", "digits.csv.gz")) as file:
+        return np.loadtxt(file, delimiter=",", max_rows=LENGTH)
 
 
 def build_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
