@@ -249,7 +249,9 @@ def test_what_is_wrong_is_one_line(train: Path, arguments: list[str], said: str)
 
 def test_a_traceback_is_shown_when_it_is_asked_for(train: Path) -> None:
     result = CliRunner().invoke(main, ["bench", f"{train}:nothing", "--debug"])
-    assert isinstance(result.exception, ConfigurationError)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert "\ndataporter: bench: " in result.stderr
 
 
 def test_the_tables_can_be_printed_where_only_ascii_can(train: Path) -> None:

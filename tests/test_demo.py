@@ -237,7 +237,7 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
     monkeypatch.delitem(sys.modules, "dataporter.demo.show")
     monkeypatch.delitem(sys.modules, "dataporter.demo.plot")
     assert refused() == (
-        f"dataporter: {library} is not installed: pip install 'dataporter[examples]'\n"
+        f"dataporter: demo: {library} is not installed: pip install 'dataporter[examples]'\n"
     )
 
 

@@ -473,7 +473,9 @@ def test_the_command_says_that_there_is_none(tmp_path: Path) -> None:
 
 def test_a_traceback_is_shown_when_it_is_asked_for(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.pt"), "--debug"])
-    assert isinstance(result.exception, CheckpointNotFoundError)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert "\ndataporter: inspect: " in result.stderr
 
 
 def test_the_table_can_be_printed_where_only_ascii_can(tmp_path: Path) -> None:

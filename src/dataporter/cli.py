@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ def demo(
         str | None,
         typer.Option(help="Numbers of ranks, such as 4,2: kill the first, go on with the next."),
     ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
     """Kill a training run, resume it, and compare every step with a run left alone.
 
@@ -53,20 +55,14 @@ def demo(
     code: 0 when every sample, every byte and (without --world) every loss is the same, 1 when
     anything differs, 2 when the demo could not be carried out.
     """
-    try:
-        from dataporter.demo.show import DemoError, show
+    with _one_line("demo", debug=debug, interrupted="its training processes are stopped"):
+        from dataporter.demo.show import show
         from dataporter.demo.show_worlds import show_worlds
 
         if world is None:
             exact = show(output, epochs=epochs, keep=keep)
         else:
             exact = show_worlds(world, epochs=epochs, keep=keep)
-    except ModuleNotFoundError as error:
-        _fail_for_want_of(error)
-    except DemoError as error:
-        _fail(f"demo: {error}")
-    except KeyboardInterrupt:
-        _fail("demo: interrupted; its training processes are stopped", exit_code=130)
     raise typer.Exit(0 if exact else 1)
 
 
@@ -86,24 +82,21 @@ def analyze(
         bool, typer.Option("--widened", help="Batches are widened again on the device.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
     """Look at samples of a dataset, and suggest narrower dtypes that keep every value.
 
     TARGET names a dataset, a loader, or a function without arguments that returns one. Exit code: 2
     when it cannot be read.
     """
-    from dataporter.convert.advisor import suggest_conversions
-    from dataporter.target import in_one_line, load_target
-
     limits = dict(map(_limit, maximum or ()))
-    try:
+    with _one_line("analyze", debug=debug):
+        from dataporter.convert.advisor import suggest_conversions
+        from dataporter.target import load_target
+
         plan = suggest_conversions(
             load_target(target), samples, tolerance=tolerance, maximum=limits, widened=widened
         )
-    except Exception as error:
-        _fail(f"analyze: {in_one_line(error)}")
-    except KeyboardInterrupt:
-        _fail("analyze: interrupted", exit_code=130)
     typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
 
 
@@ -237,17 +230,26 @@ def bench(
 
 
 @contextmanager
-def _one_line(command: str, *, debug: bool) -> Iterator[None]:
-    """Errors as one line; with ``--debug`` as Python shows them."""
-    from dataporter.target import in_one_line
+def _one_line(command: str, *, debug: bool, interrupted: str = "") -> Iterator[None]:
+    """Errors as one line; with ``--debug`` as Python shows them, and the same exit code.
 
+    Args:
+        interrupted: what there is to say then.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        _fail(f"{command}: interrupted", exit_code=130)
+        said = f"; {interrupted}" if interrupted else ""
+        _fail(f"{command}: interrupted{said}", exit_code=130)
     except Exception as error:
+        from dataporter.target import in_one_line
+
         if debug:
-            raise
+            traceback.print_exc()
+        library = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and library in _EXTRAS:
+            brings = f"pip install 'dataporter[{_EXTRAS[library]}]'"
+            _fail(f"{command}: {library} is not installed: {brings}")
         _fail(f"{command}: {in_one_line(error)}")
 
 
@@ -257,13 +259,6 @@ def _limit(text: str) -> tuple[str, int]:
         return path, int(number)
     except ValueError:
         _fail(f"analyze: --maximum={text}: expected PATH=N, such as input_ids=50257")
-
-
-def _fail_for_want_of(error: ModuleNotFoundError) -> NoReturn:
-    library = (error.name or "").partition(".")[0]
-    if library not in _EXTRAS:
-        raise error
-    _fail(f"{library} is not installed: pip install 'dataporter[{_EXTRAS[library]}]'")
 
 
 def _fail(message: str, exit_code: int = 2) -> NoReturn:
