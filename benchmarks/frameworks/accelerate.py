@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def train(options: argparse.Namespace) -> None:
             done += 1
             if done % options.every == 0:
                 accelerator.save_state(checkpoints / f"step_{done}")
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
+    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ def train(options: argparse.Namespace) -> None:
     saved = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     trainer.train(resume_from_checkpoint=saved)
     trainer.save_state()
-    trainer.accelerator.end_training()
+    trainer.accelerator.wait_for_everyone()
+    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":
