@@ -42,7 +42,7 @@ class Case:
     kill_at: int
     options: Sequence[str] = ()
     launcher: Sequence[str] = ()
-    seconds: float = 120
+    seconds: float = 240
 
 
 def verdict(case: Case, loader: str, home: Path) -> str | None:
@@ -94,7 +94,7 @@ LIGHTNING = tuple(
 
 # Two ranks make 6 global steps an epoch, and a checkpoint comes every 3.
 TORCHTITAN = tuple(
-    Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2), 240)
+    Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2))
     for what, kill_at, options in [
         ("2 ranks, mid-epoch", 10, ()),
         ("2 ranks, from a checkpoint of an epoch's last step", 7, ()),
@@ -103,7 +103,7 @@ TORCHTITAN = tuple(
 )
 
 RAY = tuple(
-    Case("Ray Train", what, "ray_train", kill_at, ("--every", "3"), seconds=240)
+    Case("Ray Train", what, "ray_train", kill_at, ("--every", "3"))
     for what, kill_at in [
         ("2 workers, mid-epoch", 10),
         ("2 workers, from a checkpoint of an epoch's last step", 7),

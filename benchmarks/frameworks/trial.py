@@ -46,7 +46,7 @@ def attempt(
     number: int,
     *arguments: str,
     kill_at: int | None = None,
-    seconds: float = 120,
+    seconds: float = 240,
     launcher: Sequence[str] = (),
 ) -> list[Entry]:
     """Start a training, with its directory, and return what it has written down.
@@ -103,7 +103,7 @@ def left_alone(
     program: str,
     homes: Path,
     *arguments: str,
-    seconds: float = 120,
+    seconds: float = 240,
     launcher: Sequence[str] = (),
 ) -> list[Entry]:
     """A training that nobody interrupts; run once, and read again for the same arguments.

@@ -17,3 +17,10 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = base / "homes"
     shared.mkdir(exist_ok=True)
     return shared
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trainings start a framework several times, which takes minutes on a busy machine."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))

@@ -35,7 +35,7 @@ def left_alone_and_resumed(
     def lines_of(folder: str) -> list[str]:
         started = start(folder)
         try:
-            lines = started.communicate(timeout=100)[0].splitlines()
+            lines = started.communicate(timeout=240)[0].splitlines()
         finally:
             started.kill()
         assert started.returncode == 0, (directory / "errors.txt").read_text()[-2000:]
@@ -48,5 +48,5 @@ def left_alone_and_resumed(
         assert any(killed_at in line for line in killed.stdout), "the line never came"
     finally:
         killed.kill()
-        killed.communicate(timeout=20)
+        killed.communicate(timeout=60)
     return alone, lines_of("killed")
