@@ -34,9 +34,10 @@ from benchmarks.frameworks.subject import (
 # torchtitan imports its mixture-of-experts kernels wherever it is imported, and they need triton,
 # which there is none of without an accelerator. They are not used here.
 _kernels = ModuleType("torchtitan.models.moe.kernels")
-_kernels.generate_permute_indices = None  # type: ignore[attr-defined]
+vars(_kernels)["generate_permute_indices"] = None
 sys.modules[_kernels.__name__] = _kernels
 
+# E402: only what is imported after this line finds the stand-in.
 from torchtitan.components.checkpoint import CheckpointManager  # noqa: E402
 from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E402
 from torchtitan.components.lr_scheduler import LRSchedulersContainer  # noqa: E402
