@@ -32,7 +32,7 @@ from dataporter.serving import WorkerKind, engine_for
 from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
-from dataporter.takeover import refuse_takeover
+from dataporter.takeover import refuse_skipping, refuse_takeover
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
@@ -571,6 +571,16 @@ class ResumableDataLoader(DataLoader[Batch]):
     @_is_accelerate_prepared.setter
     def _is_accelerate_prepared(self, prepared: bool) -> None:
         """It marks all that it returns."""
+
+    @property
+    def multiprocessing_context(self) -> Any:
+        """As in torch's loader. Whoever builds another loader of this one reads it."""
+        refuse_skipping(sys._getframe(1))
+        return DataLoader.multiprocessing_context.fget(self)  # type: ignore[attr-defined]
+
+    @multiprocessing_context.setter
+    def multiprocessing_context(self, context: Any) -> None:
+        DataLoader.multiprocessing_context.fset(self, context)  # type: ignore[attr-defined]
 
     def _rebuild(self, **changes: Any) -> None:
         """Become the loader that other arguments, or a process group that is up now, would make.

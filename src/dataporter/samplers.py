@@ -39,8 +39,6 @@ class OrderSampler(DistributedSampler[int]):
 
     def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
         self._cursor = cursor
-        # Why nobody may draw from it, where whoever drives the loader has a reason.
-        self.refusal: str | None = None
         self._requests, plan = requests, requests.plan
         super().__init__(
             range(requests.dataset_length),  # type: ignore[arg-type]  # needs a length alone
@@ -56,8 +54,6 @@ class OrderSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         plan = self._requests.plan
-        if self.refusal is not None:
-            raise ConfigurationError(self.refusal)
         if plan.world_size > 1:
             raise ConfigurationError(
                 f"this sampler already gives rank {self._requests.rank}'s share of "

@@ -1,4 +1,4 @@
-"""Refuses those that copy a loader's attributes into one of their own and read it ahead (C1)."""
+"""Refuses those that copy a loader's attributes into one of their own, which has not its state."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 
-__all__ = ["refuse_takeover"]
+__all__ = ["refuse_skipping", "refuse_takeover"]
 
 
 def refuse_takeover(loader: Any, caller: FrameType) -> None:
     """Raise where ``iter(loader)`` was called by another DataLoader that has its attributes.
 
     Ray Train's ``prepare_data_loader`` makes one. It has no methods for the state, so that people
-    take the state of the loader inside, which is a batch ahead of the training. Nothing but the
-    caller tells.
+    take the state of the loader inside, which is a batch ahead of the training (C1). Nothing but
+    the caller tells.
     """
     if caller.f_code.co_name != "__iter__":
         return
@@ -31,4 +31,24 @@ def refuse_takeover(loader: Any, caller: FrameType) -> None:
             "use the loader itself (Ray Train: without prepare_data_loader(), since its ranks "
             "share the data out already; DevicePrefetcher(loader, ray.train.torch.get_device()) "
             "brings the batches to the device)"
+        )
+
+
+def refuse_skipping(caller: FrameType | None) -> None:
+    """Raise where a loader's arguments are read by Accelerate's ``skip_first_batches``.
+
+    It builds a plain DataLoader of them, and takes what it is given for one: there is nothing that
+    it asks a loader, whatever its sampler or its dataset may be.
+    """
+    if caller is not None and caller.f_code.co_name == "<dictcomp>":  # a frame up to Python 3.11
+        caller = caller.f_back
+    if caller is None or caller.f_code.co_name != "skip_first_batches":
+        return
+    if caller.f_globals.get("__name__") == "accelerate.data_loader":
+        raise ConfigurationError(
+            "Accelerate's skip_first_batches() puts a plain DataLoader in this loader's place, "
+            "which reads without its seeds, device, shards and state: leave it out after "
+            "load_state(), which has set this loader to its place already; or use "
+            "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
+            "ResumableTrainer of dataporter.integrations.transformers)"
         )

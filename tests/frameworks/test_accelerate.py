@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.frameworks.trial import attempt, samples_of_epochs
 from example_streams import Stateful, numbers
 from killed_example import left_alone_and_resumed
 from torch import nn
+from torch.utils.data import RandomSampler
 from torchrun import finished
 from torchrun import torchrun as launched
 
@@ -179,7 +181,40 @@ def test_skip_first_batches_jumps_and_accelerates_own_says_why_it_does_not() -> 
     assert lists(jump(torch.utils.data.DataLoader(range(4)), 3)) == [[3]]
     for theirs in (skip_first_batches, accelerator.skip_first_batches):
         with pytest.raises(ConfigurationError, match="leave it out after load_state"):
-            next(iter(theirs(loader, 2)))
+            theirs(loader, 2)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        loader_of(4),
+        ResumableDataLoader(range(10), 4, sampler=RandomSampler(range(10))),
+        ResumableDataLoader(range(10), batch_sampler=[[0, 1], [2]], num_workers=1),
+        ResumableDataLoader(Stateful(12), 4, multiprocessing_context="fork", num_workers=1),
+    ],
+)
+def test_accelerates_own_skipping_is_refused_for_any_loader(loader: Any) -> None:
+    accelerator = accelerator_with()
+    for skipped in (loader, accelerator.prepare(loader)):
+        with pytest.raises(ConfigurationError, match="leave it out after load_state"):
+            skip_first_batches(skipped, 1)
+
+
+@pytest.mark.parametrize(("even", "tail"), [(False, "uneven"), (True, "pad")])
+def test_uneven_inputs_are_joined_as_the_loader_was_built_or_not_at_all(
+    monkeypatch: Any, even: bool, tail: Any
+) -> None:
+    accelerator = accelerator_with()
+    loader = accelerator.prepare(loader_of(4, tail=tail))
+    other = accelerator.prepare(loader_of(4, tail="pad" if tail == "uneven" else "uneven"))
+    # On the CPU Accelerate leaves everything as it is; what it does on several GPUs is this.
+    monkeypatch.setattr(Accelerator, "multi_device", True)
+    monkeypatch.setattr("accelerate.accelerator.Join", lambda *_, **__: nullcontext())
+    with accelerator.join_uneven_inputs([], even_batches=even):
+        assert len(lists(loader)) == 3
+        with pytest.raises(ConfigurationError, match=f"build the loader with tail='{tail}'"):
+            next(iter(other))
+    assert len(lists(other)) == 3
 
 
 def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
@@ -187,6 +222,22 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ConfigurationError, match="leave dispatch_batches= out"):
         accelerator_with(dispatch_batches=True).prepare(loader)
     assert lists(loader) == lists(loader_of(4))
+
+
+class Unfinished(list[int]):
+    unready = False
+
+    def __len__(self) -> int:
+        if self.unready:
+            raise AttributeError("the index is not read yet")
+        return super().__len__()
+
+
+def test_an_attribute_missing_in_a_dataset_does_not_make_it_anybodys_loader() -> None:
+    loader = ResumableDataLoader(Unfinished(range(6)), 2)
+    loader.dataset.unready = True  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="the index is not read yet"):
+        accelerator_with().prepare(loader)
 
 
 def test_a_copy_of_a_prepared_loader_is_on_its_own() -> None:

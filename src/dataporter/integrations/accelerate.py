@@ -14,23 +14,15 @@ from accelerate import skip_first_batches as skip_in_others
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import GradientState
 from accelerate.utils import send_to_device
+from torch.utils.data import BatchSampler
 
 from dataporter.delivery import Delivery
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.loader import ResumableDataLoader
-from dataporter.samplers import OrderSampler
 from dataporter.streams import Stream
 from dataporter.world import World, world_of_sampler
 
 __all__ = ["prepare_for_caller", "skip_first_batches"]
-
-_REPLACED = (
-    "Accelerate's skip_first_batches() puts a plain DataLoader in this loader's place, which reads "
-    "without its seeds, device, shards and state: leave it out after load_state(), which has set "
-    "this loader to its place already; or use dataporter.integrations.accelerate."
-    "skip_first_batches() (in the Transformers Trainer: ResumableTrainer of "
-    "dataporter.integrations.transformers)"
-)
 
 
 def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
@@ -63,7 +55,12 @@ def prepare_for_caller(loader: ResumableDataLoader[Any]) -> bool:
     # torch's pipes are run by torch's own loader, and so left to Accelerate's.
     if isinstance(accelerator, Accelerator) and loader._flow is not None:
         placed = asking.get("device_placement")
-        _prepare(loader, accelerator, accelerator.device_placement if placed is None else placed)
+        placed = accelerator.device_placement if placed is None else placed
+        try:
+            _prepare(loader, accelerator, placed)
+        except AttributeError as error:
+            # Accelerate would take it for a loader that has no such mark, and build another.
+            raise RuntimeError(f"prepare({type(loader).__name__}): {error}") from error
     return isinstance(loader.pass_through, _Passes)
 
 
@@ -95,6 +92,7 @@ class _Passes:
 
     def __call__(self, batches: Delivery[Any]) -> Iterator[Any]:
         loader: Any = self.loader()
+        _check_tail(loader)
         state = GradientState()
         loader.end_of_dataloader, loader.remainder = False, -1
         state._add_dataloader(loader)
@@ -139,14 +137,15 @@ def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed:
         if changes or before is not None or not (knows_ranks or processes == 1):
             loader._rebuild(**changes)
     _check_shares(loader, accelerator, said)
-    if isinstance(loader.sampler, OrderSampler):
-        loader.sampler.refusal = _REPLACED
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard):
         per_process, samples = shard.batch_size, _samples_of(shard)
         per_process = per_process // processes if settings.split_batches else per_process
     else:
         per_process, samples = loader.batch_size, None
+        if isinstance(shard, BatchSampler):
+            # join_uneven_inputs() sets it.
+            shard.even_batches = loader.tail == "pad"  # type: ignore[attr-defined]
     prepared: Any = loader  # has Accelerate's attributes from here on
     prepared.total_batch_size = (per_process or 1) * loader.world_size
     prepared.end_of_dataloader, prepared.remainder = False, -1
@@ -205,6 +204,20 @@ def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[st
         "shuffle": None,
         "drop_last": False,
     }
+
+
+def _check_tail(loader: ResumableDataLoader[Any]) -> None:
+    """Refuse what ``join_uneven_inputs()`` may have set, but in a shard of Accelerate's own."""
+    batches, is_even = loader.batch_sampler, loader.tail == "pad"
+    if isinstance(batches, BatchSamplerShard) or isinstance(loader._flow, Stream):
+        return
+    if (told := getattr(batches, "even_batches", is_even)) != is_even:
+        raise ConfigurationError(
+            f"join_uneven_inputs(even_batches={told}), and this loader was built with "
+            f"tail={loader.tail!r}, by which its ranks' batches are even or not: leave "
+            "even_batches= out there, and build the loader with "
+            f"tail={'pad' if told else 'uneven'!r}"
+        )
 
 
 def _samples_of(shard: Any) -> int | None:
