@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, IterDataPipe
 
 from dataporter.columns import MappedColumns
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
@@ -35,6 +35,7 @@ __all__ = [
     "order_for",
     "place_checked",
     "reject",
+    "reject_misplaced",
     "rows_of",
     "seed_checked",
     "strategy_for",
@@ -279,6 +280,31 @@ def tail_of_stream(tail: Any, *, drop_last: bool) -> Tail:
             "step, or make the stream endless"
         )
     return tail_for(tail or ("drop" if drop_last else "uneven"), drop_last=drop_last)
+
+
+def reject_misplaced(arguments: Mapping[str, Any], process_group: object) -> None:
+    """Refuse what a loader's dataset or sampler leaves no room for; by name what it was given."""
+    given = {**arguments, "process_group": process_group}
+
+    def reject_all(reason: str, *names: str) -> None:
+        reject(reason, **{name: given[name] for name in names})
+
+    if given["sampler"] is not None or given["batch_sampler"] is not None:
+        reject_all(
+            "a sampler of your own decides the order and what is repeated or left out (or a "
+            "framework has rebuilt the loader around a sampler of its own, as Lightning does for "
+            "predict() and overfit_batches: give it torch's DataLoader there)",
+            *("shuffle", "order", "tail"),
+        )
+    if isinstance(given["dataset"], IterableDataset):
+        reject_all("an IterableDataset has no indices to order", "order")
+    else:
+        reject_all("the dataset is read by index, in any order", "num_shards")
+    if isinstance(given["dataset"], IterDataPipe):
+        reject_all(
+            "a DataPipe is run by torch's own loader",
+            *("strategy", "world_size", "process_group", "num_shards"),
+        )
 
 
 def reject(reason: str, **arguments: object) -> None:

@@ -12,14 +12,13 @@ from dataporter.engines import Engine, Reply
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
 from dataporter.fetch import Fetch, OnError, fetch_for
 from dataporter.flow import Resumption
-from dataporter.orders import Order
 from dataporter.request import PlannedRequests, Progress, Requests, RequestSource
 from dataporter.resume import OnMismatch, place_of
 from dataporter.sampled import SampledRequests
 from dataporter.state import Identity, State, build, parse
 from dataporter.strategies import ResumptionStrategy
 
-__all__ = ["IndexedFlow", "length_if_any", "name_of"]
+__all__ = ["IndexedFlow", "length_if_any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +114,3 @@ def length_if_any(rows: Any) -> int | None:
         return length_of(rows)
     except UnsupportedDatasetError:
         return None
-
-
-def name_of(order: Order | None, own_sampler: object) -> str:
-    """What a state calls an order, or the sampler that stands in its place."""
-    return f"sampler {type(own_sampler).__name__}" if order is None else order.name

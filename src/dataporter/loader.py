@@ -21,7 +21,7 @@ from dataporter.engines import Engine, Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch import Fetched, OnError
 from dataporter.flow import Flow
-from dataporter.indexed import IndexedFlow, length_if_any, name_of
+from dataporter.indexed import IndexedFlow
 from dataporter.orders import Order
 from dataporter.plan import Tail
 from dataporter.request import PlannedRequests, Progress, RequestSource
@@ -29,10 +29,10 @@ from dataporter.resume import OnMismatch
 from dataporter.sampled import SampledRequests
 from dataporter.samplers import OrderSampler, refuse_resumable
 from dataporter.serving import WorkerKind, engine_for
-from dataporter.state import Identity
 from dataporter.strategies import ResumptionStrategy
-from dataporter.streams import Stream, StreamProgress, cut_of, warn_of_length
+from dataporter.streams import StreamProgress, warn_of_length
 from dataporter.takeover import refuse_skipping, refuse_takeover
+from dataporter.wiring import flow_for
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
 if TYPE_CHECKING:
@@ -178,15 +178,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         said = rank is not None or process_group is not None or own_sampler is not None
         self._joins = not said and not piped and world.group is None and world.size == 1
         with self._ranks.agreed("ResumableDataLoader()") as terms:
+            configure.reject_misplaced(self._arguments, process_group)
             if own_sampler is not None:
-                configure.reject(
-                    "a sampler of your own decides the order and what is repeated or left out (or "
-                    "a framework has rebuilt the loader around a sampler of its own, as Lightning "
-                    "does for predict() and overfit_batches: give it torch's DataLoader there)",
-                    shuffle=shuffle,
-                    order=order,
-                    tail=tail,
-                )
                 refuse_resumable(own_sampler)
                 world = world_of_sampler(own_sampler, world)
             self.rank, self.world_size, _ = world
@@ -214,20 +207,6 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.pass_through: Callable[[Delivery[Batch]], Iterator[Batch]] | None = None
             self.gathers_state = False
 
-            if iterable:
-                configure.reject("an IterableDataset has no indices to order", order=order)
-            if piped:
-                configure.reject(
-                    "a DataPipe is run by torch's own loader",
-                    strategy=strategy,
-                    world_size=world_size,
-                    process_group=process_group,
-                    num_shards=num_shards,
-                )
-            if not iterable:
-                configure.reject(
-                    "the dataset is read by index, in any order", num_shards=num_shards
-                )
             if own_sampler is None and not iterable:
                 self.order = configure.order_for(order, shuffle)
                 if self._cursor.seed is None:
@@ -263,34 +242,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                     self._cursor.seed = seed_of_sampler(own_sampler)
                 if (epoch := sampled.built_at_epoch()) is not None:
                     self._cursor.set_epoch(epoch)
-            if source is not None:
-                self._flow = IndexedFlow(
-                    rows,
-                    source,
-                    self.strategy,
-                    Identity(
-                        strategy=self.strategy.name,
-                        order=name_of(self.order, own_sampler),
-                        order_version=0 if self.order is None else self.order.version,
-                        dataset_length=length_if_any(rows),
-                        dataset_fingerprint=configure.fingerprint_of(dataset),
-                        batch_size=self.batch_size,
-                        world_size=self.world_size,
-                        tail=self.tail,
-                    ),
-                )
-            elif isinstance(dataset, IterableDataset) and not piped:
-                self._flow = Stream(
-                    cut_of(dataset, num_shards, world.size),
-                    self.strategy,
-                    self.rank,
-                    self.world_size,
-                    self.batch_size,
-                    configure.stream_workers(num_workers, worker_kind),
-                    self.tail == "drop",
-                    configure.count_checked("snapshot_every", snapshot_every),
-                    configure.fingerprint_of(dataset),
-                )
+            if not piped:
+                self._flow = flow_for(self, rows, source)
             if self._flow is not None:
                 configure.world_checked(world, self._cursor.seed, in_order=in_order or iterable)
                 terms.equal = {**self._flow.terms(), "seed": self._cursor.seed}
