@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 
-__all__ = ["refuse_skipping", "refuse_takeover"]
+__all__ = ["refuse_copy", "refuse_takeover"]
 
 
 def refuse_takeover(loader: Any, caller: FrameType) -> None:
@@ -34,21 +34,27 @@ def refuse_takeover(loader: Any, caller: FrameType) -> None:
         )
 
 
-def refuse_skipping(caller: FrameType | None) -> None:
-    """Raise where a loader's arguments are read by Accelerate's ``skip_first_batches``.
+def refuse_copy(loader: Any, caller: FrameType | None) -> None:
+    """Raise where Accelerate's functions read a loader's arguments.
 
-    It builds a plain DataLoader of them, and takes what it is given for one: there is nothing that
-    it asks a loader, whatever its sampler or its dataset may be.
+    They build another DataLoader of them, and take what they are given for a plain one: there is
+    nothing else that all of them ask a loader, whatever its sampler or its dataset may be.
     """
     if caller is not None and caller.f_code.co_name == "<dictcomp>":  # a frame up to Python 3.11
         caller = caller.f_back
-    if caller is None or caller.f_code.co_name != "skip_first_batches":
+    if caller is None or caller.f_globals.get("__name__") != "accelerate.data_loader":
         return
-    if caller.f_globals.get("__name__") == "accelerate.data_loader":
-        raise ConfigurationError(
-            "Accelerate's skip_first_batches() puts a plain DataLoader in this loader's place, "
-            "which reads without its seeds, device, shards and state: leave it out after "
-            "load_state(), which has set this loader to its place already; or use "
-            "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
-            "ResumableTrainer of dataporter.integrations.transformers)"
-        )
+    if loader._flow is None:  # torch's pipes are run by torch's own loader, or by Accelerate's
+        return
+    name = caller.f_code.co_name
+    advice = (
+        "leave it out after load_state(), which has set this loader to its place already; or use "
+        "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
+        "ResumableTrainer of dataporter.integrations.transformers)"
+        if name == "skip_first_batches"
+        else "pass this one to accelerator.prepare()"
+    )
+    raise ConfigurationError(
+        f"Accelerate's {name}() puts another DataLoader in this one's place, which reads without "
+        f"its seeds, device, shards and state: {advice}"
+    )

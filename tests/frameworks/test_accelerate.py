@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DataLoaderConfiguration
 from benchmarks.frameworks.cases import ACCELERATE, Case, torchrun, verdict
 from benchmarks.frameworks.journal import read_journals
@@ -193,11 +194,13 @@ def test_skip_first_batches_jumps_and_accelerates_own_says_why_it_does_not() -> 
         ResumableDataLoader(Stateful(12), 4, multiprocessing_context="fork", num_workers=1),
     ],
 )
-def test_accelerates_own_skipping_is_refused_for_any_loader(loader: Any) -> None:
+def test_accelerates_own_functions_are_refused_for_any_loader(loader: Any) -> None:
     accelerator = accelerator_with()
     for skipped in (loader, accelerator.prepare(loader)):
         with pytest.raises(ConfigurationError, match="leave it out after load_state"):
             skip_first_batches(skipped, 1)
+    with pytest.raises(ConfigurationError, match=r"pass this one to accelerator.prepare\(\)"):
+        prepare_data_loader(loader, device=torch.device("cpu"), put_on_device=True)
 
 
 @pytest.mark.parametrize(("even", "tail"), [(False, "uneven"), (True, "pad")])
