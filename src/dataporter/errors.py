@@ -94,7 +94,7 @@ class LossyConversionError(DataPorterError, ValueError):
 
 
 class MissingLibraryError(DataPorterError, ImportError):
-    """What was asked for needs a library that is not installed; the message says which extra."""
+    """A library that is needed is not installed, or too old; the message says what to install."""
 
 
 class DatasetChangedError(DataPorterError, RuntimeError):

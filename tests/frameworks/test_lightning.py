@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from dataporter import ResumableDataLoader, StateMismatchError
+from dataporter import MissingLibraryError, ResumableDataLoader, StateMismatchError
 from dataporter.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -305,6 +305,19 @@ def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_pa
     learner = fit(plain, SaveAlways(tmp_path), max_epochs=1)
     assert len(learner.steps) == 6
     assert "dataporter" not in torch.load(tmp_path / "00-on_train_batch_end.ckpt")
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.5.2", True), ("2.5.3", False)])
+def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, version: str, refused: bool
+) -> None:
+    monkeypatch.setattr("lightning.__version__", version)
+    fit(DataLoader(Digits(), 16), max_epochs=1)
+    if refused:
+        with pytest.raises(MissingLibraryError, match=r"pip install -U 'lightning>=2.5.3'"):
+            fit(long(), max_epochs=1)
+    else:
+        fit(long(), max_epochs=1)
 
 
 def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:

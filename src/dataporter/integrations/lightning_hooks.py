@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dataporter.errors import StateMismatchError
+from dataporter.errors import MissingLibraryError, StateMismatchError
 from dataporter.loader import ResumableDataLoader
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["LoaderHooks"]
 
 _KEY = "dataporter"
+# Older ones resume otherwise: 2.4 repeats batches, and 2.5.2 does with loaders without a length.
+_OLDEST = "2.5.3"
 
 
 class LoaderHooks:
@@ -68,10 +71,11 @@ class LoaderHooks:
             del loop["combined_loader"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._loaded = self._loaded, None
+        fit, saved, self._loaded = trainer.fit_loop, self._loaded, None
+        if _ours(fit):
+            _check_version(fit)
         if saved is None:
             return
-        fit = trainer.fit_loop
         if fit.restarted_on_epoch_end:
             # With max_steps, Lightning takes an epoch that was over up again, for one batch.
             fit.epoch_progress.increment_completed()
@@ -145,6 +149,19 @@ class LoaderHooks:
 
 def _stay(epoch: int) -> None:
     """In place of a sampler's ``set_epoch``."""
+
+
+def _check_version(fit: Any) -> None:
+    from packaging.version import Version  # Lightning needs it as well
+
+    package = type(fit).__module__.partition(".")[0]
+    version = sys.modules[package].__version__
+    if Version(version) < Version(_OLDEST):
+        name = package.replace("_", "-")
+        raise MissingLibraryError(
+            f"a training with a ResumableDataLoader would not go on exactly in {name} {version}: "
+            f"it needs {_OLDEST} or newer: pip install -U '{name}>={_OLDEST}'"
+        )
 
 
 def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
