@@ -236,7 +236,7 @@ def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, sa
         )
     if said or (loader._ranks.several and loader._ranks.group is not dist.group.WORLD):
         return
-    sharing, mesh = processes, accelerator.torch_device_mesh
+    sharing, mesh = processes, getattr(accelerator, "torch_device_mesh", None)  # not in 1.0
     if mesh is not None:
         sizes = dict(zip(mesh.mesh_dim_names, mesh.shape))
         sharing = sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1)

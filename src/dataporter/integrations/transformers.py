@@ -20,9 +20,9 @@ __all__ = ["ResumableTrainer"]
 
 if not hasattr(Trainer, "_init_training_state"):
     raise MissingLibraryError(
-        f"ResumableTrainer needs a newer transformers than {transformers.__version__}, whose "
-        "Trainer finds the place to resume at in a method of its own (tested with 5.24): "
-        "pip install -U transformers"
+        "ResumableTrainer needs transformers 5.3 or newer, whose Trainer finds the place to resume "
+        f"at in a method of its own, and this is {transformers.__version__}: "
+        "pip install -U 'transformers>=5.3'"
     )
 
 # Where trainer_state.json, which says which step a checkpoint is of, keeps the loader's state too.
