@@ -175,7 +175,9 @@ def test_rich_by_hand() -> None:
         for _ in loader:
             progress.advance(task)
         assert progress.tasks[task].completed == 10
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
     loader = after(3, loader_of())
-    tracked = track(loader, completed=loader.step, total=len(loader), console=console)
-    assert len(list(tracked)) == 7
+    bar = {"completed": loader.step, "total": len(loader), "auto_refresh": False}
+    assert len(list(track(loader, console=console, **bar))) == 7
+    assert "30%" in console.file.getvalue()
     assert "100%" in console.file.getvalue()

@@ -252,3 +252,19 @@ def test_a_loader_that_is_older_than_the_group_joins_it_when_it_is_used(tmp_path
     batch_size = loader_of().batch_size
     assert len({index for rank in ranks for index in rank[4]}) == 40 - batch_size
     assert sum(len(rank[4]) for rank in ranks) == 40 - batch_size, "a state is gone on with by both"
+
+
+def alone_before_the_group(meeting: str) -> Any:
+    dist.destroy_process_group()
+    older, resumed = loader_of(), loader_of()
+    next(iter(older))
+    resumed.load_state_dict(older.state_dict())
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    rest = [index for batch in resumed for index in ids(batch)]
+    return place(resumed), resumed.state_dict()["strategy"], len(rest)
+
+
+def test_a_group_of_one_rank_is_joined_as_well(tmp_path: Path) -> None:
+    (joined,) = ranks_of(1, alone_before_the_group, f"file://{tmp_path}/meeting")
+    left = 40 - loader_of().batch_size
+    assert joined == (("distributed", 0, 1), "distributed", left), "a state for any number of ranks"

@@ -249,8 +249,8 @@ def strategy_for(
             f"strategy={chosen.name!r} needs an order to jump in, and a sampler of your own (a "
             f"{type(own_sampler).__name__}) can only be counted through: use strategy='simple', or "
             "order= and shuffle= instead of the sampler. If a framework has put the sampler there "
-            "to shard the data, tell it not to (Lightning: use_distributed_sampler=False); this "
-            "loader shards by itself"
+            "to shard the data, tell it not to (Lightning: use_distributed_sampler=False, and "
+            "torch's DataLoader for predict() and overfit_batches); this loader shards by itself"
         )
     return chosen
 

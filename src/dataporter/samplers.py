@@ -59,8 +59,8 @@ class OrderSampler(DistributedSampler[int]):
                 f"this sampler already gives rank {self._requests.rank}'s share of "
                 f"{plan.world_size}, and whoever draws from it (a framework that rebuilds the "
                 "loader) may share it out again: hand the ResumableDataLoader over as it is "
-                "(Lightning: use_distributed_sampler=False), or leave the sharding to the "
-                "framework with world_size=1, rank=0"
+                "(Lightning: use_distributed_sampler=False, and torch's DataLoader for predict()), "
+                "or leave the sharding to the framework with world_size=1, rank=0"
             )
         epoch = Progress(self._cursor.progress.epoch)
         for request in self._requests.requests(epoch, self._cursor.settled_seed()):

@@ -131,7 +131,8 @@ def explain(mismatches: list[Mismatch]) -> str:
 
 _ADVICE = {
     "strategy": "build the loader with the strategy of the state; 'advanced' and 'distributed' "
-    'count alike, so between these two on_mismatch="warn" resumes exactly',
+    'count alike, so between these two on_mismatch="warn" resumes exactly, and '
+    "strategy='distributed' from the start lets one process go on as several, and several as one",
     "order": "set order=, shuffle= or the sampler as they were",
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -323,6 +324,17 @@ def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
 def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:
     with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
         fit(long(), overfit_batches=2)
+
+
+def test_a_checkpoint_of_torchs_loader_in_mid_epoch_is_told(tmp_path: Path) -> None:
+    saver = SaveAlways(tmp_path)
+    fit(DataLoader(Digits(), 16, shuffle=True), saver, max_epochs=1)
+    (middle, *_), (end, *_) = saver.saved[2], saver.saved[-1]
+    with pytest.warns(RuntimeWarning, match="no place of a ResumableDataLoader"):
+        fit(long(), checkpoint=middle, max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert len(fit(long(), checkpoint=end, max_epochs=2).steps) == 6
 
 
 def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ class LoaderHooks:
         if _ours(fit):
             _check_version(fit)
         if saved is None:
+            _warn_of_no_place(fit)
             return
         if fit.restarted_on_epoch_end:
             # With max_steps, Lightning takes an epoch that was over up again, for one batch.
@@ -168,6 +170,18 @@ def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
     combined = getattr(loop, "_combined_loader", None)
     loaders = [] if combined is None else combined.flattened
     return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
+
+
+def _warn_of_no_place(fit: Any) -> None:
+    """Of a checkpoint in mid-epoch that another loader was saved in, which Lightning takes."""
+    if any(loader.step == 0 for loader in _ours(fit)) and fit.restarted_mid_epoch:
+        warnings.warn(
+            "the checkpoint is from the middle of an epoch and has no place of a "
+            "ResumableDataLoader: samples of that epoch come again, and others not at all. Go on "
+            "with the loader that saved it, or from a checkpoint at an epoch's end",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _held_by(fit: Any) -> int:
