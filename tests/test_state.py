@@ -142,10 +142,13 @@ def test_what_may_change_between_save_and_load(
     list(changed)
 
 
-def test_another_strategy_is_refused() -> None:
-    state = build_loader("advanced").state_dict()
-    with pytest.raises(StateMismatchError, match=r"strategy.*'advanced'.*'distributed'"):
-        build_loader("distributed").load_state_dict(state)
+@pytest.mark.parametrize("other", ["advanced", "distributed"])
+def test_another_strategy_that_counts_otherwise_is_refused(other: str) -> None:
+    state = build_loader("simple").state_dict()
+    with pytest.raises(StateMismatchError, match=rf"strategy.*'simple'.*'{other}'"):
+        build_loader(other).load_state_dict(state)
+    with pytest.raises(StateMismatchError, match=rf"strategy.*'{other}'.*'simple'"):
+        build_loader("simple").load_state_dict(build_loader(other).state_dict())
 
 
 def test_a_state_taken_over_from_another_strategy_can_be_saved_and_loaded_again() -> None:

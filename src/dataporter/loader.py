@@ -555,8 +555,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         )
         if self._cursor.moved:
             flow: Any = self._flow
-            place = flow.state(self._cursor.settled_seed(), self._cursor.progress)
-            new.load_state_dict({**place, "strategy": new.strategy.name})
+            new.load_state_dict(flow.state(self._cursor.settled_seed(), self._cursor.progress))
             new._cursor.waiting = self._cursor.waiting  # a pass that was left is over
         # What torch lets people set after the loader was built.
         kept = {name: self.__dict__[name] for name in configure.SETTABLE if name not in changes}

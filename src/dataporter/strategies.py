@@ -28,22 +28,28 @@ class ResumptionStrategy:
         counts: what a resume goes by.
         seeds_each: random generators are seeded before each sample, or once a batch.
         may_change: fields of the state in which the resuming loader may differ.
+        kin: strategies that count and seed alike, so that their states are as good as its own.
     """
 
     name: ClassVar[str]
     counts: ClassVar[Literal["samples", "batches"]]
     seeds_each: ClassVar[Literal["sample", "batch"]]
     may_change: ClassVar[frozenset[str]]
+    kin: ClassVar[frozenset[str]] = frozenset()
 
     def mismatches(self, saved: Any, present: Any) -> list[Mismatch]:
         """What differs between save and load although this strategy needs it equal.
 
         Both are identities of one kind: of a dataset with an index, or of a stream.
         """
+        may_change = self.may_change
+        if saved.strategy in self.kin:
+            # What either of the two is for: a state of ``distributed`` is good for any world.
+            may_change |= strategy_named(saved.strategy).may_change | {"strategy"}
         return [
             difference
             for difference in differences(saved, present)
-            if difference.field not in self.may_change
+            if difference.field not in may_change
         ]
 
     def resume(self, state: State, present: Identity, source: RequestSource, seed: int) -> Progress:
@@ -79,12 +85,16 @@ class SimpleResumptionStrategy(ResumptionStrategy):
 
 @dataclass(frozen=True, slots=True)
 class AdvancedResumptionStrategy(ResumptionStrategy):
-    """Counts samples, seeds random generators before each. The batch size may change."""
+    """Counts samples, seeds random generators before each. The batch size may change.
+
+    Its state goes on in ``distributed`` as well, in any world, and that of ``distributed`` in it.
+    """
 
     name: ClassVar[str] = "advanced"
     counts: ClassVar[Literal["samples", "batches"]] = "samples"
     seeds_each: ClassVar[Literal["sample", "batch"]] = "sample"
     may_change: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    kin: ClassVar[frozenset[str]] = frozenset({"distributed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,7 @@ class DistributedResumptionStrategy(ResumptionStrategy):
     counts: ClassVar[Literal["samples", "batches"]] = "samples"
     seeds_each: ClassVar[Literal["sample", "batch"]] = "sample"
     may_change: ClassVar[frozenset[str]] = frozenset({"batch_size", "world_size"})
+    kin: ClassVar[frozenset[str]] = frozenset({"advanced"})
 
 
 _STRATEGIES: tuple[ResumptionStrategy, ...] = (
@@ -130,9 +141,7 @@ def explain(mismatches: list[Mismatch]) -> str:
 
 
 _ADVICE = {
-    "strategy": "build the loader with the strategy of the state; 'advanced' and 'distributed' "
-    'count alike, so between these two on_mismatch="warn" resumes exactly, and '
-    "strategy='distributed' from the start lets one process go on as several, and several as one",
+    "strategy": "build the loader with the strategy of the state",
     "order": "set order=, shuffle= or the sampler as they were",
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",

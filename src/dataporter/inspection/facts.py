@@ -303,7 +303,11 @@ def _sorted_out(
     is_elastic: bool = True,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What may change, and what must stay, by the strategy."""
-    may_change = frozenset[str]() if strategy is None else strategy.may_change
+    may_change = frozenset[str]()
+    if strategy is not None:
+        may_change = strategy.may_change.union(
+            *(strategy_named(kin).may_change for kin in strategy.kin)
+        )
     size = "no batching" if batch_size is None else f"the batch size ({batch_size:,})"
     (free if "batch_size" in may_change else fixed).append(size)
     world = f"the number of ranks ({world_size:,})"

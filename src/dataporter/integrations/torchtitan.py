@@ -21,8 +21,7 @@ class EndlessLoader(Generic[Batch]):
 
     Args:
         loader: the loader whose epochs follow each other. Under tensor, pipeline or context
-            parallelism build it with torchtitan's ``rank=dp_rank, world_size=dp_world_size``, and
-            with ``strategy="distributed"``, so that one rank can go on as several.
+            parallelism build it with torchtitan's ``rank=dp_rank, world_size=dp_world_size``.
 
     Raises:
         ConfigurationError: (a ``ValueError``) while iterating: an epoch has no batch.
