@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataporter.errors import StateMismatchError
 from dataporter.loader import ResumableDataLoader
+from dataporter.samplers import OrderSampler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -37,22 +38,35 @@ class LoaderHooks:
         self._epoch = 0
         # Batches that the fetcher held when the training ended, which takes it down.
         self._held = 0
+        # Optimizer steps that were made before the present batch.
+        self._stepped = 0
         self._loaded: dict[str, Any] | None = None
-        # The loaders that have a loaded place and no batch since, with the epoch they were in.
-        self._resumed: list[tuple[ResumableDataLoader[Any], int]] = []
+        # The loaders that have a loaded place and no batch since; with the epoch they were in, and
+        # the one after the pass that they were in, if they were.
+        self._resumed: list[tuple[ResumableDataLoader[Any], int, int]] = []
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         fit = trainer.fit_loop
-        if loaders := _ours(fit):
-            held = self._held if fit._data_fetcher is None else _held_by(fit)
-            if fit.epoch_progress.current.processed > self._epoch and _is_cut_short(fit):
+        if self._loaded is not None:
+            # The loaders are not at their places yet.
+            checkpoint[_KEY] = self._loaded
+        elif loaders := _ours(fit):
+            epoch, ahead = self._epoch, self._held
+            if self._is_in_batch(trainer):
+                # Its step is made again. Without a length, the fetcher has asked for another since.
+                ahead = 1 + (fit._data_fetcher.length is None)
+                epoch = fit.epoch_progress.current.processed
+                _take_batch_back(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+            elif fit._data_fetcher is not None:
+                ahead = _held_by(fit)
+            if fit.epoch_progress.current.processed > epoch and _is_cut_short(fit):
                 _take_epoch_up_again(checkpoint["loops"]["fit_loop"]["epoch_progress"])
             ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
-                "epoch": self._epoch,
-                "loaders": [loader.state_dict(gather=True, read_ahead=held) for loader in loaders],
+                "epoch": epoch,
+                "loaders": [loader.state_dict(gather=True, read_ahead=ahead) for loader in loaders],
                 "ended": list(ended),
             }
 
@@ -85,14 +99,18 @@ class LoaderHooks:
                 "train_dataloader"
             )
         begun, self._epoch = saved["epoch"], fit.epoch_progress.current.processed
-        if self._epoch > begun and trainer.num_training_batches == float("inf"):
+        if fit.restarted_on_epoch_start or (
+            self._epoch > begun and trainer.num_training_batches == float("inf")
+        ):
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
+            # Its place stays, whatever epoch the trainer sets before the first batch: a sampler of
+            # the user's own asks for no epoch that it was told before.
+            _tell_epoch(loader, self._epoch)
             loader.load_state_dict(state)
-            self._resumed.append((loader, loader.epoch))
-            if hasattr(loader.sampler, "set_epoch"):
-                # Its place stays, whatever epoch the trainer sets before the first batch.
-                loader.sampler.set_epoch = _stay
+            self._resumed.append((loader, loader.epoch, loader.epoch + (loader.step > 0)))
+            if isinstance(loader.sampler, OrderSampler):
+                loader.sampler.set_epoch = _stay  # type: ignore[method-assign]
         if self._epoch > begun:
             self._leave_pass()
         if fit._data_fetcher.length is None:
@@ -112,7 +130,9 @@ class LoaderHooks:
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._loaded = None  # what a learning rate finder has put back in mid-training
         self._epoch = trainer.fit_loop.epoch_progress.current.processed
+        self._stepped = trainer.global_step
         self._let_go()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,14 +141,29 @@ class LoaderHooks:
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
+    def _is_in_batch(self, trainer: Trainer) -> bool:
+        """Whether a batch was read and its step is not made: in ``training_step``, say."""
+        fit = trainer.fit_loop
+        counts = fit.epoch_loop.batch_progress.current
+        return (
+            hasattr(fit._data_fetcher, "batches")  # else training_step reads as many as it likes
+            and counts.processed < counts.ready
+            and (counts.started < counts.ready or trainer.global_step == self._stepped)
+        )
+
     def _leave_pass(self) -> None:
         """Go where the loaders would have gone when the trainer began its present epoch."""
-        for loader, epoch in self._resumed:
-            told = hasattr(loader.sampler, "set_epoch")
-            loader.seek(epoch=max(epoch + 1, self._epoch if told else 0))
+        for loader, epoch, following in self._resumed:
+            if isinstance(loader.sampler, OrderSampler):
+                loader.seek(epoch=max(following, self._epoch))
+            else:
+                # A pass tells its sampler the epoch that it is of.
+                _tell_epoch(loader, epoch)
+                loader.seek(epoch=following)
+                _tell_epoch(loader, self._epoch)
 
     def _let_go(self) -> None:
-        for loader, _ in self._resumed:
+        for loader, _, _ in self._resumed:
             vars(loader.sampler).pop("set_epoch", None)
         self._resumed.clear()
 
@@ -147,6 +182,13 @@ def _stay(epoch: int) -> None:
     """In place of a sampler's ``set_epoch``."""
 
 
+def _tell_epoch(loader: ResumableDataLoader[Any], epoch: int) -> None:
+    """What Lightning does when an epoch begins."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            set_epoch(epoch)
+
+
 def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
     combined = getattr(loop, "_combined_loader", None)
     loaders = [] if combined is None else combined.flattened
@@ -155,7 +197,9 @@ def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
 
 def _held_by(fit: Any) -> int:
     """How many batches were read, to see whether more comes, and have not been used."""
-    return len(getattr(fit._data_fetcher, "batches", ()))
+    fetcher = fit._data_fetcher
+    # Not by what it holds, which is nothing where reading one more has failed.
+    return int(hasattr(fetcher, "batches") and fetcher.length is None and not fetcher.done)
 
 
 def _is_cut_short(fit: Any) -> bool:
@@ -168,6 +212,13 @@ def _take_epoch_up_again(progress: dict[str, dict[str, int]]) -> None:
     """Let who resumes be in mid-epoch: Lightning has counted the epoch as done."""
     for counts in progress.values():
         counts["processed"] = counts["completed"] = counts["started"] - 1
+
+
+def _take_batch_back(progress: dict[str, Any]) -> None:
+    """Let who resumes be right before a batch that Lightning has counted as read."""
+    for counts in (progress["total"], progress["current"]):
+        counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+    progress["is_last_batch"] = False
 
 
 def _recount(
