@@ -37,7 +37,7 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
-    # Where the pass has stood, up to two moves back, the last place last; then how often it has
+    # Where the pass has stood, up to three moves back, the last place last; then how often it has
     # said that it is over, and which it was.
     _places: tuple[P, ...] = ()
     _ends: int = 0
@@ -96,7 +96,7 @@ class Cursor(Generic[P]):
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
             self.progress = self.progress.after(request)
-            self._places = (*self._places[-2:], self.progress)
+            self._places = (*self._places[-3:], self.progress)
             self.waiting = False
 
     def finish(self, a_pass: object) -> None:

@@ -331,7 +331,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 only: bring all of them together. All ranks call this, after the same number of
                 batches. Without it such a state is this rank's part, and says so. By default
                 ``gathers_state``, which is False unless a framework has set it.
-            read_ahead: for who runs the loop for others: how many times, up to 2, it has asked for
+            read_ahead: for who runs the loop for others: how many times, up to 3, it has asked for
                 a batch that is not used yet, or for the end instead. Those batches do not count,
                 and nor does the end of the pass, if it has been seen: the state is within the pass
                 until the next one begins.

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subset
 
-from dataporter import ResumableDataLoader, StateMismatchError
+from dataporter import DevicePrefetcher, ResumableDataLoader, StateMismatchError
 from dataporter.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,6 +185,12 @@ def hugging_face() -> ResumableDataLoader[Any]:
     )
 
 
+class Ahead(DevicePrefetcher[Any]):
+    """As on an accelerator."""
+
+    reads_ahead = True
+
+
 def together(
     mode: str, *loaders: Callable[[], ResumableDataLoader[Any]]
 ) -> Callable[[], CombinedLoader]:
@@ -200,6 +207,9 @@ TRAININGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "min_size": (together("min_size", long, lambda: short(40)), {}),
     "max_size": (together("max_size", long, lambda: short(40)), {}),
     "cycle": (together("max_size_cycle", long, lambda: short(40)), {"max_epochs": 4}),
+    "prefetcher": (lambda: Ahead(long(), "cpu"), {"limit_train_batches": 4}),
+    "prefetcher, stream": (lambda: Ahead(stream(), "cpu"), {}),
+    "stream, reloaded": (stream, {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4}),
     "own sampler": (own_sampler, {}),
     "own sampler, cycle": (together("max_size_cycle", own_sampler, lambda: short(40)), {}),
     "cycle, ends together": (together("max_size_cycle", lambda: short(32), long), {}),
@@ -250,7 +260,9 @@ class SaveInStep(SaveAlways):
     on_validation_end = on_train_epoch_end = on_train_batch_end
 
 
-@pytest.mark.parametrize("name", ["validation", "max_size", "stream", "own sampler"])
+@pytest.mark.parametrize(
+    "name", ["validation", "max_size", "stream", "own sampler", "prefetcher, stream"]
+)
 def test_a_checkpoint_inside_a_step_lets_the_step_be_made_again(name: str, tmp_path: Path) -> None:
     build, options = TRAININGS[name]
     data, options = options.get("validation"), {**options, "max_epochs": 2, "validation": None}
@@ -394,6 +406,16 @@ def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_pa
     learner = fit(plain, SaveAlways(tmp_path), max_epochs=1)
     assert len(learner.steps) == 6
     assert "dataporter" not in torch.load(tmp_path / "00-on_train_batch_end.ckpt")
+
+
+def test_a_checkpoint_of_torchs_loader_begins_its_epoch_again_and_says_so(tmp_path: Path) -> None:
+    fit(DataLoader(Digits(), 16), always := SaveAlways(tmp_path), max_epochs=2)
+    middle, ended = always.saved[2][0], always.saved[5][0]
+    with pytest.warns(RuntimeWarning, match="begins with its first batches again"):
+        assert len(fit(long(), checkpoint=middle, max_epochs=2).steps) == 9
+    with warnings.catch_warnings(record=True) as told:
+        assert len(fit(long(), checkpoint=ended, max_epochs=2).steps) == 6
+    assert not any("first batches again" in str(warning.message) for warning in told)
 
 
 def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:

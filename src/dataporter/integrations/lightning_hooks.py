@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dataporter.device import DevicePrefetcher
 from dataporter.errors import StateMismatchError
 from dataporter.loader import ResumableDataLoader
 from dataporter.samplers import OrderSampler
@@ -41,6 +43,8 @@ class LoaderHooks:
         # Optimizer steps that were made before the present batch.
         self._stepped = 0
         self._loaded: dict[str, Any] | None = None
+        # Whether a checkpoint was loaded that says nothing of loaders.
+        self._says_nothing = False
         # The loaders that have a loaded place and no batch since; with the epoch they were in, and
         # the one after the pass that they were in, if they were.
         self._resumed: list[tuple[ResumableDataLoader[Any], int, int]] = []
@@ -52,11 +56,12 @@ class LoaderHooks:
         if self._loaded is not None:
             # The loaders are not at their places yet.
             checkpoint[_KEY] = self._loaded
-        elif loaders := _ours(fit):
-            epoch, ahead = self._epoch, self._held
+        elif _ours(fit):
+            epoch, ahead, ends = self._epoch, self._held, False
             if self._is_in_batch(trainer):
                 # Its step is made again. Without a length, the fetcher has asked for another since.
                 ahead = 1 + (fit._data_fetcher.length is None)
+                ends = ahead == 2 and fit._data_fetcher.done  # a prefetcher has not asked again
                 epoch = fit.epoch_progress.current.processed
                 _take_batch_back(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
             elif fit._data_fetcher is not None:
@@ -66,26 +71,35 @@ class LoaderHooks:
             ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
                 "epoch": epoch,
-                "loaders": [loader.state_dict(gather=True, read_ahead=ahead) for loader in loaders],
+                "loaders": [
+                    loader.state_dict(gather=True, read_ahead=ahead + (more and not ends))
+                    for loader, more in _ours_and_ahead(fit)
+                ],
                 "ended": list(ended),
             }
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != "fit" or _KEY not in checkpoint:
+        if trainer.state.fn != "fit" or "loops" not in checkpoint:
+            return
+        loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+        self._says_nothing = not (_KEY in checkpoint or loop.get("combined_loader"))
+        if _KEY not in checkpoint:
             return
         self._loaded = checkpoint[_KEY]
-        loop = checkpoint["loops"]["fit_loop"]["state_dict"]
         if len(loop.get("combined_loader", ())) == len(self._loaded["loaders"]):
             # All of them are ours. One rank's state would be refused on another.
             del loop["combined_loader"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved, self._loaded = self._loaded, None
+        fit = trainer.fit_loop
+        self._warn_if_begun_anew(fit)
         if saved is None:
             return
-        fit = trainer.fit_loop
+        if fit._should_reload_train_dl:
+            fit.setup_data()  # which Lightning does next, and these are the ones to be placed
         if fit.restarted_on_epoch_end:
             # With max_steps, Lightning takes an epoch that was over up again, for one batch.
             fit.epoch_progress.increment_completed()
@@ -120,12 +134,34 @@ class LoaderHooks:
                 fit._combined_loader._iterator._consumed = list(ended)
             _recount(trainer, loaders, ended or [False] * len(loaders))
 
+    def _warn_if_begun_anew(self, fit: Any) -> None:
+        says_nothing, self._says_nothing = self._says_nothing, False
+        in_mid_epoch = fit.restarted_mid_epoch and not fit.epoch_loop.batch_progress.is_last_batch
+        if says_nothing and in_mid_epoch and _ours(fit):
+            warnings.warn(
+                "the checkpoint is from the middle of an epoch and has no state of any loader, for "
+                "torch's have none: the rest of the epoch begins with its first batches again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.processed
-        if self._resumed and epoch > self._epoch:
-            # Lightning had nothing left to do in the epoch that the state is of.
-            self._epoch = epoch
-            self._leave_pass()
+        fit = trainer.fit_loop
+        epoch = fit.epoch_progress.current.processed
+        if self._resumed:
+            if epoch > self._epoch:
+                # Lightning had nothing left to do in the epoch that the state is of.
+                self._epoch = epoch
+                self._leave_pass()
+        elif epoch > 0:
+            # A loader that was made anew for this epoch is told of it by its sampler, if at all;
+            # and to see whether it is empty, Lightning has begun a pass, and begins another next.
+            begun = fit._data_fetcher.length is None and (
+                fit._last_train_dl_reload_epoch == trainer.current_epoch
+            )
+            for loader in _ours(fit):
+                if begun or loader.epoch < epoch:
+                    loader.seek(epoch=max(epoch, loader.epoch))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -190,9 +226,18 @@ def _tell_epoch(loader: ResumableDataLoader[Any], epoch: int) -> None:
 
 
 def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
-    combined = getattr(loop, "_combined_loader", None)
-    loaders = [] if combined is None else combined.flattened
-    return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
+    return [loader for loader, _ in _ours_and_ahead(loop)]
+
+
+def _ours_and_ahead(loop: Any) -> list[tuple[ResumableDataLoader[Any], bool]]:
+    """Our loaders; and whether each is read a batch ahead on its way to the device."""
+    combined, found = getattr(loop, "_combined_loader", None), []
+    for loader in [] if combined is None else combined.flattened:
+        ahead = isinstance(loader, DevicePrefetcher) and loader.reads_ahead
+        inner = loader.loader if isinstance(loader, DevicePrefetcher) else loader
+        if isinstance(inner, ResumableDataLoader):
+            found.append((inner, ahead))
+    return found
 
 
 def _held_by(fit: Any) -> int:
