@@ -335,6 +335,16 @@ def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
         assert resumed.steps == alone.steps[steps:], path.name
 
 
+def test_another_batch_size_reads_what_is_left_once(tmp_path: Path) -> None:
+    fit(long(), always := SaveAlways(tmp_path), max_epochs=2)
+    for path, steps, _ in always.saved:
+        halved = ResumableDataLoader(Digits(), 8, shuffle=True, seed=SEED)
+        resumed = fit(halved, checkpoint=path, max_epochs=2)
+        seen = [index for _, _, (ids,), _ in resumed.steps for index in ids]
+        assert len(seen) == 2 * LENGTH - (steps // 6 * LENGTH + steps % 6 * 16), path.name
+        assert set(seen[-LENGTH:]) == set(range(LENGTH)) or steps > 6, path.name
+
+
 @pytest.mark.usefixtures("by_hand")
 def test_one_loader_of_known_length_needs_no_callback(tmp_path: Path) -> None:
     alone = fit(long(), always := SaveAlways(tmp_path))

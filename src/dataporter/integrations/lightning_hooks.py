@@ -113,9 +113,7 @@ class LoaderHooks:
                 "train_dataloader"
             )
         begun, self._epoch = saved["epoch"], fit.epoch_progress.current.processed
-        if fit.restarted_on_epoch_start or (
-            self._epoch > begun and trainer.num_training_batches == float("inf")
-        ):
+        if fit.restarted_on_epoch_start or self._epoch > begun:
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
             # Its place stays, whatever epoch the trainer sets before the first batch: a sampler of
@@ -288,7 +286,10 @@ def _recount(
 
 
 def _begin_epoch(loop: Any) -> None:
-    """Let the next batch be an epoch's first: of one without a length Lightning counts on."""
+    """Let the next batch be an epoch's first.
+
+    Lightning counts on, of an epoch without a length, or of one that had less batches.
+    """
     if loop.restarted_on_train_batch_end:
         loop.batch_progress.increment_completed()
         loop._batches_that_stepped += not loop._should_accumulate()
