@@ -145,12 +145,21 @@ def test_the_state_of_a_loop_that_reads_ahead_is_where_the_loop_stands() -> None
     for delivered, _ in enumerate(batches, start=1):
         assert rest(loader.state_dict(read_ahead=1)) == expected[delivered - 1 :]
         assert rest(loader.state_dict(read_ahead=0)) == expected[delivered:]
+        assert rest(loader.state_dict(read_ahead=2)) == expected[max(0, delivered - 2) :]
         assert loader.state_dict(read_ahead=0) == loader.state_dict()
+    assert rest(loader.state_dict(read_ahead=2)) == expected[-1:], (
+        "it has asked for the end as well"
+    )
     for read_ahead in (0, 1):
         ended = loader.state_dict(read_ahead=read_ahead)
         assert (ended["epoch"], ended["step"]) == (0, 5), "its loop has not begun another pass"
         assert rest(ended) == []
+    assert next(batches, None) is None
+    assert rest(loader.state_dict(read_ahead=2)) == [], "it has asked for the end twice"
     assert rest(loader.state_dict()) == epoch_of(1)
+    next(iter(loader))
+    assert rest(loader.state_dict(read_ahead=1)) == epoch_of(1)
+    assert rest(loader.state_dict(read_ahead=2)) == expected[-1:]
     loader.seek(epoch=2, step=1)
     assert loader.state_dict(read_ahead=1) == loader.state_dict()
 

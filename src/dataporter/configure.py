@@ -293,7 +293,9 @@ def reject_misplaced(arguments: Mapping[str, Any], process_group: object) -> Non
         reject_all(
             "a sampler of your own decides the order and what is repeated or left out (or a "
             "framework has rebuilt the loader around a sampler of its own, as Lightning does for "
-            "predict() and overfit_batches: give it torch's DataLoader there)",
+            "predict() and overfit_batches: give it torch's DataLoader there; and on several "
+            "devices, for a sampler that is no DistributedSampler: pass one, or build the loader "
+            "in train_dataloader())",
             *("shuffle", "order", "tail"),
         )
     if isinstance(given["dataset"], IterableDataset):

@@ -37,9 +37,11 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
-    # Where the pass stood before its last move, and whether that was its end.
-    _before: P | None = None
-    _ended: bool = False
+    # Where the pass has stood, up to three moves back, the last place last; then how often it has
+    # said that it is over, and which it was.
+    _places: tuple[P, ...] = ()
+    _ends: int = 0
+    _ended: object | None = None
     # The pass that moves the cursor: the last that began, unless somebody has set the place since.
     _pass: object | None = None
 
@@ -74,35 +76,42 @@ class Cursor(Generic[P]):
         """Where a pass that starts now begins; from here on it moves the cursor."""
         self.progress = self.origin = self.upcoming()
         self._pass, self.waiting = a_pass, True
-        self._before, self._ended = None, False
+        # The end of a pass is where the next one begins, for who has still to use what came before.
+        self._places = (*(self._places[:-1] if self._ends else ()), self.progress)
+        self._ends, self._ended = 0, None
         return self.progress
 
     def in_pass(self, read_ahead: int) -> P:
-        """How far the last pass has come for a loop that has not used its last batch yet, or has.
+        """How far the last pass has come for a loop that has not used what it asked for last.
 
         The loop is in its pass until it begins another, whether it has seen the end or not.
+
+        Args:
+            read_ahead: how many times it has asked: for a batch, or for the end.
         """
-        before = self._before
-        return before if before is not None and (read_ahead or self._ended) else self.progress
+        places = self._places or (self.progress,)
+        return places[max(0, len(places) - 1 - max(0, read_ahead - self._ends))]
 
     def deliver(self, a_pass: object, request: EngineRequest) -> None:
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
-            self._before = self.progress
             self.progress = self.progress.after(request)
+            self._places = (*self._places[-3:], self.progress)
             self.waiting = False
 
     def finish(self, a_pass: object) -> None:
-        """A pass came to its end: the next epoch is waiting."""
+        """A pass came to its end, or says so again: the next epoch is waiting."""
         if a_pass is self._pass:
-            last = self.progress
-            self.jump(self.beginning(last.epoch + 1))
-            self._before, self._ended = last, True
+            places = self._places
+            self.jump(self.beginning(self.progress.epoch + 1))
+            self._places, self._ends, self._ended = places, 1, a_pass
+        elif a_pass is self._ended:
+            self._ends += 1
 
     def jump(self, progress: P) -> None:
         """Go on from here at the next pass, whatever is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
-        self._before, self._ended = None, False
+        self._places, self._ends, self._ended = (), 0, None
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""

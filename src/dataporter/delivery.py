@@ -56,7 +56,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 if not self._broken:
                     self._cursor.finish(self._pass)
                 # Ends for good, whoever the workers serve next.
-                self._replies, self._broken = iter(()), True
+                self._replies = iter(())
                 raise
             except BaseException:
                 # The engine or the user's sampler failed, so this pass is over, but its epoch not.

@@ -64,9 +64,14 @@ class DevicePrefetcher(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         self._state = None
-        if self.device.type == "cpu":
+        if not self.reads_ahead:
             return iter(self.loader) if self.widen is None else map(self.widen.widen, self.loader)
         return self._ahead()
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it asks the loader for one more batch before it gives one."""
+        return self.device.type != "cpu"
 
     def __len__(self) -> int:
         """Batches of a whole epoch, as the loader says."""

@@ -331,9 +331,10 @@ class ResumableDataLoader(DataLoader[Batch]):
                 only: bring all of them together. All ranks call this, after the same number of
                 batches. Without it such a state is this rank's part, and says so. By default
                 ``gathers_state``, which is False unless a framework has set it.
-            read_ahead: for who runs the loop for others: how many batches, 0 or 1, it has read and
-                not yet handed on. They do not count, and nor does the end of the pass, if it has
-                been seen: the state is within the pass until the next one begins.
+            read_ahead: for who runs the loop for others: how many times, up to 3, it has asked for
+                a batch that is not used yet, or for the end instead. Those batches do not count,
+                and nor does the end of the pass, if it has been seen: the state is within the pass
+                until the next one begins.
 
         Returns:
             A flat dict of JSON types, the same on every rank (but for the parts above), to be kept

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Generator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from dataporter.errors import ConfigurationError
 from dataporter.request import Delivered, Progress, Request
@@ -200,11 +200,17 @@ class SampledRequests:
 def _chain(sampler: Any) -> list[Any]:
     """The sampler and what it wraps, as ``BatchSampler`` wraps its ``sampler``."""
     chain = [sampler]
-    while (
-        len(chain) < _LONGEST_CHAIN and (inner := getattr(chain[-1], "sampler", None)) is not None
-    ):
+    while len(chain) < _LONGEST_CHAIN and (inner := _wrapped_by(chain[-1])) is not None:
         chain.append(inner)
     return chain
+
+
+def _wrapped_by(sampler: Any) -> Any:
+    inner = getattr(sampler, "sampler", None)
+    if inner is None and isinstance(sampler, DistributedSampler):
+        # Lightning shares a sampler out as if what it yields were a dataset.
+        inner = getattr(sampler.dataset, "_sampler", None)
+    return inner
 
 
 def _digest(indices: list[Any], before: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DistributedSampler, Sampler
@@ -82,11 +84,23 @@ class OrderSampler(DistributedSampler[int]):
         """The loader's ``set_epoch``, but that it never goes back.
 
         Frameworks call it, with a count of their own: of passes since the program was started
-        (Fabric), or of epochs of the longest of several loaders (Lightning). Such a count may be
-        behind the loader's, and a state that was loaded has to survive it.
+        (Fabric, which the loader does not follow), or of epochs of the longest of several loaders
+        (Lightning). Such a count may be behind the loader's, and a state that was loaded has to
+        survive it.
         """
-        if place_checked("epoch", epoch) > self._cursor.progress.epoch:
+        forward = place_checked("epoch", epoch) > self._cursor.progress.epoch
+        if forward and not _is_fabrics_count(sys._getframe(1)):
             self._cursor.set_epoch(epoch)
+
+
+def _is_fabrics_count(caller: FrameType) -> bool:
+    """Whether Fabric's wrapper tells how many passes it has begun, and nothing but the caller does.
+
+    The loader counts these as well; and where ``fabric.load`` goes back to an earlier state of the
+    same training, the wrapper counts on.
+    """
+    begins = caller.f_back if caller.f_code.co_name == "_set_sampler_epoch" else None
+    return begins is not None and "_num_iter_calls" in vars(begins.f_locals.get("self", object))
 
 
 class ResumableSampler(Sampler[int]):

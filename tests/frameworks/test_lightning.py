@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ from benchmarks.frameworks.lightning import DigitStream
 from benchmarks.frameworks.subject import LENGTH, SEED, Digits, build_loader, build_model
 from benchmarks.frameworks.trial import attempt
 from lightning import Fabric, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from lightning.pytorch.trainer.connectors import callback_connector
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subset
 
-from dataporter import MissingLibraryError, ResumableDataLoader, StateMismatchError
+from dataporter import (
+    DevicePrefetcher,
+    MissingLibraryError,
+    ResumableDataLoader,
+    StateMismatchError,
+)
 from dataporter.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -144,11 +150,10 @@ def fit(
     torch.manual_seed(1 if checkpoint is None else 2)
     learner = Learner(estimates=estimates)
     trainer = Trainer(
-        **{"max_epochs": 3, **options},
+        **{"max_epochs": 3, "enable_checkpointing": False, **options},
         accelerator="cpu",
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -158,6 +163,12 @@ def fit(
 
 def long() -> ResumableDataLoader[Any]:
     return ResumableDataLoader(Digits(), 16, shuffle=True, seed=SEED)  # 6 batches
+
+
+def own_sampler() -> ResumableDataLoader[Any]:
+    digits = Digits()
+    sampler = DistributedSampler(digits, num_replicas=1, rank=0, seed=SEED)
+    return ResumableDataLoader(digits, 16, sampler=sampler, seed=SEED)
 
 
 def short(samples: int) -> ResumableDataLoader[Any]:
@@ -179,6 +190,12 @@ def hugging_face() -> ResumableDataLoader[Any]:
     )
 
 
+class Ahead(DevicePrefetcher[Any]):
+    """As on an accelerator."""
+
+    reads_ahead = True
+
+
 def together(
     mode: str, *loaders: Callable[[], ResumableDataLoader[Any]]
 ) -> Callable[[], CombinedLoader]:
@@ -195,6 +212,11 @@ TRAININGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "min_size": (together("min_size", long, lambda: short(40)), {}),
     "max_size": (together("max_size", long, lambda: short(40)), {}),
     "cycle": (together("max_size_cycle", long, lambda: short(40)), {"max_epochs": 4}),
+    "prefetcher": (lambda: Ahead(long(), "cpu"), {"limit_train_batches": 4}),
+    "prefetcher, stream": (lambda: Ahead(stream(), "cpu"), {}),
+    "stream, reloaded": (stream, {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4}),
+    "own sampler": (own_sampler, {}),
+    "own sampler, cycle": (together("max_size_cycle", own_sampler, lambda: short(40)), {}),
     "cycle, ends together": (together("max_size_cycle", lambda: short(32), long), {}),
     "stream": (stream, {}),
     "stream, max_steps": (stream, {"max_epochs": None, "max_steps": 16}),
@@ -223,6 +245,89 @@ def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Pat
         assert resumed.validations == alone.validations[validations:], path.name
 
 
+class SaveInStep(SaveAlways):
+    """Saves where an epoch begins, and where a batch was read and its step is not made."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.save(trainer, "on_train_batch_start")
+
+    def on_after_backward(self, trainer: Trainer, *_: Any) -> None:
+        self.save(trainer, "on_after_backward")
+        path, steps, validations = self.saved.pop()
+        self.saved.append((path, steps - 1, validations))
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.save(trainer, "on_train_epoch_start")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Saved by the other."""
+
+    on_validation_end = on_train_epoch_end = on_train_batch_end
+
+
+@pytest.mark.parametrize(
+    "name", ["validation", "max_size", "stream", "own sampler", "prefetcher, stream"]
+)
+def test_a_checkpoint_inside_a_step_lets_the_step_be_made_again(name: str, tmp_path: Path) -> None:
+    build, options = TRAININGS[name]
+    data, options = options.get("validation"), {**options, "max_epochs": 2, "validation": None}
+
+    def run(*callbacks: Callback, checkpoint: Path | None = None) -> Learner:
+        return fit(
+            build(), *callbacks, **{**options, "validation": data and data()}, checkpoint=checkpoint
+        )
+
+    alone = run(always := SaveInStep(tmp_path))
+    assert len(always.saved) == 26
+    for path, steps, validations in always.saved:
+        resumed = run(checkpoint=path)
+        assert resumed.steps == alone.steps[steps:], path.name
+        assert resumed.validations == alone.validations[validations:], path.name
+
+
+@pytest.mark.parametrize("build", [long, stream])
+def test_a_step_that_failed_is_made_again(build: Callable[[], Any], tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 8:
+                raise KeyError
+
+    alone = fit(build())
+    saves = OnExceptionCheckpoint(tmp_path, "failed")
+    with pytest.raises(KeyError):
+        fit(build(), Fails(), saves, enable_checkpointing=True)
+    assert fit(build(), checkpoint=tmp_path / "failed.ckpt").steps == alone.steps[8:]
+
+
+def test_a_checkpoint_from_before_the_first_step_of_a_resume_is_where_it_stands(
+    tmp_path: Path,
+) -> None:
+    class SaveAtStart(SaveAlways):
+        def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+            self.save(trainer, "on_train_start")
+
+    (tmp_path / "first").mkdir()
+    alone = fit(long(), always := SaveAlways(tmp_path / "first"))
+    path, steps, _ = always.saved[8]
+    fit(long(), again := SaveAtStart(tmp_path), checkpoint=path)
+    assert fit(long(), checkpoint=again.saved[0][0]).steps == alone.steps[steps:]
+
+
+def test_the_generator_inside_a_sampler_that_lightning_shares_out_is_resumed() -> None:
+    def build() -> ResumableDataLoader[Any]:
+        random = RandomSampler(range(40), generator=torch.Generator().manual_seed(SEED))
+        sampler = DistributedSamplerWrapper(random, num_replicas=2, rank=1)
+        return ResumableDataLoader(range(40), 4, sampler=sampler, seed=SEED)
+
+    loader = build()
+    epochs = [[batch.tolist() for batch in loader] for _ in range(3)]
+    assert epochs[1] != epochs[2]
+    loader.seek(epoch=2, step=2)
+    resumed = build()
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch.tolist() for batch in resumed] == epochs[2][2:]
+
+
 @pytest.mark.parametrize("build", [long, stream])
 def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
     build: Callable[[], Any], tmp_path: Path
@@ -233,6 +338,16 @@ def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
     for path, steps, _ in always.saved:
         resumed = fit(build(), checkpoint=path, max_epochs=None, max_steps=9)
         assert resumed.steps == alone.steps[steps:], path.name
+
+
+def test_another_batch_size_reads_what_is_left_once(tmp_path: Path) -> None:
+    fit(long(), always := SaveAlways(tmp_path), max_epochs=2)
+    for path, steps, _ in always.saved:
+        halved = ResumableDataLoader(Digits(), 8, shuffle=True, seed=SEED)
+        resumed = fit(halved, checkpoint=path, max_epochs=2)
+        seen = [index for _, _, (ids,), _ in resumed.steps for index in ids]
+        assert len(seen) == 2 * LENGTH - (steps // 6 * LENGTH + steps % 6 * 16), path.name
+        assert set(seen[-LENGTH:]) == set(range(LENGTH)) or steps > 6, path.name
 
 
 @pytest.mark.usefixtures("by_hand")
@@ -321,24 +436,25 @@ def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
         fit(long(), max_epochs=1)
 
 
+def test_a_checkpoint_of_torchs_loader_begins_its_epoch_again_and_says_so(tmp_path: Path) -> None:
+    fit(DataLoader(Digits(), 16), always := SaveAlways(tmp_path), max_epochs=2)
+    middle, ended = always.saved[2][0], always.saved[5][0]
+    with pytest.warns(RuntimeWarning, match="begins with its first batches again"):
+        assert len(fit(long(), checkpoint=middle, max_epochs=2).steps) == 9
+    with warnings.catch_warnings(record=True) as told:
+        assert len(fit(long(), checkpoint=ended, max_epochs=2).steps) == 6
+    assert not any("first batches again" in str(warning.message) for warning in told)
+
+
 def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:
     with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
         fit(long(), overfit_batches=2)
 
 
-def test_a_checkpoint_of_torchs_loader_in_mid_epoch_is_told(tmp_path: Path) -> None:
-    saver = SaveAlways(tmp_path)
-    fit(DataLoader(Digits(), 16, shuffle=True), saver, max_epochs=1)
-    (middle, *_), (end, *_) = saver.saved[2], saver.saved[-1]
-    with pytest.warns(RuntimeWarning, match="no place of a ResumableDataLoader"):
-        fit(long(), checkpoint=middle, max_epochs=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        assert len(fit(long(), checkpoint=end, max_epochs=2).steps) == 6
-
-
 def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> None:
-    def train(save_at: int | None = None, path: Path | None = None) -> list[Any]:
+    def train(
+        save_at: int | None = None, path: Path | None = None, *, goes_back: bool = False
+    ) -> list[Any]:
         torch.manual_seed(1 if path is None else 2)
         fabric = Fabric(accelerator="cpu", devices=1)
         model = build_model()
@@ -349,22 +465,29 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
         if path is not None:
             fabric.load(path, state)
         steps: list[Any] = []
-        for _ in range(loader.epoch, 3):
-            for batch in wrapped:
-                loss = nn.functional.cross_entropy(model(batch["pixels"]), batch["label"])
-                optimizer.zero_grad()
-                fabric.backward(loss)
-                optimizer.step()
-                steps.append((batch["id"].tolist(), loss.item()))
-                if len(steps) == save_at:
-                    fabric.save(tmp_path / "fabric.ckpt", state)
-                    return steps
+
+        def go_on() -> Iterator[Any]:
+            for _ in range(loader.epoch, 3):
+                for batch in wrapped:
+                    loss = nn.functional.cross_entropy(model(batch["pixels"]), batch["label"])
+                    optimizer.zero_grad()
+                    fabric.backward(loss)
+                    optimizer.step()
+                    yield batch["id"].tolist(), loss.item()
+
+        for step in go_on():
+            steps.append(step)
+            if len(steps) == save_at:
+                fabric.save(tmp_path / "fabric.ckpt", state)
+        if goes_back:
+            fabric.load(tmp_path / "fabric.ckpt", state)
+            return list(go_on())
         return steps
 
     alone = train()
     assert len(alone) == 36
     for save_at in (5, 12, 29):
-        train(save_at)
+        assert train(save_at, goes_back=True) == alone[save_at:], save_at
         assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
 
 

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dataporter.device import DevicePrefetcher
 from dataporter.errors import MissingLibraryError, StateMismatchError
 from dataporter.loader import ResumableDataLoader
+from dataporter.samplers import OrderSampler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -41,32 +43,54 @@ class LoaderHooks:
         self._epoch = 0
         # Batches that the fetcher held when the training ended, which takes it down.
         self._held = 0
+        # Optimizer steps that were made before the present batch.
+        self._stepped = 0
         self._loaded: dict[str, Any] | None = None
-        # The loaders that have a loaded place and no batch since, with the epoch they were in.
-        self._resumed: list[tuple[ResumableDataLoader[Any], int]] = []
+        # Whether a checkpoint was loaded that says nothing of loaders.
+        self._says_nothing = False
+        # The loaders that have a loaded place and no batch since; with the epoch they were in, and
+        # the one after the pass that they were in, if they were.
+        self._resumed: list[tuple[ResumableDataLoader[Any], int, int]] = []
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         fit = trainer.fit_loop
-        if loaders := _ours(fit):
-            held = self._held if fit._data_fetcher is None else _held_by(fit)
-            if fit.epoch_progress.current.processed > self._epoch and _is_cut_short(fit):
+        if self._loaded is not None:
+            # The loaders are not at their places yet.
+            checkpoint[_KEY] = self._loaded
+        elif _ours(fit):
+            epoch, ahead, ends = self._epoch, self._held, False
+            if self._is_in_batch(trainer):
+                # Its step is made again. Without a length, the fetcher has asked for another since.
+                ahead = 1 + (fit._data_fetcher.length is None)
+                ends = ahead == 2 and fit._data_fetcher.done  # a prefetcher has not asked again
+                epoch = fit.epoch_progress.current.processed
+                _take_batch_back(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+            elif fit._data_fetcher is not None:
+                ahead = _held_by(fit)
+            if fit.epoch_progress.current.processed > epoch and _is_cut_short(fit):
                 _take_epoch_up_again(checkpoint["loops"]["fit_loop"]["epoch_progress"])
             ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
-                "epoch": self._epoch,
-                "loaders": [loader.state_dict(gather=True, read_ahead=held) for loader in loaders],
+                "epoch": epoch,
+                "loaders": [
+                    loader.state_dict(gather=True, read_ahead=ahead + (more and not ends))
+                    for loader, more in _ours_and_ahead(fit)
+                ],
                 "ended": list(ended),
             }
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != "fit" or _KEY not in checkpoint:
+        if trainer.state.fn != "fit" or "loops" not in checkpoint:
+            return
+        loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+        self._says_nothing = not (_KEY in checkpoint or loop.get("combined_loader"))
+        if _KEY not in checkpoint:
             return
         self._loaded = checkpoint[_KEY]
-        loop = checkpoint["loops"]["fit_loop"]["state_dict"]
         if len(loop.get("combined_loader", ())) == len(self._loaded["loaders"]):
             # All of them are ours. One rank's state would be refused on another.
             del loop["combined_loader"]
@@ -75,9 +99,11 @@ class LoaderHooks:
         fit, saved, self._loaded = trainer.fit_loop, self._loaded, None
         if _ours(fit):
             _check_version(fit)
+        self._warn_if_begun_anew(fit)
         if saved is None:
-            _warn_of_no_place(fit)
             return
+        if fit._should_reload_train_dl:
+            fit.setup_data()  # which Lightning does next, and these are the ones to be placed
         if fit.restarted_on_epoch_end:
             # With max_steps, Lightning takes an epoch that was over up again, for one batch.
             fit.epoch_progress.increment_completed()
@@ -91,14 +117,16 @@ class LoaderHooks:
                 "train_dataloader"
             )
         begun, self._epoch = saved["epoch"], fit.epoch_progress.current.processed
-        if self._epoch > begun and trainer.num_training_batches == float("inf"):
+        if fit.restarted_on_epoch_start or self._epoch > begun:
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
+            # Its place stays, whatever epoch the trainer sets before the first batch: a sampler of
+            # the user's own asks for no epoch that it was told before.
+            _tell_epoch(loader, self._epoch)
             loader.load_state_dict(state)
-            self._resumed.append((loader, loader.epoch))
-            if hasattr(loader.sampler, "set_epoch"):
-                # Its place stays, whatever epoch the trainer sets before the first batch.
-                loader.sampler.set_epoch = _stay
+            self._resumed.append((loader, loader.epoch, loader.epoch + (loader.step > 0)))
+            if isinstance(loader.sampler, OrderSampler):
+                loader.sampler.set_epoch = _stay  # type: ignore[method-assign]
         if self._epoch > begun:
             self._leave_pass()
         if fit._data_fetcher.length is None:
@@ -108,33 +136,74 @@ class LoaderHooks:
                 fit._combined_loader._iterator._consumed = list(ended)
             _recount(trainer, loaders, ended or [False] * len(loaders))
 
+    def _warn_if_begun_anew(self, fit: Any) -> None:
+        says_nothing, self._says_nothing = self._says_nothing, False
+        if not (says_nothing and _ours(fit) and fit.restarted_mid_epoch):
+            return
+        if not fit.epoch_loop.batch_progress.is_last_batch:
+            warnings.warn(
+                "the checkpoint is from the middle of an epoch and has no state of any loader, for "
+                "torch's have none: the rest of the epoch begins with its first batches again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.processed
-        if self._resumed and epoch > self._epoch:
-            # Lightning had nothing left to do in the epoch that the state is of.
-            self._epoch = epoch
-            self._leave_pass()
+        fit = trainer.fit_loop
+        epoch = fit.epoch_progress.current.processed
+        if self._resumed:
+            if epoch > self._epoch:
+                # Lightning had nothing left to do in the epoch that the state is of.
+                self._epoch = epoch
+                self._leave_pass()
+        elif epoch > 0 and (loaders := _ours(fit)):
+            # A loader that was made anew for this epoch is told of it by its sampler, if at all;
+            # and to see whether it is empty, Lightning has begun a pass, and begins another next.
+            begun = fit._data_fetcher.length is None and (
+                fit._last_train_dl_reload_epoch == trainer.current_epoch
+            )
+            for loader in loaders:
+                if begun or loader.epoch < epoch:
+                    loader.seek(epoch=max(epoch, loader.epoch))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._loaded = None  # what a learning rate finder has put back in mid-training
         self._epoch = trainer.fit_loop.epoch_progress.current.processed
+        self._stepped = trainer.global_step
         self._let_go()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._held = _held_by(trainer.fit_loop)
+        if _ours(trainer.fit_loop):
+            self._held = _held_by(trainer.fit_loop)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
+    def _is_in_batch(self, trainer: Trainer) -> bool:
+        """Whether a batch was read and its step is not made: in ``training_step``, say."""
+        fit = trainer.fit_loop
+        counts = fit.epoch_loop.batch_progress.current
+        return (
+            hasattr(fit._data_fetcher, "batches")  # else training_step reads as many as it likes
+            and counts.processed < counts.ready
+            and (counts.started < counts.ready or trainer.global_step == self._stepped)
+        )
+
     def _leave_pass(self) -> None:
         """Go where the loaders would have gone when the trainer began its present epoch."""
-        for loader, epoch in self._resumed:
-            told = hasattr(loader.sampler, "set_epoch")
-            loader.seek(epoch=max(epoch + 1, self._epoch if told else 0))
+        for loader, epoch, following in self._resumed:
+            if isinstance(loader.sampler, OrderSampler):
+                loader.seek(epoch=max(following, self._epoch))
+            else:
+                # A pass tells its sampler the epoch that it is of.
+                _tell_epoch(loader, epoch)
+                loader.seek(epoch=following)
+                _tell_epoch(loader, self._epoch)
 
     def _let_go(self) -> None:
-        for loader, _ in self._resumed:
+        for loader, _, _ in self._resumed:
             vars(loader.sampler).pop("set_epoch", None)
         self._resumed.clear()
 
@@ -166,27 +235,33 @@ def _check_version(fit: Any) -> None:
         )
 
 
+def _tell_epoch(loader: ResumableDataLoader[Any], epoch: int) -> None:
+    """What Lightning does when an epoch begins."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            set_epoch(epoch)
+
+
 def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
-    combined = getattr(loop, "_combined_loader", None)
-    loaders = [] if combined is None else combined.flattened
-    return [loader for loader in loaders if isinstance(loader, ResumableDataLoader)]
+    return [loader for loader, _ in _ours_and_ahead(loop)]
 
 
-def _warn_of_no_place(fit: Any) -> None:
-    """Of a checkpoint in mid-epoch that another loader was saved in, which Lightning takes."""
-    if any(loader.step == 0 for loader in _ours(fit)) and fit.restarted_mid_epoch:
-        warnings.warn(
-            "the checkpoint is from the middle of an epoch and has no place of a "
-            "ResumableDataLoader: samples of that epoch come again, and others not at all. Go on "
-            "with the loader that saved it, or from a checkpoint at an epoch's end",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def _ours_and_ahead(loop: Any) -> list[tuple[ResumableDataLoader[Any], bool]]:
+    """Our loaders; and whether each is read a batch ahead on its way to the device."""
+    combined, found = getattr(loop, "_combined_loader", None), []
+    for loader in [] if combined is None else combined.flattened:
+        ahead = isinstance(loader, DevicePrefetcher) and loader.reads_ahead
+        inner = loader.loader if isinstance(loader, DevicePrefetcher) else loader
+        if isinstance(inner, ResumableDataLoader):
+            found.append((inner, ahead))
+    return found
 
 
 def _held_by(fit: Any) -> int:
     """How many batches were read, to see whether more comes, and have not been used."""
-    return len(getattr(fit._data_fetcher, "batches", ()))
+    fetcher = fit._data_fetcher
+    # Not by what it holds, which is nothing where reading one more has failed.
+    return int(hasattr(fetcher, "batches") and fetcher.length is None and not fetcher.done)
 
 
 def _is_cut_short(fit: Any) -> bool:
@@ -199,6 +274,13 @@ def _take_epoch_up_again(progress: dict[str, dict[str, int]]) -> None:
     """Let who resumes be in mid-epoch: Lightning has counted the epoch as done."""
     for counts in progress.values():
         counts["processed"] = counts["completed"] = counts["started"] - 1
+
+
+def _take_batch_back(progress: dict[str, Any]) -> None:
+    """Let who resumes be right before a batch that Lightning has counted as read."""
+    for counts in (progress["total"], progress["current"]):
+        counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+    progress["is_last_batch"] = False
 
 
 def _recount(
@@ -223,7 +305,10 @@ def _recount(
 
 
 def _begin_epoch(loop: Any) -> None:
-    """Let the next batch be an epoch's first: of one without a length Lightning counts on."""
+    """Let the next batch be an epoch's first.
+
+    Lightning counts on, of an epoch without a length, or of one that had less batches.
+    """
     if loop.restarted_on_train_batch_end:
         loop.batch_progress.increment_completed()
         loop._batches_that_stepped += not loop._should_accumulate()
