@@ -346,11 +346,14 @@ class ResumableDataLoader(DataLoader[Batch]):
                 different epochs, unless one has just ended an epoch in which others still are.
             UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
-        flow = self._resumable()
+        self._resumable()
         cursor = self._cursor
         progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
-        state = flow.state(cursor.settled_seed(), progress)
-        gather = self.gathers_state if gather is None else gather
+        return self._state_at(progress, self.gathers_state if gather is None else gather)
+
+    def _state_at(self, progress: Any, gather: bool) -> dict[str, Any]:
+        flow = self._resumable()
+        state = flow.state(self._cursor.settled_seed(), progress)
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:

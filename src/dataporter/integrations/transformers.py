@@ -52,9 +52,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         dataset, args = self.train_dataset, self.args
         if dataset is None:
             return super().get_train_dataloader()  # raises
-        if type(dataset).__module__.partition(".")[0] == "datasets" and hasattr(
-            dataset, "column_names"
-        ):
+        # Not those of a stream, which may not know its columns: its collator leaves them out.
+        if trainer.is_datasets_available() and isinstance(dataset, trainer.datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="training")
             collate = self.data_collator
         else:
@@ -67,10 +66,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "in_order": args.dataloader_in_order,
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
         if not isinstance(dataset, IterableDataset):
-            arguments |= self._order()
+            arguments |= self._order(dataset)
         if "batch_sampler" not in arguments:
             arguments |= {
                 "batch_size": self._train_batch_size,
@@ -78,8 +79,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             }
         return self.accelerator.prepare(ResumableDataLoader(dataset, **arguments))
 
-    def _order(self) -> dict[str, Any]:
-        sampler = self._get_train_sampler()
+    def _order(self, dataset: Any) -> dict[str, Any]:
+        sampler = self._get_train_sampler(dataset)
         if type(sampler) is RandomSampler and not sampler.replacement:
             return {"shuffle": True, "strategy": "distributed"}
         if sampler is None or type(sampler) is SequentialSampler:
@@ -126,6 +127,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         self._train_loader = dataloader
         self._resumed_at: tuple[int, int] | None = None
         self._missing_in_group = 0
+        self._before_update: tuple[int, Any] | None = None
         if self._checkpoint is not None and not args.ignore_data_skip:
             global_step = self._load_place(dataloader, self._checkpoint)
             epoch, step = self._resumed_at = _place(dataloader, steps_in_epoch)
@@ -146,6 +148,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         With another batch size, what is left of an epoch need not be a multiple of
         ``gradient_accumulation_steps``, and the loop counts from the epoch's end.
         """
+        self._before_update = self.state.global_step, self._train_loader._cursor.progress
         num_batches -= self._missing_in_group
         self._missing_in_group = 0
         found: tuple[list[Any], Any] = super().get_batch_samples(
@@ -170,8 +173,21 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         counted: tuple[int, int] = super()._init_training_state(*arguments, **named)
         return counted if self._resumed_at is None else self._resumed_at
 
+    def _state_of_updates(self) -> dict[str, Any]:
+        """The loader's state after the batches of the updates that were made.
+
+        The batches of an update are read before it. What saves meanwhile, as the Trainer's own
+        callback for SIGTERM does, keeps the weights of before, and the step that they are of.
+        """
+        loader = self._train_loader
+        if self._before_update is not None:
+            step, progress = self._before_update
+            if self.state.global_step == step:
+                return loader._state_at(progress, loader.gathers_state)
+        return loader.state_dict()
+
     def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
-        self.state.stateful_callbacks[_KEY] = self._train_loader.state_dict()
+        self.state.stateful_callbacks[_KEY] = self._state_of_updates()
         super()._save_checkpoint(*arguments, **named)
 
 
