@@ -31,7 +31,7 @@ from dataporter.samplers import OrderSampler, refuse_resumable
 from dataporter.serving import WorkerKind, engine_for
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import StreamProgress, warn_of_length
-from dataporter.takeover import refuse_skipping, refuse_takeover
+from dataporter.takeover import refuse_rebuilding, refuse_takeover
 from dataporter.wiring import flow_for
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
@@ -531,7 +531,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     @property
     def multiprocessing_context(self) -> Any:
         """As in torch's loader. Whoever builds another loader of this one reads it."""
-        refuse_skipping(sys._getframe(1))
+        refuse_rebuilding(sys._getframe(1), piped=self._flow is None)
         return DataLoader.multiprocessing_context.fget(self)  # type: ignore[attr-defined]
 
     @multiprocessing_context.setter

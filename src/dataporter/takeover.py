@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 
-__all__ = ["refuse_skipping", "refuse_takeover"]
+__all__ = ["refuse_rebuilding", "refuse_takeover"]
 
 
 def refuse_takeover(loader: Any, caller: FrameType) -> None:
@@ -34,21 +34,35 @@ def refuse_takeover(loader: Any, caller: FrameType) -> None:
         )
 
 
-def refuse_skipping(caller: FrameType | None) -> None:
-    """Raise where a loader's arguments are read by Accelerate's ``skip_first_batches``.
+# What Accelerate's functions do that build a plain loader, and what to do in their place.
+_BUILDERS = {
+    "skip_first_batches": (
+        "leave it out after load_state(), which has set this loader to its place already; or use "
+        "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
+        "ResumableTrainer of dataporter.integrations.transformers)"
+    ),
+    "prepare_data_loader": "use accelerator.prepare(), which returns this loader itself",
+}
 
-    It builds a plain DataLoader of them, and takes what it is given for one: there is nothing that
-    it asks a loader, whatever its sampler or its dataset may be.
+
+def refuse_rebuilding(caller: FrameType | None, *, piped: bool) -> None:
+    """Raise where a loader's arguments are read by those of Accelerate that build a loader of them.
+
+    They build a plain DataLoader, and take what they are given for one: there is nothing that they
+    ask a loader, whatever its sampler or its dataset may be.
+
+    Args:
+        piped: whether the dataset is one of torch's pipes, which Accelerate may prepare.
     """
     if caller is not None and caller.f_code.co_name == "<dictcomp>":  # a frame up to Python 3.11
         caller = caller.f_back
-    if caller is None or caller.f_code.co_name != "skip_first_batches":
+    if caller is None or caller.f_code.co_name not in _BUILDERS:
+        return
+    builder = caller.f_code.co_name
+    if piped and builder == "prepare_data_loader":
         return
     if caller.f_globals.get("__name__") == "accelerate.data_loader":
         raise ConfigurationError(
-            "Accelerate's skip_first_batches() puts a plain DataLoader in this loader's place, "
-            "which reads without its seeds, device, shards and state: leave it out after "
-            "load_state(), which has set this loader to its place already; or use "
-            "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
-            "ResumableTrainer of dataporter.integrations.transformers)"
+            f"Accelerate's {builder}() puts a plain DataLoader in this loader's place, which reads "
+            f"without its seeds, device, shards and state: {_BUILDERS[builder]}"
         )
