@@ -17,7 +17,7 @@ from benchmarks.frameworks.subject import EPOCHS, LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
 from killed_example import left_alone_and_resumed
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, trainer
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -333,6 +333,50 @@ def test_a_stream_of_hugging_faces_that_does_not_know_its_columns(tmp_path: Path
     resumed = training("stopped")
     resumed.train(resume_from_checkpoint=True)
     assert resumed.updates == alone.updates[15:]
+
+
+class Lines(IterableDataset[Any]):
+    """Says how long it is; cut into shards of these lengths."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths, self.num_shards = lengths, len(lengths)
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def shard(self, num_shards: int, index: int) -> Any:
+        assert num_shards == self.num_shards
+        start = sum(self.lengths[:index])
+        return (Numbers()[number] for number in range(start, start + self.lengths[index]))
+
+    def __iter__(self) -> Any:
+        for index in range(self.num_shards):
+            yield from self.shard(self.num_shards, index)
+
+
+@pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+@pytest.mark.parametrize(
+    ("lengths", "size"), [((45,), 3), ((45,), 8), ((12, 11, 11, 11), 4), ((12, 11, 11, 11), 8)]
+)
+def test_a_stream_with_a_length_is_read_to_its_end_with_another_batch_size(
+    tmp_path: Path, lengths: tuple[int, ...], size: int
+) -> None:
+    begun = stopped_at(tmp_path, 6, dataset=Lines(*lengths))
+    resumed = recording(tmp_path, dataset=Lines(*lengths), per_device_train_batch_size=size)
+    resumed.train(resume_from_checkpoint=True)
+    seen = Counter(index for update in begun.updates[:5] + resumed.updates for index in update)
+    assert all(seen[index] >= 1 for index in range(SAMPLES))
+    in_first = Counter(index for update in begun.updates[:5] for index in update)
+    for update in resumed.updates:
+        in_first.update(update)
+        if in_first.total() == SAMPLES:
+            break
+    assert in_first == dict.fromkeys(range(SAMPLES), 1)
+
+
+def test_a_stream_with_more_batches_than_its_length_says_is_told_of(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="12 batches, by which .* epoch 0, and the Lines has"):
+        recording(tmp_path, dataset=Lines(13, 13, 13, 6), num_train_epochs=1).train()
 
 
 class OwnLoader(Recording):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError
 from dataporter.loader import ResumableDataLoader
+from dataporter.streams.state import parse
 
 __all__ = ["ResumableTrainer"]
 
@@ -129,8 +131,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         self._missing_in_group = 0
         self._before_update: tuple[int, Any] | None = None
         if self._checkpoint is not None and not args.ignore_data_skip:
-            global_step = self._load_place(dataloader, self._checkpoint)
-            epoch, step = self._resumed_at = _place(dataloader, steps_in_epoch)
+            global_step, place = self._load_place(dataloader, self._checkpoint)
+            epoch, step = self._resumed_at = _place(dataloader, place, steps_in_epoch)
             done, self._missing_in_group = divmod(step, args.gradient_accumulation_steps)
             # In updates of the present size; the same as the global step while no size changes.
             done += epoch * updates
@@ -156,7 +158,23 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         )
         return found
 
-    def _load_place(self, loader: ResumableDataLoader[Any], checkpoint: Any) -> int:
+    def _run_epoch(self, *arguments: Any, epoch: int, **named: Any) -> None:
+        super()._run_epoch(*arguments, epoch=epoch, **named)
+        loader: Any = self._train_loader
+        is_over = trainer.has_length(loader) and round(self.state.epoch or 0, 6) >= epoch + 1
+        if is_over and not loader.end_of_dataloader:
+            warnings.warn(
+                f"len() says {len(loader)} batches, by which the Trainer has ended epoch {epoch}, "
+                f"and the {type(loader.dataset).__name__} has more, which are left out: a stream "
+                "ends in an incomplete batch for each shard or worker; give it no __len__, and the "
+                "Trainer max_steps=, to have all of it read",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _load_place(
+        self, loader: ResumableDataLoader[Any], checkpoint: Any
+    ) -> tuple[int, dict[str, Any]]:
         saved = TrainerState.load_from_json(os.path.join(checkpoint, trainer.TRAINER_STATE_NAME))
         place = saved.stateful_callbacks.get(_KEY)
         if place is None:
@@ -166,8 +184,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
                 "begin its epoch anew"
             )
         loader.load_state_dict(place)
-        global_step: int = saved.global_step
-        return global_step
+        return saved.global_step, place
 
     def _init_training_state(self, *arguments: Any, **named: Any) -> tuple[int, int]:
         counted: tuple[int, int] = super()._init_training_state(*arguments, **named)
@@ -191,7 +208,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         super()._save_checkpoint(*arguments, **named)
 
 
-def _place(loader: ResumableDataLoader[Any], steps_in_epoch: int) -> tuple[int, int]:
+def _place(
+    loader: ResumableDataLoader[Any], state: dict[str, Any], steps_in_epoch: int
+) -> tuple[int, int]:
     """The epoch a loader goes on in, and the step, counted back from the epoch's last."""
     if not trainer.has_length(loader):
         return loader.epoch, loader.step
@@ -200,8 +219,18 @@ def _place(loader: ResumableDataLoader[Any], steps_in_epoch: int) -> tuple[int, 
             f"an epoch of {len(loader)} batches is {steps_in_epoch} steps for the Trainer, which "
             "splits them up (sequence parallelism): ResumableTrainer cannot resume there"
         )
-    left = loader.remaining
+    left = _left(loader, state) if isinstance(loader.dataset, IterableDataset) else loader.remaining
     return (loader.epoch, steps_in_epoch - left) if left else (loader.epoch + 1, 0)
+
+
+def _left(loader: Any, state: dict[str, Any]) -> int:
+    """How many steps a stream's epoch still has, by its length and the samples of all ranks.
+
+    The steps that were made may have been of another size.
+    """
+    left = max(0, len(loader.dataset) - parse(state).progress.delivered)
+    size: int = loader.total_batch_size
+    return left // size if loader.drop_last else -(-left // size)
 
 
 def _skip_unless_resumable(dataloader: Any, num_batches: int = 0) -> Any:
