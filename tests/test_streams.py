@@ -558,6 +558,9 @@ def test_what_is_left_is_known_where_the_length_is() -> None:
     batches = iter(loader)
     next(batches)
     assert (len(loader), loader.remaining, loader.position) == (4, 3, 3)
+    larger = ResumableDataLoader(loader.dataset, batch_size=6, strategy="advanced")
+    larger.load_state_dict({**loader.state_dict(), "strategy": "advanced"})
+    assert (len(larger), larger.remaining) == (2, len(list(larger)))
 
 
 # ---- failures

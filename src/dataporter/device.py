@@ -34,8 +34,9 @@ class DevicePrefetcher(Generic[Batch]):
 
     Raises:
         RuntimeError: there is no such device.
-        ConfigurationError: (a ``ValueError``) ``widen`` is no converter; or, while iterating, does
-            not know the dtypes.
+        ConfigurationError: (a ``ValueError``) ``widen`` is no converter; or, at ``iter()``, the
+            loader is one that Accelerate has prepared; or, while iterating, ``widen`` does not know
+            the dtypes.
 
     Example:
         >>> from dataporter import ResumableDataLoader
@@ -63,6 +64,13 @@ class DevicePrefetcher(Generic[Batch]):
         self._state: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
+        if getattr(self.loader, "pass_through", None) is not None:
+            raise ConfigurationError(
+                "Accelerate has prepared this loader: its batches go to the device by themselves, "
+                "and save_state() and end_of_dataloader would be a batch ahead of the training "
+                "behind a DevicePrefetcher: iterate over the loader itself (in place of widen=: "
+                "converter.widen(batch) in the loop)"
+            )
         self._state = None
         if not self.reads_ahead:
             return iter(self.loader) if self.widen is None else map(self.widen.widen, self.loader)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe,
 
 from dataporter import configure
 from dataporter.agreement import Ranks
+from dataporter.callers import refuse_copy, refuse_takeover
 from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.cursor import Cursor
 from dataporter.delivery import Delivery
@@ -31,7 +32,6 @@ from dataporter.samplers import OrderSampler, refuse_resumable
 from dataporter.serving import WorkerKind, engine_for
 from dataporter.strategies import ResumptionStrategy
 from dataporter.streams import StreamProgress, warn_of_length
-from dataporter.takeover import refuse_copy, refuse_takeover
 from dataporter.wiring import flow_for
 from dataporter.world import find_world, seed_of_sampler, world_of_sampler
 
@@ -347,11 +347,14 @@ class ResumableDataLoader(DataLoader[Batch]):
                 different epochs, unless one has just ended an epoch in which others still are.
             UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
-        flow = self._resumable()
+        self._resumable()
         cursor = self._cursor
         progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
-        state = flow.state(cursor.settled_seed(), progress)
-        gather = self.gathers_state if gather is None else gather
+        return self._state_at(progress, self.gathers_state if gather is None else gather)
+
+    def _state_at(self, progress: Any, gather: bool) -> dict[str, Any]:
+        flow = self._resumable()
+        state = flow.state(self._cursor.settled_seed(), progress)
         if not gather or self.world_size == 1 or isinstance(flow, IndexedFlow):
             return state
         if not self._ranks.several:
@@ -520,7 +523,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             return False
         from dataporter.integrations.accelerate import prepare_for_caller
 
-        return prepare_for_caller(self)
+        return prepare_for_caller(self, sys._getframe(1))
 
     @_is_accelerate_prepared.setter
     def _is_accelerate_prepared(self, prepared: bool) -> None:

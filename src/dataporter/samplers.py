@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DistributedSampler, Sampler
 
+from dataporter.callers import is_fabrics_count
 from dataporter.configure import place_checked
 from dataporter.course import Course
 from dataporter.cursor import Cursor
@@ -89,18 +89,8 @@ class OrderSampler(DistributedSampler[int]):
         survive it.
         """
         forward = place_checked("epoch", epoch) > self._cursor.progress.epoch
-        if forward and not _is_fabrics_count(sys._getframe(1)):
+        if forward and not is_fabrics_count(sys._getframe(1)):
             self._cursor.set_epoch(epoch)
-
-
-def _is_fabrics_count(caller: FrameType) -> bool:
-    """Whether Fabric's wrapper tells how many passes it has begun, and nothing but the caller does.
-
-    The loader counts these as well; and where ``fabric.load`` goes back to an earlier state of the
-    same training, the wrapper counts on.
-    """
-    begins = caller.f_back if caller.f_code.co_name == "_set_sampler_epoch" else None
-    return begins is not None and "_num_iter_calls" in vars(begins.f_locals.get("self", object))
 
 
 class ResumableSampler(Sampler[int]):

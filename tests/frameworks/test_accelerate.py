@@ -24,10 +24,11 @@ from example_streams import Stateful, numbers
 from killed_example import left_alone_and_resumed
 from torch import nn
 from torch.utils.data import RandomSampler
+from torch.utils.data.datapipes.iter import IterableWrapper
 from torchrun import finished
 from torchrun import torchrun as launched
 
-from dataporter import ConfigurationError, ResumableDataLoader
+from dataporter import ConfigurationError, DevicePrefetcher, ResumableDataLoader
 from dataporter.integrations.accelerate import skip_first_batches as jump
 
 RANKS = Path(__file__).parents[1] / "prepared_ranks.py"
@@ -199,8 +200,27 @@ def test_accelerates_own_functions_are_refused_for_any_loader(loader: Any) -> No
     for skipped in (loader, accelerator.prepare(loader)):
         with pytest.raises(ConfigurationError, match="leave it out after load_state"):
             skip_first_batches(skipped, 1)
-    with pytest.raises(ConfigurationError, match=r"pass this one to accelerator.prepare\(\)"):
+    with pytest.raises(ConfigurationError, match=r"use accelerator.prepare\(\)"):
         prepare_data_loader(loader, device=torch.device("cpu"), put_on_device=True)
+
+
+def test_accelerates_function_that_builds_a_loader_is_refused() -> None:
+    for loader in (loader_of(4), ResumableDataLoader(Stateful(12), 4)):
+        with pytest.raises(ConfigurationError, match=r"use accelerator\.prepare\(\)"):
+            prepare_data_loader(loader, num_processes=1, process_index=0)
+
+
+def test_torchs_pipes_are_left_to_accelerate() -> None:
+    pipe = IterableWrapper(range(6))
+    loader = accelerator_with().prepare(ResumableDataLoader(pipe, 2))
+    assert lists(loader) == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_prefetcher_around_a_prepared_loader_is_refused(device: str) -> None:
+    prefetched = DevicePrefetcher(accelerator_with().prepare(loader_of(4)), device)
+    with pytest.raises(ConfigurationError, match="iterate over the loader itself"):
+        iter(prefetched)
 
 
 @pytest.mark.parametrize(("even", "tail"), [(False, "uneven"), (True, "pad")])

@@ -9,6 +9,9 @@ from benchmarks.frameworks.cases import TORCHTITAN, Case, torchrun, verdict
 from benchmarks.frameworks.subject import LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
 
+from dataporter import ConfigurationError, ResumableDataLoader
+from dataporter.integrations.torchtitan import EndlessLoader
+
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -37,3 +40,13 @@ def test_another_number_of_ranks_goes_on_with_what_is_left(tmp_path: Path) -> No
         for whole in (done + counted[1], counted[2]):
             assert set(whole) == set(range(LENGTH))
             assert whole.total() == LENGTH + repeats
+
+
+def test_ranks_that_would_come_to_different_epochs_are_refused() -> None:
+    for world_size, batches in ((1, 6), (2, 0)):
+        loader = ResumableDataLoader(range(5), tail="uneven", rank=0, world_size=world_size, seed=1)
+        endless = iter(EndlessLoader(loader))
+        for _ in range(batches):
+            next(endless)
+    with pytest.raises(ConfigurationError, match="give the loader tail='pad'"):
+        next(endless)

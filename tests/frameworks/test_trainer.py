@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from benchmarks.frameworks.cases import TRAINER, Case, torchrun, verdict
@@ -16,8 +17,9 @@ from benchmarks.frameworks.subject import EPOCHS, LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
 from killed_example import left_alone_and_resumed
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, trainer
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dataporter import (
@@ -230,6 +232,151 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     stopped_at(tmp_path, 6)
     with pytest.raises(StateMismatchError, match="seed"):
         recording(tmp_path, data_seed=4).train(resume_from_checkpoint=True)
+
+
+class Asked(Recording):
+    """Is asked for a checkpoint, as by SIGTERM, when so many updates are made."""
+
+    asked_after: int | None = None
+    asked_before_reading = False
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        if self.asked_before_reading:
+            self._ask()
+        return super().get_batch_samples(*arguments)
+
+    def training_step(self, *arguments: Any) -> Any:
+        self._ask()
+        return super().training_step(*arguments)
+
+    def _ask(self) -> None:
+        if self.state.global_step == self.asked_after:
+            (callback,) = (
+                one
+                for one in self.callback_handler.callbacks
+                if isinstance(one, JITCheckpointCallback)
+            )
+            assert callback.jit_manager is not None
+            callback.jit_manager.is_checkpoint_requested = True
+            self.asked_after = None
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("updates", [4, 12])
+@pytest.mark.parametrize("before_reading", [True, False])
+def test_a_checkpoint_before_an_update_leaves_its_batches_for_the_resume(
+    tmp_path: Path, accumulated: int, updates: int, before_reading: bool
+) -> None:
+    arguments: dict[str, Any] = {
+        "enable_jit_checkpoint": True,
+        "gradient_accumulation_steps": accumulated,
+        "num_train_epochs": 3,
+        "save_strategy": "no",
+    }
+    alone = recording(tmp_path / "alone", **arguments)
+    alone.train()
+    asked = recording(tmp_path / "asked", Asked, **arguments)
+    asked.asked_after, asked.asked_before_reading = updates, before_reading
+    asked.train()
+    assert get_last_checkpoint(str(tmp_path / "asked")).endswith(f"checkpoint-{updates}")
+    resumed = recording(tmp_path / "asked", **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.updates == alone.updates[updates:]
+
+
+def test_the_loader_has_the_arguments_that_the_trainer_gives_its_own(tmp_path: Path) -> None:
+    arguments = {
+        "dataloader_in_order": False,
+        "dataloader_multiprocessing_context": "spawn",
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
+        "dataloader_prefetch_factor": 3,
+    }
+    ours = recording(tmp_path, **arguments).get_train_dataloader()
+    theirs = recording(tmp_path, Trainer, **arguments).get_train_dataloader()
+    assert type(ours.multiprocessing_context) is type(theirs.multiprocessing_context)
+    for name in ("in_order", "num_workers", "persistent_workers", "prefetch_factor"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+class OwnOrder(Recording):
+    def _get_train_sampler(self, train_dataset: Any) -> Any:
+        return range(len(train_dataset))[::-1]
+
+
+def test_a_sampler_of_ones_own_is_given_the_dataset(tmp_path: Path) -> None:
+    training = recording(tmp_path, OwnOrder, max_steps=1)
+    training.train()
+    assert training.updates[0] == [44, 43, 42, 41]
+
+
+def lines_of(shards: list[int]) -> Any:
+    for shard in shards:
+        for number in range(shard * 15, shard * 15 + 15):
+            yield {"input_ids": [number], "labels": number, "line": "which no model asks for"}
+
+
+def test_a_stream_of_hugging_faces_that_does_not_know_its_columns(tmp_path: Path) -> None:
+    def training(folder: str) -> Recording:
+        stream = datasets.IterableDataset.from_generator(
+            lines_of, gen_kwargs={"shards": [0, 1, 2]}
+        ).with_format("torch")
+        assert stream.column_names is None
+        return recording(tmp_path / folder, dataset=stream, max_steps=20)
+
+    alone = training("alone")
+    alone.train()
+    stopped = training("stopped")
+    stopped.stop_after = 17
+    with pytest.raises(StoppedError):
+        stopped.train()
+    resumed = training("stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.updates == alone.updates[15:]
+
+
+class Lines(IterableDataset[Any]):
+    """Says how long it is; cut into shards of these lengths."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths, self.num_shards = lengths, len(lengths)
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def shard(self, num_shards: int, index: int) -> Any:
+        assert num_shards == self.num_shards
+        start = sum(self.lengths[:index])
+        return (Numbers()[number] for number in range(start, start + self.lengths[index]))
+
+    def __iter__(self) -> Any:
+        for index in range(self.num_shards):
+            yield from self.shard(self.num_shards, index)
+
+
+@pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+@pytest.mark.parametrize(
+    ("lengths", "size"), [((45,), 3), ((45,), 8), ((12, 11, 11, 11), 4), ((12, 11, 11, 11), 8)]
+)
+def test_a_stream_with_a_length_is_read_to_its_end_with_another_batch_size(
+    tmp_path: Path, lengths: tuple[int, ...], size: int
+) -> None:
+    begun = stopped_at(tmp_path, 6, dataset=Lines(*lengths))
+    resumed = recording(tmp_path, dataset=Lines(*lengths), per_device_train_batch_size=size)
+    resumed.train(resume_from_checkpoint=True)
+    seen = Counter(index for update in begun.updates[:5] + resumed.updates for index in update)
+    assert all(seen[index] >= 1 for index in range(SAMPLES))
+    in_first = Counter(index for update in begun.updates[:5] for index in update)
+    for update in resumed.updates:
+        in_first.update(update)
+        if in_first.total() == SAMPLES:
+            break
+    assert in_first == dict.fromkeys(range(SAMPLES), 1)
+
+
+def test_a_stream_with_more_batches_than_its_length_says_is_told_of(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="12 batches, by which .* epoch 0, and the Lines has"):
+        recording(tmp_path, dataset=Lines(13, 13, 13, 6), num_train_epochs=1).train()
 
 
 class OwnLoader(Recording):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
@@ -43,14 +43,14 @@ def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
     return dataloader
 
 
-def prepare_for_caller(loader: ResumableDataLoader[Any]) -> bool:
+def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> bool:
     """Whether a loader is prepared, after doing so where an ``Accelerator`` is asking.
 
     A loader that says it is prepared is taken as it is by ``Accelerator.prepare()``, which says
     nothing of itself to it. So whoever asks is looked up: it is the only way to learn how the user
     has configured it.
     """
-    asking = sys._getframe(2).f_locals
+    asking = caller.f_locals
     accelerator = asking.get("self")
     # torch's pipes are run by torch's own loader, and so left to Accelerate's.
     if isinstance(accelerator, Accelerator) and loader._flow is not None:

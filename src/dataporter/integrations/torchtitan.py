@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from torch.utils.data import IterableDataset
+
 from dataporter.errors import ConfigurationError
 from dataporter.loader import ResumableDataLoader
 
@@ -24,7 +26,8 @@ class EndlessLoader(Generic[Batch]):
             parallelism build it with torchtitan's ``rank=dp_rank, world_size=dp_world_size``.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) while iterating: an epoch has no batch.
+        ConfigurationError: (a ``ValueError``) while iterating: an epoch has no batch, or the ranks
+            have different numbers of them.
 
     Example:
         >>> from itertools import islice
@@ -39,6 +42,14 @@ class EndlessLoader(Generic[Batch]):
         self.loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
+        loader = self.loader
+        is_stream = isinstance(loader.dataset, IterableDataset)
+        if loader.tail == "uneven" and loader.world_size > 1 and not is_stream:
+            raise ConfigurationError(
+                "tail='uneven' gives some ranks a step less, so that they would be epochs ahead of "
+                "the others in time, and no one state could tell where all of them are: give the "
+                "loader tail='pad' or tail='drop'"
+            )
         while True:
             begins, came = self.loader.step, False
             for batch in self.loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError
 from dataporter.loader import ResumableDataLoader
+from dataporter.streams.state import parse
 
 __all__ = ["ResumableTrainer"]
 
@@ -52,9 +54,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         dataset, args = self.train_dataset, self.args
         if dataset is None:
             return super().get_train_dataloader()  # raises
-        if type(dataset).__module__.partition(".")[0] == "datasets" and hasattr(
-            dataset, "column_names"
-        ):
+        # Not those of a stream, which may not know its columns: its collator leaves them out.
+        if trainer.is_datasets_available() and isinstance(dataset, trainer.datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="training")
             collate = self.data_collator
         else:
@@ -67,10 +68,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "in_order": args.dataloader_in_order,
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
         if not isinstance(dataset, IterableDataset):
-            arguments |= self._order()
+            arguments |= self._order(dataset)
         if "batch_sampler" not in arguments:
             arguments |= {
                 "batch_size": self._train_batch_size,
@@ -78,8 +81,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             }
         return self.accelerator.prepare(ResumableDataLoader(dataset, **arguments))
 
-    def _order(self) -> dict[str, Any]:
-        sampler = self._get_train_sampler()
+    def _order(self, dataset: Any) -> dict[str, Any]:
+        sampler = self._get_train_sampler(dataset)
         if type(sampler) is RandomSampler and not sampler.replacement:
             return {"shuffle": True, "strategy": "distributed"}
         if sampler is None or type(sampler) is SequentialSampler:
@@ -126,9 +129,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         self._train_loader = dataloader
         self._resumed_at: tuple[int, int] | None = None
         self._missing_in_group = 0
+        self._before_update: tuple[int, Any] | None = None
         if self._checkpoint is not None and not args.ignore_data_skip:
-            global_step = self._load_place(dataloader, self._checkpoint)
-            epoch, step = self._resumed_at = _place(dataloader, steps_in_epoch)
+            global_step, place = self._load_place(dataloader, self._checkpoint)
+            epoch, step = self._resumed_at = _place(dataloader, place, steps_in_epoch)
             done, self._missing_in_group = divmod(step, args.gradient_accumulation_steps)
             # In updates of the present size; the same as the global step while no size changes.
             done += epoch * updates
@@ -146,6 +150,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         With another batch size, what is left of an epoch need not be a multiple of
         ``gradient_accumulation_steps``, and the loop counts from the epoch's end.
         """
+        self._before_update = self.state.global_step, self._train_loader._cursor.progress
         num_batches -= self._missing_in_group
         self._missing_in_group = 0
         found: tuple[list[Any], Any] = super().get_batch_samples(
@@ -153,7 +158,23 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         )
         return found
 
-    def _load_place(self, loader: ResumableDataLoader[Any], checkpoint: Any) -> int:
+    def _run_epoch(self, *arguments: Any, epoch: int, **named: Any) -> None:
+        super()._run_epoch(*arguments, epoch=epoch, **named)
+        loader: Any = self._train_loader
+        is_over = trainer.has_length(loader) and round(self.state.epoch or 0, 6) >= epoch + 1
+        if is_over and not loader.end_of_dataloader:
+            warnings.warn(
+                f"len() says {len(loader)} batches, by which the Trainer has ended epoch {epoch}, "
+                f"and the {type(loader.dataset).__name__} has more, which are left out: a stream "
+                "ends in an incomplete batch for each shard or worker; give it no __len__, and the "
+                "Trainer max_steps=, to have all of it read",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _load_place(
+        self, loader: ResumableDataLoader[Any], checkpoint: Any
+    ) -> tuple[int, dict[str, Any]]:
         saved = TrainerState.load_from_json(os.path.join(checkpoint, trainer.TRAINER_STATE_NAME))
         place = saved.stateful_callbacks.get(_KEY)
         if place is None:
@@ -163,19 +184,33 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
                 "begin its epoch anew"
             )
         loader.load_state_dict(place)
-        global_step: int = saved.global_step
-        return global_step
+        return saved.global_step, place
 
     def _init_training_state(self, *arguments: Any, **named: Any) -> tuple[int, int]:
         counted: tuple[int, int] = super()._init_training_state(*arguments, **named)
         return counted if self._resumed_at is None else self._resumed_at
 
+    def _state_of_updates(self) -> dict[str, Any]:
+        """The loader's state after the batches of the updates that were made.
+
+        The batches of an update are read before it. What saves meanwhile, as the Trainer's own
+        callback for SIGTERM does, keeps the weights of before, and the step that they are of.
+        """
+        loader = self._train_loader
+        if self._before_update is not None:
+            step, progress = self._before_update
+            if self.state.global_step == step:
+                return loader._state_at(progress, loader.gathers_state)
+        return loader.state_dict()
+
     def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
-        self.state.stateful_callbacks[_KEY] = self._train_loader.state_dict()
+        self.state.stateful_callbacks[_KEY] = self._state_of_updates()
         super()._save_checkpoint(*arguments, **named)
 
 
-def _place(loader: ResumableDataLoader[Any], steps_in_epoch: int) -> tuple[int, int]:
+def _place(
+    loader: ResumableDataLoader[Any], state: dict[str, Any], steps_in_epoch: int
+) -> tuple[int, int]:
     """The epoch a loader goes on in, and the step, counted back from the epoch's last."""
     if not trainer.has_length(loader):
         return loader.epoch, loader.step
@@ -184,8 +219,18 @@ def _place(loader: ResumableDataLoader[Any], steps_in_epoch: int) -> tuple[int, 
             f"an epoch of {len(loader)} batches is {steps_in_epoch} steps for the Trainer, which "
             "splits them up (sequence parallelism): ResumableTrainer cannot resume there"
         )
-    left = loader.remaining
+    left = _left(loader, state) if isinstance(loader.dataset, IterableDataset) else loader.remaining
     return (loader.epoch, steps_in_epoch - left) if left else (loader.epoch + 1, 0)
+
+
+def _left(loader: Any, state: dict[str, Any]) -> int:
+    """How many steps a stream's epoch still has, by its length and the samples of all ranks.
+
+    The steps that were made may have been of another size.
+    """
+    left = max(0, len(loader.dataset) - parse(state).progress.delivered)
+    size: int = loader.total_batch_size
+    return left // size if loader.drop_last else -(-left // size)
 
 
 def _skip_unless_resumable(dataloader: Any, num_batches: int = 0) -> Any:

@@ -172,7 +172,8 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
             raise RankMismatchError(
                 f"rank {rank} is at step {progress.step} of epoch {progress.epoch} of the stream, "
                 f"and rank {parts.index(last)} still in epoch {epoch}: one state has one epoch; "
-                "let all ranks begin an epoch together"
+                "let all ranks begin an epoch together, or, where they do not wait for each other, "
+                "read a stream that does not end"
             )
     return replace(last, rank=None, progress=replace(last.progress, shards=shards))
 

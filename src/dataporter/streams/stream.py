@@ -59,21 +59,30 @@ class Stream:
         return terms
 
     def length(self) -> int:
-        # The last batch of each shard may be incomplete, so that it can come to more.
         dataset: Any = self.cut.dataset
-        samples = len(dataset)
-        ranks = self.world_size if self.cut.name == "shards" else 1
-        batch = (self.batch_size or 1) * ranks
-        return samples // batch if self.drop_last else -(-samples // batch)
+        return self._steps_of(len(dataset))
 
     def remaining(self, progress: StreamProgress) -> int:
+        dataset: Any = self.cut.dataset
         try:
-            return max(0, self.length() - progress.step)
+            # By samples: the steps that were made may have been of another size.
+            left = len(dataset) - progress.delivered * self._sharing
+            return self._steps_of(max(0, left))
         except (TypeError, NotImplementedError) as error:
             raise UnsupportedDatasetError(
                 f"a {type(self.cut.dataset).__name__} is an IterableDataset that does not say how "
                 f"long it is ({error}): give it __len__ to know how many batches are left"
             ) from error
+
+    @property
+    def _sharing(self) -> int:
+        """How many ranks the dataset is shared out to."""
+        return self.world_size if self.cut.name == "shards" else 1
+
+    def _steps_of(self, samples: int) -> int:
+        # The last batch of each shard may be incomplete, so that it can come to more.
+        batch = (self.batch_size or 1) * self._sharing
+        return samples // batch if self.drop_last else -(-samples // batch)
 
     def requested_epoch(self) -> None:
         return None

@@ -1,4 +1,4 @@
-"""A wrapper that copies a loader's attributes and reads it ahead is refused, at `iter()`."""
+"""What frameworks do to a loader without a word: told by who calls, and refused or overheard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuses those that copy a loader's attributes into one of their own, which has not its state."""
+"""What frameworks do to a loader without a word of themselves: only who calls tells of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 
-__all__ = ["refuse_copy", "refuse_takeover"]
+__all__ = ["is_fabrics_count", "refuse_copy", "refuse_takeover"]
 
 
 def refuse_takeover(loader: Any, caller: FrameType) -> None:
     """Raise where ``iter(loader)`` was called by another DataLoader that has its attributes.
 
     Ray Train's ``prepare_data_loader`` makes one. It has no methods for the state, so that people
-    take the state of the loader inside, which is a batch ahead of the training (C1). Nothing but
-    the caller tells.
+    take the state of the loader inside, which is a batch ahead of the training (C1).
     """
     if caller.f_code.co_name != "__iter__":
         return
@@ -35,7 +34,7 @@ def refuse_takeover(loader: Any, caller: FrameType) -> None:
 
 
 def refuse_copy(loader: Any, caller: FrameType | None) -> None:
-    """Raise where Accelerate's functions read a loader's arguments.
+    """Raise where Accelerate's functions read the arguments of ``loader``.
 
     They build another DataLoader of them, and take what they are given for a plain one: there is
     nothing else that all of them ask a loader, whatever its sampler or its dataset may be.
@@ -52,9 +51,19 @@ def refuse_copy(loader: Any, caller: FrameType | None) -> None:
         "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
         "ResumableTrainer of dataporter.integrations.transformers)"
         if name == "skip_first_batches"
-        else "pass this one to accelerator.prepare()"
+        else "use accelerator.prepare(), which returns this loader itself"
     )
     raise ConfigurationError(
-        f"Accelerate's {name}() puts another DataLoader in this one's place, which reads without "
-        f"its seeds, device, shards and state: {advice}"
+        f"Accelerate's {name}() puts a plain DataLoader in this loader's place, which reads "
+        f"without its seeds, device, shards and state: {advice}"
     )
+
+
+def is_fabrics_count(caller: FrameType) -> bool:
+    """Whether an epoch is told by Fabric's wrapper, which counts the passes that it has begun.
+
+    The loader counts these as well; and where ``fabric.load`` goes back to an earlier state of the
+    same training, the wrapper counts on.
+    """
+    begins = caller.f_back if caller.f_code.co_name == "_set_sampler_epoch" else None
+    return begins is not None and "_num_iter_calls" in vars(begins.f_locals.get("self", object))
