@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from benchmarks.frameworks.trial import attempt, samples_of_epochs
 from example_streams import Stateful, numbers
 from killed_example import left_alone_and_resumed
 from torch import nn
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data.datapipes.iter import IterableWrapper
 from torchrun import finished
 from torchrun import torchrun as launched
@@ -133,6 +134,24 @@ def test_a_state_saved_in_a_loop_goes_on_with_the_next_batch(tmp_path: Path) -> 
         assert resumed.epoch == 1
 
 
+def test_a_checkpoint_without_the_loader_says_so(tmp_path: Path) -> None:
+    accelerator = accelerator_with()
+    accelerator.prepare(DataLoader(range(10), 4), loader_of(4))
+    accelerator.save_state(str(tmp_path))
+    for loaders, missing in (
+        ([DataLoader(range(10), 4), loader_of(4)], []),
+        ([loader_of(4), loader_of(4)], [0]),
+        ([loader_of(4), loader_of(4), loader_of(4)], [0, 2]),
+    ):
+        accelerator = accelerator_with()
+        accelerator.prepare(*loaders)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            accelerator.load_state(str(tmp_path))
+        said = [str(one.message) for one in told if "has no state of loader" in str(one.message)]
+        assert [int(text.split("no state of loader ")[1][0]) for text in said] == missing
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_looking_for_the_end_of_a_stream_delivers_nothing(tmp_path: Path, num_workers: int) -> None:
     def prepared(accelerator: Accelerator) -> Any:
@@ -200,8 +219,6 @@ def test_accelerates_own_functions_are_refused_for_any_loader(loader: Any) -> No
     for skipped in (loader, accelerator.prepare(loader)):
         with pytest.raises(ConfigurationError, match="leave it out after load_state"):
             skip_first_batches(skipped, 1)
-    with pytest.raises(ConfigurationError, match=r"use accelerator.prepare\(\)"):
-        prepare_data_loader(loader, device=torch.device("cpu"), put_on_device=True)
 
 
 def test_accelerates_function_that_builds_a_loader_is_refused() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -56,6 +58,7 @@ def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> b
     if isinstance(accelerator, Accelerator) and loader._flow is not None:
         placed = asking.get("device_placement")
         placed = accelerator.device_placement if placed is None else placed
+        _watch_loading(accelerator)
         try:
             _prepare(loader, accelerator, placed)
         except AttributeError as error:
@@ -118,6 +121,35 @@ class _Passes:
             return -1
         remainder: int = (last if self.samples is None else self.samples) % loader.total_batch_size
         return remainder
+
+
+def _watch_loading(accelerator: Accelerator) -> None:
+    """Have ``load_state()`` tell of loaders that the checkpoint does not have.
+
+    Accelerate numbers what was prepared, and passes over what it finds no file for.
+    """
+    if accelerator in _WATCHED:
+        return
+    _WATCHED.add(accelerator)
+    watched = ref(accelerator)
+
+    def warn_of_missing(models: Any, folder: str) -> None:
+        prepared = getattr(watched(), "_dataloaders", ())
+        for number, loader in enumerate(prepared):
+            name = f"dl_state_dict_{number}.bin" if number else "dl_state_dict.bin"
+            if isinstance(loader, ResumableDataLoader) and not Path(folder, name).exists():
+                warnings.warn(
+                    f"{folder} has no state of loader {number} of those that were prepared, a "
+                    f"ResumableDataLoader ({name} is missing): it stays at epoch {loader.epoch}, "
+                    f"step {loader.step}. Save it prepared, and prepare loaders in one sequence",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    accelerator.register_load_state_pre_hook(warn_of_missing)
+
+
+_WATCHED: WeakSet[Accelerator] = WeakSet()
 
 
 def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed: bool) -> None:
