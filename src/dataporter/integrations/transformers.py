@@ -68,8 +68,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
-            "multiprocessing_context": args.dataloader_multiprocessing_context,
-            "in_order": args.dataloader_in_order,
+            # Arguments of newer versions alone.
+            "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
+            "in_order": getattr(args, "dataloader_in_order", True),
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
         if not isinstance(dataset, IterableDataset):
