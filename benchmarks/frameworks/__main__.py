@@ -38,7 +38,7 @@ NOTES = (
     "generator.",
 )
 # Where a framework's cases are called otherwise than the package that is installed for it.
-PACKAGES = {"by hand": "torch", "Ray Train": "ray"}
+PACKAGES = {"by hand": "torch", "Fabric": "lightning", "Ray Train": "ray"}
 # A traceback's last line, of a rank or a Ray worker as well; not the launcher's summary of them.
 EXCEPTION = (
     r"^(?:\[rank\d+\]: *|.*pid=\d+\)\S* *)?((?!\S*ChildFailed)[\w.]*(?:Error|Exception): .+)$"

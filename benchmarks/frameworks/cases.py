@@ -13,6 +13,7 @@ from benchmarks.frameworks.trial import attempt, difference, left_alone
 __all__ = [
     "ACCELERATE",
     "CASES",
+    "FABRIC",
     "LIGHTNING",
     "LOOP",
     "RAY",
@@ -92,6 +93,15 @@ LIGHTNING = tuple(
     ]
 )
 
+FABRIC = tuple(
+    Case("Fabric", what, "fabric", kill_at, options.split(), launcher)
+    for what, kill_at, options, launcher in [
+        ("mid-epoch, in the second epoch, 2 workers", 17, "--workers 2", ()),
+        ("at an epoch's last batch", 13, "--every 12", ()),
+        ("2 ranks (DDP)", 9, "--every 4", torchrun(2)),
+    ]
+)
+
 # Two ranks make 6 global steps an epoch, and a checkpoint comes every 3.
 TORCHTITAN = tuple(
     Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2))
@@ -136,4 +146,4 @@ TRAINER = tuple(
     ]
 )
 
-CASES: tuple[Case, ...] = (*LOOP, *LIGHTNING, *ACCELERATE, *TRAINER, *TORCHTITAN, *RAY)
+CASES: tuple[Case, ...] = (*LOOP, *LIGHTNING, *FABRIC, *ACCELERATE, *TRAINER, *TORCHTITAN, *RAY)

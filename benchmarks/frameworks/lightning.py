@@ -66,8 +66,6 @@ class Learner(LightningModule):
         options = self.options
         loader = stream_loader if options.stream else build_loader
         arguments: dict[str, Any] = {"num_workers": options.workers}
-        if options.loader == "dataporter" and options.elastic:
-            arguments["strategy"] = "distributed"
         longest = loader(options.loader, **arguments)
         if options.mode is None:
             return longest
@@ -155,7 +153,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=["min_size", "max_size", "max_size_cycle"])
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--elastic", action="store_true", help="the number of devices may change")
     return parser
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import pytest
 import torch
 from benchmarks.frameworks.cases import LIGHTNING, Case, verdict
 from benchmarks.frameworks.lightning import DigitStream
-from benchmarks.frameworks.subject import LENGTH, SEED, Digits, build_loader, build_model
+from benchmarks.frameworks.subject import LENGTH, SEED, Digits, build_model
 from benchmarks.frameworks.trial import attempt
-from lightning import Fabric, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from lightning.pytorch.trainer.connectors import callback_connector
@@ -53,7 +53,7 @@ def test_what_goes_wrong_with_torchs_loader_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None:
-    options = ("--elastic", "--every", "3")
+    options = ("--every", "3")
     begun = attempt(
         "lightning", tmp_path / "2", 0, *options, "--devices", "2", kill_at=4, seconds=200
     )
@@ -449,46 +449,6 @@ def test_a_checkpoint_of_torchs_loader_begins_its_epoch_again_and_says_so(tmp_pa
 def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:
     with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
         fit(long(), overfit_batches=2)
-
-
-def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> None:
-    def train(
-        save_at: int | None = None, path: Path | None = None, *, goes_back: bool = False
-    ) -> list[Any]:
-        torch.manual_seed(1 if path is None else 2)
-        fabric = Fabric(accelerator="cpu", devices=1)
-        model = build_model()
-        model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters()))
-        loader = build_loader("dataporter")
-        wrapped = fabric.setup_dataloaders(loader)
-        state = {"model": model, "optimizer": optimizer, "loader": wrapped}
-        if path is not None:
-            fabric.load(path, state)
-        steps: list[Any] = []
-
-        def go_on() -> Iterator[Any]:
-            for _ in range(loader.epoch, 3):
-                for batch in wrapped:
-                    loss = nn.functional.cross_entropy(model(batch["pixels"]), batch["label"])
-                    optimizer.zero_grad()
-                    fabric.backward(loss)
-                    optimizer.step()
-                    yield batch["id"].tolist(), loss.item()
-
-        for step in go_on():
-            steps.append(step)
-            if len(steps) == save_at:
-                fabric.save(tmp_path / "fabric.ckpt", state)
-        if goes_back:
-            fabric.load(tmp_path / "fabric.ckpt", state)
-            return list(go_on())
-        return steps
-
-    alone = train()
-    assert len(alone) == 36
-    for save_at in (5, 12, 29):
-        assert train(save_at, goes_back=True) == alone[save_at:], save_at
-        assert train(path=tmp_path / "fabric.ckpt") == alone[save_at:], save_at
 
 
 @pytest.mark.timeout(600)
