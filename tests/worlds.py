@@ -61,6 +61,9 @@ def _handlers_put_back() -> Iterator[None]:
 
 
 def _rank(body: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    # As in a rank that torchrun has started: workers come off a server otherwise, which each rank
+    # has of its own, and which takes seconds to import torch.
+    multiprocessing.set_start_method("fork", force=True)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         return body(*arguments)
