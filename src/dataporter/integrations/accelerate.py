@@ -207,9 +207,6 @@ def _changes(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str,
                 f"{processes} processes: expected a multiple of {processes}"
             )
         changes["batch_size"] = batch_size // processes
-    if given["strategy"] is None:
-        # So that the state loads into any number of processes.
-        changes["strategy"] = "distributed"
     if not (settings.even_batches or given["tail"] or given["drop_last"]):
         changes["tail"] = "uneven"
     return changes

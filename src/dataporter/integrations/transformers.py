@@ -85,9 +85,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
     def _order(self, dataset: Any) -> dict[str, Any]:
         sampler = self._get_train_sampler(dataset)
         if type(sampler) is RandomSampler and not sampler.replacement:
-            return {"shuffle": True, "strategy": "distributed"}
+            return {"shuffle": True}
         if sampler is None or type(sampler) is SequentialSampler:
-            return {"strategy": "distributed"}
+            return {}
         if isinstance(sampler, getattr(trainer_pt_utils, "BatchRebalanceSampler", ())):
             # Gives whole batches, and of each only what its rank has.
             world = {"rank": self.args.process_index, "world_size": self.args.world_size}
