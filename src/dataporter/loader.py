@@ -577,7 +577,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "loader runs; it is iterated over as there, and not resumed: make it an "
                 "IterableDataset"
             )
-        if self._joins and find_world(None, None).group is not None:
+        if self._joins and find_world(None, None).size > 1:
             self._rebuild()
         return self._flow
 

@@ -225,7 +225,9 @@ def _stay(epoch: int) -> None:
 def _check_version(fit: Any) -> None:
     from packaging.version import Version  # Lightning needs it as well
 
-    package = type(fit).__module__.partition(".")[0]
+    # Of the loop's own class, or of the one that a user's is derived from.
+    packages = [one.__module__.partition(".")[0] for one in type(fit).__mro__]
+    package = next(one for one in packages if one in ("lightning", "pytorch_lightning"))
     version = sys.modules[package].__version__
     if Version(version) < Version(_OLDEST):
         name = package.replace("_", "-")
