@@ -330,6 +330,17 @@ def test_the_generator_inside_a_sampler_that_lightning_shares_out_is_resumed() -
 
 
 @pytest.mark.parametrize("build", [long, stream])
+def test_an_epoch_that_the_training_sets_by_itself_is_followed(build: Callable[[], Any]) -> None:
+    class Again(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            loader.seek(epoch=0)
+
+    loader = build()
+    ids = [ids for _, _, ids, _ in fit(loader, Again()).steps]
+    assert ids == 3 * ids[:6]
+
+
+@pytest.mark.parametrize("build", [long, stream])
 def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
     build: Callable[[], Any], tmp_path: Path
 ) -> None:
