@@ -162,6 +162,9 @@ def test_the_state_of_a_loop_that_reads_ahead_is_where_the_loop_stands() -> None
     assert rest(loader.state_dict(read_ahead=2)) == expected[-1:]
     loader.seek(epoch=2, step=1)
     assert loader.state_dict(read_ahead=1) == loader.state_dict()
+    for further in (4, -1):
+        with pytest.raises(ConfigurationError, match=f"read_ahead={further}: expected"):
+            loader.state_dict(read_ahead=further)
 
 
 def test_a_loaded_state_is_the_state_and_takes_effect_at_the_next_iter() -> None:

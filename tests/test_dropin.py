@@ -592,6 +592,22 @@ def _a_distributed_sampler_is_all_that_a_rank_needs(loader: Loader, workers: int
     ]
 
 
+@case(0)
+def _a_sampler_that_a_dataset_keeps_for_itself_is_left_alone(loader: Loader, workers: int) -> Any:
+    class Drawn(Dataset[Any]):
+        def __init__(self) -> None:
+            self._sampler = RandomSampler(range(9), generator=generator())
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, index: int) -> Any:
+            return next(iter(self._sampler))
+
+    drawn = Drawn()
+    return passes(loader(drawn, 2, sampler=DistributedSampler(drawn, 2, 0)), 2)
+
+
 @case(0, 2)
 def _an_epoch_set_on_the_sampler_before_each_pass(loader: Loader, workers: int) -> Any:
     sampler = DistributedSampler(range(9), 2, 0, seed=4)

@@ -563,6 +563,28 @@ def test_what_is_left_is_known_where_the_length_is() -> None:
     assert (len(larger), larger.remaining) == (2, len(list(larger)))
 
 
+def test_nothing_is_left_to_a_rank_whose_shards_have_ended() -> None:
+    class Sized(Sharded):
+        def __len__(self) -> int:
+            return self.length
+
+    def ranks() -> list[Any]:
+        return [
+            loader_of(Sized(16, 2), batch_size=2, rank=rank, world_size=2, strategy="distributed")
+            for rank in range(2)
+        ]
+
+    begun = ranks()
+    for loader in begun:
+        batches = iter(loader)
+        for _ in range(3):  # the first one has two
+            next(batches, None)
+    whole = begun[0]._flow.joined([loader.state_dict() for loader in begun])
+    for loader in (resumed := ranks()):
+        loader.load_state_dict(whole)
+    assert [loader.remaining for loader in resumed] == [0, 1]
+
+
 # ---- failures
 
 

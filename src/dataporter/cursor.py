@@ -10,8 +10,9 @@ import torch
 
 from dataporter.request import EngineRequest, EpochProgress
 
-__all__ = ["Cursor"]
+__all__ = ["MOST_READ_AHEAD", "Cursor"]
 
+MOST_READ_AHEAD = 3
 
 P = TypeVar("P", bound=EpochProgress)
 
@@ -37,8 +38,8 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
-    # Where the pass has stood, up to three moves back, the last place last; then how often it has
-    # said that it is over, and which it was.
+    # Where the pass has stood, so many moves back, the last place last; then how often it has said
+    # that it is over, and which it was.
     _places: tuple[P, ...] = ()
     _ends: int = 0
     _ended: object | None = None
@@ -87,7 +88,8 @@ class Cursor(Generic[P]):
         The loop is in its pass until it begins another, whether it has seen the end or not.
 
         Args:
-            read_ahead: how many times it has asked: for a batch, or for the end.
+            read_ahead: how many times it has asked, up to ``MOST_READ_AHEAD``: for a batch, or for
+                the end.
         """
         places = self._places or (self.progress,)
         return places[max(0, len(places) - 1 - max(0, read_ahead - self._ends))]
@@ -96,7 +98,7 @@ class Cursor(Generic[P]):
         """Count a batch, unless the pass that delivered it no longer moves the cursor."""
         if a_pass is self._pass:
             self.progress = self.progress.after(request)
-            self._places = (*self._places[-3:], self.progress)
+            self._places = (*self._places[-MOST_READ_AHEAD:], self.progress)
             self.waiting = False
 
     def finish(self, a_pass: object) -> None:

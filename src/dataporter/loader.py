@@ -16,7 +16,7 @@ from dataporter import configure
 from dataporter.agreement import Ranks
 from dataporter.callers import refuse_copy, refuse_takeover
 from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
-from dataporter.cursor import Cursor
+from dataporter.cursor import MOST_READ_AHEAD, Cursor
 from dataporter.delivery import Delivery
 from dataporter.engines import Engine, Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
@@ -342,14 +342,21 @@ class ResumableDataLoader(DataLoader[Batch]):
             ``json`` and ``torch.distributed.checkpoint`` all carry it.
 
         Raises:
-            ConfigurationError: (a ``ValueError``) ``gather`` without a process group to do it.
+            ConfigurationError: (a ``ValueError``) ``gather`` without a process group to do it, or a
+                ``read_ahead`` that is not within 0..3.
             RankMismatchError: (a ``ValueError``) the ranks hold different loaders, or are in
                 different epochs, unless one has just ended an epoch in which others still are.
             UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
         """
         self._resumable()
-        cursor = self._cursor
-        progress = cursor.progress if read_ahead is None else cursor.in_pass(read_ahead)
+        progress = self._cursor.progress
+        if read_ahead is not None:
+            if configure.place_checked("read_ahead", read_ahead) > MOST_READ_AHEAD:
+                raise ConfigurationError(
+                    f"read_ahead={read_ahead}: expected 0 to {MOST_READ_AHEAD}, since what lies "
+                    "further back is not kept"
+                )
+            progress = self._cursor.in_pass(read_ahead)
         return self._state_at(progress, self.gathers_state if gather is None else gather)
 
     def _state_at(self, progress: Any, gather: bool) -> dict[str, Any]:
@@ -577,7 +584,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "loader runs; it is iterated over as there, and not resumed: make it an "
                 "IterableDataset"
             )
-        if self._joins and find_world(None, None).group is not None:
+        if self._joins and find_world(None, None).size > 1:
             self._rebuild()
         return self._flow
 

@@ -208,8 +208,10 @@ def _chain(sampler: Any) -> list[Any]:
 def _wrapped_by(sampler: Any) -> Any:
     inner = getattr(sampler, "sampler", None)
     if inner is None and isinstance(sampler, DistributedSampler):
+        dataset: Any = sampler.dataset
         # Lightning shares a sampler out as if what it yields were a dataset.
-        inner = getattr(sampler.dataset, "_sampler", None)
+        if type(dataset).__name__ == "_DatasetSamplerWrapper":
+            inner = dataset._sampler
     return inner
 
 

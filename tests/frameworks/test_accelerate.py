@@ -247,11 +247,13 @@ def test_uneven_inputs_are_joined_as_the_loader_was_built_or_not_at_all(
     accelerator = accelerator_with()
     loader = accelerator.prepare(loader_of(4, tail=tail))
     other = accelerator.prepare(loader_of(4, tail="pad" if tail == "uneven" else "uneven"))
+    without_tail = accelerator.prepare(loader_of(4, drop_last=True))
     # On the CPU Accelerate leaves everything as it is; what it does on several GPUs is this.
     monkeypatch.setattr(Accelerator, "multi_device", True, raising=False)
     monkeypatch.setattr("accelerate.accelerator.Join", lambda *_, **__: nullcontext())
     with accelerator.join_uneven_inputs([], even_batches=even):
         assert len(lists(loader)) == 3
+        assert len(lists(without_tail)) == 2, "even, whatever is said"
         with pytest.raises(ConfigurationError, match=f"build the loader with tail='{tail}'"):
             next(iter(other))
     assert len(lists(other)) == 3

@@ -23,6 +23,7 @@ from benchmarks.frameworks.trial import attempt
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
+from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.trainer.connectors import callback_connector
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
@@ -329,6 +330,17 @@ def test_the_generator_inside_a_sampler_that_lightning_shares_out_is_resumed() -
 
 
 @pytest.mark.parametrize("build", [long, stream])
+def test_an_epoch_that_the_training_sets_by_itself_is_followed(build: Callable[[], Any]) -> None:
+    class Again(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            loader.seek(epoch=0)
+
+    loader = build()
+    ids = [ids for _, _, ids, _ in fit(loader, Again()).steps]
+    assert ids == 3 * ids[:6]
+
+
+@pytest.mark.parametrize("build", [long, stream])
 def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
     build: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -434,6 +446,17 @@ def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
             fit(long(), max_epochs=1)
     else:
         fit(long(), max_epochs=1)
+
+
+def test_a_fit_loop_of_ones_own_is_of_the_lightning_that_it_comes_from() -> None:
+    class OwnLoop(_FitLoop):
+        """Of this module, which has no version."""
+
+    class Loops(Callback):
+        def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+            trainer.fit_loop.__class__ = OwnLoop
+
+    assert len(fit(long(), Loops(), max_epochs=1).steps) == 6
 
 
 def test_a_checkpoint_of_torchs_loader_begins_its_epoch_again_and_says_so(tmp_path: Path) -> None:

@@ -392,6 +392,11 @@ class PlainLoader(Recording):
         return self.accelerator.prepare(DataLoader(self.train_dataset, 4))
 
 
+class UnpreparedLoader(Recording):
+    def get_train_dataloader(self) -> Any:
+        return ResumableDataLoader(self.train_dataset, 4, collate_fn=self.data_collator)
+
+
 class PlainTrainer(Trainer):
     get_train_dataloader = OwnLoader.get_train_dataloader
 
@@ -405,6 +410,8 @@ def test_a_loader_of_ones_own(tmp_path: Path) -> None:
     assert resumed.updates == alone.updates[5:]
     with pytest.raises(ConfigurationError, match="gave a DataLoader"):
         recording(tmp_path, PlainLoader).train()
+    with pytest.raises(ConfigurationError, match=r"gave a ResumableDataLoader, .* not prepared"):
+        recording(tmp_path, UnpreparedLoader).train()
 
 
 def test_a_plain_trainer_with_our_loader_is_told_what_it_lacks(tmp_path: Path) -> None:

@@ -156,13 +156,11 @@ class LoaderHooks:
                 # Lightning had nothing left to do in the epoch that the state is of.
                 self._epoch = epoch
                 self._leave_pass()
-        elif epoch > 0 and (loaders := _ours(fit)):
+        elif epoch > 0 and fit._last_train_dl_reload_epoch == trainer.current_epoch:
             # A loader that was made anew for this epoch is told of it by its sampler, if at all;
             # and to see whether it is empty, Lightning has begun a pass, and begins another next.
-            begun = fit._data_fetcher.length is None and (
-                fit._last_train_dl_reload_epoch == trainer.current_epoch
-            )
-            for loader in loaders:
+            begun = fit._data_fetcher.length is None
+            for loader in _ours(fit):
                 if begun or loader.epoch < epoch:
                     loader.seek(epoch=max(epoch, loader.epoch))
 
@@ -225,7 +223,9 @@ def _stay(epoch: int) -> None:
 def _check_version(fit: Any) -> None:
     from packaging.version import Version  # Lightning needs it as well
 
-    package = type(fit).__module__.partition(".")[0]
+    # Of the loop's own class, or of the one that a user's is derived from.
+    packages = [one.__module__.partition(".")[0] for one in type(fit).__mro__]
+    package = next(one for one in packages if one in ("lightning", "pytorch_lightning"))
     version = sys.modules[package].__version__
     if Version(version) < Version(_OLDEST):
         name = package.replace("_", "-")

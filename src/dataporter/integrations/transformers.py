@@ -122,10 +122,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         (epochs, updates, examples, samples, total_batch_size, steps_in_epoch, max_steps) = (
             super().set_initial_training_values(args, dataloader)
         )
-        if not isinstance(dataloader, ResumableDataLoader):
+        if not isinstance(dataloader, ResumableDataLoader) or dataloader.pass_through is None:
             raise ConfigurationError(
-                f"get_train_dataloader() gave a {type(dataloader).__name__}: a ResumableTrainer "
-                "needs self.accelerator.prepare(ResumableDataLoader(...)) there"
+                f"get_train_dataloader() gave a {type(dataloader).__name__}, which is not prepared "
+                "or not resumable: a ResumableTrainer needs "
+                "self.accelerator.prepare(ResumableDataLoader(...)) there"
             )
         self._train_loader = dataloader
         self._resumed_at: tuple[int, int] | None = None

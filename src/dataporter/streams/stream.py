@@ -64,6 +64,9 @@ class Stream:
 
     def remaining(self, progress: StreamProgress) -> int:
         dataset: Any = self.cut.dataset
+        done = {shard for shard, state in progress.shards.items() if state.ended}
+        if done.issuperset(self._shards()):  # of another rank's, nobody knows how long they were
+            return 0
         try:
             # By samples: the steps that were made may have been of another size.
             left = len(dataset) - progress.delivered * self._sharing
