@@ -59,7 +59,8 @@ def main() -> None:
     )
     only = parser.parse_args().only
     console = Console()
-    facts = describe([*dict.fromkeys(["dataporter", "torch", "torchdata", *map(package_of, only)])])
+    packages = ["dataporter", "torch", "torchdata", *map(package_of, frameworks)]
+    facts = describe([*dict.fromkeys(packages)])
     rows = []
     with TemporaryDirectory(prefix="frameworks-") as home:
         for case in CASES:
