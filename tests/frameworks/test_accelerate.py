@@ -278,7 +278,7 @@ class Unfinished(list[int]):
 def test_an_attribute_missing_in_a_dataset_does_not_make_it_anybodys_loader() -> None:
     loader = ResumableDataLoader(Unfinished(range(6)), 2)
     loader.dataset.unready = True  # type: ignore[attr-defined]
-    with pytest.raises(RuntimeError, match="the index is not read yet"):
+    with pytest.raises(ConfigurationError, match=r"missing .* the index is not read yet"):
         accelerator_with(even_batches=False).prepare(loader)
 
 

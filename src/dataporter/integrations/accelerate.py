@@ -63,7 +63,10 @@ def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> b
             _prepare(loader, accelerator, placed)
         except AttributeError as error:
             # Accelerate would take it for a loader that has no such mark, and build another.
-            raise RuntimeError(f"prepare({type(loader).__name__}): {error}") from error
+            raise ConfigurationError(
+                f"prepare() could not fit this {type(loader).__name__} to the accelerator, since "
+                f"an attribute is missing in what it was built with: {error}"
+            ) from error
     return isinstance(loader.pass_through, _Passes)
 
 
@@ -267,7 +270,7 @@ def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, sa
         )
     if said or (loader._ranks.several and loader._ranks.group is not dist.group.WORLD):
         return
-    sharing, mesh = processes, getattr(accelerator, "torch_device_mesh", None)  # not in 1.0
+    sharing, mesh = processes, getattr(accelerator, "torch_device_mesh", None)  # not in 1.5
     if mesh is not None:
         sizes = dict(zip(mesh.mesh_dim_names, mesh.shape))
         sharing = sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1)
