@@ -57,6 +57,7 @@ def train(directory: Path, *, kill_rank: int | None = None, pause: float = 0.0) 
 def main() -> None:
     dist.init_process_group("gloo")
     train(Path(sys.argv[1]), pause=0.1)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 
 from benchmarks.frameworks.journal import Journal
-from benchmarks.frameworks.loop import parser_of_program
+from benchmarks.frameworks.loop import end_of_rank, parser_of_program
 from benchmarks.frameworks.subject import BATCH_SIZE, EPOCHS, build_loader, build_model
 
 __all__ = ["train"]
@@ -69,9 +68,7 @@ def train(options: argparse.Namespace) -> None:
             done += 1
             if done % options.every == 0:
                 accelerator.save_state(checkpoints / f"step_{done}")
-    accelerator.wait_for_everyone()
-    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
-    os._exit(0)
+    end_of_rank()
 
 
 if __name__ == "__main__":

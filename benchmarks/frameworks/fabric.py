@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from benchmarks.frameworks.journal import Journal
-from benchmarks.frameworks.loop import parser_of_program
+from benchmarks.frameworks.loop import end_of_rank, parser_of_program
 from benchmarks.frameworks.subject import EPOCHS, build_loader, build_model
 
 __all__ = ["train"]
@@ -48,9 +48,7 @@ def train(options: argparse.Namespace) -> None:
             state |= {"done": state["done"] + 1, "epoch": epoch}
             if state["done"] % options.every == 0:
                 fabric.save(checkpoints / f"step_{state['done']}.ckpt", state)
-    fabric.barrier()
-    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
-    os._exit(0)
+    end_of_rank()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.frameworks.journal import Journal
-from benchmarks.frameworks.loop import parser_of_program
+from benchmarks.frameworks.loop import end_of_rank, parser_of_program
 from benchmarks.frameworks.subject import (
     BATCH_SIZE,
     EPOCHS,
@@ -140,6 +140,7 @@ def train(options: argparse.Namespace) -> None:
         val_dataloaders=validation,
         ckpt_path="last" if options.attempt else None,
     )
+    end_of_rank()
 
 
 def parser() -> argparse.ArgumentParser:

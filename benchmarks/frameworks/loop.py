@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from benchmarks.frameworks.journal import Journal
 from benchmarks.frameworks.subject import EPOCHS, LOADERS, build_loader, build_model
 from dataporter import save_atomically
 
-__all__ = ["parser_of_program", "train"]
+__all__ = ["end_of_rank", "parser_of_program", "train"]
 
 
 def parser_of_program(description: str) -> argparse.ArgumentParser:
@@ -26,6 +29,19 @@ def parser_of_program(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
     return parser
+
+
+def end_of_rank() -> NoReturn:
+    """End this process once every rank has come here, and not by way of Python's end.
+
+    A thread of gloo lets go of a DDP model's last reduction when it gets Python's lock. When Python
+    ends meanwhile, it gets it never: torch aborts the process, or waits for ever for the thread.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ checkpointer, optimizer and scheduler containers, and a loader as its `build_dat
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.frameworks.journal import Journal
-from benchmarks.frameworks.loop import parser_of_program
+from benchmarks.frameworks.loop import end_of_rank, parser_of_program
 from benchmarks.frameworks.subject import (
     BATCH_SIZE,
     EPOCHS,
@@ -134,10 +133,7 @@ def train(options: argparse.Namespace) -> None:
         state.step += 1
         checkpointer.save(state.step, last_step=state.step == steps)
     checkpointer.close()
-    dist.barrier()
-    # Taking the group down while a DDP model holds it may wait for ever: gloo's thread is joined
-    # with Python's lock held, which that thread may need for its last tensor.
-    os._exit(0)
+    end_of_rank()
 
 
 if __name__ == "__main__":

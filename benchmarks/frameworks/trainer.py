@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.frameworks.journal import Journal
-from benchmarks.frameworks.loop import parser_of_program
+from benchmarks.frameworks.loop import end_of_rank, parser_of_program
 from benchmarks.frameworks.subject import BATCH_SIZE, EPOCHS
 from benchmarks.frameworks.text import Crops, CropStream, build_language_model
 from dataporter.integrations.transformers import ResumableTrainer
@@ -109,9 +109,7 @@ def train(options: argparse.Namespace) -> None:
     saved = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     trainer.train(resume_from_checkpoint=saved)
     trainer.save_state()
-    trainer.accelerator.wait_for_everyone()
-    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
-    os._exit(0)
+    end_of_rank()
 
 
 if __name__ == "__main__":

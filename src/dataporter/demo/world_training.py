@@ -88,7 +88,7 @@ def train(
                     save_atomically(checkpoint, checkpoint_path)
                 if os.getppid() != started_by:
                     raise SystemExit("the process that started this training is gone")
-    dist.destroy_process_group()
+    dist.barrier()
 
 
 def _digest(image: Tensor) -> str:
@@ -113,6 +113,10 @@ def main() -> None:
         given.global_batch_size,
         given.epochs,
     )
+    # Not by way of Python's end: a thread of gloo may wait for Python's lock then, to let go of the
+    # model's last reduction, and torch aborts the process. Taking the group down does not help
+    # while a DDP model holds it.
+    os._exit(0)
 
 
 if __name__ == "__main__":
