@@ -15,11 +15,11 @@ from dataporter import ResumableDataLoader
 
 # Grain looks for jax when it is imported, and logs that it is not there.
 logging.getLogger("absl").setLevel(logging.ERROR)
-import grain  # noqa: E402
+import grain  # noqa: E402  # once its log is quiet
 
 # SPDL says at each start which version of its pipeline it runs.
 logging.getLogger("spdl").setLevel(logging.ERROR)
-import spdl.dataloader  # noqa: E402
+import spdl.dataloader  # noqa: E402  # once its log is quiet
 
 # torchdata 0.11 calls what torch 2.13 has deprecated, with every loader.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")

@@ -36,6 +36,8 @@ NOTES = (
     "Otherwise the first of: samples lost or repeated, their order, the epoch's "
     "number, the augmentation, the losses. The data are 90 digits with noise drawn from torch's "
     "generator.",
+    "The date and the system are those of the last run; with `--only`, the other frameworks' rows "
+    "stay from runs before it.",
 )
 # Where a framework's cases are called otherwise than the package that is installed for it.
 PACKAGES = {"by hand": "torch", "Fabric": "lightning", "Ray Train": "ray"}

@@ -31,17 +31,17 @@ from benchmarks.frameworks.subject import (
 )
 
 # torchtitan imports its mixture-of-experts kernels wherever it is imported, and they need triton,
-# which there is none of without an accelerator. They are not used here.
+# which there is none of without an accelerator. They are not used here, but this stand-in has to be
+# there before the imports below.
 _kernels = ModuleType("torchtitan.models.moe.kernels")
 vars(_kernels)["generate_permute_indices"] = None
 sys.modules[_kernels.__name__] = _kernels
 
-# E402: only what is imported after this line finds the stand-in.
-from torchtitan.components.checkpoint import CheckpointManager  # noqa: E402
-from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E402
-from torchtitan.components.lr_scheduler import LRSchedulersContainer  # noqa: E402
-from torchtitan.components.optimizer import OptimizersContainer  # noqa: E402
-from torchtitan.config import Checkpoint  # noqa: E402
+from torchtitan.components.checkpoint import CheckpointManager  # noqa: E402  # needs it
+from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E402  # needs it
+from torchtitan.components.lr_scheduler import LRSchedulersContainer  # noqa: E402  # needs it
+from torchtitan.components.optimizer import OptimizersContainer  # noqa: E402  # needs it
+from torchtitan.config import Checkpoint  # noqa: E402  # needs it
 
 
 @dataclass
