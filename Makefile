@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
 frameworks: $(VENV)/.frameworks
-	$(BIN)/python -m pytest -n 2 tests/frameworks
+	$(BIN)/python -m pytest -n 2 tests/integrations
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from dataporter import checkpoint
+from dataporter.checkpoints import atomic as checkpoint
 
 
 def content(number: int, salt: int = 0) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dataporter.verification import proof
-from dataporter.verification.processes import Processes
+from dataporter.tools.verification import proof
+from dataporter.tools.verification.processes import Processes
 
 torch.set_num_threads(1)
 

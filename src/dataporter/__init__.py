@@ -1,10 +1,8 @@
 """Exactly resumable, drop-in data loading for PyTorch."""
 
-from dataporter.checkpoint import load_latest, save_atomically
+from dataporter.checkpoints.atomic import load_latest, save_atomically
+from dataporter.checkpoints.preemption import PreemptionGuard
 from dataporter.convert import KeyBasedDtypeConverter
-from dataporter.convert.advisor import suggest_conversions
-from dataporter.convert.suggestion import ConversionPlan
-from dataporter.device import DevicePrefetcher
 from dataporter.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
@@ -22,9 +20,9 @@ from dataporter.errors import (
     WorkerTimeoutError,
 )
 from dataporter.hf import UnifiedHFDatasetWrapper
-from dataporter.inspection import CheckpointReport, inspect_checkpoint
-from dataporter.loader import ResumableDataLoader, create_resumable_dataloader
-from dataporter.memory import MemoryReport, memory_report
+from dataporter.loader.device import DevicePrefetcher
+from dataporter.loader.loader import ResumableDataLoader, create_resumable_dataloader
+from dataporter.loader.samplers import ResumableDistributedSampler, ResumableSampler
 from dataporter.orders import (
     BlockShuffledOrder,
     Order,
@@ -32,18 +30,20 @@ from dataporter.orders import (
     ShuffledOrder,
     TorchOrder,
 )
-from dataporter.preemption import PreemptionGuard
-from dataporter.rng import sample_rng
-from dataporter.samplers import ResumableDistributedSampler, ResumableSampler
-from dataporter.shared import SharedSequence
-from dataporter.strategies import (
+from dataporter.seeding.generators import sample_rng
+from dataporter.shared.sequence import SharedSequence
+from dataporter.state.strategies import (
     AdvancedResumptionStrategy,
     DistributedResumptionStrategy,
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
 from dataporter.streams import ShardedStream, ShuffledStream
-from dataporter.verification import VerificationError, VerifyReport, verify
+from dataporter.tools.advisor.advisor import suggest_conversions
+from dataporter.tools.advisor.suggestion import ConversionPlan
+from dataporter.tools.inspection import CheckpointReport, inspect_checkpoint
+from dataporter.tools.memory_report import MemoryReport, memory_report
+from dataporter.tools.verification import VerificationError, VerifyReport, verify
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from dataporter.engines.engine import EngineRequests, Reply, Usage
-from dataporter.fetch import Fetch
-from dataporter.request import EngineRequest
+from dataporter.fetch.fetch import Fetch
+from dataporter.schedule.request import EngineRequest
 
 __all__ = ["InlineEngine"]
 

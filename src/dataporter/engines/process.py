@@ -17,9 +17,9 @@ from dataporter.engines.crew import Crew, Ticket, describe
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
-from dataporter.fetch import Fetch
-from dataporter.request import EngineRequest
-from dataporter.rng import STREAM_WORKERS, fold
+from dataporter.fetch.fetch import Fetch
+from dataporter.schedule.request import EngineRequest
+from dataporter.seeding.generators import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine", "WorkerOptions"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.memfile import create_memory
+from dataporter.shared.memfile import create_memory
 
 __all__ = ["Lease", "Slot", "TrainingSlots", "WorkerSlots"]
 

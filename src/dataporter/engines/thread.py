@@ -16,9 +16,9 @@ from typing import Any
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError
-from dataporter.fetch import Fetch
-from dataporter.request import EngineRequest
-from dataporter.rng import global_state
+from dataporter.fetch.fetch import Fetch
+from dataporter.schedule.request import EngineRequest
+from dataporter.seeding.generators import global_state
 
 __all__ = ["ThreadEngine"]
 

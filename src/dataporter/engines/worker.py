@@ -26,8 +26,8 @@ from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.errors import DataPorterError, SampleError
-from dataporter.fetch import Fetch
-from dataporter.request import EngineRequest
+from dataporter.fetch.fetch import Fetch
+from dataporter.schedule.request import EngineRequest
 
 __all__ = ["Answer", "Failure", "Task", "WorkerSpec", "WorkerTraceback", "run"]
 

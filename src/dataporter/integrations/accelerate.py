@@ -18,11 +18,11 @@ from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 from torch.utils.data import BatchSampler
 
-from dataporter.delivery import Delivery
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
-from dataporter.loader import ResumableDataLoader
+from dataporter.loader.delivery import Delivery
+from dataporter.loader.loader import ResumableDataLoader
+from dataporter.ranks.world import World, world_of_sampler
 from dataporter.streams import Stream
-from dataporter.world import World, world_of_sampler
 
 __all__ = ["prepare_for_caller", "skip_first_batches"]
 

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dataporter.device import DevicePrefetcher
 from dataporter.errors import MissingLibraryError, StateMismatchError
-from dataporter.loader import ResumableDataLoader
-from dataporter.samplers import OrderSampler
+from dataporter.loader.device import DevicePrefetcher
+from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.samplers import OrderSampler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

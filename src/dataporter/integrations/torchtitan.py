@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from torch.utils.data import IterableDataset
 
 from dataporter.errors import ConfigurationError
-from dataporter.loader import ResumableDataLoader
+from dataporter.loader.loader import ResumableDataLoader
 
 __all__ = ["EndlessLoader"]
 

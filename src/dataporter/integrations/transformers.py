@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerState, trainer, trainer_pt_utils
 from transformers.trainer_utils import get_last_checkpoint
 
 from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError
-from dataporter.loader import ResumableDataLoader
+from dataporter.loader.loader import ResumableDataLoader
 from dataporter.streams.state import parse
 
 __all__ = ["ResumableTrainer"]

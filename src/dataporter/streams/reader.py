@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dataporter.errors import DatasetChangedError, SampleError, add_note
-from dataporter.fetch import OnError, Skipped
-from dataporter.rng import (
+from dataporter.fetch.fetch import OnError, Skipped
+from dataporter.seeding.generators import (
     STREAM_SHARD,
     fold,
     global_state,
@@ -21,7 +21,7 @@ from dataporter.rng import (
     sample_keys,
     seed_generators,
 )
-from dataporter.rng import Reading as Current
+from dataporter.seeding.generators import Reading as Current
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Cut, ShardState
 from dataporter.streams.source import Source

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Container
 
 from dataporter.errors import ConfigurationError, StateMismatchError
-from dataporter.resume import OnMismatch
-from dataporter.state import Mismatch
-from dataporter.strategies import ResumptionStrategy, explain
+from dataporter.state.resume import OnMismatch
+from dataporter.state.schema import Mismatch
+from dataporter.state.strategies import ResumptionStrategy, explain
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.state import StreamIdentity, StreamState
 

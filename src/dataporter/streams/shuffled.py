@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from dataporter.configure import count_checked, fingerprint_of, seed_checked
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
+from dataporter.loader.arguments import count_checked, fingerprint_of, seed_checked
 from dataporter.orders import ShuffledOrder
-from dataporter.rng import (
+from dataporter.seeding.generators import (
     STREAM_SHARD,
     fold,
     global_state,

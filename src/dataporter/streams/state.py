@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dataporter.errors import InvalidStateError, RankMismatchError
-from dataporter.state import SCHEMA, SCHEMA_VERSION, check_numbers, check_schema, shown
+from dataporter.state.schema import SCHEMA, SCHEMA_VERSION, check_numbers, check_schema, shown
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardState
 

@@ -11,12 +11,12 @@ from uuid import uuid4
 
 from dataporter.engines import Engine, Reply
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
-from dataporter.fetch import Fetch, OnError
-from dataporter.flow import Resumption
-from dataporter.resume import OnMismatch
-from dataporter.strategies import ResumptionStrategy
-from dataporter.streams import course
+from dataporter.fetch.fetch import Fetch, OnError
+from dataporter.loader.flow import Resumption
+from dataporter.state.resume import OnMismatch
+from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import state as states
+from dataporter.streams import turns as course
 from dataporter.streams.fetch import StreamFetch
 from dataporter.streams.reader import Reading
 from dataporter.streams.request import StreamProgress

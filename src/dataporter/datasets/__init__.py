@@ -1,0 +1,1 @@
+"""Datasets: map-style data read by columns, by rows or by whole batches."""

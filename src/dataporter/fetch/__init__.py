@@ -1,0 +1,1 @@
+"""Fetch: a request becomes a batch."""

@@ -1,0 +1,339 @@
+"""Fetch: a request becomes a batch: its samples are read, collated and converted (C8, C11, C12)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import StackDataset, Subset, default_collate
+
+from dataporter.convert import Conversion, Empty, Originals
+from dataporter.datasets.batches import batches_of, collate_of
+from dataporter.datasets.columns import columns_of, gather
+from dataporter.errors import LossyConversionError, SampleError, add_note
+from dataporter.schedule.request import Request
+from dataporter.seeding.generators import (
+    Reading,
+    isolated_generators,
+    reading,
+    sample_key,
+    sample_keys,
+    seed_generators,
+)
+
+__all__ = [
+    "NO_BATCH",
+    "Fetch",
+    "Fetched",
+    "OnError",
+    "Skipped",
+    "converting",
+    "fetch_for",
+    "tell_of_skipped",
+    "undisturbing",
+]
+
+OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+
+
+class Skipped(NamedTuple):
+    """A sample that ``on_error="skip"`` left out: its index, its position, and what it raised."""
+
+    index: Any
+    position: int
+    error: str
+
+
+class Nothing(Enum):
+    """Stands where a batch would be."""
+
+    NO_BATCH = "no batch"
+
+
+NO_BATCH = Nothing.NO_BATCH
+
+
+class Fetched(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+        batch: ``NO_BATCH`` where a stream had nothing more, or was only to come to a place.
+        skipped: what is missing from it.
+        originals: which dtypes it had before it was converted.
+        shard: of a stream, how far its shard has come.
+    """
+
+    batch: Any
+    skipped: tuple[Skipped, ...] = ()
+    originals: Originals = ()
+    shard: Any = None
+
+
+def tell_of_skipped(request: Any, fetched: Fetched) -> None:
+    """A warning for each sample that was left out, from what serves the loop's ``next()``."""
+    for skipped in fetched.skipped:
+        warnings.warn(
+            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
+            f"step {request.step}, position {skipped.position}): {skipped.error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+# A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
+# dataset can. Raises what the dataset or the collate function raised, with a note that names
+# index, epoch, step and position; or SampleError.
+Fetch = Callable[[Any], Fetched]
+
+
+def fetch_for(
+    dataset: Any,
+    collate_fn: Callable[[Any], Any],
+    *,
+    batched: bool,
+    seeds_each: Literal["sample", "batch", "nothing"],
+    on_error: OnError,
+    whole: AbstractContextManager[Any] | None = None,
+) -> Fetch:
+    """The fastest fetch that a dataset allows.
+
+    Args:
+        dataset: map-style, indexed by what the requests hold.
+        collate_fn: makes a batch of a list of samples; converts a single sample
+            (``batched=False``).
+        batched: whether a request is a batch, or one sample that is handed out as it is.
+        seeds_each: seed the global random generators before each sample, once a batch, or, where
+            several threads would share them, never.
+        on_error: what happens when a sample raises: raise it, leave the sample out, or take what
+            ``on_error(exception, index)`` returns in its place.
+        whole: entered while a batch is made as a whole (``__getitems__``, a gather, collation), and
+            not while single samples are read.
+    """
+    offers_batches = batched and _offers_batches(dataset)
+    # Only default_collate is known to make of the rows what a gather gives.
+    known = batched and collate_fn is default_collate
+    collate = collate_of(dataset) if known else collate_fn
+    by_sample = SampleFetch(
+        dataset, collate, batched, offers_batches, seeds_each, on_error, whole or nullcontext()
+    )
+    if not known:
+        return by_sample
+    if (columns := columns_of(dataset)) is not None:
+        return WholeFetch(partial(gather, columns), by_sample, draws=False)
+    # A sample that is to be left out has to be read by itself.
+    batches = batches_of(dataset) if on_error == "raise" else None
+    if batches is None:
+        return by_sample
+    return WholeFetch(batches.__getbatch__, by_sample, draws=batches.draws)
+
+
+def undisturbing(fetch: Fetch) -> Fetch:
+    """``fetch`` for the training process: the global generators are put back after each batch."""
+    # A gather runs nobody's code and draws nothing.
+    return fetch if isinstance(fetch, WholeFetch) and not fetch.draws else _Undisturbing(fetch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Undisturbing:
+    fetch: Fetch
+
+    def __call__(self, request: Request) -> Fetched:
+        with isolated_generators():
+            return self.fetch(request)
+
+
+def converting(fetch: Fetch, conversion: Conversion, empty: Empty) -> Fetch:
+    """``fetch`` with its batches converted, into tensors that ``empty`` makes."""
+    return _Converting(fetch, conversion, empty)
+
+
+@dataclass(frozen=True, slots=True)
+class _Converting:
+    fetch: Fetch
+    conversion: Conversion
+    empty: Empty
+
+    def __call__(self, request: Request) -> Fetched:
+        fetched = self.fetch(request)
+        if fetched.batch is NO_BATCH:
+            return fetched
+        try:
+            batch, originals = self.conversion.batch(fetched.batch, self.empty)
+        except Exception as error:
+            sample = error.sample if isinstance(error, LossyConversionError) else None
+            # Which sample of the dataset it is, where the batch has one row for each.
+            if sample is not None and not fetched.skipped and sample < len(request.indices):
+                index = request.plain_indices[sample]
+                add_note(error, f"sample {sample} of the batch has index {index!r} in the dataset")
+            add_note(error, f"while converting the batch of {request.described()}")
+            raise
+        return fetched._replace(batch=batch, originals=originals)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFetch:
+    """Reads a batch in one go: gathers columns, or asks a dataset that makes its own batches.
+
+    Where nothing can draw (``draws=False``), nothing is seeded.
+    """
+
+    read: Callable[[NDArray[np.int64]], Any]
+    otherwise: SampleFetch
+    draws: bool
+
+    def __call__(self, request: Request) -> Fetched:
+        indices = request.indices
+        if not isinstance(indices, np.ndarray):
+            rows = _row_numbers(indices)
+            if rows is None:
+                return self.otherwise(request)
+            indices = rows
+        try:
+            if not self.draws:
+                with self.otherwise.whole:
+                    return Fetched(self.read(indices))
+            with reading(request.seed, request.epoch, request.positions), self.otherwise.whole:
+                if self.otherwise.seeds_each != "nothing":
+                    _seed_once(request)
+                return Fetched(self.read(indices))
+        except Exception as error:
+            if isinstance(error, StopIteration):
+                raise _stopped(error, f"the batch of {request.described()}") from error
+            add_note(error, f"while reading the batch of {request.described()}")
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFetch:
+    """Reads sample by sample, or batch by batch where the dataset has ``__getitems__``."""
+
+    dataset: Any
+    collate: Callable[[Any], Any]
+    batched: bool
+    offers_batches: bool
+    seeds_each: Literal["sample", "batch", "nothing"]
+    on_error: OnError
+    whole: AbstractContextManager[Any]
+
+    def __call__(self, request: Request) -> Fetched:
+        with reading(request.seed, request.epoch, request.positions) as current:
+            if self.seeds_each == "batch" or (self.offers_batches and self.seeds_each == "sample"):
+                _seed_once(request)
+            indices = request.plain_indices
+            skipped: tuple[Skipped, ...] = ()
+            if self.offers_batches and self.on_error == "raise":
+                samples = self._read_together(request, indices)
+            else:
+                samples, skipped = self._read_each(request, indices, current)
+                current.place = None
+            try:
+                with self.whole:
+                    batch = self.collate(samples if self.batched else samples[0])
+                return Fetched(batch, skipped)
+            except Exception as error:
+                add_note(error, f"while collating the batch of {request.described()}")
+                raise
+
+    def _read_together(self, request: Request, indices: list[Any]) -> Any:
+        try:
+            with self.whole:
+                return self.dataset.__getitems__(indices)
+        except Exception as error:
+            place = f"the batch of {request.described()}"
+            if isinstance(error, StopIteration):
+                raise _stopped(error, place) from error
+            add_note(error, f"while reading {place}")
+            raise
+
+    def _read_each(
+        self, request: Request, indices: list[Any], current: Reading
+    ) -> tuple[list[Any], tuple[Skipped, ...]]:
+        samples: list[Any] = []
+        skipped: list[Skipped] = []
+        dataset, take, places = self.dataset, samples.append, enumerate(indices)
+        keys: list[int] = []
+        if self.seeds_each == "sample":
+            keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
+        # Entered again behind a failed sample, so that the loop has nothing to do but read.
+        while True:
+            try:
+                for current.place, index in places:
+                    if keys:
+                        seed_generators(keys[current.place])
+                    take(dataset[index])
+                break
+            except Exception as error:
+                failed = current.place
+                assert failed is not None
+                self._take_failure(error, failed, request, indices[failed], samples, skipped)
+        if indices and not samples:
+            raise SampleError(
+                f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
+                f"failed, the first (index {skipped[0].index!r}) with {skipped[0].error}"
+            )
+        return samples, tuple(skipped)
+
+    def _take_failure(
+        self,
+        error: Exception,
+        place: int,
+        request: Request,
+        index: Any,
+        samples: list[Any],
+        skipped: list[Skipped],
+    ) -> None:
+        position = int(request.positions[place])
+        if self.on_error == "skip":
+            skipped.append(Skipped(index, position, repr(error)))
+        elif self.on_error == "raise":
+            shown = (
+                f"sample index {index!r} (epoch {request.epoch}, step {request.step}, "
+                f"position {position})"
+            )
+            if isinstance(error, StopIteration):
+                raise _stopped(error, shown) from error
+            add_note(error, f"while reading {shown}")
+            raise error
+        else:
+            samples.append(self.on_error(error, index))
+
+
+def _seed_once(request: Request) -> None:
+    if len(request.positions):
+        seed_generators(sample_key(request.seed, request.epoch, int(request.positions[0])))
+
+
+def _offers_batches(dataset: Any) -> bool:
+    """Whether ``__getitems__`` reads a batch at once.
+
+    torch's wrappers always have it, but pass it on to what they wrap or loop over the samples;
+    where they would loop, each sample is better read, and seeded, on its own.
+    """
+    if type(dataset) is Subset:
+        return _offers_batches(dataset.dataset)
+    if type(dataset) is StackDataset:
+        parts = dataset.datasets
+        values = parts.values() if isinstance(parts, dict) else parts
+        return any(_offers_batches(part) for part in values)
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:
+    """Indices of a user's sampler as an array, if they can only mean row numbers."""
+    if not all(type(index) is int and index >= 0 for index in indices) or not indices:
+        return None
+    return np.array(indices, dtype=np.int64)
+
+
+def _stopped(error: StopIteration, place: str) -> SampleError:
+    return SampleError(
+        f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch silently, "
+        "so raise an IndexError or a RuntimeError there"
+    )

@@ -1,0 +1,1 @@
+"""Loader: `ResumableDataLoader`, and what it is put together from."""

@@ -1,0 +1,116 @@
+"""Delivery: `next()` gives a batch to the training loop, and only then it counts (C1, C3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from dataporter._torch import profiled
+from dataporter.engines.engine import Reply
+from dataporter.fetch.fetch import Fetched, tell_of_skipped
+from dataporter.loader.cursor import Cursor
+from dataporter.schedule.request import EngineRequest
+
+__all__ = ["Delivery"]
+
+Batch = TypeVar("Batch")
+
+
+class Delivery(Generic[Batch], Iterator[Batch]):
+    """One pass of the training loop over a loader; what ``iter(loader)`` returns.
+
+    Args:
+        cursor: is moved by what this pass delivers.
+        begin: settles where this pass begins and starts an engine on it. Called at the first
+            ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
+        length: what ``len()`` of this iterator says.
+        note: is told of what was fetched before it is delivered, and may refuse it by raising.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor[Any],
+        begin: Callable[[object], Iterator[Reply]],
+        length: Callable[[], int],
+        note: Callable[[Fetched], None],
+    ) -> None:
+        self._cursor = cursor
+        self._begin = begin
+        self._length = length
+        self._note = note
+        # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
+        self._pass = object()
+        self._replies: Iterator[Reply] | None = None
+        # What was asked for ahead: a reply, or the engine's failure, to be raised in its turn.
+        self._ahead: Reply | BaseException | None = None
+        self._failed: list[EngineRequest] = []
+        self._broken = False
+
+    def __next__(self) -> Batch:
+        with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
+            if self._replies is None:
+                self._replies = self._begin(self._pass)
+            try:
+                reply = self._upcoming(self._replies)
+            except StopIteration:
+                if not self._broken:
+                    self._cursor.finish(self._pass)
+                # Ends for good, whoever the workers serve next.
+                self._replies = iter(())
+                raise
+            except BaseException:
+                # The engine or the user's sampler failed, so this pass is over, but its epoch not.
+                self._replies, self._broken = iter(()), True
+                raise
+            try:
+                return self._deliver(reply)
+            finally:
+                # A failure's traceback holds this frame: with the failure in it, a cycle that would
+                # keep the workers until the garbage collector comes, and stall it for 5 s each.
+                del reply
+
+    def __len__(self) -> int:
+        return self._length()
+
+    def exhausted(self) -> bool:
+        """Whether no batch is left. Waits for the next one, which stays undelivered."""
+        if self._replies is None or self._ahead is not None:
+            return False
+        try:
+            self._ahead = next(self._replies)
+        except StopIteration:
+            return True
+        except BaseException as failure:
+            self._ahead = failure
+        return False
+
+    def _upcoming(self, replies: Iterator[Reply]) -> Reply:
+        ahead, self._ahead = self._ahead, None
+        try:
+            if isinstance(ahead, BaseException):
+                raise ahead
+            return next(replies) if ahead is None else ahead
+        finally:
+            del ahead  # as below: a failure's traceback must not hold the failure
+
+    def _deliver(self, reply: Reply) -> Batch:
+        try:
+            if reply.failure is not None:
+                raise reply.failure
+            assert reply.fetched is not None
+            self._note(reply.fetched)
+            # Before it counts: with warnings as errors the loop does not get this batch.
+            tell_of_skipped(reply.request, reply.fetched)
+        except BaseException:
+            # Not delivered: a state taken now comes back to this batch. Who asks for the next one
+            # passes it over.
+            self._failed.append(reply.request)
+            raise
+        finally:
+            request, fetched = reply.request, reply.fetched
+            del reply
+        for failed in self._failed:
+            self._cursor.deliver(self._pass, failed)
+        self._failed.clear()
+        self._cursor.deliver(self._pass, request)
+        return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch

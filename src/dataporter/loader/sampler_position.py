@@ -1,0 +1,130 @@
+"""A course: the place in its stream of a sampler that a plain `DataLoader` draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dataporter.errors import ConfigurationError
+from dataporter.loader import arguments as configure
+from dataporter.loader.cursor import Cursor
+from dataporter.orders import Order
+from dataporter.ranks.agreement import Ranks
+from dataporter.ranks.world import World
+from dataporter.schedule.plan import Tail
+from dataporter.schedule.request import PlannedRequests, Progress
+from dataporter.state.resume import OnMismatch, place_of
+from dataporter.state.schema import Identity, State, build, parse
+from dataporter.state.strategies import ResumptionStrategy, strategy_named
+
+__all__ = ["Course"]
+
+
+@dataclass(slots=True)
+class Course:
+    """What is drawn moves nothing but the epoch: who draws may be batches ahead of the training."""
+
+    requests: PlannedRequests
+    cursor: Cursor[Progress]
+    identity: Identity
+    strategy: ResumptionStrategy
+    given_seed: int | None
+    ranks: Ranks
+
+    @classmethod
+    def of(
+        cls,
+        call: str,
+        dataset: Any,
+        batch_size: int,
+        *,
+        strategy: str,
+        world: World,
+        shuffle: bool | None,
+        order: str | Order | None,
+        seed: int | None,
+        drop_last: bool,
+        tail: Tail | None,
+    ) -> Course:
+        """The course that a sampler's arguments ask for, the same on all ranks of a group."""
+        ranks = Ranks(world.group)
+        with ranks.agreed(call) as terms:
+            if batch_size is None:
+                raise ConfigurationError("batch_size=None: expected that of the DataLoader")
+            counted = isinstance(dataset, int) and not isinstance(dataset, bool)
+            rows = range(configure.place_checked("dataset", dataset)) if counted else dataset
+            ordered = configure.order_for(order, shuffle)
+            length = configure.length_of(configure.rows_of(rows))
+            requests = PlannedRequests.of(
+                ordered,
+                length,
+                configure.batch_size_checked(batch_size) or 1,
+                world.rank,
+                world.size,
+                configure.tail_for(tail, drop_last=drop_last),
+            )
+            plan = requests.plan
+            given_seed = configure.seed_checked(seed)
+            configure.world_checked(world, given_seed, in_order=True)
+            cursor = Cursor.at_first_epoch(Progress, given_seed)
+            identity = Identity(
+                strategy=strategy,
+                order=ordered.name,
+                order_version=ordered.version,
+                dataset_length=length,
+                dataset_fingerprint=configure.fingerprint_of(dataset),
+                batch_size=plan.batch_size,
+                world_size=world.size,
+                tail=plan.tail,
+            )
+            terms.equal = {**asdict(identity), "seed": given_seed}
+            if ranks.several:
+                terms.first = cursor.settled_seed()
+        if ranks.several:
+            cursor.seed = terms.first
+        return cls(requests, cursor, identity, strategy_named(strategy), given_seed, ranks)
+
+    @property
+    def length(self) -> int:
+        """Samples of a whole epoch on this rank."""
+        return self.requests.plan.rank_length(self.requests.rank)
+
+    def indices(self) -> Iterator[int]:
+        """What is left of the epoch that is waiting, or else the next epoch."""
+        progress = self.cursor.begin(object())
+        self.cursor.waiting = False
+        for request in self.requests.requests(progress, self.cursor.settled_seed()):
+            yield from (int(index) for index in request.indices)
+
+    def state(self, delivered: int) -> dict[str, Any]:
+        """The state ``delivered`` batches after the last pass began."""
+        delivered = configure.place_checked("delivered", delivered)
+        if delivered and self.cursor.waiting:
+            raise ConfigurationError(
+                f"state_dict(delivered={delivered}): no pass has begun at epoch "
+                f"{self.cursor.progress.epoch}, step {self.cursor.progress.step}, where the next "
+                "one will; expected 0 until the loop has its first batch"
+            )
+        progress = self.requests.progress_after(self.cursor.origin, delivered)
+        return build(State(self.identity, self.cursor.settled_seed(), progress))
+
+    def load(self, state: Mapping[str, Any], on_mismatch: OnMismatch) -> None:
+        """Let the next pass go on from a state; on all ranks of the group, or on none."""
+        with self.ranks.agreed("load_state_dict()") as terms:
+            saved = parse(state)
+            seed, progress = place_of(
+                saved, self.identity, self.strategy, self.requests, self.given_seed, on_mismatch
+            )
+            terms.equal = build(saved)
+        self.cursor.seed = seed
+        self.cursor.jump(progress)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The start of this epoch, unless it is the current one."""
+        self.cursor.set_epoch(configure.place_checked("epoch", epoch))
+
+    @property
+    def progress(self) -> Progress:
+        """The current epoch, and where its pass began or will begin."""
+        return self.cursor.progress

@@ -1,0 +1,310 @@
+"""Samplers: the one that a loader shows, and those for who keeps a plain `DataLoader`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DistributedSampler, Sampler
+
+from dataporter.errors import ConfigurationError
+from dataporter.integrations.callers import is_fabrics_count
+from dataporter.loader.arguments import place_checked
+from dataporter.loader.cursor import Cursor
+from dataporter.loader.sampler_position import Course
+from dataporter.orders import Order
+from dataporter.ranks.world import World, find_world
+from dataporter.schedule.plan import Tail
+from dataporter.schedule.request import PlannedRequests, Progress
+from dataporter.state.resume import OnMismatch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["OrderSampler", "ResumableDistributedSampler", "ResumableSampler", "refuse_resumable"]
+
+
+class OrderSampler(DistributedSampler[int]):
+    """The indices of the loader's current epoch; what ``loader.sampler`` is.
+
+    The loader itself does not draw from it. Frameworks do: they read its length, call its
+    ``set_epoch`` (which is the loader's), and may build a plain ``DataLoader`` around it, which
+    then gives the same order without resuming. In a world of several ranks such a rebuilt loader
+    would be sharded a second time, so there iterating over it is an error.
+
+    It is a ``DistributedSampler`` because that is how a sampler says that the ranks share the data
+    out already, or that one rank has it all: those who look leave the loader as it is (Lightning,
+    Ray).
+    """
+
+    def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
+        self._cursor = cursor
+        self._requests, plan = requests, requests.plan
+        super().__init__(
+            range(requests.dataset_length),  # type: ignore[arg-type]  # needs a length alone
+            num_replicas=plan.world_size,
+            rank=requests.rank,
+            shuffle=requests.order.name != "sequential",
+            seed=cursor.seed or 0,
+            drop_last=plan.tail == "drop",
+        )
+        # torch counts them in another way: sample by sample, and not by whole global batches.
+        self.num_samples = len(self)
+        self.total_size = sum(map(plan.rank_length, range(plan.world_size)))
+
+    def __iter__(self) -> Iterator[int]:
+        plan = self._requests.plan
+        if plan.world_size > 1:
+            raise ConfigurationError(
+                f"this sampler already gives rank {self._requests.rank}'s share of "
+                f"{plan.world_size}, and whoever draws from it (a framework that rebuilds the "
+                "loader) may share it out again: hand the ResumableDataLoader over as it is "
+                "(Lightning: use_distributed_sampler=False, and torch's DataLoader for predict()), "
+                "or leave the sharding to the framework with world_size=1, rank=0"
+            )
+        epoch = Progress(self._cursor.progress.epoch)
+        for request in self._requests.requests(epoch, self._cursor.settled_seed()):
+            yield from (int(index) for index in request.indices)
+
+    def __len__(self) -> int:
+        return self._requests.plan.rank_length(self._requests.rank)
+
+    @property
+    def epoch(self) -> int:
+        """The loader's current epoch."""
+        return self._cursor.progress.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        """torch's class sets it when it is built, which says nothing."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """The loader's ``set_epoch``, but that it never goes back.
+
+        Frameworks call it, with a count of their own: of passes since the program was started
+        (Fabric, which the loader does not follow), or of epochs of the longest of several loaders
+        (Lightning). Such a count may be behind the loader's, and a state that was loaded has to
+        survive it.
+        """
+        forward = place_checked("epoch", epoch) > self._cursor.progress.epoch
+        if forward and not is_fabrics_count(sys._getframe(1)):
+            self._cursor.set_epoch(epoch)
+
+
+class ResumableSampler(Sampler[int]):
+    """The order and the state of a :class:`~dataporter.ResumableDataLoader`, for a plain one.
+
+    A sampler alone cannot know where the training stands: the loader that draws from it is ahead,
+    by ``num_workers * prefetch_factor`` batches, and nothing tells a sampler which of them have
+    come out. So ``state_dict`` is told: how many batches the present ``for`` loop has got. What was
+    fetched ahead does not count then, and comes again after a resume.
+
+    The state is that of a ``ResumableDataLoader`` with ``strategy="advanced"`` and the same
+    arguments; each loads the other's. Only the order is resumed: the random generators of workers
+    are the plain loader's business, so random augmentation is not exact. A ``ResumableDataLoader``
+    needs no counting, and resumes augmentation as well.
+
+    Passes are consecutive epochs; ``set_epoch`` on another epoch goes to the start of that one.
+    Where a framework shares the batches of this sampler out to several processes (Accelerate), pass
+    the number of batches that all of them have got together.
+
+    Args:
+        dataset: the dataset, or its length.
+        batch_size: that of the ``DataLoader``, which must be the same.
+        shuffle, order, seed, drop_last, tail: as in ``ResumableDataLoader``. The sampler leaves the
+            tail out by itself.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> sampler = ResumableSampler(10, batch_size=3, shuffle=True, seed=7)
+        >>> batches = iter(DataLoader(range(10), batch_size=3, sampler=sampler))
+        >>> for delivered, batch in enumerate(batches, start=1):
+        ...     if delivered == 2:
+        ...         state = sampler.state_dict(delivered=delivered)
+        ...         break
+        >>> resumed = ResumableSampler(10, batch_size=3, shuffle=True)
+        >>> resumed.load_state_dict(state)
+        >>> rest = DataLoader(range(10), batch_size=3, sampler=resumed)
+        >>> [batch.tolist() for batch in rest] == [batch.tolist() for batch in batches]
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        *,
+        shuffle: bool | None = None,
+        order: str | Order | None = None,
+        seed: int | None = None,
+        drop_last: bool = False,
+        tail: Tail | None = None,
+    ) -> None:
+        self._course = Course.of(
+            "ResumableSampler()",
+            dataset,
+            batch_size,
+            strategy="advanced",
+            world=World(0, 1),
+            shuffle=shuffle,
+            order=order,
+            seed=seed,
+            drop_last=drop_last,
+            tail=tail,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return self._course.indices()
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch, wherever in it the sampler stands."""
+        return self._course.length
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch: that of the pass that began last, or of the one that is set to."""
+        return self._course.progress.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start ``epoch`` at the next pass; the current epoch stays as it is."""
+        self._course.set_epoch(epoch)
+
+    def state_dict(self, *, delivered: int) -> dict[str, Any]:
+        """The place after ``delivered`` batches of the pass that began last.
+
+        Args:
+            delivered: how many batches the present loop has got: what
+                ``enumerate(loader, start=1)`` counts, also in a pass that a resume began in the
+                middle of an epoch. 0 before the first.
+
+        Raises:
+            ConfigurationError: the pass has not so many batches.
+        """
+        return self._course.state(delivered)
+
+    def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
+        """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
+        self._course.load(state, on_mismatch)
+
+
+class ResumableDistributedSampler(DistributedSampler[Any]):
+    """A :class:`ResumableSampler` that gives one rank's share, and may resume in another world.
+
+    Its state is that of a ``ResumableDataLoader`` with ``strategy="distributed"``: the same on
+    every rank where all pass the same ``delivered``, and good for any number of ranks. It is a
+    ``torch.utils.data.DistributedSampler``, which frameworks leave in place (Lightning), except
+    those that share every sampler out once more (Accelerate: give it a ``ResumableSampler``).
+
+    Args:
+        dataset, batch_size, shuffle, order, seed, drop_last, tail: as in :class:`ResumableSampler`;
+            ``batch_size`` is that of one rank.
+        rank, world_size, process_group: as in ``ResumableDataLoader``, and as there, the ranks of a
+            process group build the sampler and load its state together. Without any of them, and
+            without a default group, torchrun's environment says.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        RankMismatchError: (a ``ValueError``) the group's ranks were given different arguments, or
+            datasets of another length.
+
+    Example:
+        >>> ranks = [
+        ...     ResumableDistributedSampler(10, batch_size=2, rank=rank, world_size=2, seed=1)
+        ...     for rank in range(2)
+        ... ]
+        >>> [list(sampler) for sampler in ranks]
+        [[0, 1, 4, 5, 8], [2, 3, 6, 7, 9]]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
+        shuffle: bool | None = None,
+        order: str | Order | None = None,
+        seed: int | None = None,
+        drop_last: bool = False,
+        tail: Tail | None = None,
+    ) -> None:
+        world = find_world(rank, world_size, process_group, launched=True)
+        self._course = course = Course.of(
+            "ResumableDistributedSampler()",
+            dataset,
+            batch_size,
+            strategy="distributed",
+            world=world,
+            shuffle=shuffle,
+            order=order,
+            seed=seed,
+            drop_last=drop_last,
+            tail=tail,
+        )
+        super().__init__(
+            range(dataset) if isinstance(dataset, int) else dataset,  # type: ignore[arg-type]  # needs a length alone
+            num_replicas=world.size,
+            rank=world.rank,
+            shuffle=course.identity.order != "sequential",
+            seed=course.cursor.settled_seed(),
+            drop_last=course.identity.tail == "drop",
+        )
+        # torch counts them in another way: sample by sample, and not by whole global batches.
+        plan = course.requests.plan
+        self.num_samples = course.length
+        self.total_size = sum(map(plan.rank_length, range(world.size)))
+
+    def __iter__(self) -> Iterator[int]:
+        return self._course.indices()
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch on this rank, wherever in it the sampler stands."""
+        return self._course.length
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch: that of the pass that began last, or of the one that is set to."""
+        return self._course.progress.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        # torch's class sets it when it is built.
+        self._course.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start ``epoch`` at the next pass; the current epoch stays as it is."""
+        self._course.set_epoch(epoch)
+
+    def state_dict(self, *, delivered: int) -> dict[str, Any]:
+        """The place after so many batches of the pass; see :meth:`ResumableSampler.state_dict`.
+
+        Args:
+            delivered: how many batches the present loop has got on each rank.
+
+        Raises:
+            ConfigurationError: the pass has not so many batches.
+        """
+        return self._course.state(delivered)
+
+    def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
+        """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
+        self._course.load(state, on_mismatch)
+        self.seed = self._course.cursor.settled_seed()
+
+
+def refuse_resumable(sampler: Any) -> None:
+    """Refuse a sampler that keeps its own place, for a loader that keeps the place itself."""
+    for part in (sampler, getattr(sampler, "sampler", None)):
+        if isinstance(part, ResumableSampler | ResumableDistributedSampler):
+            raise ConfigurationError(
+                f"a {type(part).__name__} keeps a place of its own, for a plain DataLoader; a "
+                "ResumableDataLoader has its order and state already: pass shuffle= or order=, "
+                "and seed=, in place of the sampler"
+            )

@@ -1,0 +1,221 @@
+"""Requests from a sampler of the user's own: its indices are walked through, not jumped to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Generator
+from torch.utils.data import DataLoader, DistributedSampler
+
+from dataporter.errors import ConfigurationError
+from dataporter.schedule.request import Delivered, Progress, Request
+from dataporter.seeding.generators import STREAM_SAMPLER, fold, isolated_generators, seed_generators
+
+__all__ = ["SampledRequests"]
+
+_LONGEST_CHAIN = 8
+
+
+class SampledRequests:
+    """What a sampler yields, made a function of (seed, epoch) as far as that is possible.
+
+    Before each batch of indices the global generators are seeded, and put back afterwards. At the
+    start of an epoch the sampler (and what it wraps in an attribute ``sampler``) gets
+    ``set_epoch``, and its ``generator`` is put to where it stood when the loader was built (epoch
+    0) or seeded anew (later ones). A sampler that keeps other random state cannot be followed, so
+    a digest of all indices goes into the state, and a resume on other indices is refused.
+
+    Args:
+        sampler: yields a batch of indices at a time, or single indices (``batched=False``).
+        rank, world_size: which share of each global batch the sampler gives. They only count
+            positions and keep the ranks' random augmentations apart.
+    """
+
+    def __init__(
+        self, sampler: Iterable[Any], *, batched: bool, rank: int, world_size: int
+    ) -> None:
+        self._sampler = sampler
+        self._batched = batched
+        self._rank = rank
+        self._world_size = world_size
+        self._chain = _chain(sampler)
+        self._generators = [
+            (generator, generator.get_state())
+            for part in self._chain
+            if isinstance(generator := getattr(part, "generator", None), Generator)
+        ]
+        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
+
+    @classmethod
+    def of(cls, loader: DataLoader[Any], rank: int, world_size: int) -> SampledRequests:
+        """What a loader's batch sampler gives, or its sampler where it does not batch."""
+        batched = loader.batch_sampler is not None
+        sampler = loader.batch_sampler if batched else loader.sampler
+        return cls(sampler, batched=batched, rank=rank, world_size=world_size)  # type: ignore[arg-type]  # not None
+
+    def built_at_epoch(self) -> int | None:
+        """The epoch that was set on the sampler before the loader got it."""
+        set_before = (epoch for epoch in self._epochs if isinstance(epoch, int) and epoch > 0)
+        return next(set_before, None)
+
+    def overlook_requested_epoch(self) -> None:
+        """Whatever epoch was set on the sampler, something later has decided otherwise."""
+        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
+
+    def requested_epoch(self) -> int | None:
+        """The epoch that somebody has set on the sampler itself since it was last looked at."""
+        for part, known in zip(self._chain, self._epochs):
+            epoch = getattr(part, "epoch", None)
+            if isinstance(epoch, int) and epoch != known:
+                return epoch
+        return None
+
+    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+        done, walk = progress.done, self._walk(progress.epoch, seed)
+        if not done:
+            # By the step, since a batch sampler may give an empty batch, which moves no position.
+            yield from islice(walk, progress.step, None)
+            return
+        for request in walk:
+            start, stop, _ = request.delivers[0]
+            if stop > progress.position and not any(a <= start and stop <= b for a, b in done):
+                yield request
+
+    def ahead(self, epoch: int, seed: int) -> None:
+        # A sampler has one place, and a later epoch's would be lost with it.
+        return None
+
+    def steps(self, progress: Progress) -> int:
+        return max(0, len(self._sampler) - progress.step)  # type: ignore[arg-type]  # Sized or a TypeError, as in torch
+
+    def epoch_steps(self) -> int:
+        return self.steps(Progress())
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
+        if step == 0:
+            return Progress(epoch)
+        delivered = self._request_at(epoch, step - 1, seed).delivers[0]
+        return Progress(epoch, step, delivered.stop, (), delivered.digest)
+
+    def samples_at(self, progress: Progress, step: int, seed: int) -> list[Any]:
+        return list(self._request_at(progress.epoch, step, seed).indices)
+
+    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
+        raise ConfigurationError(
+            f"which samples a {type(self._sampler).__name__} gives twice only itself can say: "
+            "padding() is known for order= and shuffle=, which share the samples out themselves"
+        )
+
+    def within(self, progress: Progress) -> Progress:
+        return progress
+
+    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+        step, position, digest = 0, 0, 0
+        with self._undisturbed():
+            for request in self._walk(progress.epoch, seed):
+                delivered = request.delivers[0]
+                # Empty batches move no position, so the step says how many of them are done.
+                if delivered.stop > progress.position or (
+                    delivered.stop == position and step >= progress.step
+                ):
+                    break
+                step, position, digest = step + 1, delivered.stop, delivered.digest
+        if progress.early:
+            step = progress.step
+        return (step if position == progress.position else -1), digest
+
+    def _request_at(self, epoch: int, step: int, seed: int) -> Request:
+        with self._undisturbed():
+            request = next(islice(self._walk(epoch, seed), step, None), None)
+        if request is None:
+            raise ConfigurationError(
+                f"step {step} of epoch {epoch}: the sampler {type(self._sampler).__name__} ends "
+                "before it; the last step is one less than len(loader)"
+            )
+        return request
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Walk aside without disturbing an iteration of the sampler that is under way."""
+        known, epochs = self._epochs, [getattr(part, "epoch", None) for part in self._chain]
+        states = [generator.get_state() for generator, _ in self._generators]
+        try:
+            yield
+        finally:
+            for part, before in zip(self._chain, epochs):
+                if before is not None and callable(getattr(part, "set_epoch", None)):
+                    part.set_epoch(before)
+            self._epochs = known
+            for (generator, _), state in zip(self._generators, states):
+                generator.set_state(state)
+
+    def _walk(self, epoch: int, seed: int) -> Iterator[Request]:
+        key = fold(seed, epoch, STREAM_SAMPLER)
+        self._start_epoch(epoch, key)
+        position, digest, step = 0, 0, 0
+        with isolated_generators():
+            seed_generators(key)
+            batches = iter(self._sampler)
+        while True:
+            with isolated_generators():
+                seed_generators(fold(key, step))
+                try:
+                    drawn = next(batches)
+                except StopIteration:
+                    return
+            indices = list(drawn) if self._batched else [drawn]
+            positions = np.arange(position, position + len(indices), dtype=np.int64)
+            # The ranks of a world get other indices each, and share one state.
+            digest = _digest(indices, digest) if self._world_size == 1 else 0
+            stop = position + len(indices)
+            yield Request(
+                seed,
+                epoch,
+                step,
+                positions * self._world_size + self._rank,
+                indices,
+                (Delivered(position * self._world_size, stop * self._world_size, digest),),
+            )
+            position, step = stop, step + 1
+
+    def _start_epoch(self, epoch: int, key: int) -> None:
+        for part in self._chain:
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
+        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
+        for generator, built_with in self._generators:
+            if epoch == 0:
+                generator.set_state(built_with)
+            else:
+                generator.manual_seed(key)
+
+
+def _chain(sampler: Any) -> list[Any]:
+    """The sampler and what it wraps, as ``BatchSampler`` wraps its ``sampler``."""
+    chain = [sampler]
+    while len(chain) < _LONGEST_CHAIN and (inner := _wrapped_by(chain[-1])) is not None:
+        chain.append(inner)
+    return chain
+
+
+def _wrapped_by(sampler: Any) -> Any:
+    inner = getattr(sampler, "sampler", None)
+    if inner is None and isinstance(sampler, DistributedSampler):
+        dataset: Any = sampler.dataset
+        # Lightning shares a sampler out as if what it yields were a dataset.
+        if type(dataset).__name__ == "_DatasetSamplerWrapper":
+            inner = dataset._sampler
+    return inner
+
+
+def _digest(indices: list[Any], before: int) -> int:
+    text = repr(indices)
+    # An object that prints its address prints another one in the next process.
+    return before if " at 0x" in text else zlib.crc32(text.encode(), before)

@@ -1,0 +1,1 @@
+"""Seeding: the hash behind every seed, and the global random generators seeded and put back."""

@@ -1,0 +1,1 @@
+"""Shared memory: Python objects held once for all processes."""

@@ -1,0 +1,367 @@
+"""Objects as columns of bytes, which grow as a stream of objects comes, and objects of columns.
+
+Records of one shape become a column for each field; a column is as narrow as its values allow, and
+one of pickles as soon as they are of several types. Records of several shapes become one column of
+whole pickled records. What comes late and does not fit turns what is there into pickles.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, islice
+from typing import Any
+
+import numpy as np
+
+from dataporter.errors import ConfigurationError
+from dataporter.shared.block import TOKEN_SIZE, Writer
+
+__all__ = ["Records", "read_records"]
+
+# Objects that are looked at together, and about how many bytes of them at most.
+_CHUNK = 1024
+_CHUNK_BYTES = 1 << 20
+
+# Bytes that are kept, and given back, together while columns grow and are written.
+_PIECE = 1 << 20
+
+# A wider record, such as an embedding, is read faster as one pickle.
+_MOST_FIELDS = 64
+
+_ALIGNMENT = 8
+_FOOTER = struct.Struct("=QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Where a column is in the block.
+
+    Attributes:
+        kind: how its numbers are read, a format of ``struct``; or "text" or "pickle".
+        start: of its numbers; of the ends of its values in ``blob`` where it is no numbers.
+        blob: where its values' bytes are.
+        ends: how the ends are read.
+    """
+
+    kind: str
+    start: int
+    blob: tuple[int, int] = (0, 0)
+    ends: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the block holds: bare values (``container`` None), or records of these fields."""
+
+    container: type | None
+    keys: tuple[str, ...]
+    columns: tuple[Column, ...]
+    length: int
+
+
+class Records:
+    """All the objects of an iterable, as columns."""
+
+    def __init__(self, objects: Iterable[Any]) -> None:
+        self._container: type | None = None
+        self._keys: tuple[str, ...] = ()
+        self._fields = 0
+        self._columns: list[_Numbers | _Blobs] = []
+        self.length = 0
+        stream, count = iter(objects), 1
+        while chunk := list(islice(stream, count)):
+            if not self.length:
+                self._take_shape(chunk[0])
+            self._add(chunk)
+            # Few at a time where they are large, since that many exist as objects.
+            size = max(1, sum(column.size for column in self._columns))
+            count = max(1, min(_CHUNK, 2 * count, _CHUNK_BYTES * self.length // size))
+
+    def _take_shape(self, first: Any) -> None:
+        if type(first) in (dict, tuple, list) and len(first) <= _MOST_FIELDS:
+            self._container = type(first)
+            self._fields = len(first)
+            if type(first) is dict:
+                self._keys = tuple(first)
+        values = self._split([first])
+        if values is None:  # keys that are no strings
+            self._container, values = None, [[first]]
+        self._columns = [_column_for(column[0]) for column in values]
+
+    def _split(self, chunk: list[Any]) -> list[Sequence[Any]] | None:
+        """The values by column, or None where they are not all records of the shape."""
+        if self._container is None:
+            return [chunk]
+        if set(map(type, chunk)) != {self._container}:
+            return None
+        if self._container is not dict:
+            return list(zip(*chunk)) if set(map(len, chunk)) == {self._fields} else None
+        # Types first: 1, 1.0 and True are one key to a dict, and another one to its reader.
+        if not set(map(type, chain.from_iterable(chunk))) <= {str}:
+            return None
+        if set(map(tuple, chunk)) != {self._keys}:
+            return None
+        return list(zip(*map(dict.values, chunk)))
+
+    def _add(self, chunk: list[Any]) -> None:
+        values = self._split(chunk)
+        if values is None:
+            self._columns = [_pickles_of(self._drain())]
+            self._container, values = None, [chunk]
+        for place, column in enumerate(values):
+            if not self._columns[place].extend(column, self.length):
+                self._columns[place] = _pickles_of(self._columns[place].drain())
+                self._columns[place].extend(column, self.length)
+        self.length += len(chunk)
+
+    def _drain(self) -> Iterator[Any]:
+        if self._container is None:
+            return self._columns[0].drain()
+        if not self._columns:
+            return iter([self._container()] * self.length)
+        rows = zip(*(column.drain() for column in self._columns))
+        if self._container is dict:
+            return (dict(zip(self._keys, row)) for row in rows)
+        return map(self._container, rows)
+
+    def plan(self) -> tuple[int, Callable[[Writer], None]]:
+        """How many bytes the columns take, and what writes them and thereby gives them up."""
+        at, planned = TOKEN_SIZE, []
+        for column in self._columns:
+            described, at = column.place(at)
+            planned.append(described)
+        layout = pickle.dumps(Layout(self._container, self._keys, tuple(planned), self.length))
+        footer = layout + _FOOTER.pack(at, len(layout))
+
+        def write(file: Writer) -> None:
+            for column in self._columns:
+                column.write(file)
+            file.write(footer)
+
+        return at - TOKEN_SIZE + len(footer), write
+
+
+def read_records(memory: memoryview) -> tuple[Callable[[int], Any], int]:
+    """A function that makes the object at a place, and how many there are."""
+    start, size = _FOOTER.unpack(memory[-_FOOTER.size :])
+    layout: Layout = pickle.loads(memory[start : start + size])
+    readers = [_column_reader(memory, column, layout.length) for column in layout.columns]
+    if layout.container is None:
+        return (readers[0] if readers else _nothing), layout.length
+    if layout.container is dict:
+        # As the keys of a program's own are, so that finding one needs no comparison of texts.
+        fields = list(zip(map(sys.intern, layout.keys), readers))
+        return (lambda place: {key: read(place) for key, read in fields}), layout.length
+    if layout.container is tuple:
+        return (lambda place: tuple([read(place) for read in readers])), layout.length
+    return (lambda place: [read(place) for read in readers]), layout.length
+
+
+def _column_reader(memory: memoryview, column: Column, length: int) -> Callable[[int], Any]:
+    if column.kind not in ("text", "pickle"):
+        return _cast(memory, column.start, column.kind, length).__getitem__
+    ends = _cast(memory, column.start, column.ends, length + 1)
+    blob = memory[slice(*column.blob)]
+    loads = pickle.loads
+    if column.kind == "text":
+        return lambda place: str(blob[ends[place] : ends[place + 1]], "utf-8", "surrogatepass")
+    return lambda place: loads(blob[ends[place] : ends[place + 1]])
+
+
+def _cast(memory: memoryview, start: int, kind: Any, length: int) -> memoryview[Any]:
+    return memory[start : start + length * struct.calcsize(kind)].cast(kind)
+
+
+def _nothing(place: int) -> Any:
+    raise IndexError(place)
+
+
+class _Pieces:
+    """Bytes that grow at their end and are given back from their beginning."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytearray] = deque()
+        self.size = 0
+
+    def append(self, data: Any) -> None:
+        if not self._pieces or len(self._pieces[-1]) >= _PIECE:
+            self._pieces.append(bytearray())
+        before = len(self._pieces[-1])
+        self._pieces[-1] += data
+        self.size += len(self._pieces[-1]) - before
+
+    def drain(self) -> Iterator[bytearray]:
+        while self._pieces:
+            yield self._pieces.popleft()
+
+
+class _Numbers:
+    """Values of one type of numbers, in the narrowest format that holds them all."""
+
+    def __init__(self, type_: type) -> None:
+        self._type = type_
+        self.kind = {int: "b", float: "d", bool: "?"}[type_]
+        self._pieces = _Pieces()
+
+    @property
+    def size(self) -> int:
+        return self._pieces.size
+
+    def extend(self, values: Sequence[Any], first: int) -> bool:
+        """Add values, of which the first has this index; False, and nothing added, if unfit."""
+        if set(map(type, values)) != {self._type}:
+            return False
+        if self._type is int:
+            kind = _kind_for(min(values), max(values))
+            if kind is None:
+                return False
+            self._widen(kind)
+        # An array knows no truth values, but they are bytes to everybody.
+        self._pieces.append(bytes(values) if self.kind == "?" else array(self.kind, values))
+        return True
+
+    def _widen(self, kind: str) -> None:
+        if struct.calcsize(kind) > struct.calcsize(self.kind):
+            narrow, self._pieces = self.drain(), _Pieces()
+            self.kind = kind
+            while chunk := list(islice(narrow, _CHUNK)):
+                self._pieces.append(array(kind, chunk))
+
+    def drain(self) -> Iterator[Any]:
+        """The values, which are given up."""
+        kind: Any = self.kind
+        pieces = (memoryview(piece).cast(kind) for piece in self._pieces.drain())
+        return chain.from_iterable(pieces)
+
+    def place(self, at: int) -> tuple[Column, int]:
+        """Where it is in the block if it begins there, and where it ends."""
+        return Column(self.kind, at), _aligned(at + self.size)
+
+    def write(self, file: Writer) -> None:
+        """Write it, as placed, and give it up."""
+        size = self.size
+        for piece in self._pieces.drain():
+            file.write(piece)
+        _pad(file, size)
+
+
+class _Blobs:
+    """Strings, or anything as pickles: the bytes of all values, and how long each is."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._lengths = _Numbers(int)
+        self._count = 0
+        self._pieces = _Pieces()
+
+    @property
+    def size(self) -> int:
+        return self._pieces.size + self._lengths.size
+
+    def extend(self, values: Sequence[Any], first: int) -> bool:
+        """Add values, of which the first has this index; False, and nothing added, if unfit.
+
+        Raises:
+            ConfigurationError: a value cannot be pickled.
+        """
+        if self._kind == "text":
+            if set(map(type, values)) != {str}:
+                return False
+            encoded = [value.encode("utf-8", "surrogatepass") for value in values]
+        else:
+            encoded = [_pickled(value, first + place) for place, value in enumerate(values)]
+        # In one piece, so that no value goes over the end of one.
+        self._pieces.append(b"".join(encoded))
+        self._lengths.extend(list(map(len, encoded)), first)
+        self._count += len(encoded)
+        return True
+
+    def drain(self) -> Iterator[Any]:
+        """The values, which are given up."""
+        pieces, piece, at = self._pieces.drain(), memoryview(b""), 0
+        for place, length in enumerate(self._lengths.drain()):
+            if length and at == len(piece):
+                piece, at = memoryview(next(pieces)), 0
+            data, at = piece[at : at + length], at + length
+            yield (
+                str(data, "utf-8", "surrogatepass")
+                if self._kind == "text"
+                else _loaded(data, place)
+            )
+
+    def place(self, at: int) -> tuple[Column, int]:
+        """Where it is in the block if it begins there, and where it ends."""
+        ends = next(kind for kind in "HIQ" if self._pieces.size < 256 ** struct.calcsize(kind))
+        start = _aligned(at + (self._count + 1) * struct.calcsize(ends))
+        stop = start + self._pieces.size
+        self._ends = ends
+        return Column(self._kind, at, (start, stop), ends), _aligned(stop)
+
+    def write(self, file: Writer) -> None:
+        """Write it, as placed, and give it up."""
+        ends = accumulate(self._lengths.drain(), initial=0)
+        while chunk := list(islice(ends, _CHUNK)):
+            file.write(array(self._ends, chunk))
+        _pad(file, (self._count + 1) * struct.calcsize(self._ends))
+        size = self._pieces.size
+        for piece in self._pieces.drain():
+            file.write(piece)
+        _pad(file, size)
+
+
+def _column_for(value: Any) -> _Numbers | _Blobs:
+    if type(value) in (int, float, bool):
+        return _Numbers(type(value))
+    return _Blobs("text" if type(value) is str else "pickle")
+
+
+def _pickles_of(values: Iterator[Any]) -> _Blobs:
+    pickles, count = _Blobs("pickle"), 0
+    while chunk := list(islice(values, _CHUNK)):
+        pickles.extend(chunk, count)
+        count += len(chunk)
+    return pickles
+
+
+def _pickled(value: Any, index: int) -> bytes:
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise ConfigurationError(
+            f"object {index} cannot be shared, since it, or what it holds, cannot be pickled: a "
+            f"{type(value).__name__} raised {error!r}. SharedSequence holds what pickle.dumps "
+            "takes; hold the means to make the object (a path, a name) instead"
+        ) from error
+
+
+def _loaded(data: memoryview, index: int) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise ConfigurationError(
+            f"object {index} cannot be shared: it, or what it holds, could be pickled, but "
+            f"pickle.loads of that raised {error!r}. SharedSequence holds what pickle.loads gives "
+            "back; hold the means to make the object (a path, a name) instead"
+        ) from error
+
+
+def _kind_for(low: int, high: int) -> str | None:
+    for kind, dtype in (("b", np.int8), ("h", np.int16), ("i", np.int32), ("q", np.int64)):
+        limits = np.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return kind
+    return None
+
+
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNMENT) * _ALIGNMENT
+
+
+def _pad(file: Writer, size: int) -> None:
+    file.write(bytes(-size % _ALIGNMENT))

@@ -1,0 +1,1 @@
+"""State: its schema, and what may change between save and load."""

@@ -1,0 +1,236 @@
+"""The state's schema: build it, read it, and explain what differs (C5, C6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dataporter.errors import InvalidStateError
+from dataporter.schedule.request import Delivered, Progress
+
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Identity",
+    "Mismatch",
+    "State",
+    "build",
+    "check_numbers",
+    "check_schema",
+    "check_type",
+    "differences",
+    "parse",
+    "shown",
+]
+
+SCHEMA_VERSION = 1
+SCHEMA = "dataporter"
+
+# Field → the types JSON may give back for it. `bool` is an `int` to Python, and never one here.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    SCHEMA: (int,),
+    "strategy": (str,),
+    "seed": (int,),
+    "epoch": (int,),
+    "step": (int,),
+    "position": (int,),
+    "early": (list, tuple),
+    "order": (str,),
+    "order_version": (int,),
+    "order_digest": (int,),
+    "dataset_length": (int, type(None)),
+    "dataset_fingerprint": (str, type(None)),
+    "batch_size": (int, type(None)),
+    "world_size": (int,),
+    "tail": (str,),
+}
+_LIMIT = 1 << 63
+_NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a loader's stream is made of, next to seed and progress; equal on all ranks."""
+
+    strategy: str
+    order: str
+    order_version: int
+    dataset_length: int | None
+    dataset_fingerprint: str | None
+    batch_size: int | None
+    world_size: int
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state that was read: who it is from, and where it stands."""
+
+    identity: Identity
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A field in which a state and a loader differ, and what to do where that is a special case."""
+
+    field: str
+    saved: object
+    present: object
+    advice: str | None = None
+
+
+def build(state: State) -> dict[str, Any]:
+    """The state as a flat dict of JSON types. All keys are always there, because
+    torch.distributed.checkpoint loads only those keys that the state to be overwritten has.
+    """
+    identity, progress = state.identity, state.progress
+    return {
+        SCHEMA: SCHEMA_VERSION,
+        "strategy": identity.strategy,
+        "seed": state.seed,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "position": progress.position,
+        "early": [list(stretch) for stretch in progress.early],
+        "order": identity.order,
+        "order_version": identity.order_version,
+        "order_digest": progress.digest,
+        "dataset_length": identity.dataset_length,
+        "dataset_fingerprint": identity.dataset_fingerprint,
+        "batch_size": identity.batch_size,
+        "world_size": identity.world_size,
+        "tail": identity.tail,
+    }
+
+
+def parse(state: Mapping[str, Any]) -> State:
+    """Read a state; nothing in it is executed or imported.
+
+    Raises:
+        InvalidStateError: it is no state, from a newer schema, or a field is missing or wrong.
+    """
+    check_schema(state, _FIELDS)
+    check_numbers(state, _NOT_NEGATIVE, lowest=0)
+    check_numbers(state, ("batch_size", "world_size"), lowest=1)
+    identity = Identity(
+        strategy=state["strategy"],
+        order=state["order"],
+        order_version=state["order_version"],
+        dataset_length=state["dataset_length"],
+        dataset_fingerprint=state["dataset_fingerprint"],
+        batch_size=state["batch_size"],
+        world_size=state["world_size"],
+        tail=state["tail"],
+    )
+    progress = Progress(
+        epoch=state["epoch"],
+        step=state["step"],
+        position=state["position"],
+        early=_early(state["early"], state["position"]),
+        digest=state["order_digest"],
+    )
+    return State(identity, state["seed"], progress)
+
+
+def differences(saved: Any, present: Any) -> list[Mismatch]:
+    """The fields in which two identities of one class differ, in the order of the schema."""
+    return [
+        Mismatch(field.name, getattr(saved, field.name), getattr(present, field.name))
+        for field in fields(saved)
+        if getattr(saved, field.name) != getattr(present, field.name)
+    ]
+
+
+def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
+    """Whether a state has this release's schema, and its fields have the types they should.
+
+    Raises:
+        InvalidStateError: it has not.
+    """
+    if not isinstance(state, Mapping):
+        raise InvalidStateError(
+            f"load_state_dict expected the dict that state_dict() returned, got {shown(state)}"
+        )
+    if SCHEMA not in state:
+        raise InvalidStateError(
+            f"this is no state of a ResumableDataLoader: the field {SCHEMA!r} (its schema version) "
+            f"is missing; the fields are {sorted(map(str, state))[:20]}"
+        )
+    check_type(SCHEMA, state[SCHEMA], known[SCHEMA])
+    if state[SCHEMA] > SCHEMA_VERSION:
+        raise InvalidStateError(
+            f"the state's field {SCHEMA!r} says schema {state[SCHEMA]}, this release reads up to "
+            f"{SCHEMA_VERSION}: upgrade dataporter to the release that wrote the state, or later"
+        )
+    if state[SCHEMA] != SCHEMA_VERSION:
+        raise InvalidStateError(
+            f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected {SCHEMA_VERSION}"
+        )
+    if ("stream" in state) != ("stream" in known):
+        read = ("an iterable dataset", "a dataset with an index")
+        saved, present = read if "stream" in state else reversed(read)
+        raise InvalidStateError(f"the state is of {saved}, and this loader reads {present}")
+    for field, types in known.items():
+        if field not in state:
+            raise InvalidStateError(
+                f"the state has no field {field!r}: it is damaged or was cut; its fields are "
+                f"{sorted(map(str, state))}"
+            )
+        check_type(field, state[field], types)
+    unknown = sorted(map(str, set(state) - set(known)))
+    if unknown:
+        raise InvalidStateError(
+            f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass the "
+            "part of the checkpoint that state_dict() returned, and nothing around it"
+        )
+
+
+def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int) -> None:
+    """Whether these fields, where they are not null, lie within what a state can have."""
+    for field in names:
+        if state[field] is None or lowest <= state[field] < _LIMIT:
+            continue
+        expected = f"{lowest} to {_LIMIT - 1}" if lowest == 0 else f"{lowest} or more"
+        raise InvalidStateError(
+            f"the state's field {field!r} is {state[field]}, expected {expected}"
+        )
+
+
+def check_type(field: str, value: object, types: tuple[type, ...]) -> None:
+    """Whether a field has one of its types."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+        raise InvalidStateError(
+            f"the state's field {field!r} is {shown(value)}, expected {expected}"
+        )
+
+
+def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
+    assert isinstance(stretches, list | tuple)
+    early: list[Delivered] = []
+    before = position
+    for stretch in stretches:
+        sound = (
+            isinstance(stretch, list | tuple)
+            and len(stretch) == 3
+            and all(type(number) is int for number in stretch)
+            and before < stretch[0] < stretch[1]
+            and stretch[2] >= 0
+        )
+        if not sound:
+            raise InvalidStateError(
+                f"the state's field 'early' holds {shown(stretch)}, expected "
+                f"[start, stop, digest] with {before} < start < stop"
+            )
+        early.append(Delivered(*stretch))
+        before = stretch[1]
+    return tuple(early)
+
+
+def shown(value: object) -> str:
+    """A value of any size, for an error."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

@@ -1,0 +1,211 @@
+"""A pass over a stream: what is asked for, in which sequence, and what comes of that (C1, C10)."""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from dataporter.engines import EngineRequests, Reply
+from dataporter.fetch.fetch import NO_BATCH, tell_of_skipped
+from dataporter.streams.request import StreamProgress, StreamRequest
+from dataporter.streams.shard import ShardState
+
+__all__ = ["replies"]
+
+# Samples of a shard that one request replays: few enough for the bar to move, and for a timeout.
+_REPLAYED_AT_ONCE = 4096
+_SHOWS_AFTER = 1.0  # s
+
+
+def replies(
+    start: Callable[[EngineRequests], Iterator[Reply]],
+    progress: StreamProgress,
+    starts: dict[int, ShardState],
+    *,
+    seed: int,
+    a_pass: str,
+    batch_size: int,
+) -> Iterator[Reply]:
+    """The batches of a pass.
+
+    Args:
+        start: starts an engine on requests.
+        progress: how far the epoch has come.
+        starts: how far each of this rank's shards has.
+        seed: the loader's.
+        a_pass: tells this pass from the loader's others.
+        batch_size: samples of a batch.
+    """
+    asking = _Asking(progress, starts, seed, a_pass, batch_size)
+    return _Answers(asking, start(asking))
+
+
+class _Asking:
+    """What a pass asks for: the shards take turns, a batch each, until every one has ended.
+
+    The next is always the shard of which fewest batches came, and among these the first. So the
+    sequence follows from how far the shards are, and neither workers nor ranks have part in it.
+    """
+
+    def __init__(
+        self,
+        progress: StreamProgress,
+        starts: dict[int, ShardState],
+        seed: int,
+        a_pass: str,
+        batch_size: int,
+    ) -> None:
+        self.progress = progress
+        self._starts = starts
+        self._latest = dict(starts)
+        self._readers = {shard: reader for reader, shard in enumerate(starts)}
+        self._seed = seed
+        self._a_pass = a_pass
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[StreamRequest]:
+        yield from self._replays()
+        turns = [(state.batches, shard) for shard, state in self._starts.items() if not state.ended]
+        heapq.heapify(turns)
+        step = self.progress.step
+        while turns:
+            batches, shard = turns[0]
+            if self._latest[shard].ended:
+                heapq.heappop(turns)
+                continue
+            heapq.heapreplace(turns, (batches + 1, shard))
+            start = self._starts[shard]
+            yield self._request(
+                self._latest[shard],
+                step,
+                batches,
+                start.place + (batches - start.batches) * self._batch_size,
+                self._batch_size,
+            )
+            step += 1
+
+    def note(self, state: ShardState) -> None:
+        """A shard has come so far."""
+        self._latest[state.shard] = state
+
+    def tell_of_samples_left_out(self) -> None:
+        """Nothing came of the epoch, though a batch of it would, were it not for the shards."""
+        shards = self._latest.values()
+        samples = sum(state.place for state in shards)
+        if len(shards) > 1 and samples >= self._batch_size:
+            warnings.warn(
+                f"drop_last has left out all {samples} samples of an epoch: they lie in "
+                f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
+                "take a smaller batch or fewer shards (num_shards=), or leave drop_last out",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def to_replay(self) -> list[ShardState]:
+        """Where shards are to be read again, from a place before the one that they had come to."""
+        return [
+            state
+            for state in self._starts.values()
+            if state.marked < state.place and not state.ended
+        ]
+
+    def _replays(self) -> Iterator[StreamRequest]:
+        # By steps, and in turns, so that all workers are at it and the bar moves.
+        behind = [(state.marked, state) for state in self.to_replay()]
+        while behind:
+            behind = [
+                (min(place + _REPLAYED_AT_ONCE, state.place), state) for place, state in behind
+            ]
+            for place, state in behind:
+                start = state._replace(place=state.marked)
+                yield self._request(start, self.progress.step, state.batches, place, 0)
+            behind = [(place, state) for place, state in behind if place < state.place]
+
+    def _request(
+        self, start: ShardState, step: int, batches: int, place: int, length: int
+    ) -> StreamRequest:
+        return StreamRequest(
+            self._seed,
+            self.progress.epoch,
+            step,
+            self._a_pass,
+            self._readers[start.shard],
+            batches,
+            place,
+            length,
+            start,
+        )
+
+
+class _Answers(Iterator[Reply]):
+    """The replies that hold a batch; the others tell of ends, replays and samples that were left
+    out, and are heard here.
+    """
+
+    def __init__(self, asking: _Asking, replies: Iterator[Reply]) -> None:
+        self._asking = asking
+        self._replies = replies
+        self._step = asking.progress.step
+        self._replayed = {state.shard: state.marked for state in asking.to_replay()}
+        self._bar = _bar(asking.to_replay())
+
+    def __next__(self) -> Reply:
+        for reply in self._replies:
+            if reply.failure is not None:
+                # What is read one after another cannot be gone on with behind a failure.
+                raise reply.failure
+            assert reply.fetched is not None
+            state = reply.fetched.shard
+            assert state is not None
+            self._asking.note(state)
+            if reply.fetched.batch is NO_BATCH:
+                tell_of_skipped(reply.request, reply.fetched)
+                self._show_replayed(state)
+                continue
+            self._close_bar()
+            request = cast("StreamRequest", reply.request)._replace(step=self._step, delivers=state)
+            self._step += 1
+            return reply._replace(request=request)
+        self._close_bar()
+        if self._step == 0:
+            self._asking.tell_of_samples_left_out()
+        raise StopIteration
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_replayed(self, state: ShardState) -> None:
+        before = self._replayed.get(state.shard, state.place)
+        if self._bar is not None and state.place > before:
+            self._replayed[state.shard] = state.place
+            self._bar.update(state.place - before)
+
+
+def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
+    """A progress bar, and a warning where a replay begins at the front of a stream."""
+    unmarked = sum(state.place for state in to_replay if state.snapshot is None)
+    if unmarked:
+        warnings.warn(
+            f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
+            "delivered are read again by the workers, and thrown away, before the next one comes; "
+            "state_dict and load_state_dict on the dataset or on its iterator make that needless",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    total = sum(state.place - state.marked for state in to_replay)
+    if not total:
+        return None
+    return tqdm(
+        total=total,
+        desc="replaying the stream",
+        unit="sample",
+        unit_scale=True,
+        leave=False,
+        delay=_SHOWS_AFTER,
+    )

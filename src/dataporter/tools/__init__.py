@@ -1,0 +1,1 @@
+"""Tools: the command line, and programs that look at a dataset, a loader or a checkpoint."""

@@ -1,0 +1,1 @@
+"""Advisor: which dtypes a dataset's values allow."""

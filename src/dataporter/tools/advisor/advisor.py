@@ -1,0 +1,279 @@
+"""`suggest_conversions`: looks at samples, and says which rules would narrow them exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from dataporter.convert.forms import Bits, Cast, Form, Scaled, name_of
+from dataporter.convert.paths import Pattern, Wildcard, parse, shown
+from dataporter.errors import ConfigurationError
+from dataporter.loader.arguments import place_checked
+from dataporter.tools.advisor.samples import Looked, is_batched, look
+from dataporter.tools.advisor.suggestion import Certainty, ConversionPlan, Suggestion
+from dataporter.tools.advisor.survey import Leaf, Survey
+
+__all__ = ["suggest_conversions"]
+
+# Not uint16, uint32 and uint64: torch has few operations for them.
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+_PATHS_SHOWN = 20
+
+
+def suggest_conversions(
+    source: Any,
+    samples: int = 1000,
+    *,
+    tolerance: float | None = None,
+    maximum: Mapping[str, int] | None = None,
+    widened: bool = False,
+    seed: int = 0,
+) -> ConversionPlan:
+    """Look at samples, and suggest for each path the narrowest dtype that keeps every value seen.
+
+    Whole numbers get the smallest of uint8, int8, int16 and int32 that has their range; floats
+    float16, bfloat16 or, from float64, float32, where every value comes back from it as it was.
+    What a sample of a dataset cannot prove is marked as a guess: a converter made of the plan
+    raises where it turns out wrong. So is what random samples cannot prove, where they are drawn
+    from a global generator or :func:`~dataporter.sample_rng`. Nothing is suggested for leaves whose
+    dtype changes.
+
+    Args:
+        source: a dataset with ``__len__`` and ``__getitem__``, a dict of equally long arrays, an
+            iterable dataset (its first samples are read), or a ``DataLoader`` or
+            :class:`~dataporter.ResumableDataLoader`. Of a loader the batches are looked at that it
+            makes of the dataset's samples, so that the paths are those of its batches; it is read
+            in this process, without its sampler, its workers and its ``converter``, and stays where
+            it is. Of a dataset's samples, Python's numbers count as what ``default_collate`` makes
+            of them.
+        samples: how many are looked at, at most.
+        tolerance: how far a float may be rounded, relative to its size. By default not at all; what
+            is rounded is marked so.
+        maximum: path → the largest whole number that there can be, such as a vocabulary's size,
+            where a sample cannot tell.
+        widened: whether batches are widened again after they were moved
+            (``DevicePrefetcher(widen=)`` or ``converter.widen``), so that they may come in forms
+            that are no dtype: ``"bits"`` for masks of 0 and 1, and ``"uint8:scale"`` for floats
+            that are multiples of 1/255.
+        seed: decides which samples are looked at, where there are more.
+
+    Returns:
+        The plan: ``print`` it, or take its ``converter()`` or ``as_rules()``.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong, ``maximum`` names no path or is
+            less than what was seen, or there are no samples.
+        UnsupportedDatasetError: (a ``TypeError``) the source is none of the above.
+        SampleError: (a ``RuntimeError``) no sample could be read.
+
+    What a sample raises comes with a note that names its index.
+
+    Example:
+        >>> dataset = [{"ids": torch.arange(9) + place, "mask": True} for place in range(300)]
+        >>> plan = suggest_conversions(dataset, samples=100, maximum={"ids": 50_000})
+        >>> plan.as_rules()
+        {'ids': 'int32'}
+        >>> plan.before, plan.after
+        (73.0, 37.0)
+        >>> suggest_conversions(dataset).as_rules()
+        {'ids': 'int16'}
+    """
+    samples = place_checked("samples", samples)
+    if samples == 0:
+        raise ConfigurationError("samples=0: expected a whole number of 1 or more")
+    tolerance = _tolerance_checked(tolerance)
+    limits = _limits_checked(maximum)
+    is_loader = isinstance(source, DataLoader)
+    survey = Survey(tolerance, in_batches=is_loader, batched=is_batched(source))
+    looked = look(source, samples, seed=place_checked("seed", seed), visit=survey.add)
+    leaves = {shown(path): (path, leaf) for path, leaf in survey.paths()}
+    _check_limits(limits, {path: leaf for path, (_, leaf) in leaves.items()})
+    suggestions = tuple(
+        _judged(path, leaf, looked, survey, limits.get(text), widened=widened)
+        for text, (path, leaf) in leaves.items()
+    )
+    return ConversionPlan(
+        suggestions, looked.samples, looked.length, tolerance, tuple(_notes(looked, survey))
+    )
+
+
+def _judged(
+    path: Pattern,
+    leaf: Leaf,
+    looked: Looked,
+    survey: Survey,
+    maximum: int | None,
+    *,
+    widened: bool,
+) -> Suggestion:
+    """What to do with a path."""
+    high = leaf.high if maximum is None else max(leaf.high, maximum)
+    ways = _ways(leaf, high) if _can_be_named(path) else {}
+    best = _smallest(ways, leaf.before, widened=widened)
+    certainty: Certainty = "guess"
+    is_proven = looked.is_all and not looked.draws
+    if is_proven or maximum is not None or leaf.dtypes == {torch.bool}:
+        certainty = "certain"
+    return Suggestion(
+        path=shown(path),
+        dtypes=tuple(sorted(map(name_of, leaf.dtypes))),
+        low=leaf.low,
+        high=leaf.high,
+        values=leaf.values,
+        form=None if best is None else best.name,
+        certainty=None if best is None else certainty,
+        rounded=isinstance(best, Cast) and best.dtype in leaf.near and best not in leaf.exact,
+        headroom=_headroom(best, leaf.low, high),
+        before=leaf.before / looked.samples,
+        after=(leaf.before if best is None else ways[best]) / looked.samples,
+        notes=tuple(_notes_on(path, leaf, ways, best, looked, survey, maximum)),
+    )
+
+
+def _ways(leaf: Leaf, high: Any) -> dict[Form, int]:
+    """The forms that hold all that was seen, and the bytes that they take, the best first."""
+    if len(leaf.dtypes) != 1 or not leaf.values or not leaf.is_plain:
+        return {}
+    (dtype,) = leaf.dtypes
+    exact = dict(leaf.exact)
+    if _is_whole(dtype):
+        if high > 1:
+            exact.pop(Bits(), None)
+        exact = {Cast(to): leaf.values * to.itemsize for to in _held_by(leaf.low, high)} | exact
+    # Those that are exact come first, so that of equally small ones they are taken.
+    near = {Cast(to): leaf.values * to.itemsize for to in leaf.near}
+    ways = exact | {form: size for form, size in near.items() if form not in exact}
+    return {form: size for form, size in ways.items() if size < leaf.before}
+
+
+def _held_by(low: int, high: int) -> Iterator[torch.dtype]:
+    for dtype in _WHOLE:
+        limits = torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            yield dtype
+
+
+def _smallest(ways: dict[Form, int], before: int, *, widened: bool) -> Form | None:
+    allowed = [form for form in ways if widened or isinstance(form, Cast)]
+    return min(allowed, key=ways.__getitem__, default=None)
+
+
+def _headroom(form: Form | None, low: Any, high: Any) -> float | None:
+    if not isinstance(form, Cast) or form.dtype.is_floating_point:
+        return None
+    limits = torch.iinfo(form.dtype)
+    factors = [limits.max / high] if high > 0 else []
+    if low < 0:
+        factors.append(limits.min / low)
+    return min(factors, default=None)
+
+
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
+def _can_be_named(path: Pattern) -> bool:
+    """Whether a rule can be about this path; an empty key has no name there."""
+    try:
+        return parse(shown(path)) == path
+    except ConfigurationError:
+        return False
+
+
+# ---- what there is to say
+
+
+def _notes_on(
+    path: Pattern,
+    leaf: Leaf,
+    ways: dict[Form, int],
+    best: Form | None,
+    looked: Looked,
+    survey: Survey,
+    maximum: int | None,
+) -> Iterator[str]:
+    if not _can_be_named(path):
+        yield "left alone: no rule can name a path with an empty key"
+    elif not leaf.is_plain:
+        yield "left alone: not a dense tensor"
+    elif len(leaf.dtypes) > 1:
+        yield "left alone: the dtype is not always the same"
+    elif not leaf.values:
+        yield "left alone: no values were seen"
+    if maximum is not None:
+        yield f"numbers up to {maximum} are provided for"
+    if Wildcard.ONE not in path and leaf.items < survey.items:
+        of = "batches" if survey.in_batches else "samples"
+        yield f"there in {leaf.items:,} of {survey.items:,} {of}"
+    if leaf.has_more:
+        yield "holds infinity or nan as well"
+    size = leaf.before if best is None else ways[best]
+    for form in (Scaled(), Bits()):
+        if form is not best and ways.get(form, size) < size:
+            size = ways[form]
+            yield (
+                f"{form.name!r} would take {ways[form] / looked.samples:,.1f} bytes, where batches "
+                "are widened again (widened=True)"
+            )
+
+
+def _notes(looked: Looked, survey: Survey) -> Iterator[str]:
+    if looked.draws:
+        yield "the dataset draws random numbers, so that what it gives next time may be others"
+    if looked.left_out:
+        yield f"{looked.left_out:,} samples raised and were left out, as on_error='skip' says"
+    if survey.left_out:
+        yield f"{survey.left_out:,} leaves were left out: there are too many different paths"
+
+
+# ---- the arguments
+
+
+def _tolerance_checked(tolerance: Any) -> float:
+    if tolerance is None:
+        return 0.0
+    is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if not is_number or not 0 <= tolerance < float("inf"):
+        raise ConfigurationError(
+            f"tolerance={tolerance!r}: expected a number of 0 or more, relative to the values "
+            "(0.001 is a thousandth), or None"
+        )
+    return float(tolerance)
+
+
+def _limits_checked(maximum: Any) -> dict[str, int]:
+    if maximum is None:
+        return {}
+    if not isinstance(maximum, Mapping):
+        raise ConfigurationError(f"maximum={maximum!r}: expected a dict of paths → whole numbers")
+    limits = {}
+    for path, limit in maximum.items():
+        if not isinstance(limit, int) or isinstance(limit, bool):
+            raise ConfigurationError(f"maximum of {path!r}: expected a whole number, got {limit!r}")
+        limits[shown(parse(path))] = limit
+    return limits
+
+
+def _check_limits(limits: dict[str, int], leaves: dict[str, Leaf]) -> None:
+    for path, limit in limits.items():
+        if path not in leaves:
+            there = ", ".join(map(repr, list(leaves)[:_PATHS_SHOWN]))
+            more = f" and {len(leaves) - _PATHS_SHOWN} more" if len(leaves) > _PATHS_SHOWN else ""
+            raise ConfigurationError(
+                f"maximum of {path!r}: no number was seen there; the paths are {there}{more}"
+            )
+        leaf = leaves[path]
+        if not all(map(_is_whole, leaf.dtypes)) or leaf.high is None:
+            names = ", ".join(sorted(map(name_of, leaf.dtypes)))
+            raise ConfigurationError(
+                f"maximum of {path!r}: the range says something about whole numbers only, and "
+                f"there is {names}: leave it out"
+            )
+        if limit < leaf.high:
+            raise ConfigurationError(
+                f"maximum of {path!r}: {limit} is less than {leaf.high}, which was seen there: "
+                "correct it, or the data"
+            )

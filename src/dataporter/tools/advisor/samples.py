@@ -1,0 +1,227 @@
+"""Samples: some of a dataset's, or a loader's in batches, read here without moving anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from operator import getitem
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
+
+from dataporter.errors import ConfigurationError, SampleError, UnsupportedDatasetError, add_note
+from dataporter.fetch.fetch import OnError
+from dataporter.loader.arguments import length_of, rows_of
+from dataporter.orders import ShuffledOrder
+from dataporter.seeding.generators import fold, global_state, isolated_generators, seed_generators
+
+__all__ = ["Looked", "is_batched", "look"]
+
+_INDICES_SHOWN = 8
+
+
+@dataclass(slots=True)
+class Looked:
+    """What was looked at.
+
+    Attributes:
+        length: samples in the dataset, where it has a length.
+        samples: samples that were looked at.
+        left_out: samples that raised, where the loader's ``on_error="skip"`` allows it.
+        is_all: whether these were all samples of the dataset.
+        draws: whether reading drew from a global random generator, so that the next time the
+            samples may be others.
+    """
+
+    length: int | None
+    samples: int = 0
+    left_out: int = 0
+    is_all: bool = False
+    draws: bool = False
+
+
+def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) -> Looked:
+    """Show some samples of a dataset, or batches of a loader, to ``visit``, one after the other.
+
+    The global random generators are put back; a loader's samplers and generators are not used.
+
+    Args:
+        source: a dataset that can be indexed, an iterable one, or a loader of torch's or ours.
+        samples: how many at most.
+        seed: which ones, where there are more; of an iterable dataset the first.
+        visit: called with each sample; of a loader with each batch that it makes of so many
+            samples as it takes together, converted by nobody.
+
+    Raises:
+        UnsupportedDatasetError: the source is none of these, or has no length.
+        ConfigurationError: there are no samples.
+        SampleError: all samples failed, or one raised a ``StopIteration``.
+        Exception: what a sample or the collate function raised, with a note that names the indices.
+    """
+    batches = _batches_of(source)
+    rows = rows_of(source.dataset if isinstance(source, DataLoader) else source)
+    with isolated_generators():
+        seed_generators(fold(seed))
+        before = global_state()
+        if _is_iterable(rows):
+            looked = _look_through(rows, samples, batches, visit)
+        else:
+            looked = _look_at(rows, samples, seed, batches, visit)
+        looked.draws = global_state() != before
+    if looked.left_out and not looked.samples:
+        raise SampleError(
+            f"on_error='skip' left nothing: all {looked.left_out} samples that were read failed"
+        )
+    if not looked.samples:
+        raise ConfigurationError(
+            f"dataset of type {type(rows).__name__} has no samples: expected at least one to look "
+            "at"
+        )
+    return looked
+
+
+def is_batched(source: Any) -> bool:
+    """Whether it is a loader that makes batches, rather than hand out samples one by one."""
+    return isinstance(source, DataLoader) and not (
+        source.batch_size is None and source.batch_sampler is None
+    )
+
+
+def _is_iterable(rows: Any) -> bool:
+    if isinstance(rows, IterableDataset):
+        return True
+    # What has a state of its own (a prefetcher, a loader that is not torch's) would be moved.
+    return (
+        hasattr(rows, "__iter__")
+        and not hasattr(rows, "__getitem__")
+        and not hasattr(rows, "state_dict")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """How a loader makes batches.
+
+    Attributes:
+        size: samples in one.
+        collate: makes one of a list of samples.
+        reads_together: whether ``__getitems__`` is called where a dataset has it.
+        on_error: see :class:`~dataporter.ResumableDataLoader`.
+    """
+
+    size: int = 1
+    collate: Callable[[Any], Any] = lambda samples: samples[0]
+    reads_together: bool = False
+    on_error: OnError = "raise"
+
+
+def _batches_of(source: Any) -> _Batches:
+    if not isinstance(source, DataLoader):
+        if not _is_iterable(source) and not hasattr(source, "__getitem__"):
+            raise UnsupportedDatasetError(
+                f"{type(source).__name__}: expected a dataset with __len__ and __getitem__, a dict "
+                "of arrays, an IterableDataset, or a DataLoader over one of them; of anything that "
+                "wraps a loader, pass the loader"
+            )
+        return _Batches()
+    on_error: OnError = getattr(source, "on_error", "raise")
+    collate: Callable[[Any], Any] = source.collate_fn
+    size = source.batch_size or getattr(source.batch_sampler, "batch_size", None)
+    if not is_batched(source):
+        return _Batches(1, lambda samples: collate(samples[0]), False, on_error)
+    # Batches whose sizes only a sampler knows may hold samples that do not go together otherwise.
+    return _Batches(size or 1, collate, on_error == "raise", on_error)
+
+
+def _look_at(
+    rows: Any, samples: int, seed: int, batches: _Batches, visit: Callable[[Any], None]
+) -> Looked:
+    length = length_of(rows)
+    looked = Looked(length, is_all=length <= samples)
+    chosen = np.arange(min(samples, length))
+    if not looked.is_all:
+        chosen = ShuffledOrder().indices(chosen, seed=seed, epoch=0, dataset_length=length)
+    for start in range(0, len(chosen), batches.size):
+        indices = chosen[start : start + batches.size].tolist()
+        read = _read(rows, indices, batches)
+        looked.left_out += len(indices) - len(read)
+        if read:
+            visit(_collated(read, batches, f"the samples with indices {_shown(indices)}"))
+            looked.samples += len(read)
+    looked.is_all = looked.is_all and not looked.left_out
+    return looked
+
+
+def _read(rows: Any, indices: list[int], batches: _Batches) -> list[Any]:
+    if batches.reads_together and callable(getattr(rows, "__getitems__", None)):
+        where = f"the samples with indices {_shown(indices)}"
+        return list(_attempt(partial(rows.__getitems__, indices), where))
+    read = []
+    for index in indices:
+        try:
+            sample = _attempt(partial(getitem, rows, index), f"the sample with index {index}")
+            read.append(sample)
+        except Exception as error:
+            if batches.on_error == "raise":
+                raise
+            if batches.on_error != "skip":
+                read.append(batches.on_error(error, index))
+    return read
+
+
+def _look_through(
+    rows: Any, samples: int, batches: _Batches, visit: Callable[[Any], None]
+) -> Looked:
+    looked = Looked(None)
+    stream = _attempt(partial(iter, rows), "the first sample")
+    # Not one more than asked for, to see whether there is one: it may take long to come.
+    for read in _taken(stream, samples, batches.size):
+        where = f"{len(read)} samples from number {looked.samples} on"
+        visit(_collated(read, batches, where))
+        looked.samples += len(read)
+    looked.is_all = looked.samples < samples
+    return looked
+
+
+def _taken(stream: Iterator[Any], samples: int, size: int) -> Iterator[list[Any]]:
+    taken = 0
+    while taken < samples:
+        read: list[Any] = []
+        try:
+            read.extend(islice(stream, min(size, samples - taken)))
+        except Exception as error:
+            add_note(error, f"while reading the sample behind the first {taken + len(read)}")
+            raise
+        if not read:
+            return
+        taken += len(read)
+        yield read
+
+
+def _collated(read: list[Any], batches: _Batches, where: str) -> Any:
+    try:
+        return batches.collate(read)
+    except Exception as error:
+        add_note(error, f"while collating {where}")
+        raise
+
+
+def _attempt(read: Callable[[], Any], where: str) -> Any:
+    try:
+        return read()
+    except StopIteration as error:
+        raise SampleError(
+            f"the dataset raised {error!r} for {where}; that would end an epoch silently, so raise "
+            "an IndexError or a RuntimeError there"
+        ) from error
+    except Exception as error:
+        add_note(error, f"while reading {where}")
+        raise
+
+
+def _shown(indices: list[int]) -> str:
+    more = ", ..." if len(indices) > _INDICES_SHOWN else ""
+    return f"[{', '.join(map(str, indices[:_INDICES_SHOWN]))}{more}]"

@@ -1,0 +1,266 @@
+"""The command line: reads the arguments, calls the library, and turns errors into one line."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+# Libraries that only some commands need, and the extra of this package that brings them.
+_EXTRAS = {"matplotlib": "examples", "sklearn": "examples"}
+
+main = typer.Typer(
+    name="dataporter",
+    help="Exactly resumable, drop-in data loading for PyTorch.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@main.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from dataporter import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@main.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where to save the plot.")] = Path("demo.png"),
+    epochs: Annotated[int, typer.Option(min=1, help="How many epochs each run trains.")] = 3,
+    keep: Annotated[
+        Path | None, typer.Option(help="A new directory for the logs and checkpoints.")
+    ] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(help="Numbers of ranks, such as 4,2: kill the first, go on with the next."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Kill a training run, resume it, and compare every step with a run left alone.
+
+    Trains on scikit-learn's handwritten digits. With --world the training is distributed (gloo, on
+    the CPU) and goes on with another number of ranks after each kill; no plot is drawn then. Exit
+    code: 0 when every sample, every byte and (without --world) every loss is the same, 1 when
+    anything differs, 2 when the demo could not be carried out.
+    """
+    with _one_line("demo", debug=debug, interrupted="its training processes are stopped"):
+        from dataporter.tools.demo.show import show
+        from dataporter.tools.demo.show_worlds import show_worlds
+
+        if world is None:
+            exact = show(output, epochs=epochs, keep=keep)
+        else:
+            exact = show_worlds(world, epochs=epochs, keep=keep)
+    raise typer.Exit(0 if exact else 1)
+
+
+@main.command()
+def analyze(
+    target: Annotated[
+        str, typer.Argument(help="package.module:name or path/to/file.py:name of a dataset.")
+    ],
+    samples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 1000,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="How far a float may be rounded, relatively.")
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option(metavar="PATH=N", help="The largest number of a path.")
+    ] = None,
+    widened: Annotated[
+        bool, typer.Option("--widened", help="Batches are widened again on the device.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Look at samples of a dataset, and suggest narrower dtypes that keep every value.
+
+    TARGET names a dataset, a loader, or a function without arguments that returns one. Exit code: 2
+    when it cannot be read.
+    """
+    limits = dict(map(_limit, maximum or ()))
+    with _one_line("analyze", debug=debug):
+        from dataporter.tools.advisor.advisor import suggest_conversions
+        from dataporter.tools.target import load_target
+
+        plan = suggest_conversions(
+            load_target(target), samples, tolerance=tolerance, maximum=limits, widened=widened
+        )
+    typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
+
+
+@main.command()
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name of a function that returns a loader."
+        ),
+    ],
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers to go through. By default 0,2,4.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="process, thread or both. By default the loader's own.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Batch sizes to go on with, where they may change.")
+    ] = None,
+    world: Annotated[
+        str | None, typer.Option(help="Numbers of ranks, such as 1,2,4; the first one saves.")
+    ] = None,
+    spawn: Annotated[
+        bool, typer.Option("--spawn", help="Let the ranks be processes of a gloo group.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches a run. By default an epoch and a bit.")
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, help="Begin no further case after so long.")
+    ] = 60,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the random steps.")] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose/--no-diagnose", help="Find out why, where it differs.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Prove that a loader goes on exactly where it was interrupted, or show where and why not.
+
+    Runs it left alone, then interrupts it at the start, in mid-epoch, at the last step, at the end
+    of the epoch, in the next one and at random, takes its state into new processes, and compares
+    every batch that follows. The loader may be DataPorter's, torch's, torchdata's or your own. Exit
+    code: 0 exact, 1 not exact, 2 when it could not be carried out.
+    """
+    from dataporter.tools.verification.command import Asked, carry_out
+
+    with _one_line("verify", debug=debug):
+        exact = carry_out(
+            Asked(
+                *(target, workers, engine, batch_size, world, spawn, steps, max_seconds, seed),
+                *(argument or (), diagnose, as_json, html),
+            )
+        )
+    raise typer.Exit(0 if exact else 1)
+
+
+@main.command("inspect")
+def inspect_(
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint, a JSON file, or a folder of checkpoints.")
+    ],
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Of how many ranks the next batch is shown.")
+    ] = 4,
+    indices: Annotated[int, typer.Option(min=0, help="How many of its indices.")] = 8,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the checksum of files above 1 GB as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Show where the loaders stand that have their state in a checkpoint, and what comes next.
+
+    States are found wherever they lie in it. Nothing in the file is executed, and the dataset is
+    not needed. Exit code: 0 when a state was found, 1 when there is none, 2 when the file is
+    damaged or cannot be read.
+    """
+    from dataporter.tools.inspection.command import show
+
+    with _one_line("inspect", debug=debug):
+        code, message = show(path, ranks=ranks, indices=indices, check=check, as_json=as_json)
+    if code:
+        _fail(f"inspect: {message}", exit_code=code)
+
+
+@main.command()
+def bench(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name of a loader or of a function that "
+            "returns one."
+        ),
+    ],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, about.")] = 10,
+    workers: Annotated[
+        str | None, typer.Option(help="Numbers of workers to try as well, such as 0,1,2,4.")
+    ] = None,
+    step_ms: Annotated[
+        float, typer.Option(min=0, help="How long the training's own step takes, in milliseconds.")
+    ] = 0,
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Measure how fast a loader is, where its time goes, and how many workers it should have.
+
+    TARGET may be torch's DataLoader or a ResumableDataLoader. A loop takes its batches, and sleeps
+    --step-ms after each, as a training does whose device computes. Exit code: 2 when the loader
+    cannot be made or read.
+    """
+    from dataporter.tools.bench.command import show
+
+    with _one_line("bench", debug=debug):
+        show(
+            target,
+            seconds=seconds,
+            workers=workers,
+            step_ms=step_ms,
+            arguments=argument or (),
+            as_json=as_json,
+        )
+
+
+@contextmanager
+def _one_line(command: str, *, debug: bool, interrupted: str = "") -> Iterator[None]:
+    """Errors as one line; with ``--debug`` as Python shows them, and the same exit code.
+
+    Args:
+        interrupted: what there is to say then.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        said = f"; {interrupted}" if interrupted else ""
+        _fail(f"{command}: interrupted{said}", exit_code=130)
+    except Exception as error:
+        from dataporter.tools.target import in_one_line
+
+        if debug:
+            traceback.print_exc()
+        library = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and library in _EXTRAS:
+            brings = f"pip install 'dataporter[{_EXTRAS[library]}]'"
+            _fail(f"{command}: {library} is not installed: {brings}")
+        _fail(f"{command}: {in_one_line(error)}")
+
+
+def _limit(text: str) -> tuple[str, int]:
+    path, _, number = text.rpartition("=")
+    try:
+        return path, int(number)
+    except ValueError:
+        _fail(f"analyze: --maximum={text}: expected PATH=N, such as input_ids=50257")
+
+
+def _fail(message: str, exit_code: int = 2) -> NoReturn:
+    typer.echo(f"dataporter: {message}", err=True)
+    raise typer.Exit(exit_code)

@@ -1,0 +1,184 @@
+"""The command `dataporter verify`: its progress bar, its table, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from dataporter.errors import ConfigurationError
+from dataporter.tools.target import argument
+from dataporter.tools.verification.proof import verify
+from dataporter.tools.verification.report import VerifyReport, measured, shown_fault, time_shown
+from dataporter.tools.verification.session import OnProgress
+
+__all__ = ["Asked", "carry_out", "show"]
+
+_COLOURS = {"exact": "green", "not exact": "red", "failed": "red", "not run": "yellow"}
+_FAULTS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line asks for, as text."""
+
+    target: str
+    workers: str | None
+    engine: str | None
+    batch_size: str | None
+    world: str | None
+    spawn: bool
+    steps: int | None
+    max_seconds: float
+    seed: int | None
+    argument: Sequence[str]
+    diagnose: bool
+    as_json: bool
+    html: Path | None
+
+
+def carry_out(asked: Asked) -> bool:
+    """Verify, and print what came of it.
+
+    Returns:
+        Whether the loader is exact.
+
+    Raises:
+        VerificationError: it could not be carried out.
+        ConfigurationError: (a ``ValueError``) an argument is wrong.
+    """
+    _check(asked.html)
+    with _progress() as on_progress:
+        report = verify(
+            asked.target,
+            workers=_numbers("--workers", asked.workers),
+            engines=_names(asked.engine),
+            batch_sizes=_numbers("--batch-size", asked.batch_size),
+            worlds=_numbers("--world", asked.world),
+            spawn=asked.spawn,
+            steps=asked.steps,
+            max_seconds=asked.max_seconds,
+            seed=asked.seed,
+            diagnose=asked.diagnose,
+            arguments=dict(map(argument, asked.argument)),
+            on_progress=on_progress,
+        )
+    if asked.as_json:
+        # Not through a console, which would break the lines.
+        print(json.dumps(report.to_dict(), indent=2), flush=True)  # noqa: T201
+    else:
+        show(report, Console(highlight=False))
+    if asked.html is not None:
+        # Last, so that a full disk takes nothing from what is printed.
+        report.save_html(asked.html)
+        Console(stderr=True, highlight=False).print(
+            f"Report: {asked.html}", soft_wrap=True, markup=False
+        )
+    return report.exact
+
+
+def _check(html: Path | None) -> None:
+    if html is None:
+        return
+    parent = html.resolve().parent
+    if not parent.is_dir():
+        raise ConfigurationError(f"--html {html}: there is no directory {parent}")
+    if html.is_dir():
+        raise ConfigurationError(f"--html {html}: this is a directory; name a file in it")
+    if not os.access(html if html.exists() else parent, os.W_OK):
+        raise ConfigurationError(f"--html {html}: it cannot be written to")
+
+
+def show(report: VerifyReport, console: Console) -> None:
+    """Print a report: the table, the faults, why, and what was measured."""
+    console.print(_table(report))
+    faults = [case for case in report.cases if case.verdict in ("not exact", "failed")]
+    for case in faults[:_FAULTS_SHOWN]:
+        _line(console, f"{case.setting}, {case.name}: {shown_fault(case)}")
+    if len(faults) > _FAULTS_SHOWN:
+        _line(console, f"and {len(faults) - _FAULTS_SHOWN} more cases")
+    for diagnosis in report.diagnoses:
+        _line(console, f"Why: {diagnosis.cause}. {diagnosis.because}", "bold")
+        _line(console, f"What to do: {diagnosis.remedy}")
+    for note in report.notes:
+        _line(console, f"Note: {note}")
+    for line in measured(report):
+        _line(console, line)
+    _line(console, report.summary(), "green" if report.exact else "red")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    # What the user's own values say is no markup.
+    console.print(Text(text, style=style))
+
+
+def _table(report: VerifyReport) -> Table:
+    facts = report.facts
+    strategy = f", {facts['strategy']}" if facts.get("strategy") else ""
+    table = Table(title=f"{report.subject}: {facts['loader']}{strategy}")
+    for name in ("goes on with", "interrupted", "after"):
+        table.add_column(name, justify="right" if name == "after" else "left")
+    for name in ("batches equal", "to first batch"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for place, case in enumerate(report.cases):
+        following = report.cases[place + 1 : place + 2]
+        comparison = case.comparison
+        equal = (
+            "-"
+            if comparison is None
+            else f"{comparison.batches - comparison.differing} of {comparison.batches}"
+        )
+        resumed = case.after > 0 and case.resume_seconds is not None and not case.whole
+        seconds = time_shown(case.resume_seconds) if resumed and case.resume_seconds else "-"
+        table.add_row(
+            *(case.setting, case.name, str(case.after) if case.after else "-", equal, seconds),
+            Text(case.verdict, style=_COLOURS[case.verdict]),
+            end_section=bool(following) and following[0].setting != case.setting,
+        )
+    return table
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigurationError(
+            f"{option} {text}: expected whole numbers with commas between them, such as 0,2,4"
+        ) from None
+
+
+def _names(text: str | None) -> list[str] | None:
+    names = None if text is None else text.split(",")
+    if names is not None and not set(names) <= {"process", "thread"}:
+        raise ConfigurationError(f"--engine {text}: expected process, thread, or both")
+    return names
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not Console(stderr=True).is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def on_progress(what: str, done: int, of: int) -> None:
+            progress.update(task, description=what, completed=done, total=of)
+
+        yield on_progress

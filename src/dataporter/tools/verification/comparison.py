@@ -1,0 +1,285 @@
+"""Comparison: where two recordings differ first, and in how many batches (C1, C2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dataporter.tools.verification.digest import Leaf, path_shown
+from dataporter.tools.verification.job import Event
+
+__all__ = ["Comparison", "Difference", "Kind", "Sample", "compare", "compare_samples", "samples_of"]
+
+Kind = Literal["samples", "values", "dtype", "shape", "keys", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first difference.
+
+    Attributes:
+        kind: other samples came; the same sample has other values; its dtype, or its shape, or the
+            keys of the batch are others; or a pass was longer or shorter.
+        batch: how many batches after the interruption, counted from 0.
+        epoch, step: which batch it should have been.
+        path: of the leaf, as text; "" where the whole batch is another.
+        row: its place in the batch.
+        sample: the index in the dataset of the sample in that row, where the loader knows.
+        expected, found: the two values.
+    """
+
+    kind: Kind
+    batch: int
+    epoch: int
+    step: int
+    path: str
+    row: int | None
+    sample: Any
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        sample = "" if self.sample is None else f", sample {self.sample}"
+        row = "" if self.row is None else f", row {self.row}"
+        leaf = f", {self.path}" if self.path else ""
+        return (
+            f"epoch {self.epoch}, step {self.step}{leaf}{row}{sample}: expected {self.expected}, "
+            f"found {self.found}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two recordings agree.
+
+    Attributes:
+        batches: how many were compared, ends of passes not counted.
+        differing: how many of them differ.
+        kinds: all kinds of difference that there are.
+        first: the first one.
+    """
+
+    batches: int
+    differing: int
+    kinds: frozenset[Kind] = frozenset()
+    first: Difference | None = None
+
+
+def compare(
+    expected: Sequence[Event], found: Sequence[Event], *, incomplete: bool = False
+) -> Comparison:
+    """Compare what came after an interruption with what should have come.
+
+    Args:
+        incomplete: ``found`` ended early, by an error or for want of time: then what is missing is
+            no difference.
+    """
+    batches = differing = 0
+    kinds: set[Kind] = set()
+    first: Difference | None = None
+    for place, should in enumerate(expected):
+        if place >= len(found):
+            if incomplete:
+                break
+            difference: Difference | None = Difference(
+                *("length", batches, should.epoch, should.step, "", None, None),
+                *(_named(should), "nothing more"),
+            )
+        else:
+            difference = _difference(should, found[place], batches)
+        if difference is None:
+            batches += not should.is_end
+            continue
+        kinds.add(difference.kind)
+        first = first or difference
+        if difference.kind == "length":  # from here on nothing lies beside what it should
+            missing = sum(not event.is_end for event in expected[place:])
+            batches, differing = batches + missing, differing + missing
+            break
+        batches, differing = batches + 1, differing + 1
+    return Comparison(batches, differing, frozenset(kinds), first)
+
+
+def _named(event: Event) -> str:
+    return "the end of the epoch" if event.is_end else f"a batch{_of(event)}"
+
+
+def _of(event: Event) -> str:
+    if not event.indices:
+        return ""
+    shown = ", ".join(map(str, event.indices[:6]))
+    return f" of samples [{shown}{', ...' if len(event.indices) > 6 else ''}]"
+
+
+def _difference(should: Event, did: Event, batch: int) -> Difference | None:
+    def difference(
+        kind: Kind, expected: str, found: str, path: str = "", row: int | None = None
+    ) -> Difference:
+        known = row is not None and should.indices is not None and row < len(should.indices)
+        sample = should.indices[row] if known else None  # type: ignore[index]  # known
+        return Difference(
+            kind, batch, should.epoch, should.step, path, row, sample, expected, found
+        )
+
+    if should.is_end or did.is_end:
+        if should.is_end == did.is_end:
+            return None
+        return difference("length", _named(should), _named(did))
+    if should.indices != did.indices:
+        pairs = enumerate(zip(should.indices or (), did.indices or ()))
+        row = next((row for row, (one, other) in pairs if one != other), None)
+        return difference("samples", f"a batch{_of(should)}", f"a batch{_of(did)}", row=row)
+    paths, others = [leaf.path for leaf in should.leaves], [leaf.path for leaf in did.leaves]
+    if paths != others:
+        in_order = "" if sorted(map(str, paths)) != sorted(map(str, others)) else " in this order"
+        return difference(
+            "keys", _keys_shown(should.leaves) + in_order, _keys_shown(did.leaves) + in_order
+        )
+    for leaf, other in zip(should.leaves, did.leaves):
+        if leaf.digest != other.digest:
+            kind, expected, found, row = _of_leaves(leaf, other, should)
+            return difference(kind, expected, found, path_shown(leaf.path), row)
+    return None
+
+
+def _keys_shown(leaves: Sequence[Leaf]) -> str:
+    names = [path_shown(leaf.path) for leaf in leaves if leaf.path[-1:] != ("()",)]
+    return f"the keys {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def _of_leaves(leaf: Leaf, other: Leaf, event: Event) -> tuple[Kind, str, str, int | None]:
+    if leaf.path[-1:] == ("()",):
+        return "keys", _text(leaf.value), _text(other.value), None
+    if (leaf.kind, leaf.dtype) != (other.kind, other.dtype):
+        return "dtype", leaf.dtype or leaf.kind, other.dtype or other.kind, None
+    if leaf.shape != other.shape:
+        return "shape", str(list(leaf.shape)), str(list(other.shape)), None
+    pairs = enumerate(zip(leaf.rows, other.rows))
+    row = next((row for row, (one, another) in pairs if one != another), None)
+    if row is None:
+        # A list of strings, one for each sample.
+        in_list = event.indices is not None and isinstance(leaf.path[-1:], tuple) and leaf.path
+        last = leaf.path[-1] if in_list else None
+        row = last if isinstance(last, int) and last < len(event.indices or ()) else None
+        return "values", _text(leaf.value), _text(other.value), row
+    if leaf.value is None or other.value is None:
+        return "values", f"bytes of digest {leaf.rows[row].hex()}", other.rows[row].hex(), row
+    one, another = np.asarray(leaf.value[row]), np.asarray(other.value[row])
+    place = _first_unequal(one, another)
+    at = "" if one.size < 2 else f" at {list(map(int, np.unravel_index(place, one.shape)))}"
+    return "values", _text(one.reshape(-1)[place]) + at, _text(another.reshape(-1)[place]), row
+
+
+def _first_unequal(one: Any, other: Any) -> int:
+    """The place of the first element whose bytes differ: NaN is equal to itself."""
+    size = one.dtype.itemsize
+    pairs = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other)]
+    return int(np.argmax((pairs[0] != pairs[1]).reshape(-1, size).any(axis=1)))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "a value that was not kept"
+    text = str(value.item() if isinstance(value, np.generic) else value)
+    if isinstance(value, str):
+        text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Sample(NamedTuple):
+    """A sample as it came in a batch: its index, and the rows of the leaves that are its own."""
+
+    index: Any
+    rows: tuple[tuple[str, bytes], ...]
+    epoch: int
+    step: int
+
+
+def samples_of(ranks: Sequence[Sequence[Event]]) -> list[Sample]:
+    """The samples of what is left of an epoch, in their order over all ranks, each once.
+
+    Of a leaf that has no row for each sample nothing is taken.
+    """
+    left = [list(_until_end(events)) for events in ranks]
+    samples: list[Sample] = []
+    for step in range(max(map(len, left), default=0)):
+        for events in left:
+            if step >= len(events):
+                continue
+            event = events[step]
+            indices = event.indices or ()
+            for row, index in enumerate(indices):
+                if event.repeats and event.repeats[row]:
+                    continue
+                rows = tuple(
+                    (path_shown(leaf.path), leaf.rows[row])
+                    for leaf in event.leaves
+                    if len(leaf.rows) == len(indices)
+                )
+                samples.append(Sample(index, rows, event.epoch, event.step))
+    return samples
+
+
+def _until_end(events: Sequence[Event]) -> Any:
+    for event in events:
+        if event.is_end:
+            return
+        yield event
+
+
+def compare_samples(
+    expected: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]], dropped: int = 0
+) -> Comparison:
+    """Compare what is left of an epoch, sample by sample, whatever batches and ranks it came in.
+
+    Args:
+        expected, found: the recordings of all ranks.
+        dropped: of a loader that drops an incomplete last batch: how many samples one of the two
+            may have for that reason that the other has not, fewer than this.
+    """
+    should_be, came = samples_of(expected), samples_of(found)
+    count = min(len(should_be), len(came))
+    differing, first = 0, None
+    kinds: set[Kind] = set()
+    surplus = abs(len(should_be) - len(came))
+    if surplus >= max(1, dropped) and _have_ended(expected) and _have_ended(found):
+        differing += surplus
+        kinds.add("length")
+        at = (should_be or came)[-1]
+        first = Difference(
+            *("length", count, at.epoch, at.step, "", None, None),
+            *(f"{len(should_be)} samples to the end of the epoch", str(len(came))),
+        )
+    for place in range(count):
+        should, did = should_be[place], came[place]
+        if should.index == did.index and _rows_agree(should.rows, did.rows):
+            continue
+        differing += 1
+        kind: Kind = "samples" if should.index != did.index else "values"
+        kinds.add(kind)
+        if first is None:
+            path = _first_path(should, did) if kind == "values" else ""
+            named = ("sample {}", "the values it had")[kind == "values"]
+            other = ("sample {}", "others")[kind == "values"]
+            first = Difference(
+                *(kind, place, should.epoch, should.step, path, None, should.index),
+                *(named.format(should.index), other.format(did.index)),
+            )
+    return Comparison(count, differing, frozenset(kinds), first)
+
+
+def _have_ended(ranks: Sequence[Sequence[Event]]) -> bool:
+    return all(any(event.is_end for event in events) for events in ranks)
+
+
+def _rows_agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    held = dict(other)
+    return all(held.get(path, row) == row for path, row in one)
+
+
+def _first_path(one: Sample, other: Sample) -> str:
+    held = dict(other.rows)
+    return next((path for path, row in one.rows if held.get(path, row) != row), "")

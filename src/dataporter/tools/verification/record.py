@@ -1,0 +1,311 @@
+"""Recording: carries a job out, in the process that was made for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataporter.errors import ConfigurationError
+from dataporter.loader.loader import ResumableDataLoader
+from dataporter.tools.target import in_one_line
+from dataporter.tools.verification.belongings import is_librarys
+from dataporter.tools.verification.digest import Leaf, leaves_of
+from dataporter.tools.verification.job import Event, Job, Recording
+from dataporter.tools.verification.setting import CannotVaryError, loader_for
+from dataporter.tools.verification.subject import Subject
+
+__all__ = ["facts_of", "record", "state_file"]
+
+# Passes in a row that give nothing: the loader has nothing more to give.
+_MOST_EMPTY_PASSES = 2
+# A kill comes at any moment of so many steps, each of which takes so long, as if it trained.
+_MOST_PAUSES = 8
+_PAUSE = 0.004
+_WARNINGS_KEPT = 5
+_MOST_STEPS_WALKED = 500
+_MOST_OF_NEXT_EPOCH = 50
+# As many are taken as it needs to be interrupted in the middle, unless each takes very long.
+_FEWEST_EVENTS = 4
+_TIMES_LONGER = 8
+
+
+def state_file(directory: str | Path, after: int) -> Path:
+    """Where the state that was taken after so many events lies."""
+    return Path(directory) / f"state-{after}.pt"
+
+
+def record(job: Job) -> Recording:
+    """Run the loader of a job, and record what it gives.
+
+    An exception of the loader ends the recording, and is part of it.
+    """
+    recording = Recording()
+    here = frozenset(sys.modules)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            _record(job, recording)
+        except CannotVaryError as error:
+            recording.varied, recording.error = False, in_one_line(error)
+        except (Exception, SystemExit) as error:
+            recording.error = in_one_line(error)
+    if job.starts_others and recording.facts.get("forks"):
+        recording.libraries = _libraries(here, job.subject)
+    texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
+    recording.warnings = list(texts)[:_WARNINGS_KEPT]
+    return recording
+
+
+def facts_of(loader: Any) -> dict[str, Any]:
+    """What the report says of a loader."""
+    facts: dict[str, Any] = {
+        "loader": type(loader).__name__,
+        "module": type(loader).__module__,
+        "dataset": type(getattr(loader, "dataset", None)).__name__,
+        "num_workers": getattr(loader, "num_workers", 0),
+        "batch_size": getattr(loader, "batch_size", None),
+        "in_order": getattr(loader, "in_order", True),
+        "stateful": _is_stateful(loader),
+        "ours": isinstance(loader, ResumableDataLoader),
+        "keeps_state": hasattr(getattr(loader, "dataset", None), "state_dict"),
+        "forks": _start_method(loader) == "fork",
+        "stream": isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset),
+    }
+    try:
+        facts["samples"] = len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        facts["samples"] = None
+    try:
+        facts["length"] = len(loader)
+    except (TypeError, NotImplementedError, ValueError):
+        facts["length"] = None
+    if isinstance(loader, ResumableDataLoader):
+        facts["strategy"] = loader.strategy.name
+        facts["world_size"] = loader.world_size
+        facts["worker_kind"] = loader.worker_kind
+        facts["tail"] = loader.tail
+        facts["own_sampler"] = loader.order is None and not facts["stream"]
+        facts["cut"] = getattr(getattr(loader._flow, "cut", None), "name", None)
+    return facts
+
+
+def _start_method(loader: Any) -> str:
+    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    return str(context.get_start_method())
+
+
+def _libraries(before: frozenset[str], subject: Subject) -> tuple[str, ...]:
+    """The libraries' modules that were imported since, in that order.
+
+    Whatever imports them before it forks does what the loader does, whose workers are forks of a
+    process that has imported them.
+    """
+    own = str(subject.target).partition(":")[0].partition(".")[0]
+    names = [name for name in sys.modules if name not in before]
+    return tuple(
+        name
+        for name in names
+        if name.partition(".")[0] not in (own, "__main__") and is_librarys(sys.modules.get(name))
+    )
+
+
+def _is_stateful(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def _record(job: Job, recording: Recording) -> None:
+    if job.store is not None:
+        _join_ranks(job)
+        loader = job.subject.load()()
+    else:
+        loader = loader_for(job.subject.load(), job.setting)
+    if not hasattr(loader, "__iter__"):
+        raise ConfigurationError(
+            f"{job.subject.name} returned a {type(loader).__name__}: expected a loader, which "
+            "gives batches when one goes through it"
+        )
+    recording.facts = facts_of(loader)
+    begun = time.perf_counter()
+    if job.state is not None:
+        loader.load_state_dict(torch.load(job.state, weights_only=True))
+    others = set(multiprocessing.active_children())
+    events = _events(loader)
+    if job.replay:
+        for _ in range(job.replay):
+            next(events, None)
+    started = time.monotonic()
+    enough = _Enough(job)
+    kept = 0
+    if 0 in job.save or (job.starts_others and recording.facts["ours"]):
+        _save_state(loader, job, 0, recording)
+    for count, (event, batch) in enumerate(events, 1):
+        if count == 1 and not event.is_end:
+            recording.resume_seconds = time.perf_counter() - begun
+        leaves = () if event.is_end else tuple(leaves_of(batch))
+        size = sum(_size_of(leaf) for leaf in leaves)
+        if kept + size > job.keep:
+            leaves = tuple(leaf.without_value() for leaf in leaves)
+        else:
+            kept += size
+        if not event.is_end:
+            event = _described(event, leaves, loader)
+        recording.events.append(event)
+        _as_the_training_does()
+        if count in job.save or (job.kill_after is not None and count >= job.kill_after):
+            _save_state(loader, job, count, recording)
+        if job.kill_after is not None and count >= job.kill_after:
+            if count == job.kill_after:
+                left = (job.events or 0) - count - 1
+                _kill_soon(_PAUSE * min(left, _MOST_PAUSES))
+            time.sleep(_PAUSE)
+        if count == job.kill_worker_after:
+            _kill_a_worker(others)
+        if enough.is_reached(event):
+            break
+        late = time.monotonic() - started
+        if job.seconds and late > job.seconds * (1 if count >= _FEWEST_EVENTS else _TIMES_LONGER):
+            recording.stopped = True
+            break
+    if recording.facts["ours"]:
+        recording.facts["seed"] = loader.seed
+    if job.kill_after is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Enough:
+    """Whether as much was recorded as the job asks for."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._count = self._batches = 0
+        self._epoch: int | None = None  # how many batches the first epoch had
+
+    def is_reached(self, event: Event) -> bool:
+        self._count += 1
+        self._batches += not event.is_end
+        if event.is_end and self._epoch is None:
+            self._epoch = self._batches
+        if self._job.events is not None:
+            return self._count >= self._job.events
+        if self._job.steps is not None:
+            return self._batches >= self._job.steps
+        if self._epoch is None:
+            return False
+        more = min(_MOST_OF_NEXT_EPOCH, max(2, self._epoch // 4))
+        return self._batches - self._epoch >= more
+
+
+def _events(loader: Any) -> Iterator[tuple[Event, Any]]:
+    """Batches and ends of passes, one pass after the other."""
+    empty, passes = 0, 0
+    knows_place = isinstance(loader, ResumableDataLoader)
+    while empty < _MOST_EMPTY_PASSES:
+        step = 0
+        for batch in loader:
+            at = (loader.epoch, loader.step - 1) if knows_place else (passes, step)
+            yield Event(at[0], at[1]), batch
+            step += 1
+        at = (loader.epoch, loader.step) if knows_place else (passes, step)
+        yield Event(at[0], at[1], is_end=True), None
+        passes += 1
+        empty = 0 if step else empty + 1
+
+
+def _described(event: Event, leaves: tuple[Leaf, ...], loader: Any) -> Event:
+    indices: tuple[Any, ...] | None = None
+    repeats: tuple[bool, ...] = ()
+    is_indexed = isinstance(loader, ResumableDataLoader) and hasattr(loader._flow, "source")
+    # A sampler of the user's own is walked up to the step each time.
+    if is_indexed and (loader.order is not None or event.step < _MOST_STEPS_WALKED):
+        held = loader.samples_at(event.epoch, event.step)
+        plain = held.tolist() if isinstance(held, np.ndarray) else held
+        indices = tuple(one if isinstance(one, int | str) else repr(one) for one in plain)
+        if loader.world_size > 1 and loader.order is not None:
+            repeats = tuple(loader.padding(event.step).tolist())
+    return Event(event.epoch, event.step, leaves, indices, repeats)
+
+
+def _size_of(leaf: Leaf) -> int:
+    value = leaf.value
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    return 0 if value is None else len(value) if isinstance(value, str | bytes) else 8
+
+
+def _as_the_training_does() -> None:
+    """Draw from the global generators between two batches, as dropout does."""
+    random.random()
+    np.random.random()
+    torch.rand(1)
+
+
+def _save_state(loader: Any, job: Job, count: int, recording: Recording) -> None:
+    if job.states is None or not _is_stateful(loader):
+        return
+    begun = time.perf_counter()
+    state = loader.state_dict()
+    recording.state_seconds.append(time.perf_counter() - begun)
+    path = state_file(job.states, count)
+    written = path.with_suffix(f".{os.getpid()}")
+    torch.save(state, written)
+    recording.state_bytes = max(recording.state_bytes, written.stat().st_size)
+    # A kill leaves the whole file or none.
+    os.replace(written, path)
+
+
+def _kill_soon(within: float) -> None:
+    """From the side, so that it comes in the middle of whatever goes on then."""
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # Not from the global generator, whose state a loader may save.
+    timer = threading.Timer(random.SystemRandom().random() * within, kill)
+    timer.daemon = True
+    timer.start()
+
+
+def _kill_a_worker(others: set[Any]) -> None:
+    """Kill one that was begun after these, which are the dataset's own: a manager's, say."""
+    children = [child for child in multiprocessing.active_children() if child not in others]
+    pids = [child.pid for child in children if child.pid is not None]
+    if pids:
+        os.kill(pids[0], signal.SIGKILL)
+
+
+def _join_ranks(job: Job) -> None:
+    import datetime
+
+    import torch.distributed as dist
+
+    setting = job.setting
+    assert setting.rank is not None
+    assert setting.world_size is not None
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{job.store}",
+        rank=setting.rank,
+        world_size=setting.world_size,
+        timeout=datetime.timedelta(seconds=60),
+    )
+
+
+def write(recording: Any, path: Path) -> None:
+    """Leave a recording, whole or not at all."""
+    written = path.with_suffix(f".{os.getpid()}")
+    with written.open("wb") as file:
+        pickle.dump(recording, file, protocol=pickle.HIGHEST_PROTOCOL)
+    os.replace(written, path)

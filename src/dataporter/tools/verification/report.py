@@ -1,0 +1,212 @@
+"""The report: every case and what came of it, in words, as JSON, and as one page of HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dataporter.tools.verification.comparison import Comparison
+
+__all__ = [
+    "Case",
+    "Diagnosis",
+    "Measures",
+    "Throughput",
+    "Verdict",
+    "VerifyReport",
+    "measured",
+    "shown_fault",
+    "time_shown",
+]
+
+Verdict = Literal["exact", "not exact", "failed", "not run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One interruption, or one uninterrupted run.
+
+    Attributes:
+        setting: of the loader that went on, as the table shows it.
+        name: where it was interrupted, and how.
+        verdict: ``"failed"``: the loader raised; ``"not run"``: there was no time left.
+        after: how many batches and ends of passes came before.
+        comparison: with the run left alone; None where there was nothing to compare.
+        error: what the loader raised, or why the case was not run.
+        resume_seconds: from ``load_state_dict`` to the first batch.
+        saved_under: the setting under which the state was taken, where that was another.
+        whole: the run went on through its interruption, and was compared from its start.
+        by_sample: samples were compared, and not batches, which are others.
+    """
+
+    setting: str
+    name: str
+    verdict: Verdict
+    after: int = 0
+    comparison: Comparison | None = None
+    error: str | None = None
+    resume_seconds: float | None = None
+    saved_under: str | None = None
+    whole: bool = False
+    by_sample: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a loader is not exact, as far as experiments could tell.
+
+    Attributes:
+        cause: a short name, such as ``"hash randomisation"``.
+        because: what the experiments showed.
+        remedy: how to mend it.
+    """
+
+    cause: str
+    because: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.because} {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Samples or batches a second of a loader and of torch's ``DataLoader`` on the same dataset."""
+
+    setting: str
+    loader: float
+    plain: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What was measured on the way.
+
+    Attributes:
+        state_bytes: the largest state, as ``torch.save`` writes it; None: it has no state.
+        state_seconds: the median time of a ``state_dict()``.
+        resume_seconds: the median time from ``load_state_dict`` to the first batch.
+        throughput: batches a second.
+    """
+
+    state_bytes: int | None
+    state_seconds: float | None
+    resume_seconds: float | None
+    throughput: tuple[Throughput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        subject: what was verified.
+        facts: about its loader.
+        cases: one for each interruption and setting.
+        epoch_batches: how many batches the first epoch had; None: its end was not reached.
+        events: how many batches and ends of passes each run had.
+        measures: sizes, times and rates.
+        diagnoses: why it is not exact; empty where it is, or where nothing could be found out.
+        notes: what could not be varied or covered, and why.
+        seed: of the random steps.
+        seconds: how long it took.
+    """
+
+    subject: str
+    facts: Mapping[str, Any]
+    cases: tuple[Case, ...]
+    epoch_batches: int | None
+    events: int
+    measures: Measures
+    diagnoses: tuple[Diagnosis, ...] = ()
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def exact(self) -> bool:
+        """Whether every case that was run is exact, and at least one was."""
+        run = [case for case in self.cases if case.verdict != "not run"]
+        return bool(run) and all(case.verdict == "exact" for case in run)
+
+    @property
+    def not_run(self) -> int:
+        """How many cases there was no time for."""
+        return sum(case.verdict == "not run" for case in self.cases)
+
+    @property
+    def first_fault(self) -> Case | None:
+        """The first case that is not exact."""
+        return next((c for c in self.cases if c.verdict in ("not exact", "failed")), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        found = asdict(self)
+        for case in found["cases"]:
+            if case["comparison"] is not None:
+                case["comparison"]["kinds"] = sorted(case["comparison"]["kinds"])
+        found["exact"] = self.exact
+        made: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return made
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the report as one page that needs nothing else."""
+        from dataporter.tools.verification.page import page
+
+        Path(path).write_text(page(self), encoding="utf-8")
+
+    def summary(self) -> str:
+        """The verdict in one line."""
+        run = len(self.cases) - self.not_run
+        left = f"; {self.not_run} were not run for want of time" if self.not_run else ""
+        if self.exact:
+            return f"Exact: each of {run} cases goes on as the run that was left alone{left}."
+        bad = sum(case.verdict in ("not exact", "failed") for case in self.cases)
+        return f"NOT exact: {bad} of {run} cases differ from the run that was left alone{left}."
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        fault = self.first_fault
+        if fault is not None:
+            lines.append(f"First: {fault.setting}, {fault.name}: {shown_fault(fault)}")
+        lines += [f"Why: {diagnosis}" for diagnosis in self.diagnoses]
+        lines += [f"Note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def shown_fault(case: Case) -> str:
+    """What is wrong with a case."""
+    if case.comparison is not None and case.comparison.first is not None:
+        return str(case.comparison.first)
+    return case.error or "nothing came"
+
+
+def measured(report: VerifyReport) -> list[str]:
+    """What was measured, in sentences."""
+    measures = report.measures
+    lines = []
+    if measures.state_bytes is not None and measures.state_seconds is not None:
+        lines.append(
+            f"State: {measures.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
+            f"{time_shown(measures.state_seconds)}."
+        )
+    if measures.resume_seconds is not None:
+        lines.append(
+            f"From load_state_dict to the first batch: {time_shown(measures.resume_seconds)}."
+        )
+    for rate in measures.throughput:
+        plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
+        lines.append(f"Batches a second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+    return lines
+
+
+def time_shown(seconds: float) -> str:
+    """A time with a unit that suits it."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -1,0 +1,172 @@
+"""Settings: what is varied from outside about a loader, and how a loader is made for one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from dataporter.errors import ConfigurationError
+from dataporter.loader.loader import ResumableDataLoader
+from dataporter.streams import Stream
+
+__all__ = ["CannotVaryError", "Setting", "loader_for"]
+
+
+_KINDS = {"process": ("process", "processes"), "thread": ("thread", "threads")}
+
+
+class CannotVaryError(ConfigurationError):
+    """This cannot be varied about the loader; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a loader is to have; None leaves it as the loader has it.
+
+    Attributes:
+        num_workers, worker_kind, batch_size, rank, world_size: as in
+            :class:`~dataporter.ResumableDataLoader`.
+        seed: for ranks of a loader that was given none: all of them need the same.
+    """
+
+    num_workers: int | None = None
+    worker_kind: Literal["process", "thread"] | None = None
+    batch_size: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    seed: int | None = None
+
+    def shown(self) -> str:
+        """As a table shows it."""
+        parts = []
+        if self.num_workers is not None:
+            one, several = _KINDS[self.worker_kind or "process"]
+            named = {0: "no workers", 1: f"1 {one}"}
+            parts.append(named.get(self.num_workers, f"{self.num_workers} {several}"))
+        if self.batch_size is not None:
+            parts.append(f"batch size {self.batch_size}")
+        if self.world_size is not None:
+            parts.append("1 rank" if self.world_size == 1 else f"{self.world_size} ranks")
+        return ", ".join(parts) or "as it is"
+
+    def asked(self) -> dict[str, Any]:
+        """What is to be varied, by name."""
+        names = ("num_workers", "worker_kind", "batch_size", "rank", "world_size")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
+    """A fresh loader with a setting.
+
+    What ``make`` takes as arguments of these names, it is given. The rest is set on the loader that
+    it returns: the workers of any ``DataLoader``; batch size, rank and world size of a
+    :class:`~dataporter.ResumableDataLoader`, by building another of the same attributes.
+
+    Raises:
+        CannotVaryError: the loader cannot be had with it.
+    """
+    taken = _taken(make, setting.asked())
+    loader = make(**taken)
+    left = {
+        name: value
+        for name, value in setting.asked().items()
+        if name not in taken and not _has_it(loader, name, value)
+    }
+    if setting.seed is not None and getattr(loader, "_given_seed", 0) is None:
+        left["seed"] = setting.seed
+    if not left:
+        return loader
+    if not isinstance(loader, DataLoader):
+        raise CannotVaryError(
+            f"a {type(loader).__name__} is no DataLoader: let the function that makes it take "
+            f"{', '.join(left)} as arguments"
+        )
+    if isinstance(loader, ResumableDataLoader):
+        return _resumable_with(loader, left)
+    _set_workers(loader, left)
+    if left:
+        raise CannotVaryError(
+            f"{', '.join(left)} of a {type(loader).__name__} cannot be changed from outside: let "
+            "the function that makes it take them as arguments"
+        )
+    return loader
+
+
+def _taken(make: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: value
+        for name, value in asked.items()
+        if name in parameters and parameters[name].kind in by_name
+    }
+
+
+def _has_it(loader: Any, name: str, value: Any) -> bool:
+    if name == "num_workers" and not isinstance(loader, DataLoader):
+        return bool(value == 0)
+    if name == "worker_kind" and not isinstance(loader, ResumableDataLoader):
+        return bool(value == "process")
+    if name in ("rank", "world_size") and not isinstance(loader, ResumableDataLoader):
+        return bool(value == {"rank": 0, "world_size": 1}[name])
+    return bool(getattr(loader, name, None) == value)
+
+
+def _set_workers(loader: Any, left: dict[str, Any]) -> None:
+    """The number of workers, which torch lets anybody set between two passes."""
+    if "num_workers" not in left:
+        return
+    loader.num_workers = left.pop("num_workers")
+    if loader.num_workers == 0:
+        loader.prefetch_factor, loader.timeout = None, 0
+    elif loader.prefetch_factor is None:
+        loader.prefetch_factor = 2
+
+
+def _resumable_with(loader: ResumableDataLoader[Any], left: dict[str, Any]) -> Any:
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    if not is_stream:
+        _set_workers(loader, left)
+        if "worker_kind" in left:
+            loader.worker_kind = left.pop("worker_kind")
+        if not left:
+            return loader
+        if loader.order is None:
+            raise CannotVaryError(
+                f"{', '.join(left)}: the loader has a sampler of your own, which decides that; let "
+                "the function that makes it take them as arguments"
+            )
+    return _rebuilt(loader, left)
+
+
+def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
+    workers = changes.get("num_workers", loader.num_workers)
+    arguments: dict[str, Any] = {
+        name: getattr(loader, name)
+        for name in (
+            *("batch_size", "collate_fn", "pin_memory", "worker_init_fn", "in_order", "strategy"),
+            *("tail", "on_error", "converter", "worker_kind", "worker_restarts", "order"),
+        )
+    }
+    if workers:
+        arguments["timeout"] = loader.timeout
+        arguments["prefetch_factor"] = loader.prefetch_factor
+        arguments["persistent_workers"] = loader.persistent_workers
+        arguments["multiprocessing_context"] = loader.multiprocessing_context
+    flow = loader._flow
+    if isinstance(flow, Stream):
+        arguments["snapshot_every"] = flow.snapshot_every
+        if flow.cut.name == "shards":
+            arguments["num_shards"] = len(flow.cut.shards(0, 1, 1))
+    arguments |= {"rank": loader.rank, "world_size": loader.world_size, "num_workers": workers}
+    if loader._given_seed is not None:
+        arguments["seed"] = loader.seed
+    arguments |= changes
+    return ResumableDataLoader(loader.dataset, **arguments)

@@ -1,0 +1,113 @@
+"""The subject: a function that makes a fresh loader, and how a new process comes to have it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataporter.errors import ConfigurationError
+from dataporter.tools.target import find_target
+
+__all__ = ["Subject", "subject_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What makes the loader.
+
+    Attributes:
+        name: as people know it.
+        target: ``package.module:name`` or ``path/to/file.py:name``, which a new interpreter can
+            find; None: only a fork of this process has the function.
+        arguments: given to it by name.
+        function: where there is no target.
+    """
+
+    name: str
+    target: str | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[..., Any] | None = None
+
+    def load(self) -> Callable[..., Any]:
+        """The function, with its arguments bound.
+
+        Raises:
+            ConfigurationError: (a ``ValueError``) there is no such function.
+        """
+        if self.target is None:
+            function: Any = self.function
+        else:
+            function = find_target(self.target)
+        if not callable(function):
+            raise ConfigurationError(
+                f"{self.name} is a {type(function).__name__}: name a function that returns a fresh "
+                "loader each time that it is called, since a resume is a new loader in a new "
+                "process"
+            )
+        return partial(function, **self.arguments) if self.arguments else function
+
+
+def subject_of(made_by: Any, arguments: Mapping[str, Any]) -> Subject:
+    """The subject that a target or a function comes to.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) it is neither.
+    """
+    if isinstance(made_by, str):
+        return Subject(made_by, made_by, dict(arguments))
+    function, bound = made_by, dict(arguments)
+    if isinstance(function, partial) and not function.args:
+        bound = {**function.keywords, **bound}
+        function = function.func
+    if not callable(function):
+        raise ConfigurationError(
+            f"verify() got a {type(made_by).__name__}: give it a function that returns a fresh "
+            "loader each time that it is called, since a resume is a new loader in a new process"
+        )
+    target = _target_of(function)
+    name = str(getattr(function, "__qualname__", repr(function)))
+    if target is None or not _can_be_sent(bound):
+        return Subject(name, None, bound, function)
+    return Subject(name, target, bound)
+
+
+def _can_be_sent(arguments: Mapping[str, Any]) -> bool:
+    try:
+        pickle.dumps(arguments)
+    except Exception:
+        return False
+    return not any(type(value).__module__ == "__main__" for value in arguments.values())
+
+
+def _target_of(function: Any) -> str | None:
+    """Where a new interpreter finds a function: only one that is at the top of a module."""
+    name, module = getattr(function, "__qualname__", None), getattr(function, "__module__", None)
+    if (
+        not name
+        or not module
+        or "<" in name
+        or not (inspect.isroutine(function) or inspect.isclass(function))
+    ):
+        return None
+    held: Any = sys.modules.get(module)
+    file = getattr(held, "__file__", None)
+    for step in name.split("."):
+        held = getattr(held, step, None)
+    if held is not function:
+        return None
+    if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is not None and spec.name.partition(".")[2]:  # python -m package.module
+            return f"{spec.name}:{name}"
+        # A notebook's or an interpreter's has no file that could be read again.
+        return f"{Path(file).resolve()}:{name}" if file and file.endswith(".py") else None
+    if file is not None and module.partition(".")[2] == "" and Path(file).suffix == ".py":
+        # By its file: a module at the top may have been found along a path set up for it alone.
+        return f"{Path(file).resolve()}:{name}"
+    return f"{module}:{name}"

@@ -1,0 +1,188 @@
+"""What ranks hold they hold together: one that differs or fails makes all of them raise."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from subjects import Indices, ids
+from worlds import outcome, ranks_of
+
+from dataporter import ResumableDataLoader
+from dataporter.ranks import agreement
+from dataporter.ranks.agreement import _explanation, _Report
+
+WORLD = 4
+ODD = 1  # the rank that does something else
+
+
+class Marked(Indices):
+    fingerprint = "as it was"
+
+
+class Lengthless:
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def loader_of(dataset: Any = None, **arguments: Any) -> ResumableDataLoader[Any]:
+    dataset = Marked(48) if dataset is None else dataset
+    return ResumableDataLoader(
+        dataset, **{"batch_size": 4, "shuffle": True, "seed": 5, **arguments}
+    )
+
+
+def marked_otherwise() -> Marked:
+    dataset = Marked(48)
+    dataset.fingerprint = "changed"  # type: ignore[misc]
+    return dataset
+
+
+# What the odd rank builds, and what every other rank's error has to say of it.
+BUILT: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "a shorter dataset": (
+        lambda: loader_of(Marked(47)),
+        ("dataset_length: 48 on ranks 0, 2-3; 47 on rank 1",),
+    ),
+    "changed data": (
+        lambda: loader_of(marked_otherwise()),
+        ("dataset_fingerprint: 'as it was' on ranks 0, 2-3; 'changed' on rank 1",),
+    ),
+    "another seed": (lambda: loader_of(seed=6), ("seed: 5 on ranks 0, 2-3; 6 on rank 1",)),
+    "no seed": (lambda: loader_of(seed=None), ("seed: 5 on ranks 0, 2-3; None on rank 1",)),
+    "two differences": (
+        lambda: loader_of(batch_size=3, tail="drop"),
+        ("batch_size: 4 on ranks 0, 2-3; 3 on rank 1", "tail: 'pad' on ranks 0, 2-3; 'drop'"),
+    ),
+}
+# What the odd rank raises of itself, with the note that the others raise as well.
+FAILING: dict[str, tuple[Any, str]] = {
+    "no length": (lambda: loader_of(Lengthless()), "UnsupportedDatasetError"),
+    "a wrong argument": (lambda: loader_of(batch_size=0), "ConfigurationError"),
+    "an argument of torch's": (lambda: loader_of(num_workers=-1), "ValueError"),
+}
+
+
+def building_rank() -> dict[str, Any]:
+    odd = dist.get_rank() == ODD
+    told = {}
+    for name, (build, _) in {**BUILT, **FAILING}.items():
+        told[name] = outcome(build if odd else loader_of)
+    told["in step"] = ids(next(iter(loader_of())))
+    return told
+
+
+def test_ranks_that_build_different_loaders_all_raise_and_say_who_differs_in_what() -> None:
+    ranks = ranks_of(WORLD, building_rank)
+    for name, (_, differences) in BUILT.items():
+        for rank in ranks:
+            kind, message, _ = rank[name]
+            assert kind == "RankMismatchError", name
+            assert [text for text in differences if text not in message] == [], message
+    for name, (_, expected) in FAILING.items():
+        for number, rank in enumerate(ranks):
+            kind, message, notes = rank[name]
+            if number == ODD:
+                assert kind == expected
+                assert "every other rank" in notes
+            else:
+                assert kind == "RankMismatchError"
+                assert f"rank 1 raised {expected}: " in message
+    assert len({tuple(rank["in step"]) for rank in ranks}) == WORLD, "the ranks stay in step"
+
+
+def states() -> dict[str, tuple[Any, str, str]]:
+    """What the odd rank loads, the error it raises, and what the others are told."""
+    good = loader_of(rank=0, world_size=WORLD).state_dict()
+    return {
+        "missing": (None, "InvalidStateError", "rank 1 raised InvalidStateError"),
+        "damaged": ({**good, "step": "x"}, "InvalidStateError", "'step'"),
+        "foreign": ({"model": 1}, "InvalidStateError", "'dataporter'"),
+        "contradicting": ({**good, "position": 10**9}, "InvalidStateError", "do not fit"),
+        "of other data": ({**good, "dataset_length": 9}, "StateMismatchError", "dataset_length"),
+        "older": (
+            {**good, "step": 1, "position": 16},
+            "RankMismatchError",
+            "step: 2 on ranks 0, 2-3; 1 on rank 1",
+        ),
+    }
+
+
+def loading_rank() -> dict[str, Any]:
+    odd = dist.get_rank() == ODD
+    loader = loader_of()
+    before = loader.state_dict()
+    good = {**before, "step": 2, "position": 32}
+    told: dict[str, Any] = {}
+    for name, (state, *_) in states().items():
+        told[name] = outcome(lambda state=state: loader.load_state_dict(state if odd else good))
+        told[f"{name}: untouched"] = loader.state_dict() == before
+    # The ranks are in step after all of this, and agree on what is wrong for all of them.
+    told["all"] = outcome(lambda: loader.load_state_dict({**good, "seed": 6}))
+    told["calls"] = outcome(loader_of if odd else lambda: loader.load_state_dict(good))
+    told["in the end"] = outcome(lambda: loader.load_state_dict(good))
+    told["place"] = (loader.epoch, loader.position)
+    return told
+
+
+def test_a_rank_with_another_state_or_none_makes_all_ranks_raise_and_nobody_applies_one() -> None:
+    ranks = ranks_of(WORLD, loading_rank)
+    for name, (_, expected, text) in states().items():
+        for number, rank in enumerate(ranks):
+            kind, message, notes = rank[name]
+            assert kind == (expected if number == ODD else "RankMismatchError"), name
+            assert number == ODD or text in message, message
+            assert ("every other rank" in notes) == (number == ODD and kind != "RankMismatchError")
+            assert rank[f"{name}: untouched"]
+    for rank in ranks:
+        assert rank["all"][0] == "StateMismatchError"
+        assert rank["all"][2] == "", "a fault of all ranks needs no note about the others"
+        assert "call: load_state_dict() on ranks 0, 2-3" in rank["calls"][1]
+        assert "ResumableDataLoader() on rank 1" in rank["calls"][1]
+        assert rank["in the end"] is None
+        assert rank["place"] == (0, 32)
+
+
+def waiting_rank() -> Any:
+    impatient = dist.new_group(timeout=timedelta(seconds=1))
+    if dist.get_rank() == ODD:
+        dist.barrier()
+        return None
+    agreement._TELLS_AFTER = 0.2
+    warned: list[str] = []
+    warnings.showwarning = lambda message, *_, **__: warned.append(str(message))
+    told = outcome(lambda: loader_of(process_group=impatient))
+    dist.barrier()
+    return told, warned
+
+
+def test_a_rank_that_does_not_come_is_told_of_and_waited_for_until_the_group_s_timeout() -> None:
+    (kind, *_), warned = next(told for told in ranks_of(2, waiting_rank) if told)
+    assert kind == "RuntimeError", "torch's own"
+    (one,) = warned
+    assert "ResumableDataLoader() has waited 0 s" in one
+    assert "all 2 of them" in one
+    assert "rank=0, world_size=1" in one
+
+
+@pytest.mark.parametrize(
+    ("ranks", "named"),
+    [
+        ([3], "rank 3"),
+        ([0, 1], "ranks 0-1"),
+        ([0, 2, 3, 4, 9], "ranks 0, 2-4, 9"),
+    ],
+)
+def test_ranks_are_named_in_runs(ranks: list[int], named: str) -> None:
+    reports = [_Report("load", {"length": "9" if rank in ranks else "8"}) for rank in range(10)]
+    assert f"9 on {named}" in _explanation(reports)
+
+
+def test_a_thousand_ranks_that_all_differ_are_not_listed_one_by_one() -> None:
+    reports = [_Report("load", {"seed": str(rank)}) for rank in range(1000)]
+    message = _explanation(reports)
+    assert "7 on rank 7; and 992 other values" in message
+    assert len(message) < 600

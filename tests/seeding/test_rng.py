@@ -1,0 +1,132 @@
+"""Keyed randomness: unrelated streams, and generators put back as they were (C8)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from dataporter.seeding import numpy_state
+from dataporter.seeding.generators import (
+    fold,
+    isolated_generators,
+    mix,
+    sample_key,
+    sample_keys,
+    seed_generators,
+)
+
+WORDS = st.integers(0, 2**63 - 1)
+
+
+def states() -> tuple[object, ...]:
+    return random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+def draw() -> tuple[float, ...]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+@given(seed=WORDS, epoch=st.integers(0, 10**6), start=st.integers(0, 2**62))
+def test_the_keys_of_an_epoch_are_all_different(seed: int, epoch: int, start: int) -> None:
+    positions = np.arange(start, start + 2000)
+    keys = sample_keys(seed, epoch, positions)
+    assert len(np.unique(keys)) == 2000
+    assert sample_keys(seed, epoch, positions[5:6])[0] == keys[5], "alone or in a batch"
+    assert [sample_key(seed, epoch, start + place) for place in range(20)] == keys[:20].tolist()
+
+
+@given(words=st.lists(WORDS, min_size=1, max_size=4), bit=st.integers(0, 62), data=st.data())
+def test_every_bit_of_every_word_changes_the_hash(
+    words: list[int], bit: int, data: st.DataObject
+) -> None:
+    place = data.draw(st.integers(0, len(words) - 1))
+    changed = list(words)
+    changed[place] ^= 1 << bit
+    assert fold(*words) != fold(*changed)
+    assert 0 <= fold(*words) < 2**64
+
+
+def test_the_order_of_the_words_counts() -> None:
+    assert fold(1, 2) != fold(2, 1)
+
+
+def test_mix_is_a_bijection_with_even_bits() -> None:
+    words = mix(np.arange(40_000, dtype=np.uint64))
+    assert len(np.unique(words)) == 40_000
+    ones = np.unpackbits(words.view(np.uint8)).reshape(-1, 64).sum(axis=0)
+    statistic = ((ones - 20_000) ** 2 / 10_000).sum()
+    assert chi2.sf(statistic, 64) > 1e-5
+
+
+@given(key=st.integers(0, 2**64 - 1))
+def test_seeding_decides_what_all_three_generators_give(key: int) -> None:
+    with isolated_generators():
+        seed_generators(key)
+        first = draw()
+        seed_generators(key)
+        assert draw() == first
+
+
+@pytest.mark.parametrize("kept_normal", [False, True])
+@given(seed=st.integers(0, 2**32 - 1), draws=st.integers(0, 700), normals=st.integers(0, 3))
+def test_isolation_puts_every_bit_of_state_back(
+    kept_normal: bool, seed: int, draws: int, normals: int
+) -> None:
+    """Also the second of a pair of normal numbers, which NumPy keeps for the next call."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.random_sample(draws)
+    if kept_normal:
+        np.random.standard_normal()
+        random.gauss(0, 1)
+    before = states()
+    with isolated_generators():
+        seed_generators(seed + 1)
+        draw()
+        np.random.standard_normal(normals)
+        random.gauss(0, 1)
+    assert states() == before
+
+
+@pytest.mark.parametrize("make", [np.random.PCG64, np.random.Philox, np.random.MT19937])
+def test_another_bit_generator_behind_numpy_random_is_put_back_as_well(
+    make: Callable[[int], np.random.BitGenerator],
+) -> None:
+    ours = np.random.get_bit_generator()
+    np.random.set_bit_generator(make(5))
+    try:
+        before = repr(np.random.get_state(legacy=False))
+        state = numpy_state.save()
+        np.random.rand(3)
+        numpy_state.put_back(state)
+        assert repr(np.random.get_state(legacy=False)) == before
+    finally:
+        np.random.set_bit_generator(ours)
+
+
+@pytest.mark.parametrize("make", [np.random.PCG64, np.random.Philox, np.random.SFC64])
+def test_seeding_decides_what_another_bit_generator_gives(
+    make: Callable[[int], np.random.BitGenerator],
+) -> None:
+    ours = np.random.get_bit_generator()
+    np.random.set_bit_generator(make(5))
+    try:
+        before = repr(np.random.get_state(legacy=False))
+        with isolated_generators():
+            seed_generators(7 << 32)
+            first = draw()
+            seed_generators(7 << 32)
+            assert draw() == first
+            seed_generators(8 << 32)
+            assert draw() != first
+        assert repr(np.random.get_state(legacy=False)) == before
+    finally:
+        np.random.set_bit_generator(ours)

@@ -1,0 +1,303 @@
+"""Streams that a pass has left, that read ahead, or of which nothing comes (C3, C8, C10, C12)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from example_streams import KINDS, Stateful, numbers
+from subjects import digest
+from torch.utils.data import IterableDataset
+
+from dataporter import ResumableDataLoader, UnsupportedDatasetError, sample_rng
+from dataporter.seeding.generators import global_state
+
+SEED = 5
+LENGTH = 20
+pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
+ways = pytest.mark.parametrize("persistent", [False, True], ids=["inline", "persistent"])
+
+
+def loader_of(dataset: Any, persistent: bool = False, **arguments: Any) -> ResumableDataLoader[Any]:
+    if persistent:
+        arguments = {"num_workers": 2, "persistent_workers": True, **arguments}
+    return ResumableDataLoader(dataset, **{"batch_size": 3, "seed": SEED, **arguments})
+
+
+def digests(batches: Any) -> list[str]:
+    return [digest(batch) for batch in batches]
+
+
+# ---- a pass that was left leaves nothing behind
+
+
+@kinds
+@ways
+def test_the_epoch_after_a_pass_that_was_left_is_whole(kind: str, persistent: bool) -> None:
+    untouched = loader_of(KINDS[kind](LENGTH), persistent)
+    untouched.set_epoch(1)
+    expected = digests(untouched)
+    loader = loader_of(KINDS[kind](LENGTH), persistent)
+    for _ in itertools.islice(loader, 3):
+        pass
+    assert digests(loader) == expected
+
+
+@kinds
+@ways
+def test_a_state_loaded_in_mid_pass_counts_from_where_it_was_taken(
+    kind: str, persistent: bool
+) -> None:
+    expected = digests(loader_of(KINDS[kind](LENGTH), persistent))
+    loader = loader_of(KINDS[kind](LENGTH), persistent)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    next(batches)
+    next(batches)
+    loader.load_state_dict(state)
+    assert digests(loader) == expected[1:]
+
+
+def test_a_dataset_that_was_resumed_begins_its_next_epoch_at_the_front() -> None:
+    class Unending(Stateful):
+        """Stays at its end."""
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from super().__iter__()
+            self.place = self.length
+
+    expected = loader_of(Unending(LENGTH))
+    first, second = (numbers(list(expected)) for _ in "ab")
+    assert first == second == list(range(LENGTH))
+    loader = loader_of(Unending(LENGTH))
+    next(iter(loader))
+    resumed = loader_of(Unending(LENGTH))
+    resumed.load_state_dict(loader.state_dict())
+    assert [numbers(list(resumed)), numbers(list(resumed))] == [first[3:], second]
+
+
+def test_the_epoch_counts_though_the_state_that_was_found_has_another() -> None:
+    class Epochs(IterableDataset[int]):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[int]:
+            return iter([self.epoch] * 2)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"epoch": self.epoch}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.epoch = state["epoch"]
+
+    loader = loader_of(Epochs())
+    assert [batch.tolist() for _ in range(3) for batch in loader] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_a_dataset_may_have_no_state_before_it_is_iterated_over() -> None:
+    class Late(IterableDataset[int]):
+        start = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.place, self.start = self.start, 0
+            while self.place < 6:
+                self.place += 1
+                yield self.place
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"place": self.place}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.start = state["place"]
+
+    loader = loader_of(Late())
+    next(iter(loader))
+    resumed = loader_of(Late())
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch.tolist() for batch in resumed] == [[4, 5, 6]]
+    assert [batch.tolist() for batch in loader] == [[1, 2, 3], [4, 5, 6]]
+
+
+class Tidy(IterableDataset[int]):
+    """Says when it was closed."""
+
+    def __init__(self, shards: int = 1) -> None:
+        self.num_shards = shards
+        self.closed: list[int] = []
+
+    def shard(self, num_shards: int, index: int) -> Any:
+        return _TidyShard(self.closed, index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.shard(1, 0))
+
+
+class _TidyShard:
+    def __init__(self, closed: list[int], index: int) -> None:
+        self.closed, self.index = closed, index
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            yield from range(6 * (self.index + 1))
+        finally:
+            self.closed.append(self.index)
+
+
+def test_what_a_pass_has_open_is_closed_when_it_is_left() -> None:
+    stream = Tidy(2)
+    loader = loader_of(stream)
+    for _ in itertools.islice(loader, 2):
+        pass
+    assert sorted(stream.closed) == [0, 1]
+
+
+def test_a_shard_that_has_ended_is_let_go_of() -> None:
+    class Open:
+        """An iterator that holds something as long as it lives."""
+
+        def __init__(self, living: set[int], index: int) -> None:
+            self.living, self.index, self.left = living, index, 2 + 4 * index
+            living.add(index)
+
+        def __iter__(self) -> Open:
+            return self
+
+        def __next__(self) -> int:
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            return self.left
+
+        def __del__(self) -> None:
+            self.living.discard(self.index)
+
+    class Files(IterableDataset[int]):
+        num_shards = 2
+
+        def __init__(self) -> None:
+            self.living: set[int] = set()
+
+        def shard(self, num_shards: int, index: int) -> Any:
+            return Open(self.living, index)
+
+        def __iter__(self) -> Iterator[int]:
+            raise NotImplementedError
+
+    files = Files()
+    batches = iter(loader_of(files))
+    assert next(batches).tolist() == [1, 0]
+    next(batches)
+    assert files.living == {1}
+    assert len(list(batches)) == 1
+
+
+# ---- samples that are computed together
+
+
+class Chunked(IterableDataset[Any]):
+    """Computes four samples when the first of them is asked for, and the rest of them again when
+    it goes on from a state; what is drawn is so drawn by the seed of another sample.
+    """
+
+    reads_ahead = True
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.place < LENGTH:
+            first = self.place - self.place % 4
+            for drawn in [self.draw(number) for number in range(first, first + 4)][
+                self.place % 4 :
+            ]:
+                self.place += 1
+                yield {"index": self.place - 1, "drawn": drawn}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+DRAWS = {
+    "nothing": lambda number: 0.0,
+    "python": lambda number: random.random(),
+    "numpy": lambda number: np.random.rand(),
+    "sample_rng": lambda number: sample_rng().random(),
+    # As many words as the generator makes at a time, so that its place is where it was.
+    "a whole turn": lambda number: float(np.random.rand(312).sum()),
+    "late": lambda number: random.random() if number > 9 else 0.0,
+}
+
+
+@pytest.mark.parametrize("strategy", ["advanced", "simple"])
+@pytest.mark.parametrize("draws", DRAWS)
+def test_what_is_drawn_for_several_samples_at_once_comes_again(draws: str, strategy: str) -> None:
+    """... since no state is taken from the first draw on, and samples are read again from there."""
+    arguments = {"strategy": strategy}
+    expected = digests(loader_of(Chunked(DRAWS[draws]), **arguments))
+    for stop in range(len(expected) + 1):
+        loader = loader_of(Chunked(DRAWS[draws]), **arguments)
+        batches = iter(loader)
+        seen = digests(itertools.islice(batches, stop))
+        state = json.loads(json.dumps(loader.state_dict()))
+        resumed = loader_of(Chunked(DRAWS[draws]), **arguments)
+        resumed.load_state_dict(state)
+        assert seen + digests(resumed) == expected
+        if stop == 3:
+            marked = {"nothing": 9, "late": 6}.get(draws, 0)
+            assert state["shards"][0][4] == marked
+
+
+@pytest.mark.parametrize("draws", [draw for draw in DRAWS if draw not in ("nothing", "sample_rng")])
+def test_a_draw_is_seen(draws: str) -> None:
+    before = global_state()
+    assert global_state() == before
+    DRAWS[draws](10)
+    assert global_state() != before
+
+
+def test_a_dataset_may_say_that_its_states_are_not_exact() -> None:
+    class Buffered(Stateful):
+        snapshots_are_exact = False
+
+    loader = loader_of(Buffered(LENGTH))
+    next(iter(loader))
+    assert loader.state_dict()["stream"] == "replay"
+
+
+# ---- nothing comes
+
+
+def test_it_is_told_when_drop_last_leaves_nothing() -> None:
+    loader = loader_of(KINDS["shards"](LENGTH), batch_size=16, drop_last=True)
+    with pytest.warns(RuntimeWarning, match=r"left out all 20 samples .* in 4 shards"):
+        assert list(loader) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(loader_of(KINDS["shards"](0), drop_last=True)) == []
+        assert len(list(loader_of(KINDS["shards"](LENGTH), drop_last=True))) == 0 + 1 + 2 + 3
+
+
+@kinds
+def test_a_stream_can_be_put_to_the_start_of_any_epoch(kind: str) -> None:
+    loader = loader_of(KINDS[kind](LENGTH))
+    expected = digests(loader)
+    for _ in itertools.islice(loader, 2):
+        pass
+    loader.seek(epoch=0)
+    assert digests(loader) == expected
+    with pytest.raises(UnsupportedDatasetError, match="no place to jump to"):
+        loader.seek(epoch=0, step=1)

@@ -1,0 +1,104 @@
+"""Diagnosis: each planted fault is found and called by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import faulty
+import numpy as np
+import pytest
+import torch
+from example_streams import KINDS
+from faulty import FAULTS, loader
+from subjects import Augmented, Batched, Indices
+from torch.utils.data import RandomSampler
+
+from dataporter import ResumableDataLoader, verify
+from dataporter.tools.verification.diagnosis import diagnose
+from dataporter.tools.verification.processes import Processes
+from dataporter.tools.verification.report import Case
+from dataporter.tools.verification.subject import subject_of
+
+pytestmark = pytest.mark.usefixtures("shared_hosts")
+
+# The others are seen without workers as well, which takes less time.
+SEEN_WITH_WORKERS = (
+    faulty.worker_in_a_sample,
+    faulty.worker_init_fn_with_the_clock,
+    faulty.global_generators_in_threads,
+    faulty.threads_that_share_a_buffer,
+    faulty.batches_out_of_order,
+    faulty.file_that_workers_share,
+)
+# The others are seen within an epoch.
+SEEN_IN_THE_SECOND_EPOCH = (
+    *SEEN_WITH_WORKERS,
+    faulty.stream_that_counts,
+    faulty.rows_changed_in_place,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make_loader", FAULTS, ids=lambda fault: fault.__name__)
+def test_each_fault_has_its_diagnosis(make_loader: Callable[[], Any]) -> None:
+    cause, named = FAULTS[make_loader]
+    workers = [0, 2] if make_loader in SEEN_WITH_WORKERS else [0]
+    steps = None if make_loader in SEEN_IN_THE_SECOND_EPOCH else 6
+    report = verify(make_loader, workers=workers, steps=steps, measure=False, seed=1)
+    assert not report.exact
+    assert [diagnosis.cause for diagnosis in report.diagnoses] == [cause], str(report)
+    (diagnosis,) = report.diagnoses
+    assert named in diagnosis.because
+    assert diagnosis.remedy
+
+
+def test_a_number_of_workers_that_has_to_stay_is_called_so() -> None:
+    make_loader = faulty.plain_loader_that_depends_on_its_workers
+    report = verify(make_loader, workers=[0, 1], steps=6, measure=False)
+    causes = {diagnosis.cause for diagnosis in report.diagnoses}
+    assert causes == {
+        "the number of workers has to stay",
+        "a worker's death ends the training",
+    }, str(report)
+
+
+SOUND: dict[str, Callable[[], Any]] = {
+    "augmented": lambda: loader(Augmented(24)),
+    "augmented, simple": lambda: loader(Augmented(24), strategy="simple"),
+    "augmented, distributed": lambda: loader(Augmented(24), strategy="distributed"),
+    "columns": lambda: loader({"x": torch.arange(24), "y": np.arange(24.0)}),
+    "batched": lambda: loader(Batched(24)),
+    "a sampler": lambda: ResumableDataLoader(
+        Indices(24), 4, sampler=RandomSampler(range(24)), seed=3
+    ),
+    **{kind: partial(lambda made: loader(made(24)), made) for kind, made in KINDS.items()},
+}
+
+
+def sound(name: str) -> Any:
+    return SOUND[name]()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_nothing_is_found_in_a_sound_loader(name: str, hosts: Processes) -> None:
+    """Whatever is asked: here, as if a case had differed."""
+    stream = name in KINDS
+    facts = {
+        "stream": stream,
+        "ours": True,
+        "samples": None if stream else 24,
+        "keeps_state": False,
+    }
+
+    def run(what: str, tasks: Any) -> Any:
+        named = [replace(task, name=number) for number, task in enumerate(tasks)]
+        outcomes = hosts.run(named, 2)
+        return [outcomes[task.name] for task in named]
+
+    case = Case("2 processes", "mid-epoch", "not exact")
+    found, notes = diagnose(subject_of(sound, {"name": name}), facts, [case], run)
+    assert found == []
+    assert notes == ["no experiment has shown why it differs"]

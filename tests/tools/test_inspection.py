@@ -1,0 +1,507 @@
+"""Inspecting checkpoints: what is found, what is said of it, and what is never executed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from subjects import Indices, ids
+from torch.utils.data import IterableDataset, RandomSampler
+from typer.testing import CliRunner
+
+from dataporter import (
+    BlockShuffledOrder,
+    CheckpointNotFoundError,
+    KeyBasedDtypeConverter,
+    ResumableDataLoader,
+    ResumableSampler,
+    UnreadableCheckpointError,
+    inspect_checkpoint,
+    save_atomically,
+)
+from dataporter.tools.cli import main
+
+LENGTH = 103
+RUN_COMMAND = "from dataporter.tools.cli import main; main()"
+
+
+def loader_at(steps: int, **arguments: Any) -> ResumableDataLoader[Any]:
+    chosen: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 7, **arguments}
+    loader = ResumableDataLoader(Indices(LENGTH), **chosen)
+    batches = iter(loader)
+    for _ in range(steps):
+        next(batches)
+    return loader
+
+
+def state_at(steps: int, **arguments: Any) -> dict[str, Any]:
+    return loader_at(steps, **arguments).state_dict()
+
+
+def ran(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+# ---- what comes next is what a resumed loader delivers
+
+
+@given(
+    steps=st.integers(0, 9),
+    length=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    world_size=st.integers(1, 5),
+    tail=st.sampled_from(["pad", "drop", "uneven"]),
+    order=st.sampled_from(["shuffled", "sequential", "torch", BlockShuffledOrder(3, 2)]),
+    epoch=st.integers(0, 3),
+)
+def test_the_next_indices_are_those_that_each_rank_gets(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: int,
+    length: int,
+    batch_size: int,
+    world_size: int,
+    tail: Any,
+    order: Any,
+    epoch: int,
+) -> None:
+    def rank_of(rank: int) -> ResumableDataLoader[Any]:
+        return ResumableDataLoader(
+            Indices(length),
+            batch_size,
+            order=order,
+            seed=5,
+            strategy="distributed",
+            tail=tail,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    loader = rank_of(0)
+    loader.set_epoch(epoch)
+    for _, _ in zip(range(steps), loader):
+        pass
+    path = tmp_path_factory.mktemp("state") / "state.json"
+    path.write_text(json.dumps(loader.state_dict()))
+    (found,) = inspect_checkpoint(path, ranks=world_size, indices=batch_size).states
+    assert found.progress is not None
+    assert 0 <= found.progress <= 1
+    for coming in found.next:
+        resumed = rank_of(coming.rank)
+        resumed.load_state_dict(loader.state_dict())
+        batches = [ids(batch) for batch in resumed]
+        if not batches and coming.epoch != loader.epoch:
+            batches = [ids(batch) for batch in resumed]
+        assert list(coming.indices) == (batches[0] if batches else [])
+    if not found.next:
+        assert not list(rank_of(0))
+
+
+def test_batches_that_came_ahead_of_their_turn_do_not_come_again(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"num_workers": 2, "in_order": False}
+    state = state_at(0, **arguments) | {"step": 2, "early": [[4, 8, 0], [12, 16, 0]]}
+    torch.save(state, tmp_path / "state.pt")
+    (found,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert found.progress == pytest.approx(8 / LENGTH)
+    resumed = ResumableDataLoader(Indices(LENGTH), 4, shuffle=True, seed=7)
+    resumed.load_state_dict(state)
+    assert list(found.next[0].indices) == ids(next(iter(resumed)))
+
+
+def test_the_progress_is_what_is_delivered_of_what_will_be(tmp_path: Path) -> None:
+    for arguments, steps, expected in (
+        ({}, 0, 0.0),
+        ({}, 13, 52 / 103),
+        ({}, 26, 1.0),
+        ({"tail": "drop"}, 25, 1.0),
+        ({"tail": "drop"}, 5, 20 / 100),
+    ):
+        save_atomically(state_at(steps, **arguments), tmp_path / "state.pt")
+        (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+        assert state.progress == pytest.approx(expected)
+
+
+def test_a_finished_epoch_says_that_the_next_one_comes(tmp_path: Path) -> None:
+    torch.save(state_at(26), tmp_path / "state.pt")
+    (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert state.next[0].epoch == 1
+    assert any("delivered to its end" in note for note in state.notes)
+
+
+def test_what_may_change_follows_from_the_strategy(tmp_path: Path) -> None:
+    for strategy, free in (("simple", 1), ("advanced", 3), ("distributed", 3)):
+        torch.save(state_at(1, strategy=strategy), tmp_path / "state.pt")
+        (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+        assert len(state.may_change) == free
+        said = " ".join(state.may_change)
+        assert ("batch size" in said) == (free > 1)
+        assert ("number of ranks" in said) == (free > 2)
+
+
+def test_of_a_sampler_or_order_of_the_users_own_nothing_is_guessed(tmp_path: Path) -> None:
+    class Backwards:
+        name, version = "backwards", 3
+
+        def epoch_length(self, dataset_length: int) -> int:
+            return dataset_length
+
+        def indices(self, positions: Any, *, seed: int, epoch: int, dataset_length: int) -> Any:
+            return dataset_length - 1 - positions
+
+    own = {"shuffle": None, "sampler": RandomSampler(range(LENGTH))}
+    for arguments in (own, {"shuffle": None, "order": Backwards()}):
+        torch.save(state_at(2, **arguments), tmp_path / "state.pt")
+        (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+        assert state.next == ()
+        assert state.progress is None
+        assert any("of your own" in note for note in state.notes)
+
+
+def test_an_order_of_another_version_is_not_computed(tmp_path: Path) -> None:
+    torch.save({**state_at(2), "order_version": 9}, tmp_path / "state.pt")
+    (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert state.next == ()
+    assert any("version 9" in note for note in state.notes)
+
+
+def test_an_order_that_takes_long_to_compute_is_left_out(tmp_path: Path) -> None:
+    state = {**state_at(2, order="torch", shuffle=None), "dataset_length": 10**9}
+    torch.save(state, tmp_path / "state.pt")
+    (found,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert found.next == ()
+    assert any("run forward" in note for note in found.notes)
+
+
+def test_a_state_of_a_trillion_samples_is_looked_at_at_once(tmp_path: Path) -> None:
+    state = {**state_at(2), "dataset_length": 10**12}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (found,) = inspect_checkpoint(tmp_path / "state.json").states
+    assert found.next[0].count == 4
+
+
+# ---- streams
+
+
+class Words(IterableDataset[int]):
+    num_shards = 5
+
+    def shard(self, num_shards: int, index: int) -> list[int]:
+        return list(range(index, 50, num_shards))
+
+    def __iter__(self) -> Any:
+        return iter(range(50))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 7, 13])
+def test_the_shard_that_comes_next_is_the_one_that_is_read(tmp_path: Path, steps: int) -> None:
+    loader = ResumableDataLoader(Words(), batch_size=4, seed=1)
+    batches = iter(loader)
+    for _ in range(steps):
+        next(batches)
+    torch.save({"data": loader.state_dict()}, tmp_path / "state.pt")
+    (state,) = inspect_checkpoint(tmp_path / "state.pt").states
+    assert state.reads == "stream"
+    assert state.position == loader.position
+    coming = state.next[0]
+    assert coming.shard is not None
+    assert coming.place is not None
+    assert next(batches)[0] == coming.shard + 5 * coming.place
+
+
+def test_the_parts_of_ranks_are_told_apart(tmp_path: Path) -> None:
+    parts = []
+    for rank in range(2):
+        loader = ResumableDataLoader(
+            Words(), batch_size=4, seed=1, rank=rank, world_size=2, strategy="distributed"
+        )
+        next(iter(loader))
+        parts.append(loader.state_dict())
+    torch.save({"parts": parts}, tmp_path / "state.pt")
+    states = inspect_checkpoint(tmp_path / "state.pt").states
+    assert [state.next[0].rank for state in states] == [0, 1]
+    for state in states:
+        assert any("number of ranks" in one for one in state.must_stay)
+        assert any("gather=True" in note for note in state.notes)
+
+
+# ---- where states are found
+
+
+def test_states_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    converter = KeyBasedDtypeConverter({"image": "float16"})
+    converter.convert_batch({"image": torch.rand(3)})
+    sampler = ResumableSampler(LENGTH, 4, shuffle=True, seed=7)
+    checkpoint = {
+        "model": {"weight": torch.rand(10, 10), "names": ["a", {"b": 2}]},
+        "loops": {"fit": [{"state": state_at(1)}, None]},
+        "dataporter": state_at(2),
+        "text": json.dumps({"inner": [state_at(3)]}),
+        7: sampler.state_dict(delivered=0),
+        "converter": converter.state_dict(),
+        "versions": {"dataporter": "0.1.0", "torch": "2.11"},
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    report = inspect_checkpoint(tmp_path / "checkpoint.pt")
+    assert {state.where: state.step for state in report.states} == {
+        "['loops']['fit'][0]['state']": 1,
+        "['dataporter']": 2,
+        "['text']['inner'][0]": 3,
+        "[7]": 0,
+    }
+    (found,) = report.files[0].converters
+    assert (found.where, found.originals) == ("['converter']", {"image": ["float32"]})
+
+
+def test_a_checkpoint_that_holds_itself_is_walked_once(tmp_path: Path) -> None:
+    checkpoint: dict[str, Any] = {"state": state_at(1), "list": []}
+    checkpoint["list"].append(checkpoint)
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    assert len(inspect_checkpoint(tmp_path / "checkpoint.pt").states) == 1
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_is_read_without_its_tensors(tmp_path: Path) -> None:
+    loader = loader_at(2)
+    dcp.save(
+        {"loader": loader, "w": torch.zeros(4), "parts": {"list": [state_at(5), 1]}},
+        checkpoint_id=tmp_path / "step_2",
+        no_dist=True,
+    )
+    for path in (tmp_path / "step_2", tmp_path):
+        states = inspect_checkpoint(path).states
+        assert {state.where: state.step for state in states} == {
+            "['loader']": 2,
+            "['parts']['list'][0]": 5,
+        }
+        assert states[0].state == loader.state_dict()
+
+
+def test_a_folder_shows_all_checkpoints_of_a_series_the_newest_first(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        save_atomically({"loader": state_at(step)}, tmp_path / "checkpoint.pt", keep=4)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert [state.step for state in inspect_checkpoint(tmp_path).states] == [4, 3, 2, 1]
+    damaged = bytearray((tmp_path / "checkpoint.pt").read_bytes())
+    damaged[100] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(damaged)
+    report = inspect_checkpoint(tmp_path)
+    assert [state.step for state in report.states] == [3, 2, 1]
+    assert "passes it over" in report.faults[0]
+
+
+# ---- what cannot be read
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["HARMED"],)
+
+
+def damage(kind: str, path: Path) -> None:
+    torch.save({"loader": state_at(1), "w": torch.rand(100)}, path)
+    whole = path.read_bytes()
+    contents: dict[str, Callable[[], bytes]] = {
+        "cut": lambda: whole[: len(whole) // 2],
+        "empty": lambda: b"",
+        "text": lambda: b"hello",
+        "half a JSON": lambda: b'{"dataporter": 1, ',
+        "changed": lambda: whole[:200] + bytes([whole[200] ^ 255]) + whole[201:],
+        "another pickle": lambda: pickle.dumps(state_at(1)),
+    }
+    path.write_bytes(contents[kind]())
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("cut", "cut short"),
+        ("empty", "is empty"),
+        ("text", "is no checkpoint"),
+        ("half a JSON", "no JSON, or was cut short"),
+        ("changed", "damaged"),
+        ("another pickle", "damaged"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_gets_one_clear_line(
+    tmp_path: Path, kind: str, said: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    damage(kind, path)
+    with pytest.raises(UnreadableCheckpointError, match=said):
+        inspect_checkpoint(path)
+    code, _, errors = ran(path)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert said in errors
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_objects_are_named_and_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    harmed = tmp_path / "harmed"
+    monkeypatch.setenv("HARMED", str(harmed))
+    for value, name in ((argparse.Namespace(a=1), "argparse.Namespace"), (Harmful(), "mkdir")):
+        path = tmp_path / "checkpoint.pt"
+        torch.save(
+            {"args": value, "loader": state_at(1)}, path, _use_new_zipfile_serialization=zipped
+        )
+        with pytest.raises(UnreadableCheckpointError, match=f"pickled objects .*{name}"):
+            inspect_checkpoint(path)
+        assert not harmed.exists()
+
+
+def test_the_metadata_of_a_distributed_checkpoint_is_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmed = tmp_path / "harmed"
+    monkeypatch.setenv("HARMED", str(harmed))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(UnreadableCheckpointError, match=r"not from torch\.distributed"):
+        inspect_checkpoint(folder)
+    assert not harmed.exists()
+    pickle.loads((folder / ".metadata").read_bytes())
+    assert harmed.exists()  # the pickle is one that would
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": torch.ones(3)}, "'seed'"),
+        ({"step": "x"}, "'step'"),
+        ({"dataporter": 99}, "upgrade dataporter"),
+        ({"position": 400}, "do not fit"),
+        ({"tail": "other"}, "'tail'"),
+        ({"batch_size": 0}, "'batch_size'"),
+    ],
+)
+def test_a_damaged_state_says_which_field_is_wrong(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"loader": {**state_at(2), **changes}}, path)
+    report = inspect_checkpoint(path)
+    assert report.states == ()
+    assert said in report.faults[0]
+    code, shown, _ = ran(path)
+    assert code == 2
+    assert said in shown
+    json.loads(ran(path, "--json")[1])
+
+
+def test_a_state_that_has_lost_the_field_that_says_so_is_still_known(tmp_path: Path) -> None:
+    state = state_at(2)
+    del state["dataporter"]
+    torch.save(state, tmp_path / "state.pt")
+    (fault,) = inspect_checkpoint(tmp_path / "state.pt").faults
+    assert "'dataporter'" in fault
+
+
+def test_there_is_an_error_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        inspect_checkpoint(tmp_path / "missing.pt")
+    assert ran(tmp_path / "missing.pt")[0] == 2
+    assert ran(tmp_path)[0] == 1
+
+
+def test_tensors_are_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    size = 256 << 20
+    torch.save({"w": torch.zeros(size, dtype=torch.uint8), "loader": state_at(3)}, path)
+
+    code = (
+        "import sys, dataporter\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\n"
+        "(state,) = dataporter.inspect_checkpoint(sys.argv[1]).states\n"
+        "print(state.step, peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    step, grown = map(int, done.stdout.split())
+    assert step == 3
+    assert grown * 1024 < size / 4
+
+
+# ---- the command
+
+
+def test_the_command_prints_what_was_found_without_colour(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"loader": state_at(13)}, path)
+    code, shown, errors = ran(path)
+    assert (code, errors) == (0, "")
+    assert "\x1b" not in shown
+    for text in ("['loader']", "52 of 103", "50.4%", "advanced", "epoch 0, step 13: "):
+        assert text in shown
+    code, shown, _ = ran(path, "--json", "--indices", 2)
+    (file,) = json.loads(shown)["files"]
+    (state,) = file["states"]
+    assert state["progress"] == pytest.approx(52 / 103)
+    batch = next(iter(loader_at(0)))
+    assert len(state["next"][0]["indices"]) == 2
+    assert state["next"][0]["count"] == len(batch)
+
+
+def test_the_command_says_that_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": torch.rand(3)}, path)
+    code, _, errors = ran(path)
+    assert code == 1
+    assert "holds no state of a loader" in errors
+
+
+def test_a_traceback_is_shown_when_it_is_asked_for(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.pt"), "--debug"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert "\ndataporter: inspect: " in result.stderr
+
+
+def test_the_table_can_be_printed_where_only_ascii_can(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"loader": state_at(13)}, path)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            RUN_COMMAND,
+            "inspect",
+            str(path),
+        ],
+        capture_output=True,
+        timeout=100,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert b"##########----------" in done.stdout
+
+
+def test_the_code_in_the_documentation_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(block, {})

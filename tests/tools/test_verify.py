@@ -1,0 +1,480 @@
+"""Verification: sound loaders are exact in every case, and what is not exact is found."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from example_streams import KINDS
+from rich.console import Console
+from subjects import Augmented
+from torch.utils.data import DataLoader
+from typer.testing import CliRunner
+
+from dataporter import (
+    ConfigurationError,
+    ResumableDataLoader,
+    VerificationError,
+    VerifyReport,
+    verify,
+)
+from dataporter.tools.cli import main
+from dataporter.tools.verification import session
+from dataporter.tools.verification.command import show
+from dataporter.tools.verification.page import page
+from dataporter.tools.verification.report import Case, Measures
+
+HERE = Path(__file__).resolve()
+pytestmark = pytest.mark.usefixtures("shared_hosts")
+
+
+def sound(strategy: str = "advanced", length: int = 43) -> Any:
+    return ResumableDataLoader(Augmented(length), 4, shuffle=True, strategy=strategy, seed=5)
+
+
+def columns() -> Any:
+    rows = {"x": torch.arange(40), "y": torch.arange(80.0).reshape(40, 2)}
+    return ResumableDataLoader(rows, 4, shuffle=True)
+
+
+def stream(kind: str) -> Any:
+    return ResumableDataLoader(KINDS[kind](24), 4, seed=2)
+
+
+def plain() -> Any:
+    return DataLoader(Augmented(24), 4, shuffle=True)
+
+
+def no_loader() -> Any:
+    raise OSError("the disk\nis gone")
+
+
+class Slow(Augmented):
+    """Takes its time."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def slow() -> Any:
+    return ResumableDataLoader(Slow(40), 4, seed=1)
+
+
+def hanging() -> Any:
+    time.sleep(60)
+
+
+def with_arguments(num_workers: int = 1, batch_size: int = 4) -> Any:
+    return ResumableDataLoader(Augmented(22), batch_size, seed=1, num_workers=num_workers)
+
+
+class Forgetful:
+    """A loader whose state says nothing."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Any:
+        for number in range(12):
+            yield torch.tensor([number, 10 * number])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["batches"]
+
+
+UNSEEDED: dict[str, Callable[[], Any]] = {
+    "a stream": lambda: ResumableDataLoader(KINDS["replay"](24), 4),
+    "ranks": lambda: ResumableDataLoader(Augmented(25), 4, shuffle=True, strategy="distributed"),
+    "a dropped tail": lambda: ResumableDataLoader(
+        Augmented(25), 4, shuffle=True, strategy="distributed", drop_last=True
+    ),
+}
+
+
+def unseeded(kind: str) -> Any:
+    return UNSEEDED[kind]()
+
+
+class WithManager(Augmented):
+    """Has a process of its own beside the workers."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.manager = multiprocessing.Manager()
+        self.read = self.manager.dict()
+
+    def __getitem__(self, index: int) -> Any:
+        self.read[index] = True
+        return super().__getitem__(index)
+
+
+def with_manager() -> Any:
+    return ResumableDataLoader(WithManager(24), 4, shuffle=True, seed=1)
+
+
+class Drawn:
+    """A loader of somebody's own: nothing seeds it, and its state has all that it needs."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+
+    def __iter__(self) -> Any:
+        self.order = self.order or random.Random().sample(range(8), 8)
+        while self.order:
+            yield torch.tensor(self.order.pop())
+
+    def state_dict(self) -> dict[str, list[int]]:
+        self.order = self.order or random.Random().sample(range(8), 8)
+        return {"order": list(self.order)}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        self.order = list(state["order"])
+
+
+class Careful:
+    """A loader of somebody's own that saves the generator that it draws from."""
+
+    place = 0
+
+    def __iter__(self) -> Any:
+        while self.place < 10:
+            self.place += 1
+            yield torch.tensor(random.randrange(1 << 20))
+        self.place = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place, "random": list(random.getstate()[1])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+        random.setstate((3, tuple(state["random"]), None))
+
+
+def careful() -> Any:
+    random.seed(1)
+    return Careful()
+
+
+def nothing() -> None:
+    return None
+
+
+def empty() -> Any:
+    return ResumableDataLoader(range(0), 4)
+
+
+@pytest.mark.parametrize("strategy", ["simple", "advanced", "distributed"])
+def test_sound_loaders_are_exact_in_every_case(strategy: str) -> None:
+    report = verify(sound, arguments={"strategy": strategy}, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+    names = {(case.setting, case.name) for case in report.cases}
+    places = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
+    alone = ("left alone", "left alone, as no workers")
+    for setting, first in zip(("no workers", "2 processes"), alone):
+        for place in (first, *places, "SIGKILL"):
+            assert (setting, place) in names
+    assert ("2 processes", "mid-epoch, from no workers") in names
+    assert ("2 processes", "SIGKILL to a worker") in names
+    assert any("batch size" in setting for setting, _ in names) == (strategy != "simple")
+    assert any("ranks" in setting for setting, _ in names) == (strategy == "distributed")
+    assert all(case.comparison is not None and case.comparison.batches for case in report.cases)
+    assert (report.not_run, report.diagnoses, report.epoch_batches) == (0, (), 11)
+
+
+def test_columns_are_exact() -> None:
+    assert verify(columns, workers=[0, 1], measure=False).exact
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_are_exact(kind: str) -> None:
+    report = verify(stream, arguments={"kind": kind}, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+
+
+@pytest.mark.parametrize("kind", UNSEEDED)
+def test_a_seed_is_not_needed(kind: str) -> None:
+    report = verify(unseeded, arguments={"kind": kind}, workers=[0], measure=False)
+    assert report.exact, str(report)
+
+
+def test_another_process_of_the_datasets_is_not_taken_for_a_worker() -> None:
+    report = verify(with_manager, workers=[2], measure=False)
+    assert report.exact, str(report)
+    assert any(case.name == "SIGKILL to a worker" for case in report.cases)
+
+
+def test_nothing_of_the_verification_disturbs_a_generator_that_is_saved() -> None:
+    assert verify(careful, workers=[0], steps=8, measure=False, seed=1).exact
+
+
+def test_of_a_loader_that_nothing_seeds_a_killed_run_is_compared_with_none() -> None:
+    report = verify(Drawn, workers=[0], steps=7, measure=False)
+    assert report.exact, str(report)
+    assert {case.name for case in report.cases} >= {"start", "mid-epoch"}
+    assert not any("SIGKILL" in case.name or "alone" in case.name for case in report.cases)
+    assert any("nothing seeds it" in note for note in report.notes)
+
+
+def test_ranks_of_a_process_group_are_exact() -> None:
+    report = verify(
+        sound,
+        arguments={"strategy": "distributed"},
+        workers=[0],
+        worlds=[2, 1],
+        spawn=True,
+        measure=False,
+    )
+    assert report.exact, str(report)
+    assert {"1 rank", "2 ranks"} < {case.setting for case in report.cases}
+
+
+def test_a_state_that_says_nothing_is_found_out() -> None:
+    report = verify(Forgetful, measure=False, diagnose=False, workers=[0])
+    assert not report.exact
+    found = {case.name: case for case in report.cases}
+    assert found["left alone"].verdict == found["start"].verdict == "exact"
+    comparison = found["mid-epoch"].comparison
+    assert comparison is not None
+    assert comparison.first is not None
+    assert (comparison.first.row, comparison.first.kind) == (0, "values")
+    assert (comparison.first.expected, comparison.first.found) == ("6", "0")
+    assert comparison.differing == comparison.batches
+
+
+def test_a_plain_loader_without_a_state_is_read_again() -> None:
+    report = verify(plain, workers=[0], measure=False, diagnose=False)
+    assert not report.exact  # its augmentation draws from generators that nobody has saved
+    assert any("has no state" in note for note in report.notes)
+
+
+def test_a_local_function_is_forked_and_the_report_says_so() -> None:
+    def make_loader() -> Any:
+        return sound()
+
+    report = verify(make_loader, workers=[0], measure=False)
+    assert report.exact
+    assert any("hash randomisation" in note for note in report.notes)
+
+
+def test_what_cannot_be_carried_out_is_an_error() -> None:
+    with pytest.raises(VerificationError, match="the disk is gone"):
+        verify(no_loader)
+    with pytest.raises(VerificationError, match="nothing returned a NoneType"):
+        verify(nothing)
+    with pytest.raises(VerificationError, match="gave no batch"):
+        verify(empty)
+    with pytest.raises(VerificationError, match="no time to interrupt it"):
+        verify(slow, workers=[0], max_seconds=0.05)
+    with pytest.raises(ConfigurationError, match="a function that returns a fresh loader"):
+        verify(sound())
+    with pytest.raises(ConfigurationError, match="workers"):
+        verify(sound, workers=[-1])
+
+
+def test_a_run_that_is_cut_short_says_what_is_not_covered() -> None:
+    report = verify(sound, workers=[0], steps=5, measure=False)
+    assert report.exact
+    assert (report.events, report.epoch_batches) == (5, None)
+    assert any("end of the epoch was not reached" in note for note in report.notes)
+
+
+def test_the_command_has_its_exit_codes() -> None:
+    runner = CliRunner()
+    asked = ["verify", f"{HERE}:sound", "--workers=0", "--steps=6"]
+    exact = runner.invoke(main, asked)
+    assert exact.exit_code == 0, exact.output
+    assert "Exact: each of" in exact.output
+    other = runner.invoke(main, ["verify", f"{HERE}:Forgetful", "--workers=0", "--no-diagnose"])
+    assert other.exit_code == 1
+    assert "NOT exact" in other.output
+    assert "expected 6, found 0" in other.output
+    failed = runner.invoke(main, ["verify", f"{HERE}:no_loader"])
+    assert failed.exit_code == 2
+    assert "OSError: the disk is gone" in failed.output
+    assert failed.output.count("\n") == 1
+    full = runner.invoke(main, [*asked, "--html=/dev/full"])
+    assert full.exit_code == 2
+    assert "Exact: each of" in full.stdout
+    assert "No space left" in full.stderr
+    for wrong in (
+        *("--workers=many", "--engine=steam", "--arg=nothing"),
+        *("--html=/nowhere/at/all", "--html=/"),
+    ):
+        refused = runner.invoke(main, ["verify", f"{HERE}:sound", wrong])
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    asked = ["verify", f"{HERE}:Forgetful", "--workers=0", f"--html={page}", "--no-diagnose"]
+    assert CliRunner().invoke(main, asked).exit_code == 1
+    text = page.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert checker.links == []
+    for expected in ("mid-epoch", "expected 6, found 0", "second epoch", "✗", "✓", "NOT exact"):
+        assert expected in text
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawings) >= 2
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+
+
+class Checker(HTMLParser):
+    """Whether tags are closed, and whether anything is asked for from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [(name, value) for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect", "line"):
+            assert self.open.pop() == tag
+
+
+def test_names_that_a_dataset_gives_are_no_markup() -> None:
+    case = Case("no workers", "mid-epoch", "failed", 3, error="<script>alert(1)</script> [bold]")
+    facts = {"loader": "<b>", "dataset": "[red]", "stream": False}
+    report = VerifyReport("<i>", facts, (case,), 3, 5, Measures(None, None, None))
+    assert "<script>" not in page(report)
+    assert "<i>" not in page(report)
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(report, console)
+    assert "<script>alert(1)</script> [bold]" in console.export_text()
+
+
+def test_state_times_and_rates_are_measured() -> None:
+    report = verify(sound, workers=[0, 2], steps=6)
+    measures = report.measures
+    assert measures.state_bytes is not None
+    assert measures.state_bytes < 3000
+    assert measures.state_seconds is not None
+    assert measures.resume_seconds is not None
+    assert [rate.setting for rate in measures.throughput] == ["no workers", "2 processes"]
+    assert all(rate.loader > 0 and rate.plain for rate in measures.throughput)
+    assert verify(plain, workers=[0], steps=4, diagnose=False).measures.state_bytes is None
+
+
+def test_time_that_runs_out_leaves_cases_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic
+
+    def on_progress(what: str, done: int, of: int) -> None:
+        if what == "resuming" and done == 1:
+            monkeypatch.setattr(time, "monotonic", lambda: clock() + 61)
+
+    report = verify(sound, workers=[0], max_seconds=60, measure=False, on_progress=on_progress)
+    assert report.exact
+    assert report.not_run > 0
+    assert "for want of time" in report.summary()
+
+
+def test_a_loader_that_hangs_is_ended() -> None:
+    limit = session._SECONDS_OVER
+    session._SECONDS_OVER = 1.0
+    try:
+        with pytest.raises(VerificationError, match="no end after 2 seconds"):
+            verify(hanging, workers=[0], max_seconds=1)
+    finally:
+        session._SECONDS_OVER = limit
+
+
+def test_the_loader_gets_the_arguments_that_its_function_takes() -> None:
+    report = verify(with_arguments, workers=[0, 2], measure=False)
+    assert report.exact, str(report)
+    assert {case.setting for case in report.cases} >= {"no workers", "2 processes"}
+
+
+def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from dataporter import ResumableDataLoader\n"
+        "from torch.utils.data import DataLoader\n"
+        "import random\n"
+        "class Rows:\n"
+        "    def __len__(self):\n        return 12\n"
+        "    def __getitem__(self, index):\n        return index + RNG.random()\n"
+        "RNG = random.Random()\n"
+        "def sound():\n    return ResumableDataLoader(range(12), 2, shuffle=True)\n"
+        "def faulty():\n    return ResumableDataLoader(Rows(), 2, shuffle=True)\n"
+        # Found by no new interpreter, so that none is started.
+        "def test_sound(assert_exact_resume):\n"
+        "    assert_exact_resume(lambda: sound(), workers=[0])\n"
+        "def test_faulty(assert_exact_resume):\n"
+        "    assert_exact_resume(lambda: faulty(), workers=[0])\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if "dataporter" not in {point.name for point in entry_points(group="pytest11")}:
+        command += ["-p", "pytest_dataporter"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "a generator of the dataset's own" in ran.stdout
+    assert "test_mine.RNG" in ran.stdout
+
+
+def test_the_plugin_does_not_import_torch() -> None:
+    code = "import sys, pytest_dataporter; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
+def test_the_documents_code_runs_as_printed() -> None:
+    document = (HERE.parents[2] / "docs" / "verify.md").read_text()
+    block, fixture = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    exec(block, {})
+    assert "assert_exact_resume" in fixture
+
+
+def test_the_command_gives_json() -> None:
+    given = CliRunner().invoke(
+        main,
+        ["verify", f"{HERE}:sound", "--arg=length=30", "--workers=0", "--steps=6", "--json"],
+    )
+    found = json.loads(given.stdout)
+    assert found["exact"] is True
+    assert {case["verdict"] for case in found["cases"]} == {"exact"}
+
+
+def test_a_script_that_verifies_itself_needs_its_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataporter import ResumableDataLoader, verify\n"
+        "def make_loader():\n    return ResumableDataLoader(range(12), 2)\n"
+        "print(verify(make_loader, workers=[0], steps=4, measure=False).exact)\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert ran.returncode != 0
+    assert '__name__ == "__main__"' in ran.stderr
+    guarded = script.read_text().replace("print(", 'if __name__ == "__main__":\n    print(')
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "rows.py").write_text("ROWS = range(12)\n")
+    (package / "train.py").write_text(
+        "from .rows import ROWS\n" + guarded.replace("range(12)", "ROWS")
+    )
+    command = [sys.executable, "-m", "package.train"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.strip(), ran.returncode) == ("True", 0), ran.stderr
