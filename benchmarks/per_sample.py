@@ -21,7 +21,8 @@ from benchmarks.loaders import (
 from benchmarks.side_by_side import PROCEDURE, race
 from benchmarks.tables import Goal, Table
 from benchmarks.timing import seconds_per_call
-from dataporter.seeding.generators import isolated_generators, mix, sample_key, seed_generators
+from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.hashing import mix, sample_key
 
 GOAL = 1.0
 SIMPLE = "DataPorter, strategy 'simple'"

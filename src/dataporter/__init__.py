@@ -30,7 +30,7 @@ from dataporter.orders import (
     ShuffledOrder,
     TorchOrder,
 )
-from dataporter.seeding.generators import sample_rng
+from dataporter.seeding.samples import sample_rng
 from dataporter.shared.sequence import SharedSequence
 from dataporter.state.strategies import (
     AdvancedResumptionStrategy,

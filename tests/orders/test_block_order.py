@@ -23,7 +23,7 @@ from dataporter import (
     StateMismatchError,
 )
 from dataporter.orders.permutation import SORTED_LENGTH, distinct, permute, permute_each
-from dataporter.seeding.generators import fold, fold_each
+from dataporter.seeding.hashing import fold, fold_each
 
 SEEDS = st.integers(0, 2**63 - 1)
 EPOCHS = st.integers(0, 10_000)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from dataporter.schedule.plan import Plan, Tail
-from dataporter.schedule.request import Delivered, Progress, Request
+from dataporter.schedule.progress import Delivered, Progress
+from dataporter.schedule.request import Request
 
 LENGTHS = st.integers(0, 300)
 BATCH_SIZES = st.integers(1, 40)

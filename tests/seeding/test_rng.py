@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from dataporter.seeding import numpy_state
-from dataporter.seeding.generators import (
-    fold,
-    isolated_generators,
-    mix,
-    sample_key,
-    sample_keys,
-    seed_generators,
-)
+from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.hashing import fold, mix, sample_key, sample_keys
 
 WORDS = st.integers(0, 2**63 - 1)
 

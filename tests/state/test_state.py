@@ -16,7 +16,7 @@ from subjects import Indices, ids
 from torch.distributed.checkpoint.stateful import Stateful
 
 from dataporter import ResumableDataLoader, StateMismatchError
-from dataporter.schedule.request import Delivered, Progress
+from dataporter.schedule.progress import Delivered, Progress
 from dataporter.state.schema import Identity, State, build, parse
 
 NUMBERS = st.integers(0, 2**63 - 1)

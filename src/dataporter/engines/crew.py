@@ -22,7 +22,7 @@ from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError
-from dataporter.fetch.fetch import Fetched
+from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest
 
 __all__ = ["Crew", "Ticket", "describe"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from dataporter.errors import DataPorterError
-from dataporter.fetch.fetch import Fetched
+from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest
 
 __all__ = ["Engine", "EngineRequests", "Reply", "Usage", "refuse_inherited"]

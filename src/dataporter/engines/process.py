@@ -19,7 +19,7 @@ from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
-from dataporter.seeding.generators import STREAM_WORKERS, fold
+from dataporter.seeding.hashing import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine", "WorkerOptions"]
 

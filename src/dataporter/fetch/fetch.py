@@ -2,91 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import StackDataset, Subset, default_collate
 
-from dataporter.convert import Conversion, Empty, Originals
+from dataporter.convert import Conversion, Empty
 from dataporter.datasets.batches import batches_of, collate_of
 from dataporter.datasets.columns import columns_of, gather
 from dataporter.errors import LossyConversionError, SampleError, add_note
+from dataporter.fetch.fetched import NO_BATCH, Fetched, Skipped
 from dataporter.schedule.request import Request
-from dataporter.seeding.generators import (
-    Reading,
-    isolated_generators,
-    reading,
-    sample_key,
-    sample_keys,
-    seed_generators,
-)
+from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.hashing import sample_key, sample_keys
+from dataporter.seeding.samples import Reading, reading
 
 __all__ = [
-    "NO_BATCH",
     "Fetch",
-    "Fetched",
     "OnError",
-    "Skipped",
     "converting",
     "fetch_for",
-    "tell_of_skipped",
     "undisturbing",
 ]
-
 OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
-
-
-class Skipped(NamedTuple):
-    """A sample that ``on_error="skip"`` left out: its index, its position, and what it raised."""
-
-    index: Any
-    position: int
-    error: str
-
-
-class Nothing(Enum):
-    """Stands where a batch would be."""
-
-    NO_BATCH = "no batch"
-
-
-NO_BATCH = Nothing.NO_BATCH
-
-
-class Fetched(NamedTuple):
-    """What came of a request.
-
-    Attributes:
-        batch: ``NO_BATCH`` where a stream had nothing more, or was only to come to a place.
-        skipped: what is missing from it.
-        originals: which dtypes it had before it was converted.
-        shard: of a stream, how far its shard has come.
-    """
-
-    batch: Any
-    skipped: tuple[Skipped, ...] = ()
-    originals: Originals = ()
-    shard: Any = None
-
-
-def tell_of_skipped(request: Any, fetched: Fetched) -> None:
-    """A warning for each sample that was left out, from what serves the loop's ``next()``."""
-    for skipped in fetched.skipped:
-        warnings.warn(
-            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
-            f"step {request.step}, position {skipped.position}): {skipped.error}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
 # dataset can. Raises what the dataset or the collate function raised, with a note that names
 # index, epoch, step and position; or SampleError.

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch.utils.data import IterableDataset, IterDataPipe
 
-from dataporter.datasets.columns import MappedColumns
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.errors import ConfigurationError
 from dataporter.fetch.fetch import OnError
-from dataporter.orders import (
-    BlockShuffledOrder,
-    Order,
-    SequentialOrder,
-    ShuffledOrder,
-    TorchOrder,
-)
 from dataporter.ranks.world import World
 from dataporter.schedule.plan import Tail
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
@@ -27,17 +17,9 @@ __all__ = [
     "SETTABLE",
     "arguments_of",
     "batch_size_checked",
-    "count_checked",
-    "fingerprint_of",
-    "generator_seed",
-    "length_of",
     "on_error_checked",
-    "order_for",
-    "place_checked",
     "reject",
     "reject_misplaced",
-    "rows_of",
-    "seed_checked",
     "strategy_for",
     "stream_workers",
     "tail_for",
@@ -45,15 +27,6 @@ __all__ = [
     "worker_kind_checked",
     "world_checked",
 ]
-
-_ORDERS: dict[str, Order] = {
-    "shuffled": ShuffledOrder(),
-    "blocks": BlockShuffledOrder(),
-    "sequential": SequentialOrder(),
-    "torch": TorchOrder(),
-}
-# torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
-_SEED_LIMIT = 1 << 63
 # The loader's attributes that may be set between two passes, beside its place.
 SETTABLE = (
     *("num_workers", "prefetch_factor", "timeout", "worker_init_fn", "collate_fn", "in_order"),
@@ -66,28 +39,6 @@ def arguments_of(names: Mapping[str, Any]) -> dict[str, Any]:
     """What a constructor was called with, of all names in it; a process group only as its ranks."""
     left_out = ("self", "__class__", "process_group")
     return {name: value for name, value in names.items() if name not in left_out}
-
-
-def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
-    """The order that ``order=`` and ``shuffle=`` ask for."""
-    if order is None:
-        return _ORDERS["shuffled" if shuffle else "sequential"]
-    if isinstance(order, str):
-        if order not in _ORDERS:
-            raise ConfigurationError(
-                f"order={order!r}: expected {', '.join(map(repr, _ORDERS))} or an Order object"
-            )
-        if shuffle is not None and bool(shuffle) != (order != "sequential"):
-            raise ConfigurationError(
-                f"order={order!r} and shuffle={shuffle} contradict each other: leave shuffle= out"
-            )
-        return _ORDERS[order]
-    if isinstance(order, type) or not isinstance(order, Order):
-        raise ConfigurationError(
-            f"order={order!r}: an order object needs name, version, epoch_length() and indices(); "
-            "see dataporter.Order"
-        )
-    return order
 
 
 def batch_size_checked(batch_size: Any) -> int | None:
@@ -115,18 +66,6 @@ def tail_for(tail: Any, *, drop_last: bool) -> Tail:
     return tail  # type: ignore[no-any-return]  # narrowed by value
 
 
-def seed_checked(seed: Any) -> int | None:
-    """A seed within 0..2**63-1, or None."""
-    if seed is None:
-        return None
-    return _whole("seed", seed, _SEED_LIMIT)
-
-
-def place_checked(name: str, value: Any) -> int:
-    """An epoch or step: a whole number from 0."""
-    return _whole(name, value, _SEED_LIMIT)
-
-
 def worker_kind_checked(worker_kind: Any) -> Literal["process", "thread"]:
     """Processes or threads."""
     if worker_kind not in ("process", "thread"):
@@ -144,39 +83,6 @@ def stream_workers(num_workers: int, worker_kind: str) -> int:
     return max(1, num_workers)
 
 
-def count_checked(name: str, value: Any) -> int:
-    """A whole number from 1."""
-    number = _whole(name, value, _SEED_LIMIT)
-    if number < 1:
-        raise ConfigurationError(f"{name}={value!r}: expected 1 or more")
-    return number
-
-
-def _whole(name: str, value: Any, limit: int) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not 0 <= number < limit:
-        raise ConfigurationError(f"{name}={value!r}: expected a whole number from 0 to {limit - 1}")
-    return number
-
-
-def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:
-    """The seed by which ``order="torch"`` follows a generator; None where one is drawn instead."""
-    if not isinstance(order, TorchOrder) or generator is None:
-        return None
-    seed = generator.initial_seed()
-    fresh = torch.Generator()
-    fresh.manual_seed(seed)
-    if not torch.equal(fresh.get_state(), generator.get_state()):
-        raise ConfigurationError(
-            f"order='torch' follows a generator from its seed on, but this one (seed {seed}) has "
-            "been drawn from: call generator.manual_seed() before, or pass seed="
-        )
-    return seed % _SEED_LIMIT
-
-
 def on_error_checked(on_error: Any) -> OnError:
     """``"raise"``, ``"skip"`` or a callable."""
     if on_error in ("raise", "skip") or callable(on_error):
@@ -184,54 +90,6 @@ def on_error_checked(on_error: Any) -> OnError:
     raise ConfigurationError(
         f"on_error={on_error!r}: expected 'raise', 'skip' or a function (exception, index) → sample"
     )
-
-
-def rows_of(dataset: Any) -> Any:
-    """The dataset as something that is indexed by row: a dict of arrays becomes its rows."""
-    if MappedColumns.fits(dataset):
-        return MappedColumns(dataset)
-    if type(dataset) is dict and MappedColumns.nearly_fits(dataset):
-        lengths = {name: len(column) for name, column in dataset.items()}
-        raise ConfigurationError(
-            f"the arrays of a dict dataset must have one length, and have {lengths}"
-        )
-    return dataset
-
-
-def length_of(rows: Any) -> int:
-    """The number of samples.
-
-    Raises:
-        UnsupportedDatasetError: the dataset has no length, or is a dict without rows.
-    """
-    if type(rows) is dict and rows and not any(isinstance(key, int) for key in rows):
-        kinds = {name: type(column).__name__ for name, column in rows.items()}
-        raise UnsupportedDatasetError(
-            "a dict dataset is read by row where its values are tensors or NumPy arrays of one "
-            f"length, and its names are strings; these are {kinds}: make them arrays"
-        )
-    try:
-        return len(rows)
-    except (TypeError, NotImplementedError) as error:
-        kind = type(rows).__name__
-        if hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
-            raise UnsupportedDatasetError(
-                f"dataset of type {kind} can only be iterated over: make its class a subclass of "
-                f"{IterableDataset.__module__}.IterableDataset, or give it __len__ and __getitem__"
-            ) from error
-        raise UnsupportedDatasetError(
-            f"dataset of type {kind} has no length ({error}): give it __len__ and __getitem__, "
-            "pass a sampler that says which indices to read, or make it an IterableDataset"
-        ) from error
-
-
-def fingerprint_of(dataset: Any) -> str | None:
-    """The dataset's ``fingerprint``, or Hugging Face's ``_fingerprint``, if it has one."""
-    for name in ("fingerprint", "_fingerprint"):
-        fingerprint = getattr(dataset, name, None)
-        if isinstance(fingerprint, str):
-            return fingerprint
-    return None
 
 
 def strategy_for(

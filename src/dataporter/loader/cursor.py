@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from dataporter.schedule.request import EngineRequest, EpochProgress
+from dataporter.schedule.progress import EpochProgress
+from dataporter.schedule.request import EngineRequest
 
 __all__ = ["MOST_READ_AHEAD", "Cursor"]
 

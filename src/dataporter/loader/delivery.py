@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
-from dataporter.fetch.fetch import Fetched, tell_of_skipped
+from dataporter.fetch.fetched import Fetched, tell_of_skipped
 from dataporter.loader.cursor import Cursor
 from dataporter.schedule.request import EngineRequest
 

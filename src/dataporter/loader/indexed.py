@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
+from dataporter.datasets.rows import length_of
 from dataporter.engines import Engine, Reply
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
 from dataporter.fetch.fetch import Fetch, OnError, fetch_for
-from dataporter.loader.arguments import length_of
 from dataporter.loader.flow import Resumption
-from dataporter.schedule.request import PlannedRequests, Progress, Requests, RequestSource
-from dataporter.schedule.sampled import SampledRequests
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
+from dataporter.schedule.sampled import SampledSchedule
+from dataporter.schedule.schedule import Requests, Schedule
 from dataporter.state.resume import OnMismatch, place_of
 from dataporter.state.schema import Identity, State, build, parse
 from dataporter.state.strategies import ResumptionStrategy
@@ -33,7 +35,7 @@ class IndexedFlow:
     """
 
     rows: Any
-    source: RequestSource
+    source: Schedule
     strategy: ResumptionStrategy
     identity: Identity
 
@@ -44,17 +46,17 @@ class IndexedFlow:
         return asdict(self.identity)
 
     def length(self) -> int | None:
-        return self.source.steps(Progress()) if isinstance(self.source, PlannedRequests) else None
+        return self.source.steps(Progress()) if isinstance(self.source, PlannedSchedule) else None
 
     def remaining(self, progress: Progress) -> int:
         return self.source.steps(progress)
 
     def requested_epoch(self) -> int | None:
         source = self.source
-        return source.requested_epoch() if isinstance(source, SampledRequests) else None
+        return source.requested_epoch() if isinstance(source, SampledSchedule) else None
 
     def overlook_requested_epoch(self) -> None:
-        if isinstance(self.source, SampledRequests):
+        if isinstance(self.source, SampledSchedule):
             self.source.overlook_requested_epoch()
 
     def fetch_builder(

@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe, Sampler
 
+from dataporter.checks import place_checked, seed_checked
 from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
+from dataporter.datasets.rows import length_of, rows_of
 from dataporter.engines import Engine, Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
-from dataporter.fetch.fetch import Fetched, OnError
+from dataporter.fetch.fetch import OnError
+from dataporter.fetch.fetched import Fetched
 from dataporter.integrations.callers import refuse_copy, refuse_takeover
 from dataporter.loader import arguments as configure
 from dataporter.loader.cursor import MOST_READ_AHEAD, Cursor
@@ -26,11 +29,14 @@ from dataporter.loader.samplers import OrderSampler, refuse_resumable
 from dataporter.loader.serving import WorkerKind, engine_for
 from dataporter.loader.setup import flow_for
 from dataporter.orders import Order
+from dataporter.orders.by_name import generator_seed, order_for
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import find_world, seed_of_sampler, world_of_sampler
 from dataporter.schedule.plan import Tail
-from dataporter.schedule.request import PlannedRequests, Progress, RequestSource
-from dataporter.schedule.sampled import SampledRequests
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
+from dataporter.schedule.sampled import SampledSchedule
+from dataporter.schedule.schedule import Schedule
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import StreamProgress, warn_of_length
@@ -190,14 +196,14 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.on_error = configure.on_error_checked(on_error)
             self.converter = converter_for(converter)
             self.worker_kind = configure.worker_kind_checked(worker_kind)
-            self.worker_restarts = configure.place_checked("worker_restarts", worker_restarts)
-            self._given_seed = configure.seed_checked(seed)
+            self.worker_restarts = place_checked("worker_restarts", worker_restarts)
+            self._given_seed = seed_checked(seed)
             self._cursor: Cursor[Any] = Cursor.at_first_epoch(
                 StreamProgress if iterable else Progress, self._given_seed, generator
             )
             self._flow: Flow | None = None
-            source: RequestSource | None = None
-            rows = configure.rows_of(dataset)
+            source: Schedule | None = None
+            rows = rows_of(dataset)
             self._engine: Engine | None = None
             self._said_length: int | None = None
             self._engine_converter: KeyBasedDtypeConverter | None = None
@@ -208,12 +214,12 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.gathers_state = False
 
             if own_sampler is None and not iterable:
-                self.order = configure.order_for(order, shuffle)
+                self.order = order_for(order, shuffle)
                 if self._cursor.seed is None:
-                    self._cursor.seed = configure.generator_seed(self.order, generator)
+                    self._cursor.seed = generator_seed(self.order, generator)
                 batch_size = configure.batch_size_checked(batch_size)
-                length = configure.length_of(rows)
-                source = planned = PlannedRequests.of(
+                length = length_of(rows)
+                source = planned = PlannedSchedule.of(
                     self.order, length, batch_size or 1, self.rank, self.world_size, self.tail
                 )
                 sampler, shuffle = OrderSampler(planned, self._cursor), None
@@ -237,7 +243,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 in_order=in_order,
             )
             if own_sampler is not None and not iterable:
-                source = sampled = SampledRequests.of(self, world.rank, world.size)
+                source = sampled = SampledSchedule.of(self, world.rank, world.size)
                 if self._cursor.seed is None:
                     self._cursor.seed = seed_of_sampler(own_sampler)
                 if (epoch := sampled.built_at_epoch()) is not None:
@@ -351,7 +357,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._resumable()
         progress = self._cursor.progress
         if read_ahead is not None:
-            if configure.place_checked("read_ahead", read_ahead) > MOST_READ_AHEAD:
+            if place_checked("read_ahead", read_ahead) > MOST_READ_AHEAD:
                 raise ConfigurationError(
                     f"read_ahead={read_ahead}: expected 0 to {MOST_READ_AHEAD}, since what lies "
                     "further back is not kept"
@@ -404,7 +410,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: ``epoch`` is no whole number of 0 or more.
         """
-        self._cursor.set_epoch(configure.place_checked("epoch", epoch))
+        self._cursor.set_epoch(place_checked("epoch", epoch))
 
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
         """Jump to a batch: the next pass begins with it. No data is read.
@@ -417,13 +423,13 @@ class ResumableDataLoader(DataLoader[Batch]):
             ConfigurationError: there is no such epoch or step.
             UnsupportedDatasetError: a stream has no steps to jump to, but for the first.
         """
-        step = configure.place_checked("step", step)
-        epoch = self.epoch if epoch is None else configure.place_checked("epoch", epoch)
+        step = place_checked("step", step)
+        epoch = self.epoch if epoch is None else place_checked("epoch", epoch)
         if step == 0:
             self._jump(self._resumable().beginning(epoch))
             return
         source = self._indexed()
-        if isinstance(source, PlannedRequests) and step > (steps := source.epoch_steps()):
+        if isinstance(source, PlannedSchedule) and step > (steps := source.epoch_steps()):
             raise ConfigurationError(f"seek(step={step}): an epoch has {steps} steps")
         self._jump(source.progress_at(epoch, step, self._cursor.settled_seed()))
 
@@ -441,7 +447,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: there is no such epoch or step.
         """
-        epoch, step = configure.place_checked("epoch", epoch), configure.place_checked("step", step)
+        epoch, step = place_checked("epoch", epoch), place_checked("step", step)
         origin = self._cursor.origin if epoch == self.epoch else Progress(epoch)
         return self._indexed().samples_at(origin, step, self._cursor.settled_seed())
 
@@ -464,7 +470,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             >>> [batch[~loader.padding(step)].tolist() for step, batch in enumerate(loader)]
             [[2, 3], []]
         """
-        step = configure.place_checked("step", step)
+        step = place_checked("step", step)
         return self._indexed().padding(self._cursor.origin, step)
 
     @property
@@ -588,7 +594,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._rebuild()
         return self._flow
 
-    def _indexed(self) -> RequestSource:
+    def _indexed(self) -> Schedule:
         flow = self._resumable()
         if not isinstance(flow, IndexedFlow):
             raise UnsupportedDatasetError(

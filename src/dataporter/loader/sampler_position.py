@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dataporter.checks import place_checked, seed_checked
+from dataporter.datasets.rows import fingerprint_of, length_of, rows_of
 from dataporter.errors import ConfigurationError
 from dataporter.loader import arguments as configure
 from dataporter.loader.cursor import Cursor
 from dataporter.orders import Order
+from dataporter.orders.by_name import order_for
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import World
 from dataporter.schedule.plan import Tail
-from dataporter.schedule.request import PlannedRequests, Progress
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
 from dataporter.state.resume import OnMismatch, place_of
 from dataporter.state.schema import Identity, State, build, parse
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
@@ -25,7 +29,7 @@ __all__ = ["Course"]
 class Course:
     """What is drawn moves nothing but the epoch: who draws may be batches ahead of the training."""
 
-    requests: PlannedRequests
+    requests: PlannedSchedule
     cursor: Cursor[Progress]
     identity: Identity
     strategy: ResumptionStrategy
@@ -53,10 +57,10 @@ class Course:
             if batch_size is None:
                 raise ConfigurationError("batch_size=None: expected that of the DataLoader")
             counted = isinstance(dataset, int) and not isinstance(dataset, bool)
-            rows = range(configure.place_checked("dataset", dataset)) if counted else dataset
-            ordered = configure.order_for(order, shuffle)
-            length = configure.length_of(configure.rows_of(rows))
-            requests = PlannedRequests.of(
+            rows = range(place_checked("dataset", dataset)) if counted else dataset
+            ordered = order_for(order, shuffle)
+            length = length_of(rows_of(rows))
+            requests = PlannedSchedule.of(
                 ordered,
                 length,
                 configure.batch_size_checked(batch_size) or 1,
@@ -65,7 +69,7 @@ class Course:
                 configure.tail_for(tail, drop_last=drop_last),
             )
             plan = requests.plan
-            given_seed = configure.seed_checked(seed)
+            given_seed = seed_checked(seed)
             configure.world_checked(world, given_seed, in_order=True)
             cursor = Cursor.at_first_epoch(Progress, given_seed)
             identity = Identity(
@@ -73,7 +77,7 @@ class Course:
                 order=ordered.name,
                 order_version=ordered.version,
                 dataset_length=length,
-                dataset_fingerprint=configure.fingerprint_of(dataset),
+                dataset_fingerprint=fingerprint_of(dataset),
                 batch_size=plan.batch_size,
                 world_size=world.size,
                 tail=plan.tail,
@@ -99,7 +103,7 @@ class Course:
 
     def state(self, delivered: int) -> dict[str, Any]:
         """The state ``delivered`` batches after the last pass began."""
-        delivered = configure.place_checked("delivered", delivered)
+        delivered = place_checked("delivered", delivered)
         if delivered and self.cursor.waiting:
             raise ConfigurationError(
                 f"state_dict(delivered={delivered}): no pass has begun at epoch "
@@ -122,7 +126,7 @@ class Course:
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""
-        self.cursor.set_epoch(configure.place_checked("epoch", epoch))
+        self.cursor.set_epoch(place_checked("epoch", epoch))
 
     @property
     def progress(self) -> Progress:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DistributedSampler, Sampler
 
+from dataporter.checks import place_checked
 from dataporter.errors import ConfigurationError
 from dataporter.integrations.callers import is_fabrics_count
-from dataporter.loader.arguments import place_checked
 from dataporter.loader.cursor import Cursor
 from dataporter.loader.sampler_position import Course
 from dataporter.orders import Order
 from dataporter.ranks.world import World, find_world
 from dataporter.schedule.plan import Tail
-from dataporter.schedule.request import PlannedRequests, Progress
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
 from dataporter.state.resume import OnMismatch
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class OrderSampler(DistributedSampler[int]):
     Ray).
     """
 
-    def __init__(self, requests: PlannedRequests, cursor: Cursor[Progress]) -> None:
+    def __init__(self, requests: PlannedSchedule, cursor: Cursor[Progress]) -> None:
         self._cursor = cursor
         self._requests, plan = requests, requests.plan
         super().__init__(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dataporter.checks import count_checked
+from dataporter.datasets.rows import fingerprint_of
 from dataporter.loader import arguments as configure
 from dataporter.loader.flow import Flow
 from dataporter.loader.indexed import IndexedFlow, length_if_any
-from dataporter.schedule.request import RequestSource
+from dataporter.schedule.schedule import Schedule
 from dataporter.state.schema import Identity
 from dataporter.streams import Stream, cut_of
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["flow_for"]
 
 
-def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: RequestSource | None) -> Flow:
+def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: Schedule | None) -> Flow:
     """A flow by the attributes of ``loader``, once torch's class has set its own.
 
     Args:
@@ -25,7 +27,7 @@ def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: RequestSource 
         source: where the requests come from; None for an ``IterableDataset``.
     """
     dataset: Any = loader.dataset
-    fingerprint = configure.fingerprint_of(dataset)
+    fingerprint = fingerprint_of(dataset)
     given = loader._arguments
     if source is None:
         return Stream(
@@ -36,7 +38,7 @@ def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: RequestSource 
             batch_size=loader.batch_size,
             num_workers=configure.stream_workers(loader.num_workers, loader.worker_kind),
             drop_last=loader.tail == "drop",
-            snapshot_every=configure.count_checked("snapshot_every", given["snapshot_every"]),
+            snapshot_every=count_checked("snapshot_every", given["snapshot_every"]),
             fingerprint=fingerprint,
         )
     order = loader.order

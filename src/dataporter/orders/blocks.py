@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dataporter.errors import ConfigurationError
 from dataporter.orders.permutation import distinct, permute, permute_each
-from dataporter.seeding.generators import STREAM_ORDER, fold
+from dataporter.seeding.hashing import STREAM_ORDER, fold
 
 __all__ = ["BlockShuffledOrder"]
 

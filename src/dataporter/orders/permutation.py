@@ -7,7 +7,7 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.seeding.generators import GOLDEN_GAMMA, fold, fold_each, mix
+from dataporter.seeding.hashing import GOLDEN_GAMMA, fold, fold_each, mix
 
 __all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each"]
 

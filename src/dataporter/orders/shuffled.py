@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataporter.orders.permutation import permute
-from dataporter.seeding.generators import STREAM_ORDER, fold
+from dataporter.seeding.hashing import STREAM_ORDER, fold
 
 __all__ = ["ShuffledOrder"]
 

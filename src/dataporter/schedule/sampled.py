@@ -14,15 +14,17 @@ from torch import Generator
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dataporter.errors import ConfigurationError
-from dataporter.schedule.request import Delivered, Progress, Request
-from dataporter.seeding.generators import STREAM_SAMPLER, fold, isolated_generators, seed_generators
+from dataporter.schedule.progress import Delivered, Progress
+from dataporter.schedule.request import Request
+from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.hashing import STREAM_SAMPLER, fold
 
-__all__ = ["SampledRequests"]
+__all__ = ["SampledSchedule"]
 
 _LONGEST_CHAIN = 8
 
 
-class SampledRequests:
+class SampledSchedule:
     """What a sampler yields, made a function of (seed, epoch) as far as that is possible.
 
     Before each batch of indices the global generators are seeded, and put back afterwards. At the
@@ -53,7 +55,7 @@ class SampledRequests:
         self._epochs = [getattr(part, "epoch", None) for part in self._chain]
 
     @classmethod
-    def of(cls, loader: DataLoader[Any], rank: int, world_size: int) -> SampledRequests:
+    def of(cls, loader: DataLoader[Any], rank: int, world_size: int) -> SampledSchedule:
         """What a loader's batch sampler gives, or its sampler where it does not batch."""
         batched = loader.batch_sampler is not None
         sampler = loader.batch_sampler if batched else loader.sampler

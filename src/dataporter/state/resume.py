@@ -6,7 +6,8 @@ import warnings
 from typing import Literal
 
 from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError
-from dataporter.schedule.request import Progress, RequestSource
+from dataporter.schedule.progress import Progress
+from dataporter.schedule.schedule import Schedule
 from dataporter.state.schema import Identity, Mismatch, State
 from dataporter.state.strategies import ResumptionStrategy, explain
 
@@ -19,7 +20,7 @@ def place_of(
     saved: State,
     present: Identity,
     strategy: ResumptionStrategy,
-    source: RequestSource,
+    source: Schedule,
     given_seed: int | None,
     on_mismatch: OnMismatch,
 ) -> tuple[int, Progress]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dataporter.errors import InvalidStateError
-from dataporter.schedule.request import Delivered, Progress
+from dataporter.schedule.progress import Delivered, Progress
 
 __all__ = [
     "SCHEMA",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from dataporter.errors import ConfigurationError
-from dataporter.schedule.request import Progress, RequestSource
+from dataporter.schedule.progress import Progress
+from dataporter.schedule.schedule import Schedule
 from dataporter.state.schema import Identity, Mismatch, State, differences
 
 __all__ = [
@@ -52,7 +53,7 @@ class ResumptionStrategy:
             if difference.field not in may_change
         ]
 
-    def resume(self, state: State, present: Identity, source: RequestSource, seed: int) -> Progress:
+    def resume(self, state: State, present: Identity, source: Schedule, seed: int) -> Progress:
         """The progress at which a loader goes on that has ``present`` for its identity.
 
         Exact when the state has no mismatches. Otherwise (``on_mismatch="warn"``) as near as the

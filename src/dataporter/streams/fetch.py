@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from dataporter.datasets.batches import collate_of
 from dataporter.errors import add_note
-from dataporter.fetch.fetch import NO_BATCH, Fetched
+from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, Reading
 from dataporter.streams.request import StreamRequest
 from dataporter.streams.shard import Cut, ShardState

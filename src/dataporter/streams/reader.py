@@ -11,17 +11,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dataporter.errors import DatasetChangedError, SampleError, add_note
-from dataporter.fetch.fetch import OnError, Skipped
-from dataporter.seeding.generators import (
-    STREAM_SHARD,
-    fold,
-    global_state,
-    reading,
-    sample_key,
-    sample_keys,
-    seed_generators,
-)
-from dataporter.seeding.generators import Reading as Current
+from dataporter.fetch.fetch import OnError
+from dataporter.fetch.fetched import Skipped
+from dataporter.seeding.generators import global_state, seed_generators
+from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
+from dataporter.seeding.samples import Reading as Current
+from dataporter.seeding.samples import reading
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Cut, ShardState
 from dataporter.streams.source import Source

@@ -10,18 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from dataporter.checks import count_checked, seed_checked
+from dataporter.datasets.rows import fingerprint_of
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
-from dataporter.loader.arguments import count_checked, fingerprint_of, seed_checked
 from dataporter.orders import ShuffledOrder
-from dataporter.seeding.generators import (
-    STREAM_SHARD,
-    fold,
-    global_state,
-    isolated_generators,
-    reading,
-    sample_key,
-    seed_generators,
-)
+from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
+from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key
+from dataporter.seeding.samples import reading
 from dataporter.streams import snapshot
 from dataporter.streams.shard import (
     ShardedStream,

@@ -10,7 +10,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from dataporter.engines import EngineRequests, Reply
-from dataporter.fetch.fetch import NO_BATCH, tell_of_skipped
+from dataporter.fetch.fetched import NO_BATCH, tell_of_skipped
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 

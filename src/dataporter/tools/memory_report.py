@@ -18,10 +18,10 @@ from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.convert import KeyBasedDtypeConverter, leaves_of
+from dataporter.datasets.rows import length_of, rows_of
 from dataporter.engines import Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import fetch_for, undisturbing
-from dataporter.loader.arguments import length_of, rows_of
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.schedule.request import Request
 from dataporter.shared.sequence import SharedSequence

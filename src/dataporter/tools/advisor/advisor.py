@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from dataporter.checks import place_checked
 from dataporter.convert.forms import Bits, Cast, Form, Scaled, name_of
 from dataporter.convert.paths import Pattern, Wildcard, parse, shown
 from dataporter.errors import ConfigurationError
-from dataporter.loader.arguments import place_checked
 from dataporter.tools.advisor.samples import Looked, is_batched, look
 from dataporter.tools.advisor.suggestion import Certainty, ConversionPlan, Suggestion
 from dataporter.tools.advisor.survey import Leaf, Survey

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
+from dataporter.datasets.rows import length_of, rows_of
 from dataporter.errors import ConfigurationError, SampleError, UnsupportedDatasetError, add_note
 from dataporter.fetch.fetch import OnError
-from dataporter.loader.arguments import length_of, rows_of
 from dataporter.orders import ShuffledOrder
-from dataporter.seeding.generators import fold, global_state, isolated_generators, seed_generators
+from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
+from dataporter.seeding.hashing import fold
 
 __all__ = ["Looked", "is_batched", "look"]
 

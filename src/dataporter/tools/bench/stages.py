@@ -20,10 +20,12 @@ from torch.utils.data import DataLoader, default_collate
 from dataporter.convert import Conversion, converter_for, new
 from dataporter.datasets.batches import collate_of
 from dataporter.engines import InlineEngine
-from dataporter.fetch.fetch import NO_BATCH, Fetch, Fetched, SampleFetch, WholeFetch
+from dataporter.fetch.fetch import Fetch, SampleFetch, WholeFetch
+from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.loader.indexed import IndexedFlow
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.seeding.generators import isolated_generators, sample_keys, seed_generators
+from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.hashing import sample_keys
 from dataporter.tools.bench.passes import is_stream
 
 __all__ = ["Stages", "measure_stages"]

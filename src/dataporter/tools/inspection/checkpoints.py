@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataporter.checks import place_checked
 from dataporter.errors import CheckpointNotFoundError, UnreadableCheckpointError
-from dataporter.loader.arguments import place_checked
 from dataporter.tools.inspection.distributed import METADATA, is_distributed, read_distributed
 from dataporter.tools.inspection.facts import facts_of
 from dataporter.tools.inspection.found import place, states_in

@@ -17,7 +17,8 @@ from dataporter.orders import (
     TorchOrder,
 )
 from dataporter.schedule.plan import Plan, Tail
-from dataporter.schedule.request import PlannedRequests, Progress
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
 from dataporter.state.resume import place_of
 from dataporter.state.schema import Identity, State
 from dataporter.state.schema import parse as parse_indexed
@@ -73,7 +74,7 @@ def _of_index(
     if order is None or identity.dataset_length is None:
         notes.append(unknown)
     else:
-        source = PlannedRequests.of(
+        source = PlannedSchedule.of(
             order,
             identity.dataset_length,
             identity.batch_size or 1,

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dataporter._torch import become_worker
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.seeding.generators import global_state, reading, sample_key, seed_generators
+from dataporter.seeding.generators import global_state, seed_generators
+from dataporter.seeding.hashing import sample_key
+from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.belongings import (
     Generators,

@@ -1,0 +1,47 @@
+"""Checks: whole numbers and choices, as arguments are given."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from dataporter.errors import ConfigurationError
+
+__all__ = [
+    "count_checked",
+    "place_checked",
+    "seed_checked",
+]
+
+# torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
+SEED_LIMIT = 1 << 63
+
+
+def seed_checked(seed: Any) -> int | None:
+    """A seed within 0..2**63-1, or None."""
+    if seed is None:
+        return None
+    return _whole("seed", seed, SEED_LIMIT)
+
+
+def place_checked(name: str, value: Any) -> int:
+    """An epoch or step: a whole number from 0."""
+    return _whole(name, value, SEED_LIMIT)
+
+
+def count_checked(name: str, value: Any) -> int:
+    """A whole number from 1."""
+    number = _whole(name, value, SEED_LIMIT)
+    if number < 1:
+        raise ConfigurationError(f"{name}={value!r}: expected 1 or more")
+    return number
+
+
+def _whole(name: str, value: Any, limit: int) -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not 0 <= number < limit:
+        raise ConfigurationError(f"{name}={value!r}: expected a whole number from 0 to {limit - 1}")
+    return number

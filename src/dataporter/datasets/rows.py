@@ -1,0 +1,64 @@
+"""Rows: a dataset as something that is indexed by row, its length and its fingerprint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from dataporter.datasets.columns import MappedColumns
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+
+__all__ = [
+    "fingerprint_of",
+    "length_of",
+    "rows_of",
+]
+
+
+def rows_of(dataset: Any) -> Any:
+    """The dataset as something that is indexed by row: a dict of arrays becomes its rows."""
+    if MappedColumns.fits(dataset):
+        return MappedColumns(dataset)
+    if type(dataset) is dict and MappedColumns.nearly_fits(dataset):
+        lengths = {name: len(column) for name, column in dataset.items()}
+        raise ConfigurationError(
+            f"the arrays of a dict dataset must have one length, and have {lengths}"
+        )
+    return dataset
+
+
+def length_of(rows: Any) -> int:
+    """The number of samples.
+
+    Raises:
+        UnsupportedDatasetError: the dataset has no length, or is a dict without rows.
+    """
+    if type(rows) is dict and rows and not any(isinstance(key, int) for key in rows):
+        kinds = {name: type(column).__name__ for name, column in rows.items()}
+        raise UnsupportedDatasetError(
+            "a dict dataset is read by row where its values are tensors or NumPy arrays of one "
+            f"length, and its names are strings; these are {kinds}: make them arrays"
+        )
+    try:
+        return len(rows)
+    except (TypeError, NotImplementedError) as error:
+        kind = type(rows).__name__
+        if hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
+            raise UnsupportedDatasetError(
+                f"dataset of type {kind} can only be iterated over: make its class a subclass of "
+                f"{IterableDataset.__module__}.IterableDataset, or give it __len__ and __getitem__"
+            ) from error
+        raise UnsupportedDatasetError(
+            f"dataset of type {kind} has no length ({error}): give it __len__ and __getitem__, "
+            "pass a sampler that says which indices to read, or make it an IterableDataset"
+        ) from error
+
+
+def fingerprint_of(dataset: Any) -> str | None:
+    """The dataset's ``fingerprint``, or Hugging Face's ``_fingerprint``, if it has one."""
+    for name in ("fingerprint", "_fingerprint"):
+        fingerprint = getattr(dataset, name, None)
+        if isinstance(fingerprint, str):
+            return fingerprint
+    return None

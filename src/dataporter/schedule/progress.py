@@ -1,0 +1,89 @@
+"""Progress: how far an epoch has come (C1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from dataporter.schedule.plan import Stretch
+
+if TYPE_CHECKING:
+    from dataporter.schedule.request import Request
+
+__all__ = [
+    "Delivered",
+    "EpochProgress",
+    "Progress",
+]
+
+
+class Delivered(NamedTuple):
+    """Positions of an epoch that count as delivered, from ``start`` to before ``stop``.
+
+    ``digest`` sums up all indices of the epoch before ``stop`` where the order is not ours to
+    compute (a sampler of the user's own), and is 0 elsewhere.
+    """
+
+    start: int
+    stop: int
+    digest: int = 0
+
+
+class EpochProgress(Protocol):
+    """How far an epoch has come, however that is counted."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def delivered(self) -> int: ...
+
+    def after(self, request: Any) -> Any:
+        """The progress once ``request`` was delivered."""
+
+
+class Progress(NamedTuple):
+    """How far an epoch has come.
+
+    Attributes:
+        epoch: number of the epoch.
+        step: batches delivered on each rank.
+        position: all positions before this one are done.
+        early: done as well, past ``position``: delivered ahead of their turn (``in_order=False``).
+        digest: see :class:`Delivered`; of the indices before ``position``.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+    early: tuple[Delivered, ...] = ()
+    digest: int = 0
+
+    def after(self, request: Request) -> Progress:
+        """The progress once ``request`` was delivered, or was passed over after it failed."""
+        if not self.early and len(request.delivers) == 1:
+            delivered = request.delivers[0]
+            if delivered.start == self.position:
+                return Progress(self.epoch, self.step + 1, delivered.stop, (), delivered.digest)
+        position, digest = self.position, self.digest
+        early: list[Delivered] = []
+        for stretch in sorted((*self.early, *request.delivers)):
+            if stretch.start <= position:
+                if stretch.stop > position:
+                    position, digest = stretch.stop, stretch.digest
+            elif early and early[-1].stop == stretch.start:
+                early[-1] = Delivered(early[-1].start, stretch.stop, stretch.digest)
+            else:
+                early.append(stretch)
+        return Progress(self.epoch, self.step + 1, position, tuple(early), digest)
+
+    @property
+    def delivered(self) -> int:
+        """How many positions are done."""
+        return self.position + sum(stretch.stop - stretch.start for stretch in self.early)
+
+    @property
+    def done(self) -> tuple[Stretch, ...]:
+        return tuple((stretch.start, stretch.stop) for stretch in self.early)
