@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from dataporter.datasets.columns import subset_indices
-from dataporter.fetch.collate import collate as collate_like_default
 
-__all__ = ["ReadsBatches", "batches_of", "collate_of"]
+__all__ = ["ReadsBatches", "batches_of"]
 
 
 @runtime_checkable
@@ -43,14 +41,6 @@ def batches_of(dataset: Any) -> ReadsBatches | None:
         chosen = subset_indices(dataset, len(dataset.dataset))  # type: ignore[arg-type]  # has one
         return None if chosen is None else _SubsetBatches(inner, chosen)
     return dataset if isinstance(dataset, ReadsBatches) else None
-
-
-def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
-    """What collates a dataset's samples where the loader was given no ``collate_fn``."""
-    while type(dataset) is Subset:
-        dataset = dataset.dataset
-    own = getattr(dataset, "__collate__", None)
-    return collate_like_default if own is None else own
 
 
 @dataclass(frozen=True, slots=True)

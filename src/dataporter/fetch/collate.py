@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from dataporter._torch import default_collate_is_extended
 
-__all__ = ["collate"]
+__all__ = ["collate", "collate_of"]
 
 _DTYPES: dict[type, Any] = {int: np.int64, float: np.float64}
+
+
+def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
+    """What collates a dataset's samples where the loader was given no ``collate_fn``."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    own = getattr(dataset, "__collate__", None)
+    return collate if own is None else own
 
 
 def collate(samples: list[Any]) -> Any:

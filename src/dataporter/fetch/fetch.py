@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch.utils.data import StackDataset, Subset, default_collate
 
 from dataporter.convert import Conversion, Empty
-from dataporter.datasets.batches import batches_of, collate_of
+from dataporter.datasets.batches import batches_of
 from dataporter.datasets.columns import columns_of, gather
 from dataporter.errors import LossyConversionError, SampleError, add_note
+from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched, Skipped
 from dataporter.schedule.request import Request
 from dataporter.seeding.generators import isolated_generators, seed_generators

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from dataporter.datasets.batches import collate_of
 from dataporter.errors import add_note
+from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, Reading
 from dataporter.streams.request import StreamRequest

@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from dataporter.convert import Conversion, converter_for, new
-from dataporter.datasets.batches import collate_of
 from dataporter.engines import InlineEngine
+from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetch import Fetch, SampleFetch, WholeFetch
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.loader.indexed import IndexedFlow
