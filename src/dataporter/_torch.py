@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import _utils
+
+from dataporter.errors import warn
 
 __all__ = [
     "become_worker",
@@ -39,10 +40,10 @@ def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
     )
     if accelerator is None or accelerator.type == "mps":
         reason = "no accelerator is found" if accelerator is None else "MPS does not support it"
-        warnings.warn(
+        warn(
             f"'pin_memory' argument is set as true but {reason}, then device pinned memory won't "
             "be used.",
-            stacklevel=2,
+            UserWarning,
         )
         return _unchanged
     return partial(_utils.pin_memory.pin_memory, device=accelerator.type)

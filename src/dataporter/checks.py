@@ -8,9 +8,9 @@ from typing import Any
 from dataporter.errors import ConfigurationError
 
 __all__ = [
-    "count_checked",
-    "place_checked",
+    "positive_number",
     "seed_checked",
+    "whole_number",
 ]
 
 # torch draws its seeds as non-negative int64, and JSON readers elsewhere stop there as well.
@@ -24,12 +24,12 @@ def seed_checked(seed: Any) -> int | None:
     return _whole("seed", seed, SEED_LIMIT)
 
 
-def place_checked(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any) -> int:
     """An epoch or step: a whole number from 0."""
     return _whole(name, value, SEED_LIMIT)
 
 
-def count_checked(name: str, value: Any) -> int:
+def positive_number(name: str, value: Any) -> int:
     """A whole number from 1."""
     number = _whole(name, value, SEED_LIMIT)
     if number < 1:

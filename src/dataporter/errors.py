@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ __all__ = [
     "WorkerDiedError",
     "WorkerTimeoutError",
     "add_note",
+    "warn",
 ]
 
 
@@ -123,3 +126,15 @@ def add_note(error: Exception, text: str) -> None:
         error.add_note(f"dataporter: {text}")
     else:
         error.__notes__ = [*getattr(error, "__notes__", ()), f"dataporter: {text}"]  # type: ignore[attr-defined]  # PEP 678
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points at the line outside of DataPorter that led to it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "dataporter" or module.startswith("dataporter.")

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import secrets
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from dataporter.errors import CheckpointNotFoundError, ConfigurationError
+from dataporter.errors import CheckpointNotFoundError, ConfigurationError, warn
 
 try:
     import fcntl
@@ -118,10 +117,9 @@ def load_latest(
         fault = fault_of(candidate)
         if fault is None:
             for passed_over in damaged:
-                warnings.warn(
+                warn(
                     f"passed over the checkpoint {passed_over}; {candidate.name} is taken instead",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
             return torch.load(candidate, weights_only=weights_only, **torch_load_arguments)
         damaged.append(f"{candidate.name}, because {fault}")

@@ -7,7 +7,6 @@ import pickle
 import selectors
 import signal
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataporter.engines.packing import unpack
 from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
-from dataporter.errors import WorkerDiedError
+from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest
 
@@ -283,7 +282,7 @@ class Crew:
             for ticket in asked:
                 ticket.lost = lost.lost
             return
-        warnings.warn(f"{what}; it is replaced, and nothing is lost", RuntimeWarning, stacklevel=2)
+        warn(f"{what}; it is replaced, and nothing is lost", RuntimeWarning)
         self._members[worker] = self._started(worker)
         for ticket in asked:
             if ticket.wanted:

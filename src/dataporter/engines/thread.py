@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.process import WorkerOptions
-from dataporter.errors import WorkerTimeoutError
+from dataporter.errors import WorkerTimeoutError, warn
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
 from dataporter.seeding.generators import global_state
@@ -195,11 +194,10 @@ def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
     names = ("Python's random", "numpy.random", "torch's default generator")
     drawn = [name for name, was, now in zip(names, before, after) if was != now]
     if drawn:
-        warnings.warn(
+        warn(
             f"the dataset draws from {' and '.join(drawn)} with worker_kind='thread'. Threads "
             "share it with each other and with the training, so it cannot be seeded for each "
             "sample and a resume is not exact: draw from dataporter.sample_rng(), or use "
             "worker_kind='process'",
             RuntimeWarning,
-            stacklevel=2,
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from enum import Enum
 from typing import Any, NamedTuple
 
 from dataporter.convert import Originals
+from dataporter.errors import warn
 
 __all__ = [
     "NO_BATCH",
     "Fetched",
     "Nothing",
     "Skipped",
-    "tell_of_skipped",
+    "warn_of_skipped",
 ]
 
 
@@ -50,12 +50,11 @@ class Fetched(NamedTuple):
     shard: Any = None
 
 
-def tell_of_skipped(request: Any, fetched: Fetched) -> None:
+def warn_of_skipped(request: Any, fetched: Fetched) -> None:
     """A warning for each sample that was left out, from what serves the loop's ``next()``."""
     for skipped in fetched.skipped:
-        warnings.warn(
+        warn(
             f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
             f"step {request.step}, position {skipped.position}): {skipped.error}",
             RuntimeWarning,
-            stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 from torch.utils.data import BatchSampler
 
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
 from dataporter.loader.delivery import Delivery
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.ranks.world import World, world_of_sampler
@@ -141,12 +140,11 @@ def _watch_loading(accelerator: Accelerator) -> None:
         for number, loader in enumerate(prepared):
             name = f"dl_state_dict_{number}.bin" if number else "dl_state_dict.bin"
             if isinstance(loader, ResumableDataLoader) and not Path(folder, name).exists():
-                warnings.warn(
+                warn(
                     f"{folder} has no state of loader {number} of those that were prepared, a "
                     f"ResumableDataLoader ({name} is missing): it stays at epoch {loader.epoch}, "
                     f"step {loader.step}. Save it prepared, and prepare loaders in one sequence",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
     accelerator.register_load_state_pre_hook(warn_of_missing)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dataporter.errors import MissingLibraryError, StateMismatchError
+from dataporter.errors import MissingLibraryError, StateMismatchError, warn
 from dataporter.loader.device import DevicePrefetcher
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.loader.samplers import OrderSampler
@@ -141,11 +140,10 @@ class LoaderHooks:
         if not (says_nothing and _ours(fit) and fit.restarted_mid_epoch):
             return
         if not fit.epoch_loop.batch_progress.is_last_batch:
-            warnings.warn(
+            warn(
                 "the checkpoint is from the middle of an epoch and has no state of any loader, for "
                 "torch's have none: the rest of the epoch begins with its first batches again",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

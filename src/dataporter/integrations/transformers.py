@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerState, trainer, trainer_pt_utils
 from transformers.trainer_utils import get_last_checkpoint
 
-from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError
+from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError, warn
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.streams.state import parse
 
@@ -165,13 +164,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         loader: Any = self._train_loader
         is_over = trainer.has_length(loader) and round(self.state.epoch or 0, 6) >= epoch + 1
         if is_over and not loader.end_of_dataloader:
-            warnings.warn(
+            warn(
                 f"len() says {len(loader)} batches, by which the Trainer has ended epoch {epoch}, "
                 f"and the {type(loader.dataset).__name__} has more, which are left out: a stream "
                 "ends in an incomplete batch for each shard or worker; give it no __len__, and the "
                 "Trainer max_steps=, to have all of it read",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
     def _load_place(

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
-from dataporter.fetch.fetched import Fetched, tell_of_skipped
+from dataporter.fetch.fetched import Fetched, warn_of_skipped
 from dataporter.loader.cursor import Cursor
 from dataporter.schedule.request import EngineRequest
 
@@ -100,7 +100,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             assert reply.fetched is not None
             self._note(reply.fetched)
             # Before it counts: with warnings as errors the loop does not get this batch.
-            tell_of_skipped(reply.request, reply.fetched)
+            warn_of_skipped(reply.request, reply.fetched)
         except BaseException:
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.

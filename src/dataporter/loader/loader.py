@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, IterDataPipe, Sampler
 
-from dataporter.checks import place_checked, seed_checked
+from dataporter.checks import seed_checked, whole_number
 from dataporter.convert import Converted, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.datasets.rows import length_of, rows_of
 from dataporter.engines import Engine, Reply, Usage
@@ -196,7 +196,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.on_error = configure.on_error_checked(on_error)
             self.converter = converter_for(converter)
             self.worker_kind = configure.worker_kind_checked(worker_kind)
-            self.worker_restarts = place_checked("worker_restarts", worker_restarts)
+            self.worker_restarts = whole_number("worker_restarts", worker_restarts)
             self._given_seed = seed_checked(seed)
             self._cursor: Cursor[Any] = Cursor.at_first_epoch(
                 StreamProgress if iterable else Progress, self._given_seed, generator
@@ -357,7 +357,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._resumable()
         progress = self._cursor.progress
         if read_ahead is not None:
-            if place_checked("read_ahead", read_ahead) > MOST_READ_AHEAD:
+            if whole_number("read_ahead", read_ahead) > MOST_READ_AHEAD:
                 raise ConfigurationError(
                     f"read_ahead={read_ahead}: expected 0 to {MOST_READ_AHEAD}, since what lies "
                     "further back is not kept"
@@ -410,7 +410,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: ``epoch`` is no whole number of 0 or more.
         """
-        self._cursor.set_epoch(place_checked("epoch", epoch))
+        self._cursor.set_epoch(whole_number("epoch", epoch))
 
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
         """Jump to a batch: the next pass begins with it. No data is read.
@@ -423,8 +423,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             ConfigurationError: there is no such epoch or step.
             UnsupportedDatasetError: a stream has no steps to jump to, but for the first.
         """
-        step = place_checked("step", step)
-        epoch = self.epoch if epoch is None else place_checked("epoch", epoch)
+        step = whole_number("step", step)
+        epoch = self.epoch if epoch is None else whole_number("epoch", epoch)
         if step == 0:
             self._jump(self._resumable().beginning(epoch))
             return
@@ -447,7 +447,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: there is no such epoch or step.
         """
-        epoch, step = place_checked("epoch", epoch), place_checked("step", step)
+        epoch, step = whole_number("epoch", epoch), whole_number("step", step)
         origin = self._cursor.origin if epoch == self.epoch else Progress(epoch)
         return self._indexed().samples_at(origin, step, self._cursor.settled_seed())
 
@@ -470,7 +470,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             >>> [batch[~loader.padding(step)].tolist() for step, batch in enumerate(loader)]
             [[2, 3], []]
         """
-        step = place_checked("step", step)
+        step = whole_number("step", step)
         return self._indexed().padding(self._cursor.origin, step)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataporter.checks import place_checked, seed_checked
+from dataporter.checks import seed_checked, whole_number
 from dataporter.datasets.rows import fingerprint_of, length_of, rows_of
 from dataporter.errors import ConfigurationError
 from dataporter.loader import arguments as configure
@@ -57,7 +57,7 @@ class Course:
             if batch_size is None:
                 raise ConfigurationError("batch_size=None: expected that of the DataLoader")
             counted = isinstance(dataset, int) and not isinstance(dataset, bool)
-            rows = range(place_checked("dataset", dataset)) if counted else dataset
+            rows = range(whole_number("dataset", dataset)) if counted else dataset
             ordered = order_for(order, shuffle)
             length = length_of(rows_of(rows))
             requests = PlannedSchedule.of(
@@ -103,7 +103,7 @@ class Course:
 
     def state(self, delivered: int) -> dict[str, Any]:
         """The state ``delivered`` batches after the last pass began."""
-        delivered = place_checked("delivered", delivered)
+        delivered = whole_number("delivered", delivered)
         if delivered and self.cursor.waiting:
             raise ConfigurationError(
                 f"state_dict(delivered={delivered}): no pass has begun at epoch "
@@ -126,7 +126,7 @@ class Course:
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""
-        self.cursor.set_epoch(place_checked("epoch", epoch))
+        self.cursor.set_epoch(whole_number("epoch", epoch))
 
     @property
     def progress(self) -> Progress:

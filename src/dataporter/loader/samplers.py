@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DistributedSampler, Sampler
 
-from dataporter.checks import place_checked
+from dataporter.checks import whole_number
 from dataporter.errors import ConfigurationError
 from dataporter.integrations.callers import is_fabrics_count
 from dataporter.loader.cursor import Cursor
@@ -89,7 +89,7 @@ class OrderSampler(DistributedSampler[int]):
         (Lightning). Such a count may be behind the loader's, and a state that was loaded has to
         survive it.
         """
-        forward = place_checked("epoch", epoch) > self._cursor.progress.epoch
+        forward = whole_number("epoch", epoch) > self._cursor.progress.epoch
         if forward and not is_fabrics_count(sys._getframe(1)):
             self._cursor.set_epoch(epoch)
 

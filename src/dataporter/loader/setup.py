@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dataporter.checks import count_checked
+from dataporter.checks import positive_number
 from dataporter.datasets.rows import fingerprint_of
 from dataporter.loader import arguments as configure
 from dataporter.loader.flow import Flow
@@ -38,7 +38,7 @@ def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: Schedule | Non
             batch_size=loader.batch_size,
             num_workers=configure.stream_workers(loader.num_workers, loader.worker_kind),
             drop_last=loader.tail == "drop",
-            snapshot_every=count_checked("snapshot_every", given["snapshot_every"]),
+            snapshot_every=positive_number("snapshot_every", given["snapshot_every"]),
             fingerprint=fingerprint,
         )
     order = loader.order

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
-from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError
+from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError, warn
 from dataporter.schedule.progress import Progress
 from dataporter.schedule.schedule import Schedule
 from dataporter.state.schema import Identity, Mismatch, State
@@ -51,7 +50,7 @@ def place_of(
     if mismatches and on_mismatch == "error":
         raise StateMismatchError(explain(mismatches))
     if mismatches:
-        warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=3)
+        warn(explain(mismatches), RuntimeWarning)
     return seed, source.within(strategy.resume(saved, present, source, seed))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container
 
-from dataporter.errors import ConfigurationError, StateMismatchError
+from dataporter.errors import ConfigurationError, StateMismatchError, warn
 from dataporter.state.resume import OnMismatch
 from dataporter.state.schema import Mismatch
 from dataporter.state.strategies import ResumptionStrategy, explain
@@ -59,7 +58,7 @@ def place_of(
     if mismatches and on_mismatch == "error":
         raise StateMismatchError(explain(mismatches))
     if mismatches:
-        warnings.warn(explain(mismatches), RuntimeWarning, stacklevel=3)
+        warn(explain(mismatches), RuntimeWarning)
     moved = {"cut", "num_shards", "num_workers"}
     if present.cut == "workers":
         moved.add("world_size")

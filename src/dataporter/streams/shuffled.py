@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from dataporter.checks import count_checked, seed_checked
+from dataporter.checks import positive_number, seed_checked
 from dataporter.datasets.rows import fingerprint_of
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
 from dataporter.orders import ShuffledOrder
@@ -68,7 +68,7 @@ class ShuffledStream(IterableDataset[Any]):
                 "dataporter.ShardedStream"
             )
         self.stream = stream
-        self.window = count_checked("window", window)
+        self.window = positive_number("window", window)
         self.seed = seed_checked(seed) or 0
         self.epoch = 0
 

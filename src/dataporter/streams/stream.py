@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from dataporter.engines import Engine, Reply
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
 from dataporter.fetch.fetch import Fetch, OnError
 from dataporter.loader.flow import Resumption
 from dataporter.state.resume import OnMismatch
@@ -178,10 +177,9 @@ class Stream:
 def warn_of_length(dataset: Any, said: int, delivered: int) -> None:
     """Tell, as torch does, when there are more batches than ``len()`` has promised."""
     if delivered > said:
-        warnings.warn(
+        warn(
             f"len() of this loader over a {type(dataset).__name__} said {said} batches, and this "
             f"is number {delivered}: the dataset has more samples than its __len__ says, or ends "
             "in several incomplete batches, one for each shard or worker",
             UserWarning,
-            stacklevel=5,
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from tqdm import tqdm
 
 from dataporter.engines import EngineRequests, Reply
-from dataporter.fetch.fetched import NO_BATCH, tell_of_skipped
+from dataporter.errors import warn
+from dataporter.fetch.fetched import NO_BATCH, warn_of_skipped
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -97,12 +97,11 @@ class _Asking:
         shards = self._latest.values()
         samples = sum(state.place for state in shards)
         if len(shards) > 1 and samples >= self._batch_size:
-            warnings.warn(
+            warn(
                 f"drop_last has left out all {samples} samples of an epoch: they lie in "
                 f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
                 "take a smaller batch or fewer shards (num_shards=), or leave drop_last out",
                 RuntimeWarning,
-                stacklevel=6,
             )
 
     def to_replay(self) -> list[ShardState]:
@@ -163,7 +162,7 @@ class _Answers(Iterator[Reply]):
             assert state is not None
             self._asking.note(state)
             if reply.fetched.batch is NO_BATCH:
-                tell_of_skipped(reply.request, reply.fetched)
+                warn_of_skipped(reply.request, reply.fetched)
                 self._show_replayed(state)
                 continue
             self._close_bar()
@@ -191,12 +190,11 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
     """A progress bar, and a warning where a replay begins at the front of a stream."""
     unmarked = sum(state.place for state in to_replay if state.snapshot is None)
     if unmarked:
-        warnings.warn(
+        warn(
             f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
             "delivered are read again by the workers, and thrown away, before the next one comes; "
             "state_dict and load_state_dict on the dataset or on its iterator make that needless",
             RuntimeWarning,
-            stacklevel=5,
         )
     total = sum(state.place - state.marked for state in to_replay)
     if not total:

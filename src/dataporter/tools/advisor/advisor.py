@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dataporter.checks import place_checked
+from dataporter.checks import whole_number
 from dataporter.convert.forms import Bits, Cast, Form, Scaled, name_of
 from dataporter.convert.paths import Pattern, Wildcard, parse, shown
 from dataporter.errors import ConfigurationError
@@ -81,14 +81,14 @@ def suggest_conversions(
         >>> suggest_conversions(dataset).as_rules()
         {'ids': 'int16'}
     """
-    samples = place_checked("samples", samples)
+    samples = whole_number("samples", samples)
     if samples == 0:
         raise ConfigurationError("samples=0: expected a whole number of 1 or more")
     tolerance = _tolerance_checked(tolerance)
     limits = _limits_checked(maximum)
     is_loader = isinstance(source, DataLoader)
     survey = Survey(tolerance, in_batches=is_loader, batched=is_batched(source))
-    looked = look(source, samples, seed=place_checked("seed", seed), visit=survey.add)
+    looked = look(source, samples, seed=whole_number("seed", seed), visit=survey.add)
     leaves = {shown(path): (path, leaf) for path, leaf in survey.paths()}
     _check_limits(limits, {path: leaf for path, (_, leaf) in leaves.items()})
     suggestions = tuple(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataporter.checks import place_checked
+from dataporter.checks import whole_number
 from dataporter.errors import CheckpointNotFoundError, UnreadableCheckpointError
 from dataporter.tools.inspection.distributed import METADATA, is_distributed, read_distributed
 from dataporter.tools.inspection.facts import facts_of
@@ -67,8 +67,8 @@ def inspect_checkpoint(
         True
     """
     path = Path(path)
-    place_checked("ranks", ranks)
-    place_checked("indices", indices)
+    whole_number("ranks", ranks)
+    whole_number("indices", indices)
     if not path.exists():
         raise CheckpointNotFoundError(
             f"there is no file or folder {path}: give the path of a checkpoint"
