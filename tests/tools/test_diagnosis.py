@@ -18,9 +18,9 @@ from torch.utils.data import RandomSampler
 
 from dataporter import ResumableDataLoader, verify
 from dataporter.tools.verification.diagnosis import diagnose
+from dataporter.tools.verification.factory import subject_of
 from dataporter.tools.verification.processes import Processes
 from dataporter.tools.verification.report import Case
-from dataporter.tools.verification.subject import subject_of
 
 pytestmark = pytest.mark.usefixtures("shared_hosts")
 

@@ -28,10 +28,10 @@ from dataporter.tools.verification.causes import (
     shared_by_threads,
     shared_file,
 )
+from dataporter.tools.verification.factory import Subject
 from dataporter.tools.verification.probe import Found, Probe
 from dataporter.tools.verification.processes import Outcome, Task
 from dataporter.tools.verification.report import Case, Diagnosis
-from dataporter.tools.verification.subject import Subject
 
 __all__ = ["GOING_ON", "diagnose"]
 

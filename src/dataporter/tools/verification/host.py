@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter.tools.verification import probe, race, record
+from dataporter.tools.verification import probe, record, throughput
 from dataporter.tools.verification.job import Job
 from dataporter.tools.verification.probe import Probe
-from dataporter.tools.verification.race import Race
+from dataporter.tools.verification.throughput import Race
 
 __all__ = ["become", "main"]
 
@@ -40,7 +40,7 @@ _HOSTILE = frozenset({"jax", "tensorflow"})
 _CARRIES_OUT: dict[type, Callable[[Any], Any]] = {
     Job: record.record,
     Probe: probe.carry_out,
-    Race: race.carry_out,
+    Race: throughput.carry_out,
 }
 # Somebody who starts a verification while his module is imported by one would start another in
 # each process of it, and so on.

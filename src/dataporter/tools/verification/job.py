@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataporter.tools.verification.digest import Leaf
+from dataporter.tools.verification.factory import Subject
 from dataporter.tools.verification.setting import Setting
-from dataporter.tools.verification.subject import Subject
 
 __all__ = ["Event", "Job", "Recording"]
 

@@ -26,7 +26,10 @@ from dataporter.seeding.generators import global_state, seed_generators
 from dataporter.seeding.hashing import sample_key
 from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
-from dataporter.tools.verification.belongings import (
+from dataporter.tools.verification.digest import digest_of
+from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.randomness import freeze
+from dataporter.tools.verification.reachable import (
     Generators,
     belongings,
     generator_state,
@@ -34,10 +37,7 @@ from dataporter.tools.verification.belongings import (
     put_back,
     snapshot,
 )
-from dataporter.tools.verification.digest import digest_of
-from dataporter.tools.verification.freezing import freeze
 from dataporter.tools.verification.setting import Setting, loader_for
-from dataporter.tools.verification.subject import Subject
 
 __all__ = ["Found", "Probe", "carry_out"]
 
@@ -57,7 +57,7 @@ class Probe:
     Attributes:
         subject: the loader.
         samples: which samples to read, of a dataset with an index; of a stream, how many.
-        frozen: sources of chance that are taken away, see ``freezing.py``.
+        frozen: sources of chance that are taken away, see ``randomness.py``.
         whole: carry all experiments out, and not only the two that begin alike.
     """
 

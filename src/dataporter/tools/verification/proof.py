@@ -10,11 +10,11 @@ from typing import Any
 
 from dataporter.errors import ConfigurationError
 from dataporter.tools.verification.elasticity import run_batch_sizes, run_worlds
+from dataporter.tools.verification.factory import subject_of
 from dataporter.tools.verification.interruptions import run_settings
 from dataporter.tools.verification.processes import Processes, refuse_inside
 from dataporter.tools.verification.report import VerifyReport
 from dataporter.tools.verification.session import OnProgress, Session
-from dataporter.tools.verification.subject import subject_of
 
 __all__ = ["verify"]
 

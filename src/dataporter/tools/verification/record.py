@@ -21,11 +21,11 @@ import torch
 from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
-from dataporter.tools.verification.belongings import is_librarys
 from dataporter.tools.verification.digest import Leaf, leaves_of
+from dataporter.tools.verification.factory import Subject
 from dataporter.tools.verification.job import Event, Job, Recording
+from dataporter.tools.verification.reachable import is_librarys
 from dataporter.tools.verification.setting import CannotVaryError, loader_for
-from dataporter.tools.verification.subject import Subject
 
 __all__ = ["facts_of", "record", "state_file"]
 

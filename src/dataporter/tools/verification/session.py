@@ -13,9 +13,9 @@ from itertools import cycle
 from dataporter.tools.verification.cases import PLACES, cuts_of
 from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
 from dataporter.tools.verification.diagnosis import GOING_ON, diagnose
+from dataporter.tools.verification.factory import Subject
 from dataporter.tools.verification.job import Event, Job, Recording
 from dataporter.tools.verification.processes import Outcome, Processes, Task, VerificationError
-from dataporter.tools.verification.race import Race, Rates
 from dataporter.tools.verification.record import state_file
 from dataporter.tools.verification.report import (
     Case,
@@ -26,7 +26,7 @@ from dataporter.tools.verification.report import (
     VerifyReport,
 )
 from dataporter.tools.verification.setting import Setting
-from dataporter.tools.verification.subject import Subject
+from dataporter.tools.verification.throughput import Race, Rates
 
 __all__ = ["OnProgress", "Session", "Trial"]
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
+from dataporter.tools.verification.factory import Subject
 from dataporter.tools.verification.setting import Setting, loader_for
-from dataporter.tools.verification.subject import Subject
 
 __all__ = ["Race", "Rates", "carry_out"]
 
