@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test frameworks check bench format clean
+.PHONY: demo test test-all frameworks check bench format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dataporter demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=full
 
 frameworks: $(VENV)/.frameworks
-	$(BIN)/python -m pytest -n 2 tests/integrations
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=full tests/integrations
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,10 +15,16 @@ from dataporter.tools.verification.processes import Processes
 torch.set_num_threads(1)
 
 # No deadlines: the machines that run this are shared, and a case's time says nothing.
-settings.register_profile(
-    "dataporter", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+FULL = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
-settings.load_profile("dataporter")
+# The test modules are imported later, and scale their own budgets to this: see budgets.py.
+settings.register_profile("quick", FULL, max_examples=20)
+settings.register_profile("full", FULL)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

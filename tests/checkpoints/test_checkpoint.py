@@ -20,6 +20,7 @@ from typing import Any
 import checkpoint_writer
 import pytest
 import torch
+from budgets import cases
 from checkpoint_writer import content, number_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def no_warnings() -> Iterator[None]:
 # ---- the series
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(keeps=st.lists(st.integers(1, 4), min_size=1, max_size=8))
 def test_the_newest_are_kept_and_nothing_else(keeps: list[int]) -> None:
     with tempfile.TemporaryDirectory() as directory, no_warnings():
@@ -245,7 +246,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(data)
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(data=st.data())
 def test_any_flipped_bit_and_any_cut_is_found(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,7 +187,7 @@ class Ends:
         return unpack(packer.message, give(slot.number, packer.size))
 
 
-@settings(max_examples=500)
+@settings(max_examples=cases(500))
 @given(BATCHES, st.booleans())
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize.*", "ignore:TypedStorage")
 def test_any_batch_arrives_as_it_was(batch: Any, copy: bool) -> None:

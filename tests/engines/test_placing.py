@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +115,7 @@ def calls(draw: st.DrawFn) -> Callable[[], Any]:
     )
 
 
-@settings(max_examples=500)
+@settings(max_examples=cases(500))
 @given(calls())
 def test_a_call_gives_the_same_with_placing_and_without(call: Callable[[], Any]) -> None:
     expected = outcome(call)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Augmented, Indices, digest, ids
@@ -65,7 +66,7 @@ def assert_once(seen: list[tuple[int, str, bool]], length: int) -> None:
     tail=SHARING_TAILS,
     chain=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(0, 5)), max_size=4),
 )
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 def test_loaders_in_a_chain_of_worlds_give_each_sample_once_and_as_it_was(
     length: int, tail: str, chain: list[tuple[int, int, int]]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from budgets import cases
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -105,5 +106,5 @@ class Calls(RuleBasedStateMachine):
         self.jump(epoch, step)
 
 
-Calls.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Calls.TestCase.settings = settings(max_examples=cases(150), stateful_step_count=40)
 test_any_sequence_of_calls_keeps_the_contracts = Calls.TestCase

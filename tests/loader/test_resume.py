@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Augmented, Indices, digest, ids
@@ -48,7 +49,7 @@ def through_json(state: dict[str, Any]) -> dict[str, Any]:
     seed=st.integers(0, 2**63 - 1),
     stops=st.lists(st.integers(0, 12), min_size=1, max_size=4),
 )
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 def test_a_stream_stopped_and_resumed_is_the_uninterrupted_one(
     length: int,
     batch_size: int | None,
@@ -92,7 +93,7 @@ def test_a_stream_stopped_and_resumed_is_the_uninterrupted_one(
     persistent=st.booleans(),
     stops=st.tuples(st.integers(0, 7), st.integers(0, 7)),
 )
-@settings(max_examples=12)
+@settings(max_examples=cases(12))
 def test_workers_change_nothing_at_any_resume(
     length: int,
     batch_size: int,
@@ -214,7 +215,7 @@ def test_augmentation_is_the_same_on_any_number_of_ranks() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @given(stop=st.integers(0, 14), batch_size=st.integers(1, 9), data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=cases(8))
 def test_batches_delivered_early_are_neither_lost_nor_repeated(
     workers: int, stop: int, batch_size: int, data: st.DataObject
 ) -> None:
@@ -257,7 +258,7 @@ class Drawing:
     ids=["random", "random with generator", "replacement", "weighted", "lazy"],
 )
 @given(stops=st.lists(st.integers(0, 9), min_size=1, max_size=3), batch_size=st.integers(1, 12))
-@settings(max_examples=25)
+@settings(max_examples=cases(25))
 def test_samplers_of_the_users_own_resume_exactly(
     sampler: Any, stops: list[int], batch_size: int
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Indices, ids
@@ -69,7 +70,7 @@ def test_a_plain_loader_with_the_sampler_gives_the_batches_of_ours(
     tail=TAILS,
     ours=st.lists(st.booleans(), min_size=5, max_size=5),
 )
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 def test_samplers_and_loaders_take_over_from_each_other_in_any_world(
     length: int, chain: list[tuple[int, int, int]], tail: str, ours: list[bool]
 ) -> None:

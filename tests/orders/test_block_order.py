@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from budgets import cases
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -58,7 +59,7 @@ def p_value(counts: np.ndarray[Any, Any], shares: np.ndarray[Any, Any] | float =
 
 
 @given(order=ORDERS, length=LENGTHS, seed=SEEDS, epoch=EPOCHS)
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 def test_an_epoch_has_each_sample_once(
     order: BlockShuffledOrder, length: int, seed: int, epoch: int
 ) -> None:
@@ -76,7 +77,7 @@ def test_an_epoch_of_every_small_length_has_each_sample_once(block: int, buffer:
 
 @given(order=ORDERS, length=LENGTHS, seed=SEEDS)
 @example(order=BlockShuffledOrder(2, 2049), length=8200, seed=3)
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 def test_each_window_is_whole_blocks_and_never_more_than_its_share(
     order: BlockShuffledOrder, length: int, seed: int
 ) -> None:
@@ -264,7 +265,7 @@ def loader_of(length: int, batch_size: int, **arguments: Any) -> ResumableDataLo
     length=st.integers(1, 90),
     chain=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(0, 4)), max_size=3),
 )
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 def test_a_chain_of_worlds_gives_each_sample_once_in_the_order_of_the_epoch(
     length: int, chain: list[tuple[int, int, int]]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+from budgets import cases
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DistributedSampler
@@ -119,7 +120,7 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
 @given(length=LENGTHS, chain=st.lists(LINKS, max_size=6), last=LINKS, tail=TAILS)
 @example(300, [(8, 4, 2), (8, 2, 3), (11, 3, 2), (4, 8, 1)], (40, 1, 2), "pad")
 @example(37, [(2, 4, 1), (2, 2, 1), (3, 3, 1), (1, 8, 1)], (5, 1, 0), "uneven")
-@settings(max_examples=3000)
+@settings(max_examples=cases(3000))
 def test_chains_of_stops_and_other_worlds_deliver_every_position_once(
     length: int, chain: list[tuple[int, int, int]], last: tuple[int, int, int], tail: Tail
 ) -> None:
@@ -142,7 +143,7 @@ def test_chains_of_stops_and_other_worlds_deliver_every_position_once(
 
 
 @given(length=LENGTHS, chain=st.lists(LINKS, max_size=4), tail=TAILS, per_rank=st.integers(1, 4))
-@settings(max_examples=500)
+@settings(max_examples=cases(500))
 def test_also_after_a_resume_the_same_global_batch_size_gives_the_same_sets_for_every_world(
     length: int, chain: list[tuple[int, int, int]], tail: Tail, per_rank: int
 ) -> None:
@@ -166,7 +167,7 @@ def test_also_after_a_resume_the_same_global_batch_size_gives_the_same_sets_for_
 
 
 @given(length=LENGTHS, chain=st.lists(LINKS, min_size=1, max_size=5), tail=TAILS)
-@settings(max_examples=500)
+@settings(max_examples=cases(500))
 def test_the_padding_is_the_fewest_repeats_that_give_the_ranks_equal_shares(
     length: int, chain: list[tuple[int, int, int]], tail: Tail
 ) -> None:

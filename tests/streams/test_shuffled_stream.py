@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from budgets import cases
 from example_streams import Generated, Sharded, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ def loader_of(stream: Any, **arguments: Any) -> ResumableDataLoader[Any]:
     window=st.integers(1, 90),
     seed=st.integers(0, 2**63 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60))
 def test_each_window_has_its_own_samples_once(
     length: int, shards: int, window: int, seed: int
 ) -> None:

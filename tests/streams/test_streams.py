@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from budgets import cases
 from example_streams import (
     KINDS,
     Generated,
@@ -68,7 +69,7 @@ def rest(loader: ResumableDataLoader[Any]) -> list[str]:
 
 
 @kinds
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60))
 @given(
     length=st.integers(0, 40),
     batch_size=st.integers(1, 7),
@@ -146,7 +147,7 @@ def test_other_workers_take_shards_over(before: int, after: int, stop: int) -> N
     batch_sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     stops=st.lists(st.integers(0, 6), min_size=4, max_size=4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60))
 def test_the_batch_size_changes_and_each_sample_comes_once(
     length: int, batch_sizes: list[int], stops: list[int]
 ) -> None:
@@ -176,7 +177,7 @@ def test_the_batch_size_changes_and_each_sample_comes_once(
     worlds=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     stop=st.integers(0, 4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60))
 def test_ranks_come_and_go_and_each_sample_comes_once(
     length: int, num_shards: int, worlds: list[int], stop: int
 ) -> None:
