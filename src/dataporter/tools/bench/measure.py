@@ -81,7 +81,7 @@ def measure(
         batch_samples=timings.steady_samples / max(1, timings.steady_batches),
         batch_bytes=timings.batch_bytes,
         samples_per_second=timings.samples_per_second,
-        batches_per_second=timings.steady_batches / steady,
+        batches_per_second=timings.batches_per_second,
         step=step,
         waited=timings.waited / steady,
         latency=Latency.of(timings.firsts, timings.waits),

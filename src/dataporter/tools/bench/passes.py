@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter, sleep
@@ -49,11 +49,16 @@ class Timings:
     def samples_per_second(self) -> float:
         return self.steady_samples / max(self.steady_seconds, 1e-9)
 
+    @property
+    def batches_per_second(self) -> float:
+        return self.steady_batches / max(self.steady_seconds, 1e-9)
 
-def run(loader: DataLoader[Any], seconds: float, *, step: float = 0.0) -> Timings:
+
+def run(loader: Iterable[Any], seconds: float, *, step: float = 0.0) -> Timings:
     """Take batches for about so long, over as many passes as that is.
 
     Args:
+        loader: torch's or ours, or any other iterable of batches.
         seconds: counted from the first batch on. What is under way then is waited for.
         step: how long the loop sleeps after each batch, as a training does whose device computes.
 
@@ -109,14 +114,16 @@ def _count(timings: Timings, rows: list[tuple[float, float, int]], warm_up: int)
         timings.steady_batches += 1
 
 
-def warm_up_of(loader: DataLoader[Any]) -> int:
+def warm_up_of(loader: Iterable[Any]) -> int:
     """The first batch, and as many as are prefetched while it is waited for."""
+    if not isinstance(loader, DataLoader):
+        return 1
     return 1 + loader.num_workers * (loader.prefetch_factor or 2)
 
 
-def samples_of(batch: Any, loader: DataLoader[Any]) -> int:
+def samples_of(batch: Any, loader: Iterable[Any]) -> int:
     """How many samples a batch has."""
-    if loader.batch_sampler is None:
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return 1
     for _, leaf in leaves_of(batch):
         if leaf.ndim:

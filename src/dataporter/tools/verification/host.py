@@ -30,7 +30,7 @@ import torch
 from dataporter.tools.verification import probe, record, throughput
 from dataporter.tools.verification.job import Job
 from dataporter.tools.verification.probe import Probe
-from dataporter.tools.verification.throughput import Race
+from dataporter.tools.verification.throughput import Contest
 
 __all__ = ["become", "main"]
 
@@ -40,7 +40,7 @@ _HOSTILE = frozenset({"jax", "tensorflow"})
 _CARRIES_OUT: dict[type, Callable[[Any], Any]] = {
     Job: record.record,
     Probe: probe.carry_out,
-    Race: throughput.carry_out,
+    Contest: throughput.carry_out,
 }
 # Somebody who starts a verification while his module is imported by one would start another in
 # each process of it, and so on.

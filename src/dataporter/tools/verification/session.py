@@ -26,7 +26,7 @@ from dataporter.tools.verification.report import (
     VerifyReport,
 )
 from dataporter.tools.verification.setting import Setting
-from dataporter.tools.verification.throughput import Race, Rates
+from dataporter.tools.verification.throughput import Contest
 
 __all__ = ["OnProgress", "Session", "Trial"]
 
@@ -140,12 +140,11 @@ class Session:
         most = max((count for count in workers if count <= _MOST_RACING), default=0)
         settings = [Setting(num_workers=count) for count in dict.fromkeys((workers[0], most))]
         for setting in settings:
-            job = Race(self.subject, setting)
+            job = Contest(self.subject, setting)
             # Alone, so that nothing else takes its time.
             (outcome,) = self.run("measuring", [self.task(job, "one")], at_once=1)
-            rates = Rates(None, None) if outcome is None else outcome.found
-            if isinstance(rates, Rates) and rates.loader is not None:
-                self.rates.append(Throughput(setting.shown(), rates.loader, rates.plain))
+            if outcome is not None and isinstance(outcome.found, Throughput):
+                self.rates.append(outcome.found)
 
     # ---- why
 
@@ -284,7 +283,7 @@ class Session:
 
     # ---- what holds it together
 
-    def task(self, job: Job | Race, host: str) -> Task:
+    def task(self, job: Job | Contest, host: str) -> Task:
         """A task of a job, with the time that it may take."""
         return Task(None, job, host, self.limit)
 

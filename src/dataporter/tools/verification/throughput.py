@@ -1,8 +1,7 @@
-"""A race: how many batches a second a loader gives, and torch's on the same dataset."""
+"""Throughput: batches per second of a loader and of torch's on its dataset, by bench's loop."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -10,64 +9,41 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.tools.target import in_one_line
+from dataporter.tools.bench.passes import run
 from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.report import Throughput
 from dataporter.tools.verification.setting import Setting, loader_for
 
-__all__ = ["Race", "Rates", "carry_out"]
+__all__ = ["Contest", "carry_out"]
 
 _ROUNDS = 3
+_SECONDS_A_ROUND = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
-    """Measure both, taking turns; each turn has so many seconds."""
+class Contest:
+    """Measure a loader and torch's, in turns, so that noise from outside affects both."""
 
     subject: Subject
     setting: Setting
-    seconds: float = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Batches a second, the best of each one's turns; None where there is no such loader."""
-
-    loader: float | None
-    plain: float | None
-    error: str | None = None
-
-
-def carry_out(race: Race) -> Rates:
-    """Let them run."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loader = loader_for(race.subject.load(), race.setting)
-            plain = _plain(loader)
-            own, others = 0.0, 0.0
-            for _ in range(_ROUNDS):
-                own = max(own, _rate(loader, race.seconds))
-                if plain is not None:
-                    others = max(others, _rate(plain, race.seconds))
-            return Rates(own or None, others or None)
-    except (Exception, SystemExit) as error:
-        return Rates(None, None, in_one_line(error))
-
-
-def _rate(loader: Any, seconds: float) -> float:
-    """Batches a second from the first one on; what begins later epochs is part of it."""
-    count, begun = 0, None
-    while True:
-        was = count
-        for _ in loader:
-            now = time.perf_counter()
-            if begun is None:
-                begun = now
-            elif now - begun > seconds:
-                return count / (now - begun)
-            count += 1
-        if count == was or begun is None:
-            return 0.0
+def carry_out(contest: Contest) -> Throughput:
+    """Measure both; each one's best round counts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = loader_for(contest.subject.load(), contest.setting)
+        plain = _plain(loader)
+        rates: list[tuple[float, float | None]] = [
+            (
+                run(loader, _SECONDS_A_ROUND).batches_per_second,
+                None if plain is None else run(plain, _SECONDS_A_ROUND).batches_per_second,
+            )
+            for _ in range(_ROUNDS)
+        ]
+    own, others = zip(*rates)
+    best = max((rate for rate in others if rate is not None), default=None)
+    return Throughput(contest.setting.shown(), max(own), best)
 
 
 def _plain(loader: Any) -> DataLoader[Any] | None:
