@@ -1,6 +1,6 @@
-"""Runs every benchmark and writes `benchmarks/results.md`, with the machine it was measured on.
+"""Runs every benchmark and writes `benchmarks/results.md`, with a description of the machine.
 
-With `--only NAME ...` just these are run, and their sections replaced.
+`--only NAME ...` runs just these and replaces their sections.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def main() -> None:
             show(table, console)
             sections.append(markdown(table))
     if arguments.quick:
-        console.print("A quick look, not kept: benchmarks/results.md is as it was.")
+        console.print("Quick results are not kept: benchmarks/results.md is unchanged.")
         return
     if arguments.only is None:
         RESULTS.write_text(HEAD + facts + "\n" + "\n".join(sections))
     else:
-        apart = "\nMeasured apart from the others:\n\n" + facts
-        RESULTS.write_text(_replaced(RESULTS.read_text(), [one + apart for one in sections]))
+        separate = "\nMeasured separately:\n\n" + facts
+        RESULTS.write_text(_replaced(RESULTS.read_text(), [one + separate for one in sections]))
     console.print(f"Written: {RESULTS.name}")
 
 
 def _replaced(text: str, sections: list[str]) -> str:
-    """The results with these sections in the place of those of the same name, or at the end."""
+    """The results, with these sections in place of those with the same title, or at the end."""
     head, *kept = text.split("\n## ")
     by_title = {one.partition("\n")[0]: one.rstrip() for one in kept}
     for section in sections:

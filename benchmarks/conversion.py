@@ -23,7 +23,7 @@ SECONDS = 0.05
 
 
 def cases() -> dict[str, tuple[torch.Tensor, str]]:
-    """What a training's batches hold, and the form that each is converted to."""
+    """The contents of typical training batches, and the form that each is converted to."""
     images = torch.randint(0, 256, (64, 3, 224, 224)).float().div_(255)
     tokens = torch.randint(0, 50257, (256, 1024))
     mask = (torch.arange(1024) < torch.randint(1, 1024, (256, 1))).long()
@@ -57,15 +57,16 @@ def measure(quick: bool) -> Table:
     finally:
         torch.set_num_threads(threads)
     return Table(
-        "Conversion: microseconds a tensor (times a bare cast)",
+        "Conversion: microseconds per tensor (times a bare cast)",
         ("", "threads", BARE, CHECKED, EXACT, WIDENED),
         tuple(rows),
         tuple(goals),
         (
-            "One thread is what a worker has. Medians, and of the ratios within a round. The check "
-            "is one pass over what lies in the processor's cache by then; a tensor of a few values "
-            "costs what calling does. The bare cast beside `uint8:scale` and `bits` is to uint8, "
-            "which does neither. With `rtol=0` each float is compared with what became of it.",
+            "A worker has one thread. Medians, and medians of the ratios within a round. The check "
+            "is one pass over data already in the processor's cache; for a tensor of a few values "
+            "the cost is that of the call. The bare cast beside `uint8:scale` and `bits` is to "
+            "uint8, which neither scales nor packs. With `rtol=0` each float is compared with its "
+            "converted value.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What does an epoch cost that is read from a disk, in the order of the file, in blocks, at random?
+"""What does reading an epoch from a disk cost, sequentially, in blocks, or in random order?
 
 The file is a memory-mapped Arrow file, and the page cache may hold a third of it.
 """
@@ -33,14 +33,14 @@ SAMPLE_BYTES = 4 * IDS
 SAMPLES, QUICK_SAMPLES = 786_432, 262_144
 IN_RECORD_BATCH = 8192
 BATCH = 256
-# The page cache is looked at every so many batches: 10 MB of samples.
+# Batches between checks of the page cache: 10 MB of samples.
 LOOK_EVERY = 20
 THIRD = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to read the file: the order, and what the kernel is told of it."""
+    """A way to read the file: the order, and the advice to the kernel."""
 
     order: str | Order
     advice: int | None = None
@@ -57,7 +57,7 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What was seen of one pass."""
+    """The measurements of one pass."""
 
     samples_per_second: float
     read_per_byte: float
@@ -65,7 +65,7 @@ class Pass:
 
 
 class MappedRows:
-    """The rows of a memory-mapped Arrow file; nothing is copied before the batch is stacked."""
+    """The rows of a memory-mapped Arrow file; nothing is copied until the batch is stacked."""
 
     def __init__(self, path: Path) -> None:
         column = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["ids"]
@@ -115,18 +115,19 @@ def measure(quick: bool) -> Table:
             "samples/s",
             "lowest to highest",
             "MB/s delivered",
-            "bytes read for one delivered",
+            "bytes read per byte delivered",
             "times `shuffled`",
         ),
         tuple(rows),
         (),
         (
             f"An Arrow file of {samples:,} samples of {IDS} int32, read in batches of {BATCH} "
-            f"without workers. A pass is the epoch, or {at_most} s of it. Before each the file was "
-            f"dropped from the page cache (at most {coldest:,} bytes of it were still there, says "
-            "mincore), and again whenever more than a third of it was held, as if the dataset were "
-            "three times the memory; dropping it is not on the clock. What lies beneath the kernel "
-            "(the disk, the host of a virtual machine) may keep caches of its own.",
+            f"without workers. A pass is the epoch, or {at_most} s of it. Before each pass the "
+            "file was dropped from the page cache (according to mincore at most "
+            f"{coldest:,} bytes of it remained), and again whenever the cache held more than a "
+            "third of it, as if the dataset were three times the size of memory; dropping it is "
+            "not timed. Layers below the kernel (the disk, the host of a virtual machine) may have "
+            "their own caches.",
             f"Read-ahead of the disk: {_read_ahead(Path(folder).parent)}.",
         ),
     )
@@ -192,8 +193,8 @@ def _stacked(rows: list[NDArray[np.int32]]) -> torch.Tensor:
 
 def _read_ahead(folder: Path) -> str:
     device = os.stat(folder).st_dev
-    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    for queue in (place / "queue", place / ".." / "queue"):
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for queue in (block / "queue", block / ".." / "queue"):
         if (queue / "read_ahead_kb").exists():
             return f"{int((queue / 'read_ahead_kb').read_text()):,} kB"
     return "not known"

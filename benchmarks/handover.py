@@ -1,4 +1,4 @@
-"""How fast do two workers hand batches over, and how much memory do these take meanwhile?"""
+"""How fast do two workers hand over batches, and how much memory do the batches take?"""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ NUM_WORKERS = 2
 PREFETCH = 4
 WARM_UP = NUM_WORKERS * PREFETCH + 2
 BATCH_SIZE = 256
-STEP = 0.01  # s, of a training
+STEP = 0.01  # s, of a training loop
 MB = 1 << 20
-# Values of float32 in a row, and what torch's batches per second are to be multiplied by.
+# float32 values in a row, and the goal as a multiple of torch's batches per second.
 SIZES = ((64, 8.0), (4096, 5.0), (12288, 5.0))
 PHOTOGRAPHS_IN_BATCH = 16
 OUR_THREADS = "DataPorter, threads"
@@ -46,7 +46,7 @@ CONTESTANTS = (OURS, TORCH, TORCHDATA, SPDL, OUR_THREADS, SPDL_THREADS)
 
 
 class Rows:
-    """Rows that are read by the batch, and that need no collation."""
+    """Rows that are read a batch at a time and need no collation."""
 
     def __init__(self, width: int) -> None:
         self.features = torch.rand(4096, width)
@@ -55,14 +55,14 @@ class Rows:
         return 5_000_000
 
     def __getitem__(self, index: int) -> Any:
-        raise AssertionError("read by the batch")
+        raise AssertionError("rows are read a batch at a time")
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         rows = torch.as_tensor(indices) % len(self.features)
         return {"x": self.features[rows], "y": rows}
 
 
-def as_it_is(batch: Any) -> Any:
+def unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -71,7 +71,7 @@ def measure(quick: bool) -> Table:
     rows: list[tuple[str, ...]] = []
     goals: list[Goal] = []
     for width, times in SIZES:
-        played = _race(Rows(width), BATCH_SIZE, rounds, at_most, collate_fn=as_it_is)
+        played = _race(Rows(width), BATCH_SIZE, rounds, at_most, collate_fn=unchanged)
         size = BATCH_SIZE * (width * 4 + 8)
         what = f"{size / MB:.2g} MB" if size > MB else f"{size / 1024:.0f} kB"
         rows.append(_row(f"batches of {what}", played))
@@ -104,29 +104,29 @@ def measure(quick: bool) -> Table:
     share = played.ratio(OURS, BARE)
     goals.append(
         Goal(
-            f"JPEGs: at least 0.97 of what {NUM_WORKERS} processes decode without any loader "
-            f"({played.median(BARE) * PHOTOGRAPHS_IN_BATCH:,.0f} a second)",
+            f"JPEGs: at least 0.97 of the rate of {NUM_WORKERS} processes that decode without a "
+            f"loader ({played.median(BARE) * PHOTOGRAPHS_IN_BATCH:,.0f} per second)",
             f"{share:.2f}",
             share >= 0.97,
         )
     )
     goals += [_memory_goal(), *_first_batch_goals(3 if quick else 15)]
     return Table(
-        "Handover: batches per second from 2 workers, 4 batches ahead each (times torch)",
+        "Handover: batches per second from 2 workers, each 4 batches ahead (times torch)",
         ("", *CONTESTANTS),
         tuple(rows),
         tuple(goals),
         (
             f"{WARM_UP} batches are taken before the clock starts, then {at_most} s of batches are "
             f"counted; medians of {rounds} rounds, and of the ratios within a round. The rows of "
-            "the first three are read a batch at a time and need no collation, so handing over is "
-            "nearly all there is to do. Grain cannot read a batch of rows at once; threads have "
+            "the first three are read a batch at a time and need no collation, so handover is "
+            "nearly all of the work. Grain cannot read a batch of rows at once; threads have "
             "nothing to hand over. SPDL: `get_pytorch_dataloader` with worker processes, and its "
-            "own pipeline of threads.",
-            "Memory is PSS, of the training process and its workers, over that of the process "
-            "before it had a loader. First batches come after a step of 10 ms in which a training "
-            "sleeps; bare round trips are measured one after the other, and also after such a "
-            "step. A jump is to an epoch that was not prefetched.",
+            "own thread pipeline.",
+            "Memory is the PSS of the training process and its workers, minus that of the process "
+            "before it had a loader. First batches are requested after a step of 10 ms, in which "
+            "the training loop sleeps; bare round trips are measured back to back, and also after "
+            "such a step. A jump goes to an epoch that was not prefetched.",
         ),
     )
 
@@ -160,7 +160,7 @@ def _rate(build: Callable[[], Iterable[Any]], at_most: float) -> float:
     count, begin = 0, time.perf_counter()
     for batch in batches:
         count += 1
-        # A training looks at its batch at least.
+        # A training loop at least reads its batch.
         (batch["x"] if isinstance(batch, dict) else batch).flatten()[0].item()
         now = time.perf_counter()
         if now - begin > at_most:
@@ -192,7 +192,7 @@ def _goal(what: str, played: Rounds, times: float) -> Goal:
 
 
 def _bare_rate(photographs: Photographs, seconds: float) -> float:
-    """Photographs per second of as many processes as there are workers, decoding and no more."""
+    """Photographs per second of as many processes as there are workers, which only decode."""
     context = multiprocessing.get_context("fork")
     counts = context.Queue()
 
@@ -214,14 +214,14 @@ def _bare_rate(photographs: Photographs, seconds: float) -> float:
 
 
 def _memory_goal() -> Goal:
-    # In a process of its own: what this one has freed, and keeps, would be counted as well.
+    # In a new process: memory that this one has freed but kept would count as well.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         held, size = pool.apply(_memory_of_a_loader)
     slots = NUM_WORKERS * (PREFETCH + 1)
     limit = slots * size + 50 * MB
     return Goal(
-        f"memory at batches of {size / MB:.0f} MB: at most {slots} slots (what is ahead, and one a "
-        f"worker in use) and 50 MB, {limit / MB:.0f} MB",
+        f"memory with batches of {size / MB:.0f} MB: at most {slots} slots (prefetched, and one "
+        f"per worker in use) and 50 MB, {limit / MB:.0f} MB",
         f"{held / MB:.0f} MB",
         held <= limit,
     )
@@ -234,7 +234,7 @@ def _memory_of_a_loader() -> tuple[int, int]:
     loader = ResumableDataLoader(
         dataset,
         BATCH_SIZE,
-        collate_fn=as_it_is,
+        collate_fn=unchanged,
         num_workers=NUM_WORKERS,
         prefetch_factor=PREFETCH,
         multiprocessing_context="fork",  # a spawned process would spawn its own, each with a torch
@@ -255,7 +255,7 @@ def _first_batch_goals(repeats: int) -> Iterator[Goal]:
         BATCH_SIZE,
         shuffle=True,
         seed=1,
-        collate_fn=as_it_is,
+        collate_fn=unchanged,
         num_workers=NUM_WORKERS,
         persistent_workers=True,
     )
@@ -290,9 +290,9 @@ def _first_batch(loader: Iterable[Any]) -> float:
 
 
 def _bare_round_trip(dataset: Rows, repeats: int, *, pause: float) -> float:
-    """Seconds for asking a process for a batch, and hearing that it has read it.
+    """Seconds from asking a process for a batch to its answer that it has read it.
 
-    One after the other, or with a pause before each, in which the processors fall asleep.
+    Back to back, or with a pause before each, in which the processor cores fall asleep.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
@@ -306,8 +306,8 @@ def _bare_round_trip(dataset: Rows, repeats: int, *, pause: float) -> float:
     process = context.Process(target=serve, daemon=True)
     process.start()
     times = []
-    for place in range(repeats):
-        indices = list(range(place, place + BATCH_SIZE))
+    for start in range(repeats):
+        indices = list(range(start, start + BATCH_SIZE))
         time.sleep(pause)
         begin = time.perf_counter()
         ours.send(indices)

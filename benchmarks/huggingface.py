@@ -1,4 +1,4 @@
-"""How fast do batches come out of a Hugging Face dataset, and the first one after a resume?"""
+"""How fast are batches of a Hugging Face dataset, and the first one after a resume?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def measure(quick: bool) -> Table:
     ]
     return Table(
         f"Hugging Face datasets: {ROWS:,} rows of {LENGTH} token ids (int32), types and mask "
-        f"(int8) and a label, saved to disk and memory mapped, shuffled, batch {BATCH_SIZE}",
+        f"(int8) and a label, saved to disk and memory-mapped, shuffled, batch {BATCH_SIZE}",
         ("", "measured", "range", "times torch format"),
         tuple(rows),
         (
@@ -88,16 +88,16 @@ def measure(quick: bool) -> Table:
             ),
         ),
         (
-            "The torch format gives int64 for all of them; the wrapper what is stored. Bare "
-            "gather: `index_select` on tensors of the stored dtypes that lie in memory, with "
-            "slices of a ready permutation; and of the same as int64, which is what the torch "
-            "format delivers. Without workers the loaders take turns of 20 batches; "
-            "with workers, which persist, each runs alone for 2 s of several epochs, the first 20 "
-            "batches not timed.",
+            "The torch format returns int64 for all columns, the wrapper the stored dtypes. Bare "
+            "gather: `index_select` on in-memory tensors of the stored dtypes, with slices of a "
+            "precomputed permutation; and on the same tensors as int64, which the torch format "
+            "delivers. Without workers the loaders take turns of 20 batches. With workers, which "
+            "persist, each loader runs alone for 2 s over several epochs; the first 20 batches are "
+            "not timed.",
             f"Resume: {ROWS_TO_RESUME:,} rows of 16 ids and a label, no workers, the loader built "
-            "before the clock starts. The Trainer calls accelerate's `skip_first_batches`, which "
-            "walks the batch sampler as is done here, behind a sampler that draws the whole "
-            "permutation; no data is read for what is skipped.",
+            "before the clock starts. The Trainer calls Accelerate's `skip_first_batches`, which "
+            "iterates over the batch sampler, as done here, behind a sampler that draws the whole "
+            "permutation; no data is read for skipped batches.",
         ),
     )
 
@@ -140,7 +140,7 @@ def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
 
 
 class _BareGather:
-    """Nothing but the gathers, of columns that were read into memory before."""
+    """Only the gathers, of columns already read into memory."""
 
     def __init__(self, columns: list[torch.Tensor]) -> None:
         self._columns = columns
@@ -153,7 +153,7 @@ class _BareGather:
 
 
 class _SkippingSampler(BatchSampler):
-    """What accelerate's ``skip_first_batches`` puts in a batch sampler's place."""
+    """What Accelerate's ``skip_first_batches`` uses in place of a batch sampler."""
 
     def __init__(self, sampler: BatchSampler, skipped: int) -> None:
         self._sampler, self._skipped = sampler, skipped

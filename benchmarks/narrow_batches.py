@@ -1,4 +1,4 @@
-"""How much memory do a training's batches take, and how fast do they come, as dtypes narrow?"""
+"""How much memory do batches take, and how fast are they delivered, as dtypes narrow?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RULES = {
 
 
 class Samples(Dataset[dict[str, torch.Tensor]]):
-    """An image of 224 x 224, 512 tokens with their mask, and a label; made when they are read."""
+    """An image of 224 x 224, 512 tokens with their mask, and a label, created when read."""
 
     def __init__(self) -> None:
         made = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def measure(quick: bool) -> Table:
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            # In a process of its own: what this one has freed, and keeps, would be counted as well.
+            # In a new process: memory that this one has freed but kept would count as well.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 measured[name].append(pool.apply(_held_and_rate, (name, batches)))
     rows = []
@@ -94,16 +94,17 @@ def measure(quick: bool) -> Table:
             )
         )
     return Table(
-        "Narrow batches: 64 images, token ids, masks and labels, 2 workers, 4 batches ahead each",
-        ("", "a batch", "saved", "held by the loader", "saved", "batches/s"),
+        "Narrow batches: 64 images, token ids, masks and labels, 2 workers, each 4 batches ahead",
+        ("", "per batch", "saved", "held by the loader", "saved", "batches/s"),
         tuple(rows),
         (),
         (
-            "Held: by the training process and its workers (PSS, and the shared memory that torch "
-            "has sent and nobody has mapped yet) over the process before it had a loader, the most "
-            f"of 10 steps of 0.2 s; medians of {rounds} processes each. It includes what a worker "
-            "is as a Python process, about 60 MB of its own, and what it makes a batch in before "
-            "that is converted. Reading a sample is cheap here, so the rate shows the conversion.",
+            "Held: the memory of the training process and its workers (PSS, and shared memory that "
+            "torch has sent and no process has mapped yet), minus that of the process before it "
+            f"had a loader; the most in 10 steps of 0.2 s; medians of {rounds} processes each. It "
+            "includes each worker's Python process, about 60 MB, and the memory in which it makes "
+            "a batch before converting it. Reading a sample is cheap here, so the rate shows the "
+            "cost of conversion.",
         ),
     )
 
@@ -122,7 +123,7 @@ def _held_and_rate(name: str, batches: int) -> tuple[float, float]:
     del batch
     most = 0
     for _batch in islice(stream, 10):
-        # As a training does, it works on a batch while the workers are ahead as far as they may be.
+        # Like a training loop, it works on a batch while the workers are fully ahead.
         time.sleep(0.2)
         most = max(most, with_unmapped_memory())
     return most - before, batches / seconds

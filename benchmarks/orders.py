@@ -1,4 +1,4 @@
-"""What does an index of a shuffled epoch cost, in time and in memory, as datasets grow?"""
+"""What does an index of a shuffled epoch cost in time and memory as datasets grow?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-# Not public in Grain 0.2.18, but the heart of its public shuffle.
+# Not public in Grain 0.2.18, but the core of its public shuffle.
 from grain._src.python.experimental.index_shuffle.python import index_shuffle_module
 from torch.utils.data import RandomSampler
 
@@ -47,17 +47,17 @@ def measure(quick: bool) -> Table:
         ]
         rows.append((name, *cells, _memory(name)))
     return Table(
-        "Orders: nanoseconds an index, by the number of samples",
+        "Orders: nanoseconds per index, by number of samples",
         ("", *(f"{length:.0e}".replace("e+", "e") for length in lengths), "memory"),
         tuple(rows),
         (),
         (
-            "DataPorter: consecutive positions at random places of the epoch, as its loader asks. "
+            "DataPorter: consecutive positions from random points of the epoch, as in its loader. "
             f"torch: a whole permutation, up to {LONGEST_PERMUTATION:,} samples. Grain: "
             f"`index_shuffle` called from Python for each of {AT_ONCE:,} indices, as its "
             "`shuffle()` does (an internal module of 0.2.18).",
-            "Memory: what is held for an epoch, and at most while it is made; tracemalloc, and "
-            "the size of torch's tensors; randperm's and RandomSampler's measured at 10^6.",
+            "Memory: held for an epoch, or the peak while creating it; by tracemalloc, plus the "
+            "size of torch's tensors; randperm and RandomSampler were measured at 10^6.",
         ),
     )
 
@@ -113,17 +113,17 @@ def _memory(name: str) -> str:
         peak = peak_allocated(
             lambda: OURS[name].indices(some, seed=1, epoch=0, dataset_length=10**12)
         )
-        return f"{peak / 1e3:.0f} kB while asked, whatever the length"
+        return f"{peak / 1e3:.0f} kB during a call, for any length"
     if name == RANDPERM:
-        return f"{torch.randperm(measured).nbytes / measured:.0f} B a sample"
+        return f"{torch.randperm(measured).nbytes / measured:.0f} B per sample"
     if name == SAMPLER:
-        # The permutation's tensor is alive while its list is made of it, and not traced.
+        # The permutation's tensor is alive while its list is created, and is not traced.
         peak = peak_allocated(lambda: next(iter(RandomSampler(range(measured)))))
-        return f"{peak / measured + 8:.0f} B a sample"
+        return f"{peak / measured + 8:.0f} B per sample"
     peak = peak_allocated(
         lambda: index_shuffle_module.index_shuffle(1, max_index=10**12, seed=1, rounds=4)
     )
-    return f"{peak} B, whatever the length"
+    return f"{peak} B, for any length"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does a dataset that is read sample by sample cost, and what does seeding each sample add?"""
+"""What does reading sample by sample cost, and what does seeding each sample add?"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def measure(quick: bool) -> Table:
     reached = rounds.ratio(SIMPLE, TORCH)
     return Table(
         "Per sample: a dataset of dicts (64 float32, 1 int), shuffled, batch 256, no workers",
-        ("", "samples/s", "range", "µs a sample", "times torch"),
+        ("", "samples/s", "range", "µs per sample", "times torch"),
         tuple(rows),
         (
             Goal(
@@ -70,31 +70,31 @@ def measure(quick: bool) -> Table:
         ),
         (
             f"Seeding Python's, NumPy's and torch's generators before each sample ('advanced', the "
-            f"default) costs {seeding:.1f} µs a sample within the loader; "
-            f"`rng.seed_generators` by itself {_bare_seeding(quick):.1f} µs. It is what makes "
-            "random augmentation the same after a resume; no peer does it. 'simple' seeds once a "
-            "batch; that, and putting the training's own generators back, takes "
-            f"{_bare_isolation(quick):.0f} µs a batch of {BATCH_SIZE} by itself, and more with the "
-            "processor's caches full of data: about what it is behind torch by.",
+            f"default) costs {seeding:.1f} µs per sample within the loader; `seed_generators` by "
+            f"itself takes {_bare_seeding(quick):.1f} µs. This makes random augmentation the same "
+            "after a resume; no peer does it. 'simple' seeds once per batch. That, and restoring "
+            f"the training loop's own generators, takes {_bare_isolation(quick):.0f} µs per batch "
+            f"of {BATCH_SIZE} by itself, and more when the processor's caches are full of data: "
+            "roughly the gap between 'simple' and torch.",
             PROCEDURE,
-            "Grain reads the same rows as NumPy values, and batches them with NumPy.",
+            "Grain reads the same rows as NumPy values and batches them with NumPy.",
         ),
     )
 
 
 def _bare_seeding(quick: bool) -> float:
-    """Microseconds of one seeding. Keys differ, because equal ones could find warm branches."""
+    """Microseconds of one seeding. The keys differ: equal ones could hit warm branches."""
     keys = mix(np.arange(4096, dtype=np.uint64)).tolist()
-    places = count()
+    offsets = count()
     with isolated_generators():
         seconds = seconds_per_call(
-            lambda: seed_generators(keys[next(places) % 4096]), at_least=0.05 if quick else 0.3
+            lambda: seed_generators(keys[next(offsets) % 4096]), at_least=0.05 if quick else 0.3
         )
     return seconds * 1e6
 
 
 def _bare_isolation(quick: bool) -> float:
-    """Microseconds of what surrounds a batch in the training process."""
+    """Microseconds of the work around a batch in the training process."""
 
     def surround() -> None:
         with isolated_generators():

@@ -1,4 +1,4 @@
-"""How long until the first index is back after a resume, and how much memory does that take?"""
+"""How long does a resume take to the first index, and how much memory does it need?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LENGTH_FOR_PEERS = 10**7
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A resume, cut where the clock starts: what a new process does before it, and then."""
+    """A resume in two parts: what a new process does before the clock starts, and after."""
 
     build: Callable[[], Any]
     resume: Callable[[Any], object]
@@ -58,14 +58,14 @@ def measure(quick: bool) -> Table:
         tuple(rows),
         tuple(goals),
         (
-            "The dataset holds nothing: each sample is its own index. Each time is the median of "
-            "resumes of a loader built anew (building is not timed, but its memory counts); "
-            "`samples_at` asks for the indices alone, `next(iter())` for the batch. Python and "
-            "NumPy peak: tracemalloc. Process peak: growth of a forked process, tensors included, "
-            "to a few MB.",
-            f"At {TRILLION:,} samples torch and torchdata cannot begin: `torch.randperm` would "
-            f"take 8 TB. At {length:,} torch skips with `itertools.islice` over a loader with the "
-            "same seed, which reads every sample again; torchdata walks its sampler.",
+            "The dataset holds nothing: each sample is its own index. Each time is the median over "
+            "resumes of a new loader (construction is not timed, but its memory counts); "
+            "`samples_at` computes only the indices, `next(iter())` the batch. Python and NumPy "
+            "peak: tracemalloc. Process peak: growth of a forked process, tensors included, "
+            "accurate to a few MB.",
+            f"At {TRILLION:,} samples torch and torchdata cannot start: `torch.randperm` would "
+            f"need 8 TB. At {length:,} torch skips with `itertools.islice` over a loader with the "
+            "same seed, which reads every skipped sample; torchdata iterates over its sampler.",
         ),
     )
 
@@ -75,7 +75,7 @@ def _of_a_trillion(repetitions: int) -> tuple[list[tuple[str, ...]], list[Goal]]
     rows: list[tuple[str, ...]] = []
     times: list[float] = []
     peaks: list[int] = []
-    for place, step in (
+    for where, step in (
         ("start", 0),
         ("half", len(loader) // 2),
         ("last batch but one", len(loader) - 2),
@@ -89,7 +89,7 @@ def _of_a_trillion(repetitions: int) -> tuple[list[tuple[str, ...]], list[Goal]]
         for name, case in ways.items():
             peak = peak_allocated(case.whole)
             rows.append(
-                (name, f"{TRILLION:,}", place, _time(rounds.median(name)), _megabytes(peak), "")
+                (name, f"{TRILLION:,}", where, _time(rounds.median(name)), _megabytes(peak), "")
             )
             if name.startswith(OURS):
                 times.append(rounds.median(name))

@@ -1,4 +1,4 @@
-"""What does a resume cost each of 16,384 ranks, and what do the ranks say to each other?"""
+"""What does a resume cost each of 16,384 ranks, and what do the ranks communicate?"""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from dataporter import ResumableDataLoader
 
 LENGTH = 10**10
 WORLD_SIZE = 16_384
-# Where the state comes from: another number of ranks, another batch size.
+# The state comes from a different number of ranks with a different batch size.
 SAVED_BY, SAVED_BATCH_SIZE = 12_288, 24
 BATCH_SIZE = 32
 GOAL_SECONDS = 0.010
 GOAL_BYTES = 2e6
-# As many real ranks as a machine of few cores can run without waiting for a core.
+# As many real ranks as a machine with few cores can run without waiting for a core.
 REAL_RANKS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """One rank of the simulated world going on from a state of another one."""
+    """One rank of the simulated world, which resumes from a state of another world."""
 
     state_text: str
     rank: int
@@ -44,7 +44,7 @@ class Resume:
         return _loader(self.rank, WORLD_SIZE, BATCH_SIZE)
 
     def first_batch(self, loader: ResumableDataLoader[Any]) -> object:
-        """From the state's text over the first request to its batch, which holds indices alone."""
+        """From the state's text to the first batch, which holds only indices."""
         loader.load_state_dict(json.loads(self.state_text))
         return next(iter(loader))
 
@@ -61,7 +61,7 @@ def measure(quick: bool) -> Table:
     times: list[float] = []
     peaks: list[int] = []
     saved = _loader(0, SAVED_BY, SAVED_BATCH_SIZE)
-    for place, step in (
+    for where, step in (
         ("start", 0),
         ("half", len(saved) // 2),
         ("last batch but one", len(saved) - 2),
@@ -77,39 +77,39 @@ def measure(quick: bool) -> Table:
         for name, resume in ranks.items():
             times.append(rounds.median(name))
             peaks.append(peak_allocated(resume.whole))
-            rows.append((f"{name}, {place}", _ms(times[-1]), f"{peaks[-1] / 1e6:.3f} MB", ""))
+            rows.append((f"{name}, {where}", _ms(times[-1]), f"{peaks[-1] / 1e6:.3f} MB", ""))
     checked, alone, sent = _load_check(rounds=20 if quick else 200)
     rows.append((f"load_state_dict, {REAL_RANKS} gloo ranks that agree", _ms(checked), "", sent))
-    rows.append(("load_state_dict, a rank that asks nobody", _ms(alone), "", "0 B"))
+    rows.append(("load_state_dict, a rank without a group", _ms(alone), "", "0 B"))
     return Table(
-        f"Scale: from a state of {SAVED_BY:,} ranks to the first batch of a rank of "
-        f"{WORLD_SIZE:,}, {LENGTH:,} samples",
-        ("", "time", "Python and NumPy peak", "handed to collectives by a rank"),
+        f"Scale: from a state of {SAVED_BY:,} ranks to the first batch of one of "
+        f"{WORLD_SIZE:,} ranks, {LENGTH:,} samples",
+        ("", "time", "Python and NumPy peak", "passed to collectives per rank"),
         tuple(rows),
         (
             Goal(
-                f"below {_ms(GOAL_SECONDS)} a rank",
+                f"below {_ms(GOAL_SECONDS)} per rank",
                 f"at most {_ms(max(times))}",
                 max(times) < GOAL_SECONDS,
             ),
             Goal(
-                f"below {GOAL_BYTES / 1e6:.0f} MB a rank",
+                f"below {GOAL_BYTES / 1e6:.0f} MB per rank",
                 f"at most {max(peaks) / 1e6:.3f} MB",
                 max(peaks) < GOAL_BYTES,
             ),
         ),
         (
-            "The dataset holds nothing: each sample is its own index, so this is about the way "
-            "to the first request and little more.",
-            "Simulated: one process stands for one rank after the other, told its rank and the "
-            f"world's size; batch {SAVED_BATCH_SIZE} before and {BATCH_SIZE} after. Medians of "
-            "resumes of a loader built anew (building is not timed, but its memory counts, by "
+            "The dataset holds nothing: each sample is its own index, so this measures little more "
+            "than the path to the first request.",
+            "Simulated: one process plays one rank after another, with that rank and world size as "
+            f"arguments; batch {SAVED_BATCH_SIZE} before and {BATCH_SIZE} after. Medians over "
+            "resumes of a new loader (construction is not timed, but its memory counts, by "
             "tracemalloc).",
-            "The load check is real: processes of this machine in one gloo group, the state the "
-            "same on all. What is handed over was counted at torch.distributed.all_reduce and "
-            "all_gather_object; it is the same for any number of ranks, as long as they agree. "
-            "What an all-reduce of so few bytes takes on 16,384 ranks depends on their network, "
-            "and was not measured.",
+            "The load check is real: processes on this machine in one gloo group, with the same "
+            "state on all. The bytes were counted at torch.distributed.all_reduce and "
+            "all_gather_object; they are the same for any number of ranks, as long as the ranks "
+            "agree. How long an all-reduce of so few bytes takes on 16,384 ranks depends on their "
+            "network and was not measured.",
         ),
     )
 
@@ -121,7 +121,7 @@ def _loader(rank: int, world_size: int, batch_size: int) -> ResumableDataLoader[
 
 
 def _load_check(rounds: int) -> tuple[float, float, str]:
-    """Median seconds of a load with the check and without, and what a rank handed over for one."""
+    """Median seconds of a load with and without the check, and the bytes that a rank passed."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(
             _rank, (REAL_RANKS, Path(folder), rounds), nprocs=REAL_RANKS, join=True
@@ -137,7 +137,7 @@ def _rank(rank: int, world_size: int, folder: Path, rounds: int) -> None:
     agreeing = ResumableDataLoader(Indices(LENGTH), **arguments)
     alone = ResumableDataLoader(Indices(LENGTH), **arguments, rank=rank, world_size=world_size)
     state = alone.state_dict()
-    sent = _bytes_handed_over(partial(agreeing.load_state_dict, state))
+    sent = _bytes_passed(partial(agreeing.load_state_dict, state))
     times: dict[str, list[float]] = {"agreeing": [], "alone": []}
     for _ in range(rounds):
         dist.barrier()
@@ -149,8 +149,8 @@ def _rank(rank: int, world_size: int, folder: Path, rounds: int) -> None:
     dist.destroy_process_group()
 
 
-def _bytes_handed_over(call: Callable[[], object]) -> int:
-    """The bytes of the tensors that a call gives to all-reduces; it must not gather objects."""
+def _bytes_passed(call: Callable[[], object]) -> int:
+    """The bytes that a call passes to all-reduces; it must not gather objects."""
     counted: list[int] = []
     reduce, gather = dist.all_reduce, dist.all_gather_object
 

@@ -1,4 +1,4 @@
-"""One case of `benchmarks.shared_objects`, in a process that imports no more than a training does.
+"""One case of `benchmarks.shared_objects`, in a process with only a training run's imports.
 
 python -m benchmarks.shared_family HOLDER LOADER COUNT
 """
@@ -43,7 +43,7 @@ class Serialized:
 
 
 class Made:
-    """Holds nothing and makes each object as it is asked for: what everything else costs."""
+    """Holds nothing and creates each object on access: the cost of everything else."""
 
     def __init__(self, objects: Iterable[Any]) -> None:
         self.length = sum(1 for _ in objects)
@@ -83,7 +83,7 @@ def case(holder: str, loader: str, count: int) -> dict[str, float]:
     begin = perf_counter()
     dataset = HOLDERS[holder](records(count))
     found: dict[str, float] = {"build": perf_counter() - begin, "peak": _peak() - before}
-    # A full collection writes to every object, torch's too, and so copies them: not meanwhile.
+    # A full collection writes to every object, torch's too, which would copy them in the workers.
     gc.collect()
     batches = LOADERS[loader](
         dataset,
@@ -96,7 +96,7 @@ def case(holder: str, loader: str, count: int) -> dict[str, float]:
     epoch = iter(batches)
     next(epoch)
     found["first"], found["first_own"] = _held()
-    # But the last, after which workers may be sent home.
+    # All but the last, after which workers may be stopped.
     for _ in range(len(batches) - 2):
         next(epoch)
     found["last"], found["last_own"] = _held()
@@ -107,15 +107,15 @@ def case(holder: str, loader: str, count: int) -> dict[str, float]:
 
 
 def _seconds_an_access(dataset: Any) -> float:
-    places = random.Random(0).choices(range(len(dataset)), k=ACCESSES)
+    indices = random.Random(0).choices(range(len(dataset)), k=ACCESSES)
     begin = perf_counter()
-    for place in places:
-        dataset[place]
+    for index in indices:
+        dataset[index]
     return (perf_counter() - begin) / ACCESSES
 
 
 def _held() -> tuple[int, int]:
-    """PSS of the process and its workers, and what of it is no file of a library."""
+    """PSS of the process and its workers, and the part of it that is no library file."""
     process = psutil.Process()
     whole = own = 0
     for each in (process, *process.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""What do a million small dicts in a dataset cost, at the start of an epoch and at its end?"""
+"""What do a million small dicts in a dataset cost, at the start and at the end of an epoch?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT, QUICK_COUNT = 10**6, 10**5
 MB = 1e6
 GOAL_BYTES = 200e6
 GOAL_SECONDS = 3e-6
-# What workers take of their own accord from one moment to the next.
+# Memory that workers allocate by themselves from one moment to the next.
 NOISE = 10e6
 CASES = {
     "nothing held, torch": ("nothing", "torch"),
@@ -49,7 +49,7 @@ def measure(quick: bool) -> Table:
     )
     goals.append(
         Goal(
-            f"at most {GOAL_SECONDS * 1e6:.0f} µs an access",
+            f"at most {GOAL_SECONDS * 1e6:.0f} µs per access",
             f"{slowest * 1e6:.2f} µs",
             slowest <= GOAL_SECONDS,
         )
@@ -57,18 +57,18 @@ def measure(quick: bool) -> Table:
     return Table(
         f"Shared objects: {count:,} dicts of a path and three integers, {NUM_WORKERS} workers, "
         "one epoch",
-        ("", "first batch", "last", "growth", "to build", "peak of that", "epoch", "an access"),
+        ("", "first batch", "last", "growth", "build time", "build peak", "epoch", "per access"),
         rows,
         tuple(goals),
         (
-            "Memory is PSS of the training process and its forked workers together, each case in "
-            "a process of its own. Where nothing is held, each dict is made when it is asked for: "
-            "what is left is Python, torch and the loader. The libraries' files count by the share "
-            "that others on the machine leave; growth is without them. torch's sampler holds a "
-            "list of all indices until the last is drawn, which is why memory falls there. The "
-            "peak of building is over what the process had before. "
+            "Memory is the PSS of the training process and its forked workers together; each case "
+            "has a separate process. Where nothing is held, each dict is created on access: the "
+            "rest is Python, torch and the loader. The libraries' files are shared with other "
+            "processes on the machine and count proportionally; growth excludes them. torch's "
+            "sampler holds a list of all indices until it has drawn the last one, so memory falls "
+            "there. The build peak is relative to the process before. "
             f"Batches of {BATCH_SIZE}, shuffled, collated by default_collate; "
-            f"an access is the mean of {ACCESSES:,} at random places in the training process. "
+            f"an access is the mean of {ACCESSES:,} at random indices in the training process. "
             "Pickles in one array are how detectron2 holds its lists.",
         ),
     )

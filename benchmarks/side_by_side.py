@@ -1,7 +1,7 @@
-"""Side by side: passes over several loaders, run a few batches of each in turn.
+"""Side by side: passes over several loaders, which take turns of a few batches.
 
-For loaders that work only while a batch is asked for. On a busy machine the speed changes from one
-second to the next; passes that take turns every few milliseconds all see the same of it.
+For loaders that work only while a batch is requested. On a busy machine the speed changes from one
+second to the next; passes that take turns every few milliseconds are all affected alike.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from benchmarks.rounds import Rounds
 __all__ = ["PROCEDURE", "race"]
 
 PROCEDURE = (
-    "A round is a pass over each loader, taking turns of 20 batches in random order; a pass is the "
-    "whole epoch, with what beginning it costs, or 2.5 s of it (0.5 s with --quick). Medians of "
+    "A round is one pass over each loader; the loaders take turns of 20 batches in random order. A "
+    "pass is the whole epoch, including its start, or 2.5 s of it (0.5 s with --quick). Medians of "
     "the rounds, and of the ratios within a round."
 )
 
-# Enough for the caches to fill with what a loader needs, where its neighbour left them.
+# Enough for a loader to fill the processor's caches again after its neighbour's turn.
 BATCHES_IN_TURN = 20
 
 
 def race(
     loaders: Mapping[str, Iterable[Any]], *, batch_size: int, at_most: float, rounds: int
 ) -> Rounds:
-    """Samples per second of a whole pass, begun with ``iter()``, or of ``at_most`` seconds of it.
+    """Samples per second of a whole pass, from ``iter()`` on, or of ``at_most`` seconds of it.
 
     A round is one pass over each loader.
     """
@@ -41,13 +41,13 @@ def race(
         passes = {name: _Pass(loader, at_most) for name, loader in loaders.items()}
         running = list(passes.values())
         while running:
-            for a_pass in running:
-                a_pass.go_on()
-            running = [a_pass for a_pass in running if not a_pass.over]
-            # Who follows on a loader of the same dataset finds its rows in the caches.
+            for this_pass in running:
+                this_pass.take_turn()
+            running = [this_pass for this_pass in running if not this_pass.over]
+            # A loader that follows another one of the same dataset finds its rows in the caches.
             shuffled.shuffle(running)
-        for name, a_pass in passes.items():
-            figures[name].append(a_pass.batches * batch_size / a_pass.seconds)
+        for name, this_pass in passes.items():
+            figures[name].append(this_pass.batches * batch_size / this_pass.seconds)
     return Rounds(figures)
 
 
@@ -60,7 +60,7 @@ class _Pass:
         self.seconds = 0.0
         self.over = False
 
-    def go_on(self) -> None:
+    def take_turn(self) -> None:
         begin = perf_counter()
         if self._iterator is None:
             self._iterator = iter(self._loader)

@@ -1,4 +1,4 @@
-"""What does it cost to take a state in mid-epoch, and how large is it?"""
+"""What does it cost to take a state mid-epoch, and how large is it?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES_BEFORE = 20
 
 
 def measure(quick: bool) -> Table:
-    # What has to stay alive while it is asked for its state: iterators, and with them workers.
+    # Iterators, and with them workers, must stay alive until their state is taken.
     alive: list[Any] = []
     states: dict[str, Callable[[], Any]] = {}
     for num_workers in (0, 2):
@@ -73,9 +73,9 @@ def measure(quick: bool) -> Table:
             Goal(f"below {GOAL_BYTES} bytes", f"at most {largest} bytes", largest < GOAL_BYTES),
         ),
         (
-            "torchdata's state holds torch's generator as a tensor, which JSON does not have; it "
-            "is counted as a list of numbers. torch's DataLoader has no state. Workers are alive "
-            "and have prefetched meanwhile. --quick leaves Grain's out, which take 10 s to start.",
+            "torchdata's state holds torch's generator as a tensor, which JSON cannot hold; it is "
+            "counted as a list of numbers. torch's DataLoader has no state. The workers are alive "
+            "and have prefetched. --quick omits Grain's workers, which take 10 s to start.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""How fast do iterable datasets come, and how soon after a resume?"""
+"""How fast are iterable datasets, and how soon is the first batch after a resume?"""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from benchmarks.timing import samples_per_second, seconds_once
 from dataporter import ResumableDataLoader
 
 BATCH_SIZE = 64
-# Samples until the stop that is resumed from.
+# Samples before the stop from which each loader resumes.
 STOP = 500_000
 WARM_UP = 20
 _ENDLESS = 1 << 40
 
 
 class Stream(IterableDataset[Any]):
-    """Rows that cost next to nothing, shared out among the workers; keeps its place."""
+    """Rows that are nearly free to read, divided among the workers; has a state."""
 
     def __init__(self) -> None:
         self.row = torch.rand(64)
-        self.place = 0
+        self.position = 0
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
@@ -38,20 +38,20 @@ class Stream(IterableDataset[Any]):
         return self.rows(first, every)
 
     def rows(self, first: int, every: int) -> Iterator[Any]:
-        while self.place < _ENDLESS:
-            number = first + every * self.place
-            self.place += 1
+        while self.position < _ENDLESS:
+            number = first + every * self.position
+            self.position += 1
             yield {"row": self.row, "number": number}
 
     def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.place = state["place"]
+        self.position = state["position"]
 
 
 class Shards(Stream):
-    """The same, cut into shards."""
+    """The same, in shards."""
 
     num_shards = 4
 
@@ -103,16 +103,16 @@ def measure(quick: bool) -> Table:
                 )
             )
     return Table(
-        "Streams: rows that cost next to nothing (64 float32, 1 int64), batch 64",
+        "Streams: rows that are nearly free to read (64 float32, 1 int64), batch 64",
         ("", "samples/s", "range", "times torch", f"to the first batch after {STOP:,} samples"),
         tuple(rows),
         (),
         (
-            PROCEDURE + " With workers each loader is measured by itself, in turn, after "
+            PROCEDURE + " With workers each loader is measured alone, in turn, after "
             f"{WARM_UP} batches.",
-            "`advanced` seeds the generators before each sample, as it does with an index. The "
-            "last column is the time from `iter()` in a loader that has loaded the state to the "
-            "first batch, workers included.",
+            "`advanced` seeds the generators before each sample, as for map-style datasets. The "
+            "last column is the time from `iter()`, in a loader that has loaded the state, to the "
+            "first batch, including worker start-up.",
         ),
     )
 
@@ -127,7 +127,7 @@ def _rates(loaders: dict[str, Any], num_workers: int, quick: bool) -> Rounds:
     at_most, rounds = (0.4, 3) if quick else (2.0, 7)
     if num_workers == 0:
         return race(loaders, batch_size=BATCH_SIZE, at_most=at_most, rounds=rounds)
-    # Workers go on while others have their turn, so each has the machine to itself.
+    # Workers keep reading during other loaders' turns, so each loader has the machine to itself.
     return play(
         {
             name: lambda loader=loader: samples_per_second(
@@ -158,8 +158,8 @@ def _resumed(num_workers: int, rounds: int) -> dict[str, str]:
 
 
 def _state_after(loader: Any, batches: int) -> Any:
-    a_pass = iter(loader)
-    for _ in islice(a_pass, batches):
+    iterator = iter(loader)
+    for _ in islice(iterator, batches):
         pass
     return loader.state_dict()
 

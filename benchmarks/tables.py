@@ -1,4 +1,4 @@
-"""Tables: what a benchmark found, shown in the terminal and kept in results.md alike."""
+"""Tables: a benchmark's results, shown in the terminal and written to results.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Goal", "Table", "markdown", "show"]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was to be reached, what was measured, and whether that is enough."""
+    """The goal, what was measured, and whether the goal was reached."""
 
     wanted: str
     measured: str
@@ -37,8 +37,8 @@ class Table:
 
 def show(table: Table, console: Console) -> None:
     drawn = RichTable(title=escape(table.question), title_justify="left")
-    for place, column in enumerate(table.columns):
-        drawn.add_column(escape(column), justify="right" if place else "left")
+    for index, column in enumerate(table.columns):
+        drawn.add_column(escape(column), justify="right" if index else "left")
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     console.print(drawn)

@@ -1,4 +1,4 @@
-"""How fast do shuffled batches come out of tensors that lie in memory, without workers?"""
+"""How fast are shuffled batches of in-memory tensors, without workers?"""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def measure(quick: bool) -> Table:
     return Table(
         "Throughput: TensorDataset of 200,000 rows (64 float32, 1 int64), shuffled, batch 256, "
         "no workers",
-        ("", "samples/s", "range", "µs a batch", "times torch"),
+        ("", "samples/s", "range", "µs per batch", "times torch"),
         tuple(rows),
         (Goal(f"at least {GOAL:g} times torch", f"{reached:.1f} times", reached >= GOAL),),
         (
             PROCEDURE,
-            "Bare gather: `index_select` on both tensors with slices of a ready permutation, which "
-            "no loader can be faster than. Grain has no dataset of columns: it reads the same "
-            "NumPy rows one by one, and batches them with NumPy; its reader threads are off.",
+            "Bare gather: `index_select` on both tensors with slices of a precomputed permutation; "
+            "no loader can be faster. Grain has no dataset of columns: it reads the same NumPy "
+            "rows one by one and batches them with NumPy; its reader threads are off.",
         ),
     )
 
 
 class BareGather:
-    """Nothing but the gathers, by a permutation that is there already."""
+    """Only the gathers, by a precomputed permutation."""
 
     def __init__(self, dataset: TensorDataset) -> None:
         self._features, self._labels = dataset.tensors

@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 
 class Digits(Dataset[Any]):
-    """8 x 8 digits; augmented, they are shifted, scaled and made noisy by the global generators."""
+    """8 x 8 digits; augmentation shifts, scales and adds noise, from the global generators."""
 
     def __init__(self, data: str, augmented: bool) -> None:
         with np.load(data) as digits:
@@ -78,9 +78,9 @@ def stateful(data: str, augmented: bool) -> Any:
 
 
 class SavingGenerators:
-    """A loader whose state has those of the training process's global generators as well.
+    """A loader whose state also holds those of the training process's global generators.
 
-    Of a loader without a state it has the number of batches, which are read again.
+    For a loader without a state it holds the number of batches, which are read again.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -107,25 +107,25 @@ class SavingGenerators:
         self.passes, self.batches = self.passes + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        kind, keys, place, has_gauss, cached = np.random.get_state()
+        kind, keys, offset, has_gauss, cached = np.random.get_state()
         return {
             "loader": self.loader.state_dict() if self.has_state else None,
-            "place": [self.passes, self.batches],
+            "position": [self.passes, self.batches],
             "python": list(random.getstate()[1]),
-            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), offset, has_gauss, cached],
             "torch": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.passes, self.batches = state["place"]
+        self.passes, self.batches = state["position"]
         self.loaded = state
         if self.has_state:
             self.loader.load_state_dict(state["loader"])
 
     def _put_back(self, state: dict[str, Any]) -> None:
         random.setstate((3, tuple(state["python"]), None))
-        kind, keys, place, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))
+        kind, keys, offset, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), offset, has_gauss, cached))
         torch.set_rng_state(state["torch"])
 
 
@@ -182,7 +182,7 @@ def _tables(data: str, length: int) -> list[Table]:
             for name, make in {**LOADERS, **(CAREFUL if augmented else {})}.items()
         }
         what = "random augmentation" if augmented else "the digits as they are"
-        tables.append(_table(f"Interrupted and gone on: {what}", reports, length))
+        tables.append(_table(f"Interrupted and resumed: {what}", reports, length))
     return tables
 
 
@@ -209,17 +209,17 @@ def _table(question: str, reports: dict[str, VerifyReport], length: int) -> Tabl
     if CAREFUL.keys() & reports.keys():
         why.append(
             "Generators saved: the states of the training process's global generators are saved "
-            "with the loader's, and put back before the next batch. Those of the workers are out "
-            "of reach: read again from the start of the epoch they come out right; gone on with "
-            "from torchdata's state they do not."
+            "with the loader's and restored before the next batch. Those of the workers are out of "
+            "reach: rereading from the start of the epoch reproduces them; resuming from "
+            "torchdata's state does not."
         )
     notes = (
-        f"{length} handwritten digits in batches of {BATCH_SIZE}; of each case, how many of the "
+        f"{length} handwritten digits in batches of {BATCH_SIZE}; each cell says how many of the "
         "batches after the interruption are the same, byte for byte. torch's DataLoader has no "
-        "state: what was delivered is read again, and thrown away. Between two batches the loop "
+        "state: the delivered batches are read again and discarded. Between two batches the loop "
         "draws from the global generators, as dropout does. The cases `as no workers` and `from no "
-        "workers` ask for the same batches with another number of them, which DataPorter alone "
-        "promises.",
+        "workers` require the same batches with a different number of workers, which only "
+        "DataPorter promises.",
         *why,
     )
     return Table(question, ("", *reports), tuple(rows), (), notes)
@@ -253,7 +253,7 @@ def main() -> None:
         text = "\n".join(map(markdown, tables))
         facts = "".join(f"- {name}: {fact}\n" for name, fact in describe().items())
         RESULTS.write_text(
-            "# What holds after an interruption\n\n"
+            "# Exactness after an interruption\n\n"
             f"Written by `python -m benchmarks.verify_peers`.\n\n{facts}\n{text}"
         )
 

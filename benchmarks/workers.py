@@ -1,4 +1,4 @@
-"""How fast do two worker processes deliver, for each form a dataset can have?"""
+"""How fast do two worker processes deliver, for each kind of dataset?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.timing import samples_per_second
 
 NUM_WORKERS = 2
 GOAL = 2.0
-# More than the workers can have prefetched by the time the first batch is out.
+# More than the workers can have prefetched when the first batch is delivered.
 WARM_UP = 8
 SIMPLE = "DataPorter, strategy 'simple'"
 NOT_APPLICABLE = "—"
@@ -53,12 +53,12 @@ def measure(quick: bool) -> Table:
             ),
         ),
         (
-            f"{WARM_UP} batches are taken before the clock starts, so that starting the workers "
-            "does not count.",
-            "DataPorter's first line is its default strategy, which seeds each sample (a batch "
-            "where `__getitems__` reads it). Grain has no public way to read a batch of a "
-            "source's rows at once, hence its —. Its workers take about 10 s to start, so they "
-            "stay alive between the rounds, and --quick leaves them out.",
+            f"{WARM_UP} batches are taken before the clock starts, so worker start-up does not "
+            "count.",
+            "DataPorter's first row is its default strategy, which seeds each sample (with "
+            "`__getitems__`, each batch). Grain has no public way to read a batch of rows from a "
+            "source at once, hence the —. Its workers take about 10 s to start, so they stay alive "
+            "between rounds, and --quick omits them.",
         ),
     )
 
@@ -88,7 +88,7 @@ def _play(dataset: Any, source: Any | None, *, rounds: int, at_most: float) -> R
 
 
 class _Kept:
-    """An iterator that goes on where the last round left it; what it prefetched is warm-up."""
+    """An iterator that continues where the last round left it; prefetched batches are warm-up."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator

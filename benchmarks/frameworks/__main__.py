@@ -1,7 +1,7 @@
-"""Kills trainings in each framework, with each loader, and writes down what the resumed ones do.
+"""Kills training runs in each framework, with each loader, and records what the resumed runs do.
 
-Writes `benchmarks/frameworks.md`. With `--only NAME ...` just these frameworks are tried, and their
-rows replaced.
+Writes `benchmarks/frameworks.md`. `--only NAME ...` tries just these frameworks and replaces their
+rows.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from benchmarks.machine import describe
 from benchmarks.tables import Table, markdown, show
 
 RESULTS = Path(__file__).parent.parent / "frameworks.md"
-HEAD = """# What holds in each framework after a kill
+HEAD = """# Exactness in each framework after a kill
 
 Written by `python -m benchmarks.frameworks`.
 
 """
-QUESTION = "A training killed by SIGKILL, and resumed from the framework's own checkpoint"
+QUESTION = "A training run killed with SIGKILL and resumed from the framework's own checkpoint"
 COLUMNS = ("framework", "case", "DataPorter", "torch DataLoader", "torchdata StatefulDataLoader")
 NOTES = (
-    "Compared with the same training left alone, step for step on each rank, from the resumed "
-    "one's first step to the last of three epochs: sample ids, bytes of the batches, losses. "
+    "Each resumed run is compared with an uninterrupted one, step by step on each rank, from the "
+    "resumed run's first step to the last step of three epochs: sample ids, batch bytes, losses. "
     '"exact": nothing differs. '
-    "Otherwise the first of: samples lost or repeated, their order, the epoch's "
-    "number, the augmentation, the losses. The data are 90 digits with noise drawn from torch's "
-    "generator.",
-    "The date and the system are those of the last run; with `--only`, the other frameworks' rows "
-    "stay from runs before it.",
+    "Otherwise the first that differs of: samples lost or repeated, their order, the epoch number, "
+    "the augmentation, the losses. The data are 90 digits with noise drawn from torch's generator.",
+    "The date and system are those of the last run; with `--only`, the other frameworks' rows are "
+    "kept from earlier runs.",
 )
-# Where a framework's cases are called otherwise than the package that is installed for it.
+# Frameworks whose package has a different name.
 PACKAGES = {"by hand": "torch", "Fabric": "lightning", "Ray Train": "ray"}
 # A traceback's last line, of a rank or a Ray worker as well; not the launcher's summary of them.
 EXCEPTION = (
@@ -73,16 +72,16 @@ def main() -> None:
                 console.print(" | ".join(rows[-1]), markup=False, soft_wrap=True)
     if RESULTS.exists():
         rows += kept(RESULTS.read_text(), set(frameworks) - set(only))
-    rows.sort(key=lambda row: place_of(row[0], frameworks))
+    rows.sort(key=lambda row: index_of(row[0], frameworks))
     table = Table(QUESTION, COLUMNS, tuple(rows), notes=NOTES)
     show(table, console)
-    told = "".join(f"- {name}: {facts[name]}\n" for name in FACTS)
-    RESULTS.write_text(f"{HEAD}{told}\n{markdown(table)}")
+    listed = "".join(f"- {name}: {facts[name]}\n" for name in FACTS)
+    RESULTS.write_text(f"{HEAD}{listed}\n{markdown(table)}")
     console.print(f"Written: {RESULTS.name}")
 
 
 def outcome(case: Case, loader: str, home: Path) -> str:
-    """What a table says of one case with one loader; what fails is said and stops nothing."""
+    """The table's cell for one case with one loader; a failure is reported and stops nothing."""
     try:
         return verdict(case, loader, home) or "exact"
     except TrainingFailedError as error:
@@ -90,9 +89,9 @@ def outcome(case: Case, loader: str, home: Path) -> str:
 
 
 def reason_of(error: TrainingFailedError) -> str:
-    """The last exception that a failed training has told of; else how it ended."""
-    told = re.findall(EXCEPTION, error.log.read_text(errors="replace"), re.MULTILINE)
-    reason = told[-1].strip() if told else error.end
+    """The last exception that a failed run has printed; otherwise how it ended."""
+    printed = re.findall(EXCEPTION, error.log.read_text(errors="replace"), re.MULTILINE)
+    reason = printed[-1].strip() if printed else error.end
     return reason if len(reason) <= 120 else f"{reason[:117]}..."
 
 
@@ -112,7 +111,7 @@ def version_of(framework: str) -> str:
 
 
 def kept(text: str, frameworks: Iterable[str]) -> list[tuple[str, ...]]:
-    """The rows of an earlier table that are about these frameworks."""
+    """The rows of an earlier table that belong to these frameworks."""
     lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
     rows = [tuple(line.split(" | ")) for line in lines]
     return [
@@ -120,10 +119,10 @@ def kept(text: str, frameworks: Iterable[str]) -> list[tuple[str, ...]]:
     ]
 
 
-def place_of(named: str, frameworks: list[str]) -> int:
-    """Which framework a row is about, by its number."""
+def index_of(label: str, frameworks: list[str]) -> int:
+    """The index of the framework that a row's label names."""
     return next(
-        place for place, name in enumerate(frameworks) if named.startswith(f"{label_of(name)} ")
+        index for index, name in enumerate(frameworks) if label.startswith(f"{label_of(name)} ")
     )
 
 

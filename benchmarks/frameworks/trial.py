@@ -137,29 +137,29 @@ def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:
         In a few words, the worst that was found; None: nothing.
     """
     if not resumed:
-        return "no step was made"
+        return "no steps"
     first = min(entry.step for entry in resumed)
     expected = {(entry.step, entry.rank): entry for entry in alone if entry.step >= first}
     found = {(entry.step, entry.rank): entry for entry in resumed}
     if len(found) != len(resumed):
-        return "steps were counted twice"
+        return "steps counted twice"
     wanted_ids = Counter(index for entry in expected.values() for index in entry.ids)
     found_ids = Counter(index for entry in resumed for index in entry.ids)
     missing, extra = (wanted_ids - found_ids).total(), (found_ids - wanted_ids).total()
     if missing or extra:
         return f"{missing} samples lost, {extra} repeated"
     if expected.keys() != found.keys():
-        return "another number of steps"
+        return "different number of steps"
     for key, entry in expected.items():
         if entry.ids != found[key].ids:
-            return "another order"
+            return "different order"
     for key, entry in expected.items():
         if entry.epoch != found[key].epoch:
             return f"epoch {found[key].epoch} instead of {entry.epoch}"
         if entry.digest != found[key].digest:
-            return "other augmentations"
+            return "different augmentations"
         if entry.loss != found[key].loss:
-            return "other losses"
+            return "different losses"
     return None
 
 
