@@ -12,7 +12,6 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from dataporter.schedule.plan import Plan, Tail
 from dataporter.schedule.progress import Delivered, Progress
-from dataporter.schedule.request import Request
 
 LENGTHS = st.integers(0, 300)
 BATCH_SIZES = st.integers(1, 40)
@@ -109,7 +108,7 @@ def run_chain(
                     assert padding.dtype == bool
                     seen.append(positions[~padding])
                     repeated.append(positions[padding])
-            progress = progress.after(request(plan, step))
+            progress = progress.after(delivered_by(plan, step))
     return seen, repeated, progress, plan
 
 
@@ -191,7 +190,7 @@ def test_batches_delivered_ahead_of_their_turn_are_neither_lost_nor_repeated(
     taken = sequence[: data.draw(st.integers(0, len(sequence)))]
     progress = Progress()
     for step in taken:
-        progress = progress.after(request(plan, step))
+        progress = progress.after(delivered_by(plan, step))
     seen = [plan.positions(step, 0) for step in taken]
     assert progress.delivered == sum(map(len, seen))
     assert progress.step == len(taken)
@@ -199,7 +198,7 @@ def test_batches_delivered_ahead_of_their_turn_are_neither_lost_nor_repeated(
     resumed = Plan(length, other).resumed(progress.step, progress.position, progress.done)
     for step in range(progress.step, resumed.last_step):
         seen.append(resumed.positions(step, 0))
-        progress = progress.after(request(resumed, step))
+        progress = progress.after(delivered_by(resumed, step))
     delivered = np.concatenate(seen) if seen else np.array([], dtype=np.int64)
     assert np.array_equal(np.sort(delivered), np.arange(length))
     assert (progress.position, progress.early) == (length, ())
@@ -232,6 +231,5 @@ def test_plans_of_ten_billion_samples_are_free() -> None:
     assert plan.positions(plan.last_step - 1, 16_383).size > 0
 
 
-def request(plan: Plan, step: int) -> Request:
-    delivers = tuple(Delivered(*stretch) for stretch in plan.stretches(step))
-    return Request(0, 0, step, np.zeros(0, np.int64), np.zeros(0, np.int64), delivers)
+def delivered_by(plan: Plan, step: int) -> tuple[Delivered, ...]:
+    return tuple(Delivered(*stretch) for stretch in plan.stretches(step))

@@ -22,7 +22,7 @@ from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import EngineRequest, Scheduled
 
 __all__ = ["Crew", "Ticket", "describe"]
 
@@ -51,7 +51,7 @@ class Ticket:
 
     Attributes:
         number: tells it from all others of the crew.
-        request: what was asked for.
+        request, delivers: what was asked for, as scheduled.
         worker: which worker was asked.
         answer: what it said, once it did.
         slots: where its batch lies; those of a worker that has died since stay mapped.
@@ -62,6 +62,7 @@ class Ticket:
 
     number: int
     request: EngineRequest
+    delivers: Any
     worker: int
     answer: Answer | None = None
     slots: TrainingSlots | None = None
@@ -117,9 +118,9 @@ class Crew:
 
     # ---- asking
 
-    def ask(self, request: EngineRequest, worker: int) -> Ticket:
+    def ask(self, scheduled: Scheduled, worker: int) -> Ticket:
         """Give a request to a worker, which serves its requests one after the other."""
-        ticket = Ticket(self._tickets, request, worker)
+        ticket = Ticket(self._tickets, scheduled.request, scheduled.delivers, worker)
         self._tickets += 1
         self._post(ticket)
         return ticket

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dataporter.errors import DataPorterError
 from dataporter.fetch.fetched import Fetched
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import EngineRequest, Scheduled
 
 __all__ = ["Engine", "EngineRequests", "Reply", "Usage", "refuse_inherited"]
 
-EngineRequests = Iterable[EngineRequest]
+EngineRequests = Iterable[Scheduled]
 
 
 class Reply(NamedTuple):
-    """What became of a request: a batch, or the exception that fetching it raised."""
+    """The outcome of a request: a batch, or the exception that fetching it raised.
+
+    Attributes:
+        request: as it was scheduled.
+        delivers: what counts as delivered once the training loop has the batch.
+        fetched: the batch; None where fetching it failed.
+        failure: why it failed.
+    """
 
     request: EngineRequest
+    delivers: Any = None
     fetched: Fetched | None = None
     failure: BaseException | None = None
 

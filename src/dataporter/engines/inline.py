@@ -9,7 +9,7 @@ from typing import Any
 
 from dataporter.engines.engine import EngineRequests, Reply, Usage
 from dataporter.fetch.fetch import Fetch
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import Scheduled
 
 __all__ = ["InlineEngine"]
 
@@ -37,9 +37,10 @@ class InlineEngine:
         """Nothing runs between two batches."""
 
 
-def _served(fetch: Fetch, pin: Callable[[Any], Any], request: EngineRequest) -> Reply:
+def _served(fetch: Fetch, pin: Callable[[Any], Any], scheduled: Scheduled) -> Reply:
+    request, delivers = scheduled
     try:
         fetched = fetch(request)
-        return Reply(request, fetched._replace(batch=pin(fetched.batch)))
-    except BaseException as error:  # Ctrl-C as well: who goes on has not lost his place
-        return Reply(request, failure=error)
+        return Reply(request, delivers, fetched._replace(batch=pin(fetched.batch)))
+    except BaseException as error:  # Ctrl-C too: a loop that catches it has lost no sample
+        return Reply(request, delivers, failure=error)

@@ -18,7 +18,7 @@ from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inher
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch.fetch import Fetch
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import Scheduled
 from dataporter.seeding.hashing import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine", "WorkerOptions"]
@@ -98,7 +98,7 @@ class ProcessEngine:
         if crew is not None:
             crew.close()
 
-    def _hired(self, first: EngineRequest) -> Crew:
+    def _hired(self, first: Scheduled) -> Crew:
         options = self._options
         spec = WorkerSpec(
             self._build_fetch,
@@ -106,7 +106,7 @@ class ProcessEngine:
             options.worker_init_fn,
             options.num_workers,
             # 32 bits are what NumPy and torch take with a worker's number added.
-            fold(first.seed, first.epoch, STREAM_WORKERS) >> 33,
+            fold(first.request.seed, first.request.epoch, STREAM_WORKERS) >> 33,
         )
         return Crew(spec, options.context or multiprocessing.get_context())
 
@@ -116,7 +116,7 @@ class _Errand:
     """What workers are sent for: what they were asked so far, and what they are to be asked."""
 
     requests: EngineRequests
-    remaining: Iterator[EngineRequest]
+    remaining: Iterator[Scheduled]
     asked: deque[Ticket] = field(default_factory=deque)
     drawn: int = 0
 
@@ -171,11 +171,11 @@ class _Pass(Iterator[Reply]):
         try:
             result = self._crew.result(ticket)
             if isinstance(result, Exception):
-                return Reply(ticket.request, failure=result)
+                return Reply(ticket.request, ticket.delivers, failure=result)
             pinned = self._pin(result.batch)
         except Exception as error:
-            return Reply(ticket.request, failure=error)
-        return Reply(ticket.request, result._replace(batch=pinned))
+            return Reply(ticket.request, ticket.delivers, failure=error)
+        return Reply(ticket.request, ticket.delivers, result._replace(batch=pinned))
 
     def hand_over(self, requests: EngineRequests) -> _Errand | None:
         """A later pass takes the workers; returns what they have read ahead for it."""
@@ -202,17 +202,17 @@ class _Pass(Iterator[Reply]):
         """Keep the workers busy: first with this pass, then with what comes after it."""
         left = self._options.num_workers * self._options.prefetch_factor
         left -= len(self._present.asked)
-        while left > 0 and (request := self._draw()) is not None:
-            self._ask_for(request, self._present, crew)
+        while left > 0 and (scheduled := self._draw()) is not None:
+            self._ask_for(scheduled, self._present, crew)
             left -= 1
         if self._next is None:
             return
         left -= len(self._next.asked)
-        while left > 0 and (request := next(self._next.remaining, None)) is not None:
-            self._ask_for(request, self._next, crew)
+        while left > 0 and (scheduled := next(self._next.remaining, None)) is not None:
+            self._ask_for(scheduled, self._next, crew)
             left -= 1
 
-    def _draw(self) -> EngineRequest | None:
+    def _draw(self) -> Scheduled | None:
         if self._sampler_failure is not None:
             return None
         try:
@@ -222,10 +222,10 @@ class _Pass(Iterator[Reply]):
             self._sampler_failure = error
             return None
 
-    def _ask_for(self, request: EngineRequest, errand: _Errand, crew: Crew) -> None:
+    def _ask_for(self, scheduled: Scheduled, errand: _Errand, crew: Crew) -> None:
         workers = range(self._options.num_workers)
-        if request.reader is not None:
-            worker = request.reader % len(workers)
+        if scheduled.request.reader is not None:
+            worker = scheduled.request.reader % len(workers)
         elif self._options.in_order:
             # By turns, as torch's: a dataset that its worker_init_fn has changed gives the same.
             worker = errand.drawn % len(workers)
@@ -233,7 +233,7 @@ class _Pass(Iterator[Reply]):
             busy = [ticket.worker for ticket in errand.asked if ticket.answer is None]
             worker = min(workers, key=busy.count)
         errand.drawn += 1
-        errand.asked.append(crew.ask(request, worker))
+        errand.asked.append(crew.ask(scheduled, worker))
 
     # ---- waiting
 

@@ -16,7 +16,7 @@ from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inher
 from dataporter.engines.process import WorkerOptions
 from dataporter.errors import WorkerTimeoutError, warn
 from dataporter.fetch.fetch import Fetch
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import Scheduled
 from dataporter.seeding.generators import global_state
 
 __all__ = ["ThreadEngine"]
@@ -76,9 +76,9 @@ class _Threads:
             name = f"dataporter_{number}"
             threading.Thread(target=_work_off, args=(self._tasks,), name=name, daemon=True).start()
 
-    def submit(self, serve: _Serve, request: EngineRequest) -> Future[Reply]:
+    def submit(self, serve: _Serve, scheduled: Scheduled) -> Future[Reply]:
         future: Future[Reply] = Future()
-        self._tasks.put((future, serve, request))
+        self._tasks.put((future, serve, scheduled))
         return future
 
     def close(self) -> None:
@@ -89,14 +89,14 @@ class _Threads:
 
 def _work_off(tasks: SimpleQueue[_Work | None]) -> None:
     while (task := tasks.get()) is not None:
-        future, serve, request = task
+        future, serve, scheduled = task
         if future.set_running_or_notify_cancel():
             try:
-                future.set_result(serve(request))
+                future.set_result(serve(scheduled))
             except BaseException as error:
                 future.set_exception(error)
         # Until the next task comes, nothing of this one is to be kept alive.
-        del task, future, serve
+        del task, future, serve, scheduled
 
 
 class _Serve:
@@ -108,17 +108,18 @@ class _Serve:
         self._numbers = itertools.count()
         self._thread = threading.local()
 
-    def __call__(self, request: EngineRequest) -> Reply:
+    def __call__(self, scheduled: Scheduled) -> Reply:
+        request, delivers = scheduled
         try:
             if self._worker_init_fn is not None and not hasattr(self._thread, "number"):
                 self._thread.number = next(self._numbers)
                 self._worker_init_fn(self._thread.number)
-            return Reply(request, self._fetch(request))
+            return Reply(request, delivers, self._fetch(request))
         except Exception as error:
-            return Reply(request, failure=error)
+            return Reply(request, delivers, failure=error)
 
 
-_Work = tuple[Future[Reply], _Serve, EngineRequest]
+_Work = tuple[Future[Reply], _Serve, Scheduled]
 
 
 class _Pass(Iterator[Reply]):
@@ -127,7 +128,7 @@ class _Pass(Iterator[Reply]):
         engine: ThreadEngine,
         pool: _Threads,
         serve: _Serve,
-        requests: Iterator[EngineRequest],
+        requests: Iterator[Scheduled],
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
@@ -138,7 +139,7 @@ class _Pass(Iterator[Reply]):
         self._requests = requests
         self._pin = pin
         self._options = options
-        self._asked: deque[tuple[EngineRequest, Future[Reply]]] = deque()
+        self._asked: deque[tuple[Scheduled, Future[Reply]]] = deque()
         self._watched = False
         self._owner = os.getpid()
 
@@ -166,10 +167,10 @@ class _Pass(Iterator[Reply]):
     def _ask(self) -> None:
         most = self._options.num_workers * self._options.prefetch_factor
         while len(self._asked) < most:
-            request = next(self._requests, None)
-            if request is None:
+            scheduled = next(self._requests, None)
+            if scheduled is None:
                 return
-            self._asked.append((request, self._pool.submit(self._serve, request)))
+            self._asked.append((scheduled, self._pool.submit(self._serve, scheduled)))
 
     def _next(self) -> Reply:
         if not self._asked:
@@ -179,7 +180,7 @@ class _Pass(Iterator[Reply]):
         candidates = candidates[:1] if self._options.in_order else candidates
         done, _ = wait(candidates, timeout, FIRST_COMPLETED)
         if not done:
-            request = self._asked[0][0]
+            request = self._asked[0][0].request
             raise WorkerTimeoutError(
                 f"DataLoader timed out after {timeout} seconds: a thread has epoch "
                 f"{request.epoch}, step {request.step} to read"

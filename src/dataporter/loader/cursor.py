@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from dataporter.schedule.progress import EpochProgress
-from dataporter.schedule.request import EngineRequest
 
 __all__ = ["MOST_READ_AHEAD", "Cursor"]
 
@@ -95,10 +94,10 @@ class Cursor(Generic[P]):
         places = self._places or (self.progress,)
         return places[max(0, len(places) - 1 - max(0, read_ahead - self._ends))]
 
-    def deliver(self, a_pass: object, request: EngineRequest) -> None:
-        """Count a batch, unless the pass that delivered it no longer moves the cursor."""
+    def deliver(self, a_pass: object, delivers: Any) -> None:
+        """Count what a batch delivers, unless its pass no longer moves the cursor."""
         if a_pass is self._pass:
-            self.progress = self.progress.after(request)
+            self.progress = self.progress.after(delivers)
             self._places = (*self._places[-MOST_READ_AHEAD:], self.progress)
             self.waiting = False
 

@@ -9,7 +9,6 @@ from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
 from dataporter.fetch.fetched import Fetched, warn_of_skipped
 from dataporter.loader.cursor import Cursor
-from dataporter.schedule.request import EngineRequest
 
 __all__ = ["Delivery"]
 
@@ -43,7 +42,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._replies: Iterator[Reply] | None = None
         # What was asked for ahead: a reply, or the engine's failure, to be raised in its turn.
         self._ahead: Reply | BaseException | None = None
-        self._failed: list[EngineRequest] = []
+        self._failed: list[Any] = []  # what failed batches would have delivered
         self._broken = False
 
     def __next__(self) -> Batch:
@@ -104,13 +103,13 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         except BaseException:
             # Not delivered: a state taken now comes back to this batch. Who asks for the next one
             # passes it over.
-            self._failed.append(reply.request)
+            self._failed.append(reply.delivers)
             raise
         finally:
-            request, fetched = reply.request, reply.fetched
+            delivers, fetched = reply.delivers, reply.fetched
             del reply
         for failed in self._failed:
             self._cursor.deliver(self._pass, failed)
         self._failed.clear()
-        self._cursor.deliver(self._pass, request)
+        self._cursor.deliver(self._pass, delivers)
         return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch

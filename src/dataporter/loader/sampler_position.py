@@ -98,7 +98,8 @@ class Course:
         """What is left of the epoch that is waiting, or else the next epoch."""
         progress = self.cursor.begin(object())
         self.cursor.waiting = False
-        for request in self.requests.requests(progress, self.cursor.settled_seed()):
+        for scheduled in self.requests.requests(progress, self.cursor.settled_seed()):
+            request: Any = scheduled.request
             yield from (int(index) for index in request.indices)
 
     def state(self, delivered: int) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class OrderSampler(DistributedSampler[int]):
                 "or leave the sharding to the framework with world_size=1, rank=0"
             )
         epoch = Progress(self._cursor.progress.epoch)
-        for request in self._requests.requests(epoch, self._cursor.settled_seed()):
+        for scheduled in self._requests.requests(epoch, self._cursor.settled_seed()):
+            request: Any = scheduled.request
             yield from (int(index) for index in request.indices)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.orders import Order
 from dataporter.schedule.plan import Plan, Tail
 from dataporter.schedule.progress import Delivered, Progress
-from dataporter.schedule.request import Request
+from dataporter.schedule.request import Request, Scheduled
 from dataporter.schedule.schedule import Requests
 
 __all__ = [
@@ -49,18 +49,14 @@ class PlannedSchedule:
         plan = Plan(order.epoch_length(dataset_length), batch_size, world_size, tail)
         return cls(order, plan, rank, dataset_length)
 
-    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         plan = self._plan(progress)
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
             indices = self._indices(positions, seed, progress.epoch)
             for place, (step_positions, step_indices) in enumerate(zip(positions, indices)):
                 step = first_step + place
-                yield Request(
-                    seed,
-                    progress.epoch,
-                    step,
-                    step_positions,
-                    step_indices,
+                yield Scheduled(
+                    Request(seed, progress.epoch, step, step_positions, step_indices),
                     tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
                 )
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dataporter.schedule.plan import Stretch
-
-if TYPE_CHECKING:
-    from dataporter.schedule.request import Request
 
 __all__ = [
     "Delivered",
@@ -40,8 +37,8 @@ class EpochProgress(Protocol):
     @property
     def delivered(self) -> int: ...
 
-    def after(self, request: Any) -> Any:
-        """The progress once ``request`` was delivered."""
+    def after(self, delivers: Any) -> Any:
+        """The progress once a batch that delivers this has been delivered."""
 
 
 class Progress(NamedTuple):
@@ -61,15 +58,15 @@ class Progress(NamedTuple):
     early: tuple[Delivered, ...] = ()
     digest: int = 0
 
-    def after(self, request: Request) -> Progress:
-        """The progress once ``request`` was delivered, or was passed over after it failed."""
-        if not self.early and len(request.delivers) == 1:
-            delivered = request.delivers[0]
+    def after(self, delivers: tuple[Delivered, ...]) -> Progress:
+        """The progress once these positions are done: delivered, or passed over as failed."""
+        if not self.early and len(delivers) == 1:
+            delivered = delivers[0]
             if delivered.start == self.position:
                 return Progress(self.epoch, self.step + 1, delivered.stop, (), delivered.digest)
         position, digest = self.position, self.digest
         early: list[Delivered] = []
-        for stretch in sorted((*self.early, *request.delivers)):
+        for stretch in sorted((*self.early, *delivers)):
             if stretch.start <= position:
                 if stretch.stop > position:
                     position, digest = stretch.stop, stretch.digest

@@ -1,4 +1,4 @@
-"""Requests: what a worker is asked for, and the progress that delivering them makes (C1, C9)."""
+"""Requests: what a worker is asked for, and what counts as delivered with its batch (C1, C9)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.schedule.progress import Delivered
-
 __all__ = [
     "EngineRequest",
     "Request",
+    "Scheduled",
 ]
 _INDICES_SHOWN = 8
 
@@ -25,7 +24,6 @@ class Request(NamedTuple):
         positions: int64, shape (batch,).
         indices: the samples at these positions: int64 of the same shape, or a list of whatever a
             sampler of the user's own gave.
-        delivers: the positions, over all ranks, that are done when this batch is delivered.
     """
 
     seed: int
@@ -33,7 +31,6 @@ class Request(NamedTuple):
     step: int
     positions: NDArray[np.int64]
     indices: NDArray[np.int64] | Sequence[Any]
-    delivers: tuple[Delivered, ...]
 
     @property
     def reader(self) -> None:
@@ -41,7 +38,7 @@ class Request(NamedTuple):
         return None
 
     def packed(self) -> PackedRequest:
-        """For a worker, to whom what it delivers is of no concern."""
+        """The request as it is sent to a worker."""
         # A pickled array takes ten times as long as its bytes.
         raw = self.indices.tobytes() if isinstance(self.indices, np.ndarray) else self.indices
         return PackedRequest(self.seed, self.epoch, self.step, self.positions.tobytes(), raw)
@@ -78,7 +75,7 @@ class PackedRequest(NamedTuple):
             # A bytearray, since torch wants arrays that it may write to.
             indices = np.frombuffer(bytearray(indices), dtype=np.int64)
         positions = np.frombuffer(self.positions, dtype=np.int64)
-        return Request(self.seed, self.epoch, self.step, positions, indices, ())
+        return Request(self.seed, self.epoch, self.step, positions, indices)
 
 
 class EngineRequest(Protocol):
@@ -102,3 +99,16 @@ class EngineRequest(Protocol):
 
     def described(self) -> str:
         """What is to be read, for people."""
+
+
+class Scheduled(NamedTuple):
+    """A request, and what its batch delivers; only the request is sent to a worker.
+
+    Attributes:
+        request: what a worker is asked for.
+        delivers: what :meth:`EpochProgress.after` counts once the batch is delivered: positions
+            over all ranks. None where the reader reports that with the batch (streams).
+    """
+
+    request: EngineRequest
+    delivers: Any

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from dataporter.errors import ConfigurationError
 from dataporter.schedule.progress import Delivered, Progress
-from dataporter.schedule.request import Request
+from dataporter.schedule.request import Request, Scheduled
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_SAMPLER, fold
 
@@ -78,16 +78,16 @@ class SampledSchedule:
                 return epoch
         return None
 
-    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         done, walk = progress.done, self._walk(progress.epoch, seed)
         if not done:
             # By the step, since a batch sampler may give an empty batch, which moves no position.
             yield from islice(walk, progress.step, None)
             return
-        for request in walk:
-            start, stop, _ = request.delivers[0]
+        for scheduled in walk:
+            start, stop, _ = scheduled.delivers[0]
             if stop > progress.position and not any(a <= start and stop <= b for a, b in done):
-                yield request
+                yield scheduled
 
     def ahead(self, epoch: int, seed: int) -> None:
         # A sampler has one place, and a later epoch's would be lost with it.
@@ -102,11 +102,12 @@ class SampledSchedule:
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         if step == 0:
             return Progress(epoch)
-        delivered = self._request_at(epoch, step - 1, seed).delivers[0]
+        delivered = self._scheduled_at(epoch, step - 1, seed).delivers[0]
         return Progress(epoch, step, delivered.stop, (), delivered.digest)
 
     def samples_at(self, progress: Progress, step: int, seed: int) -> list[Any]:
-        return list(self._request_at(progress.epoch, step, seed).indices)
+        request: Any = self._scheduled_at(progress.epoch, step, seed).request
+        return list(request.indices)
 
     def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
         raise ConfigurationError(
@@ -120,8 +121,8 @@ class SampledSchedule:
     def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
         step, position, digest = 0, 0, 0
         with self._undisturbed():
-            for request in self._walk(progress.epoch, seed):
-                delivered = request.delivers[0]
+            for scheduled in self._walk(progress.epoch, seed):
+                delivered = scheduled.delivers[0]
                 # Empty batches move no position, so the step says how many of them are done.
                 if delivered.stop > progress.position or (
                     delivered.stop == position and step >= progress.step
@@ -132,15 +133,15 @@ class SampledSchedule:
             step = progress.step
         return (step if position == progress.position else -1), digest
 
-    def _request_at(self, epoch: int, step: int, seed: int) -> Request:
+    def _scheduled_at(self, epoch: int, step: int, seed: int) -> Scheduled:
         with self._undisturbed():
-            request = next(islice(self._walk(epoch, seed), step, None), None)
-        if request is None:
+            scheduled = next(islice(self._walk(epoch, seed), step, None), None)
+        if scheduled is None:
             raise ConfigurationError(
                 f"step {step} of epoch {epoch}: the sampler {type(self._sampler).__name__} ends "
                 "before it; the last step is one less than len(loader)"
             )
-        return request
+        return scheduled
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -157,7 +158,7 @@ class SampledSchedule:
             for (generator, _), state in zip(self._generators, states):
                 generator.set_state(state)
 
-    def _walk(self, epoch: int, seed: int) -> Iterator[Request]:
+    def _walk(self, epoch: int, seed: int) -> Iterator[Scheduled]:
         key = fold(seed, epoch, STREAM_SAMPLER)
         self._start_epoch(epoch, key)
         position, digest, step = 0, 0, 0
@@ -176,12 +177,8 @@ class SampledSchedule:
             # The ranks of a world get other indices each, and share one state.
             digest = _digest(indices, digest) if self._world_size == 1 else 0
             stop = position + len(indices)
-            yield Request(
-                seed,
-                epoch,
-                step,
-                positions * self._world_size + self._rank,
-                indices,
+            yield Scheduled(
+                Request(seed, epoch, step, positions * self._world_size + self._rank, indices),
                 (Delivered(position * self._world_size, stop * self._world_size, digest),),
             )
             position, step = stop, step + 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataporter.schedule.progress import Progress
-from dataporter.schedule.request import Request
+from dataporter.schedule.request import Scheduled
 
 __all__ = [
     "Requests",
@@ -21,7 +21,7 @@ __all__ = [
 class Schedule(Protocol):
     """Where a loader's requests come from: an order and a plan, or a sampler of the user's own."""
 
-    def requests(self, progress: Progress, seed: int) -> Iterator[Request]:
+    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         """What is left of the epoch, batch by batch."""
 
     def ahead(self, epoch: int, seed: int) -> Requests | None:
@@ -57,5 +57,5 @@ class Requests:
     progress: Progress
     seed: int
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Scheduled]:
         return self.source.requests(self.progress, self.seed)

@@ -24,7 +24,6 @@ class StreamRequest(NamedTuple):
         place: of the first sample.
         length: how many samples; 0 to come to the place and no further.
         start: a state of the shard at or before that place, for who has not got it open.
-        delivers: how far the shard is read when this batch is delivered, once that is known.
     """
 
     seed: int
@@ -36,7 +35,6 @@ class StreamRequest(NamedTuple):
     place: int
     length: int
     start: ShardState
-    delivers: ShardState | None = None
 
     @property
     def indices(self) -> tuple[()]:
@@ -73,10 +71,13 @@ class StreamProgress:
     step: int = 0
     shards: Mapping[int, ShardState] = field(default_factory=dict)
 
-    def after(self, request: StreamRequest) -> StreamProgress:
-        """The progress once ``request`` was delivered."""
-        state = request.delivers
-        if state is None:  # it was passed over
+    def after(self, delivers: ShardState | None) -> StreamProgress:
+        """The progress once a batch is delivered that leaves its shard in this state.
+
+        None is for a batch that failed and was passed over: the shard's state is unknown then.
+        """
+        state = delivers
+        if state is None:
             return self
         shards = {**self.shards, state.shard: state}
         return StreamProgress(self.epoch, self.step + 1, shards)

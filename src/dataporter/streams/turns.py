@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dataporter.engines import EngineRequests, Reply
 from dataporter.errors import warn
 from dataporter.fetch.fetched import NO_BATCH, warn_of_skipped
+from dataporter.schedule.request import Scheduled
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -67,7 +68,7 @@ class _Asking:
         self._a_pass = a_pass
         self._batch_size = batch_size
 
-    def __iter__(self) -> Iterator[StreamRequest]:
+    def __iter__(self) -> Iterator[Scheduled]:
         yield from self._replays()
         turns = [(state.batches, shard) for shard, state in self._starts.items() if not state.ended]
         heapq.heapify(turns)
@@ -112,7 +113,7 @@ class _Asking:
             if state.marked < state.place and not state.ended
         ]
 
-    def _replays(self) -> Iterator[StreamRequest]:
+    def _replays(self) -> Iterator[Scheduled]:
         # By steps, and in turns, so that all workers are at it and the bar moves.
         behind = [(state.marked, state) for state in self.to_replay()]
         while behind:
@@ -126,8 +127,8 @@ class _Asking:
 
     def _request(
         self, start: ShardState, step: int, batches: int, place: int, length: int
-    ) -> StreamRequest:
-        return StreamRequest(
+    ) -> Scheduled:
+        request = StreamRequest(
             self._seed,
             self.progress.epoch,
             step,
@@ -138,6 +139,7 @@ class _Asking:
             length,
             start,
         )
+        return Scheduled(request, None)
 
 
 class _Answers(Iterator[Reply]):
@@ -166,9 +168,9 @@ class _Answers(Iterator[Reply]):
                 self._show_replayed(state)
                 continue
             self._close_bar()
-            request = cast("StreamRequest", reply.request)._replace(step=self._step, delivers=state)
+            request = cast("StreamRequest", reply.request)._replace(step=self._step)
             self._step += 1
-            return reply._replace(request=request)
+            return reply._replace(request=request, delivers=state)
         self._close_bar()
         if self._step == 0:
             self._asking.tell_of_samples_left_out()

@@ -219,7 +219,7 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
     fetch = undisturbing(
         fetch_for(rows, loader.collate_fn, batched=batched, seeds_each="nothing", on_error="raise")
     )
-    return fetch(Request(0, 0, 0, positions, indices, ())).batch, len(indices)
+    return fetch(Request(0, 0, 0, positions, indices)).batch, len(indices)
 
 
 def _batches_held(
