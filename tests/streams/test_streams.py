@@ -669,7 +669,7 @@ def test_a_stream_that_only_fails() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(taken(loader, 2)) == 2
-        with pytest.raises(SampleError, match="102 samples of shard 0 up to place 108 failed"):
+        with pytest.raises(SampleError, match="102 samples of shard 0 up to offset 108 failed"):
             rest(loader_of(dataset, on_error="skip"))
 
 

@@ -260,7 +260,7 @@ def _samples_of(shard: Any) -> int | None:
 def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, said: bool) -> None:
     """Refuse what would give several processes the same samples, or not be saved."""
     flow, processes = loader._flow, accelerator.num_processes
-    if isinstance(flow, Stream) and flow.cut.name == "workers" and processes > 1:
+    if isinstance(flow, Stream) and flow.sharding.name == "workers" and processes > 1:
         raise UnsupportedDatasetError(
             f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out: "
             f"each of {processes} processes would read all of it, and Accelerate saves one state "

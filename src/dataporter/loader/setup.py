@@ -11,7 +11,7 @@ from dataporter.loader.flow import Flow
 from dataporter.loader.indexed import IndexedFlow, length_if_any
 from dataporter.schedule.schedule import Schedule
 from dataporter.state.schema import Identity
-from dataporter.streams import Stream, cut_of
+from dataporter.streams import Stream, sharding_of
 
 if TYPE_CHECKING:
     from dataporter.loader.loader import ResumableDataLoader
@@ -31,7 +31,7 @@ def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: Schedule | Non
     given = loader._arguments
     if source is None:
         return Stream(
-            cut=cut_of(dataset, given["num_shards"], loader.world_size),
+            sharding=sharding_of(dataset, given["num_shards"], loader.world_size),
             strategy=loader.strategy,
             rank=loader.rank,
             world_size=loader.world_size,

@@ -147,8 +147,8 @@ _ADVICE = {
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",
     "dataset_fingerprint": "the data changed; resume on the dataset that the state was saved with",
-    "cut": "the dataset has come to cut itself into shards, or no longer does; resume on its old "
-    "class",
+    "sharding": "the dataset now offers shards, or no longer does; resume on the class that the "
+    "state was saved with",
     "num_shards": "pass num_shards= as it was",
     "num_workers": "each worker reads a stream like this by itself, so their number is part of the "
     "state; give the dataset num_shards and shard(), see dataporter.ShardedStream, to change it",

@@ -2,7 +2,7 @@
 
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardedStream
-from dataporter.streams.sharding import cut_of
+from dataporter.streams.sharding import sharding_of
 from dataporter.streams.shuffled import ShuffledStream
 from dataporter.streams.stream import Stream, warn_of_length
 
@@ -11,6 +11,6 @@ __all__ = [
     "ShuffledStream",
     "Stream",
     "StreamProgress",
-    "cut_of",
+    "sharding_of",
     "warn_of_length",
 ]

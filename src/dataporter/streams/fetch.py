@@ -11,9 +11,9 @@ from torch.utils.data import default_collate
 from dataporter.errors import add_note
 from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched
-from dataporter.streams.reader import Reader, Reading
+from dataporter.streams.reader import Reader, ReadOptions
 from dataporter.streams.request import StreamRequest
-from dataporter.streams.shard import Cut, ShardState
+from dataporter.streams.shard import Sharding, ShardState
 
 __all__ = ["StreamFetch"]
 
@@ -22,13 +22,13 @@ class StreamFetch:
     """Reads streams. Unlike a map-style fetch it keeps something: which shards are open, and where.
 
     That saves time and changes nothing: what a request asks for follows from the dataset and the
-    request, and whoever has not got its shard open at its place opens it there.
+    request, and whoever has not got its shard open at its offset opens it there.
 
     Args:
-        cut: gives the shards.
+        sharding: gives the shards.
         collate_fn: makes a batch of a list of samples; converts a single sample
             (``batched=False``).
-        how: how samples are read.
+        options: how samples are read.
         batched: whether a request is a batch, or one sample that is handed out as it is.
         drop_last: leave out a shard's last batch where it is incomplete.
         snapshot_every: how many batches of a shard come with one snapshot.
@@ -37,20 +37,20 @@ class StreamFetch:
 
     def __init__(
         self,
-        cut: Cut,
+        sharding: Sharding,
         collate_fn: Callable[[Any], Any],
-        how: Reading,
+        options: ReadOptions,
         *,
         batched: bool,
         drop_last: bool,
         snapshot_every: int,
         whole: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self._cut = cut
+        self._sharding = sharding
         # Only default_collate is known to make what ours makes.
         known = batched and collate_fn is default_collate
-        self._collate = collate_of(cut.dataset) if known else collate_fn
-        self._how = how
+        self._collate = collate_of(sharding.dataset) if known else collate_fn
+        self._options = options
         self._batched = batched
         self._drop_last = drop_last
         self._snapshot_every = snapshot_every
@@ -78,32 +78,32 @@ class StreamFetch:
         return Fetched(batch, skipped, shard=state)
 
     def _taken(self, request: StreamRequest) -> tuple[Reader, ShardState]:
-        """The shard's reader at the request's place, and the state with the last snapshot.
+        """The shard's reader at the request's offset, and the state with the last snapshot.
 
         They are this call's until it has succeeded: a reader that failed is not where it seems.
         """
-        if request.a_pass != self._pass:
+        if request.pass_id != self._pass:
             self._open.clear()
-            self._pass = request.a_pass
+            self._pass = request.pass_id
         reader, marked = self._open.pop(request.start.shard, (None, request.start))
-        if reader is None or (request.length and not reader.stands_at(request.place)):
+        if reader is None or (request.length and not reader.is_at(request.offset)):
             marked = request.start
-            reader = Reader(self._cut, marked, request.seed, request.epoch, self._how)
+            reader = Reader(self._sharding, marked, request.seed, request.epoch, self._options)
         if request.length:
             # Where this worker has taken another's place, batches have come since ``start``.
-            reader.advance(request.place)
+            reader.advance(request.offset)
         else:
-            reader.return_to(request.place)
+            reader.return_to(request.offset)
         return reader, marked
 
     def _state_after(
         self, request: StreamRequest, reader: Reader, marked: ShardState, *, counts: bool
     ) -> ShardState:
         batches = request.batches + counts
-        after = marked._replace(batches=batches, place=reader.place, ended=reader.ended)
+        after = marked._replace(batches=batches, offset=reader.offset, ended=reader.ended)
         if not counts or (batches % self._snapshot_every and not reader.ended):
             return after
         captured = reader.capture()
         if captured is None:
             return after
-        return after._replace(marked=reader.place, snapshot=captured)
+        return after._replace(marked=reader.offset, snapshot=captured)

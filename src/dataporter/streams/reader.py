@@ -18,10 +18,10 @@ from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_ke
 from dataporter.seeding.samples import Reading as Current
 from dataporter.seeding.samples import reading
 from dataporter.streams import snapshot
-from dataporter.streams.shard import Cut, ShardState
+from dataporter.streams.shard import Sharding, ShardState
 from dataporter.streams.source import Source
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["ReadOptions", "Reader"]
 
 # Replayed samples are seeded and read so many at a time.
 _REPLAYED_AT_ONCE = 1024
@@ -29,7 +29,7 @@ _REPLAYED_AT_ONCE = 1024
 _MOST_FAILURES = 100
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """How a stream is read; the same for all its shards.
 
     Attributes:
@@ -47,54 +47,56 @@ class Reader:
     """Reads a shard from a state on.
 
     Args:
-        cut: gives the shard.
+        sharding: gives the shard.
         start: where it was left.
         seed, epoch: the loader's.
-        how: how it is read.
+        options: how it is read.
 
     Attributes:
-        place: how many samples of the shard were read, or failed.
+        offset: how many samples of the shard were read, or failed.
         ended: there are no more.
     """
 
-    def __init__(self, cut: Cut, start: ShardState, seed: int, epoch: int, how: Reading) -> None:
-        self.place = start.marked
+    def __init__(
+        self, sharding: Sharding, start: ShardState, seed: int, epoch: int, options: ReadOptions
+    ) -> None:
+        self.offset = start.marked
         self.ended = False
-        self._cut = cut
+        self._sharding = sharding
         self._shard = start.shard
         self._epoch = epoch
         self._key = fold(seed, start.shard, STREAM_SHARD)
-        self._how = how
+        self._options = options
         self._drawn = False
         self._failures = 0
-        with cut.reading():
+        with sharding.reading():
             states = None if start.snapshot is None else snapshot.decode(start.snapshot)
-            self._source = Source(cut.open(start.shard, epoch), states)
-        self.return_to(start.place)
+            self._source = Source(sharding.open(start.shard, epoch), states)
+        self.return_to(start.offset)
 
-    def return_to(self, place: int) -> None:
-        """Read again what was read before, up to a place.
+    def return_to(self, offset: int) -> None:
+        """Read again what was read before, up to an offset.
 
         Raises:
             DatasetChangedError: the shard ends before it.
         """
-        self.advance(place)
-        if self.place < place:
+        self.advance(offset)
+        if self.offset < offset:
             raise DatasetChangedError(
-                f"shard {self._shard} of the stream ended at sample {self.place} (epoch "
-                f"{self._epoch}), and {place} samples of it had been delivered when the state was "
+                f"shard {self._shard} of the stream ended at sample {self.offset} (epoch "
+                f"{self._epoch}), and {offset} samples of it had been delivered when the state was "
                 "saved: resume on the data that the state was saved with"
             )
 
-    def stands_at(self, place: int) -> bool:
-        """Whether the sample at this place comes next, or none does because the shard has ended."""
-        return self.place == place or (self.ended and self.place < place)
+    def is_at(self, offset: int) -> bool:
+        """Whether the sample at this offset comes next, or the shard has ended before it."""
+        return self.offset == offset or (self.ended and self.offset < offset)
 
-    def advance(self, place: int) -> None:
-        """Read up to a place and throw it away; less where the shard ends before."""
+    def advance(self, offset: int) -> None:
+        """Read up to an offset and throw it away; less where the shard ends before."""
         nothing: deque[Any] = deque(maxlen=0)
-        while self.place < place and not self.ended:
-            self._read(min(place - self.place, _REPLAYED_AT_ONCE), nothing, None)
+        while self.offset < offset and not self.ended:
+            self._read(min(offset - self.offset, _REPLAYED_AT_ONCE), nothing, None)
 
     def read(self, count: int) -> tuple[list[Any], tuple[Skipped, ...]]:
         """The next so many samples, less where the shard ends, and those that were left out."""
@@ -106,7 +108,7 @@ class Reader:
         if self._failures >= _MOST_FAILURES:
             raise SampleError(
                 f"on_error='skip' leaves nothing of the stream: {self._failures} samples of shard "
-                f"{self._shard} up to place {self.place} failed one after the other (epoch "
+                f"{self._shard} up to offset {self.offset} failed one after the other (epoch "
                 f"{self._epoch}), the last with {skipped[-1].error}"
             )
         return samples, tuple(skipped)
@@ -114,9 +116,9 @@ class Reader:
     def capture(self) -> str | None:
         """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
         # What was drawn may be part of samples that are yet to come, and of no state.
-        if not self._cut.snapshots or self._drawn:
+        if not self._sharding.snapshots or self._drawn:
             return None
-        with self._cut.reading():
+        with self._sharding.reading():
             states = self._source.states()
             return None if states is None else snapshot.encode(states)
 
@@ -124,37 +126,37 @@ class Reader:
         self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
     ) -> None:
         """Read so many samples; without ``skipped``, as one who has read them before."""
-        first, size = self.place, self._how.batch_size
-        places = range(first, first + count)
-        each_sample, each_batch = (self._how.seeds_each == each for each in ("sample", "batch"))
+        first, size = self.offset, self._options.batch_size
+        offsets = range(first, first + count)
+        each_sample, each_batch = (self._options.seeds_each == each for each in ("sample", "batch"))
         keys: list[int] = []
         if each_sample:
-            keys = sample_keys(self._key, self._epoch, np.asarray(places)).tolist()
+            keys = sample_keys(self._key, self._epoch, np.asarray(offsets)).tolist()
         # Seeded once a batch, they are read from one batch's beginning to the next.
         stops = [*range(-first % size, count, size), count] if each_batch else [count]
-        offset, iterator, take = 0, self._source.iterator, samples.append
-        with self._cut.reading(), reading(self._key, self._epoch, places) as current:
-            watched = self._cut.reads_ahead and not self._drawn
+        index, iterator, take = 0, self._source.iterator, samples.append
+        with self._sharding.reading(), reading(self._key, self._epoch, offsets) as current:
+            watched = self._sharding.reads_ahead and not self._drawn
             read = partial(self._watched, current) if watched else next
-            while offset < count:
-                if each_batch and (first + offset) % size == 0:
-                    seed_generators(sample_key(self._key, self._epoch, places[offset]))
-                stop = next(stop for stop in stops if stop > offset)
+            while index < count:
+                if each_batch and (first + index) % size == 0:
+                    seed_generators(sample_key(self._key, self._epoch, offsets[index]))
+                stop = next(stop for stop in stops if stop > index)
                 try:
                     # Entered again behind a failure, so that there is nothing to do but read.
-                    for offset in range(offset, stop):  # noqa: B020  # entered anew
-                        current.place = offset
+                    for index in range(index, stop):  # noqa: B020  # entered anew
+                        current.place = index
                         if each_sample:
-                            seed_generators(keys[offset])
+                            seed_generators(keys[index])
                         take(read(iterator))
                 except StopIteration:
-                    self.place, self.ended = first + offset, True
+                    self.offset, self.ended = first + index, True
                     return
                 except Exception as error:
-                    self.place = first + offset
+                    self.offset = first + index
                     self._take_failure(error, samples, skipped)
-                offset += 1
-        self.place = first + count
+                index += 1
+        self.offset = first + count
 
     def _watched(self, current: Current, iterator: Iterator[Any]) -> Any:
         """The next sample, where it matters whether anybody draws."""
@@ -172,8 +174,8 @@ class Reader:
     def _take_failure(
         self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
     ) -> None:
-        on_error = self._how.on_error
-        shown = f"sample {self.place} of shard {self._shard} of the stream (epoch {self._epoch})"
+        on_error = self._options.on_error
+        shown = f"sample {self.offset} of shard {self._shard} of the stream (epoch {self._epoch})"
         if on_error == "raise":
             add_note(error, f"while reading {shown}")
             raise error
@@ -185,8 +187,8 @@ class Reader:
             ) from error
         if skipped is None:
             return
-        index = (self._shard, self.place)
+        index = (self._shard, self.offset)
         if on_error == "skip":
-            skipped.append(Skipped(index, self.place, repr(error)))
+            skipped.append(Skipped(index, self.offset, repr(error)))
         else:
             samples.append(on_error(error, index))

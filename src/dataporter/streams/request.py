@@ -12,27 +12,27 @@ __all__ = ["StreamProgress", "StreamRequest"]
 
 
 class StreamRequest(NamedTuple):
-    """One batch of a shard: be at a place, and read so many samples from there.
+    """One batch of a shard: be at an offset, and read so many samples from there.
 
     Attributes:
         seed, epoch, step: the loader's seed, and which batch this will be on this rank, unless
             shards end before.
-        a_pass: tells the passes of a loader apart: a reader that an earlier one has left is not
+        pass_id: tells the passes of a loader apart: a reader that an earlier one has left is not
             where it seems.
         reader: says who serves it: always the same worker, since it has the shard open.
         batches: how many batches of the shard come before it.
-        place: of the first sample.
-        length: how many samples; 0 to come to the place and no further.
-        start: a state of the shard at or before that place, for who has not got it open.
+        offset: of the first sample.
+        length: how many samples; 0 to come to the offset and no further.
+        start: a state of the shard at or before that offset, for who has not got it open.
     """
 
     seed: int
     epoch: int
     step: int
-    a_pass: str
+    pass_id: str
     reader: int
     batches: int
-    place: int
+    offset: int
     length: int
     start: ShardState
 
@@ -52,8 +52,8 @@ class StreamRequest(NamedTuple):
     def described(self) -> str:
         """For people."""
         return (
-            f"{self.length} samples of shard {self.start.shard} of the stream from place "
-            f"{self.place} (epoch {self.epoch})"
+            f"{self.length} samples of shard {self.start.shard} of the stream from offset "
+            f"{self.offset} (epoch {self.epoch})"
         )
 
 
@@ -85,4 +85,4 @@ class StreamProgress:
     @property
     def delivered(self) -> int:
         """How many samples."""
-        return sum(state.place for state in self.shards.values())
+        return sum(state.offset for state in self.shards.values())

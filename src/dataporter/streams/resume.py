@@ -48,7 +48,7 @@ def place_of(
         )
     seed = saved.seed if given_seed is None else given_seed
     mismatches = strategy.mismatches(identity, present)
-    if present.cut == "workers" and identity.world_size != present.world_size:
+    if present.sharding == "workers" and identity.world_size != present.world_size:
         mismatches = [one for one in mismatches if one.field != "world_size"]
         mismatches.append(
             Mismatch("world_size", identity.world_size, present.world_size, _NOT_ELASTIC)
@@ -59,8 +59,8 @@ def place_of(
         raise StateMismatchError(explain(mismatches))
     if mismatches:
         warn(explain(mismatches), RuntimeWarning)
-    moved = {"cut", "num_shards", "num_workers"}
-    if present.cut == "workers":
+    moved = {"sharding", "num_shards", "num_workers"}
+    if present.sharding == "workers":
         moved.add("world_size")
     if any(mismatch.field in moved for mismatch in mismatches):
         # The shards are others now, so that the nearest place is the epoch's beginning.

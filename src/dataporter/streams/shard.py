@@ -12,14 +12,14 @@ from dataporter.streams import snapshot
 from dataporter.streams.source import keeps_state
 
 __all__ = [
-    "Cut",
-    "ShardCut",
+    "ByShards",
+    "ByWorkers",
     "ShardState",
     "ShardedStream",
-    "WorkerCut",
+    "Sharding",
     "reads_ahead",
+    "set_stream_epoch",
     "snapshots_are_exact",
-    "tell_epoch",
 ]
 
 
@@ -70,9 +70,9 @@ class ShardState(NamedTuple):
     Attributes:
         shard: its number.
         batches: how many batches came of it.
-        place: how many samples: the place of the one that comes next.
+        offset: how many samples: the offset of the one that comes next.
         ended: there is none.
-        marked: the place that ``snapshot`` belongs to; samples from there to ``place`` are read
+        marked: the offset that ``snapshot`` belongs to; samples from there to ``offset`` are read
             again, and thrown away.
         snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``.
             None: reading begins at the front.
@@ -80,13 +80,13 @@ class ShardState(NamedTuple):
 
     shard: int
     batches: int = 0
-    place: int = 0
+    offset: int = 0
     ended: bool = False
     marked: int = 0
     snapshot: str | None = None
 
 
-class Cut(Protocol):
+class Sharding(Protocol):
     """How a stream comes in shards."""
 
     @property
@@ -115,7 +115,7 @@ class Cut(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ShardCut:
+class ByShards:
     """The dataset cuts itself; every shard can be read by any worker of any rank."""
 
     dataset: Any
@@ -131,9 +131,9 @@ class ShardCut:
         return range(rank, self.num_shards, world_size)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        tell_epoch(self.dataset, epoch)
+        set_stream_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        tell_epoch(opened, epoch)
+        set_stream_epoch(opened, epoch)
         return opened
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -142,7 +142,7 @@ class ShardCut:
 
 
 @dataclass(slots=True)
-class WorkerCut:
+class ByWorkers:
     """Each worker iterates over the whole dataset, which gives each one its share if it likes.
 
     There is one of it for all passes, and one that was left has left it in the middle. So the state
@@ -166,7 +166,7 @@ class WorkerCut:
             self._found.append(_state_of(self.dataset))
         elif (found := self._found[0]) is not None:
             self.dataset.load_state_dict(snapshot.decode(found))
-        tell_epoch(self.dataset, epoch)
+        set_stream_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset
         return opened
 
@@ -185,7 +185,7 @@ def _state_of(dataset: Any) -> str | None:
         return None
 
 
-def tell_epoch(stream: Any, epoch: int) -> None:
+def set_stream_epoch(stream: Any, epoch: int) -> None:
     """Let a stream know which epoch is read, if it cares."""
     set_epoch = getattr(stream, "set_epoch", None)
     if callable(set_epoch):

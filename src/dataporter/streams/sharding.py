@@ -8,21 +8,21 @@ from torch.utils.data import IterableDataset
 
 from dataporter.errors import ConfigurationError
 from dataporter.streams.shard import (
-    Cut,
-    ShardCut,
+    ByShards,
+    ByWorkers,
     ShardedStream,
-    WorkerCut,
+    Sharding,
     reads_ahead,
     snapshots_are_exact,
 )
 
-__all__ = ["cut_of"]
+__all__ = ["sharding_of"]
 
 # Every shard that is read has a file open and what that buffers; so many feed 64 ranks.
 _MOST_BY_DEFAULT = 64
 
 
-def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: int) -> Cut:
+def sharding_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: int) -> Sharding:
     """How a loader cuts a stream.
 
     Args:
@@ -39,7 +39,7 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
                 "give it num_shards and shard(num_shards, index), see dataporter.ShardedStream, or "
                 "leave num_shards= out"
             )
-        return WorkerCut(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
+        return ByWorkers(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
     available = dataset.num_shards
     if num_shards is None:
         num_shards = min(available, _MOST_BY_DEFAULT)
@@ -53,4 +53,4 @@ def cut_of(dataset: IterableDataset[Any], num_shards: int | None, world_size: in
             f"out, so that some would get nothing: it can be cut into up to {available} "
             "(num_shards=); keep the data in more files than there are ranks"
         )
-    return ShardCut(dataset, num_shards, snapshots_are_exact(dataset), reads_ahead(dataset))
+    return ByShards(dataset, num_shards, snapshots_are_exact(dataset), reads_ahead(dataset))

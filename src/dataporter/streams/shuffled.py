@@ -21,8 +21,8 @@ from dataporter.streams import snapshot
 from dataporter.streams.shard import (
     ShardedStream,
     reads_ahead,
+    set_stream_epoch,
     snapshots_are_exact,
-    tell_epoch,
 )
 from dataporter.streams.source import Source
 
@@ -84,9 +84,9 @@ class ShuffledStream(IterableDataset[Any]):
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
         """A shard of the stream, shuffled."""
-        tell_epoch(self.stream, self.epoch)
+        set_stream_epoch(self.stream, self.epoch)
         shard = self.stream.shard(num_shards=num_shards, index=index)
-        tell_epoch(shard, self.epoch)
+        set_stream_epoch(shard, self.epoch)
         return _Shard(
             shard,
             self.window,
@@ -151,8 +151,8 @@ class _Windows(Iterator[Any]):
             self._fill()
             if not self._held:
                 raise StopIteration
-        place = int(self._order[self._given])
-        sample, self._held[place] = self._held[place], None
+        index = int(self._order[self._given])
+        sample, self._held[index] = self._held[index], None
         self._given += 1
         return sample
 
@@ -197,10 +197,10 @@ class _Windows(Iterator[Any]):
         if self._whole:
             return
         first, done = self._number * self._window, len(self._held) + self._failed
-        places = range(first, first + self._window)
-        with isolated_generators(), reading(self._key, 0, places) as current:
+        offsets = range(first, first + self._window)
+        with isolated_generators(), reading(self._key, 0, offsets) as current:
             for current.place in range(done, self._window):
-                seed_generators(sample_key(self._key, 0, places[current.place]))
+                seed_generators(sample_key(self._key, 0, offsets[current.place]))
                 before = global_state() if self._watched and not self._drawn else None
                 try:
                     self._held.append(next(self._source.iterator))

@@ -57,7 +57,7 @@ def _encoded(value: Any, path: str) -> Any:
     if kind is float:
         return value if math.isfinite(value) else {f"{_MARK}float": repr(value)}
     if kind is list:
-        return [_encoded(item, f"{path}[{place}]") for place, item in enumerate(value)]
+        return [_encoded(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if kind in (dict, OrderedDict):
         return _encoded_mapping(value, path)
     for name, container in _CONTAINERS.items():

@@ -46,13 +46,13 @@ class StreamIdentity:
     """What a stream's batches are made of, next to seed and progress.
 
     Attributes:
-        cut: ``"shards"``: the dataset cuts itself; ``"workers"``: each worker reads all of it.
+        sharding: ``"shards"``: the dataset cuts itself; ``"workers"``: each worker reads all of it.
         num_shards: into how many it is cut; None where each worker reads all of it.
         num_workers: how many do so on each rank; None where any number of them may.
     """
 
     strategy: str
-    cut: Literal["shards", "workers"]
+    sharding: Literal["shards", "workers"]
     num_shards: int | None
     num_workers: int | None
     dataset_fingerprint: str | None
@@ -79,8 +79,8 @@ def build(state: StreamState) -> dict[str, Any]:
     """The state as a flat dict of JSON types; all keys are always there."""
     identity, progress = state.identity, state.progress
     shards = sorted(progress.shards.values())
-    way: str = identity.cut
-    if identity.cut == "workers":
+    way: str = identity.sharding
+    if identity.sharding == "workers":
         way = "replay" if all(shard.snapshot is None for shard in shards) else "snapshots"
     return {
         SCHEMA: SCHEMA_VERSION,
@@ -117,9 +117,9 @@ def parse(state: Mapping[str, Any]) -> StreamState:
         raise InvalidStateError(
             f"the state's field 'rank' is {rank}, expected 0 to {state['world_size'] - 1}"
         )
-    cut: Literal["shards", "workers"] = "shards" if way == "shards" else "workers"
-    present = "num_shards" if cut == "shards" else "num_workers"
-    absent = "num_workers" if cut == "shards" else "num_shards"
+    sharding: Literal["shards", "workers"] = "shards" if way == "shards" else "workers"
+    present = "num_shards" if sharding == "shards" else "num_workers"
+    absent = "num_workers" if sharding == "shards" else "num_shards"
     if state[present] is None or state[absent] is not None:
         raise InvalidStateError(
             f"the state's fields {present!r} ({state[present]}) and {absent!r} ({state[absent]}) "
@@ -128,7 +128,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
     total = state["num_shards"] or state["num_workers"] * state["world_size"]
     identity = StreamIdentity(
         strategy=state["strategy"],
-        cut=cut,
+        sharding=sharding,
         num_shards=state["num_shards"],
         num_workers=state["num_workers"],
         dataset_fingerprint=state["dataset_fingerprint"],
@@ -186,9 +186,9 @@ def _shard(entry: object, total: int) -> ShardState:
     )
     if sound:
         state = ShardState(*entry)  # type: ignore[misc]  # checked above
-        if 0 <= state.shard < total and state.batches >= 0 and 0 <= state.marked <= state.place:
+        if 0 <= state.shard < total and state.batches >= 0 and 0 <= state.marked <= state.offset:
             return state
     raise InvalidStateError(
-        f"the state's field 'shards' holds {shown(entry)}, expected [shard, batches, place, ended, "
-        f"marked, snapshot] with 0 <= shard < {total} and 0 <= marked <= place"
+        f"the state's field 'shards' holds {shown(entry)}, expected [shard, batches, offset, "
+        f"ended, marked, snapshot] with 0 <= shard < {total} and 0 <= marked <= offset"
     )

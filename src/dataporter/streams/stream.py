@@ -15,12 +15,12 @@ from dataporter.loader.flow import Resumption
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import state as states
-from dataporter.streams import turns as course
+from dataporter.streams import turns
 from dataporter.streams.fetch import StreamFetch
-from dataporter.streams.reader import Reading
+from dataporter.streams.reader import ReadOptions
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.resume import place_of
-from dataporter.streams.shard import Cut, ShardState
+from dataporter.streams.shard import Sharding, ShardState
 
 __all__ = ["Stream", "warn_of_length"]
 
@@ -30,7 +30,7 @@ class Stream:
     """A dataset that is iterated over, cut into shards, as one rank of a world reads it.
 
     Attributes:
-        cut: where the shards come from.
+        sharding: where the shards come from.
         strategy, rank, world_size, batch_size: as in the loader.
         num_workers: how many read on this rank, the training process itself where it has none.
         drop_last: leave out a shard's last batch where it is incomplete.
@@ -38,7 +38,7 @@ class Stream:
         fingerprint: tells the data from other data, if anything does.
     """
 
-    cut: Cut
+    sharding: Sharding
     strategy: ResumptionStrategy
     rank: int
     world_size: int
@@ -53,16 +53,16 @@ class Stream:
 
     def terms(self) -> Mapping[str, Any]:
         terms = asdict(self._identity())
-        if self.cut.name == "workers":  # each rank may have been given data of its own
+        if self.sharding.name == "workers":  # each rank may have been given data of its own
             del terms["dataset_fingerprint"]
         return terms
 
     def length(self) -> int:
-        dataset: Any = self.cut.dataset
+        dataset: Any = self.sharding.dataset
         return self._steps_of(len(dataset))
 
     def remaining(self, progress: StreamProgress) -> int:
-        dataset: Any = self.cut.dataset
+        dataset: Any = self.sharding.dataset
         done = {shard for shard, state in progress.shards.items() if state.ended}
         if done.issuperset(self._shards()):  # of another rank's, nobody knows how long they were
             return 0
@@ -72,14 +72,14 @@ class Stream:
             return self._steps_of(max(0, left))
         except (TypeError, NotImplementedError) as error:
             raise UnsupportedDatasetError(
-                f"a {type(self.cut.dataset).__name__} is an IterableDataset that does not say how "
-                f"long it is ({error}): give it __len__ to know how many batches are left"
+                f"a {type(self.sharding.dataset).__name__} is an IterableDataset that does not say "
+                f"how long it is ({error}): give it __len__ to know how many batches are left"
             ) from error
 
     @property
     def _sharing(self) -> int:
         """How many ranks the dataset is shared out to."""
-        return self.world_size if self.cut.name == "shards" else 1
+        return self.world_size if self.sharding.name == "shards" else 1
 
     def _steps_of(self, samples: int) -> int:
         # The last batch of each shard may be incomplete, so that it can come to more.
@@ -102,9 +102,9 @@ class Stream:
     ) -> Callable[..., Fetch]:
         return partial(
             StreamFetch,
-            self.cut,
+            self.sharding,
             collate_fn,
-            Reading(self.batch_size or 1, seeds_each, on_error),
+            ReadOptions(self.batch_size or 1, seeds_each, on_error),
             batched=batched,
             drop_last=self.drop_last,
             snapshot_every=self.snapshot_every,
@@ -112,7 +112,7 @@ class Stream:
 
     def for_pass(self, num_workers: int, progress: StreamProgress) -> Stream:
         num_workers = max(1, num_workers)
-        if self.cut.name == "workers" and num_workers != self.num_workers and progress.shards:
+        if self.sharding.name == "workers" and num_workers != self.num_workers and progress.shards:
             raise ConfigurationError(
                 f"num_workers was {self.num_workers} when this epoch of the stream began, and is "
                 f"{num_workers} now: each worker reads a stream like this by itself, so set it "
@@ -121,12 +121,12 @@ class Stream:
         return replace(self, num_workers=num_workers)
 
     def serve(self, engine: Engine, progress: StreamProgress, seed: int) -> Iterator[Reply]:
-        return course.replies(
+        return turns.replies(
             partial(engine.start, ahead=None),
             progress,
             {shard: progress.shards.get(shard, ShardState(shard)) for shard in self._shards()},
             seed=seed,
-            a_pass=uuid4().hex,
+            pass_id=uuid4().hex,
             batch_size=self.batch_size or 1,
         )
 
@@ -158,15 +158,15 @@ class Stream:
         return self._shards_of(self.rank)
 
     def _shards_of(self, rank: int) -> range:
-        return self.cut.shards(rank, self.world_size, self.num_workers)
+        return self.sharding.shards(rank, self.world_size, self.num_workers)
 
     def _identity(self) -> states.StreamIdentity:
-        cut, shards = self.cut, len(self.cut.shards(0, 1, self.num_workers))
+        sharding, shards = self.sharding, len(self.sharding.shards(0, 1, self.num_workers))
         return states.StreamIdentity(
             strategy=self.strategy.name,
-            cut=cut.name,
-            num_shards=shards if cut.name == "shards" else None,
-            num_workers=shards if cut.name == "workers" else None,
+            sharding=sharding.name,
+            num_shards=shards if sharding.name == "shards" else None,
+            num_workers=shards if sharding.name == "workers" else None,
             dataset_fingerprint=self.fingerprint,
             batch_size=self.batch_size,
             world_size=self.world_size,

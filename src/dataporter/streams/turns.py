@@ -28,7 +28,7 @@ def replies(
     starts: dict[int, ShardState],
     *,
     seed: int,
-    a_pass: str,
+    pass_id: str,
     batch_size: int,
 ) -> Iterator[Reply]:
     """The batches of a pass.
@@ -38,10 +38,10 @@ def replies(
         progress: how far the epoch has come.
         starts: how far each of this rank's shards has.
         seed: the loader's.
-        a_pass: tells this pass from the loader's others.
+        pass_id: tells this pass from the loader's others.
         batch_size: samples of a batch.
     """
-    asking = _Asking(progress, starts, seed, a_pass, batch_size)
+    asking = _Asking(progress, starts, seed, pass_id, batch_size)
     return _Answers(asking, start(asking))
 
 
@@ -57,7 +57,7 @@ class _Asking:
         progress: StreamProgress,
         starts: dict[int, ShardState],
         seed: int,
-        a_pass: str,
+        pass_id: str,
         batch_size: int,
     ) -> None:
         self.progress = progress
@@ -65,7 +65,7 @@ class _Asking:
         self._latest = dict(starts)
         self._readers = {shard: reader for reader, shard in enumerate(starts)}
         self._seed = seed
-        self._a_pass = a_pass
+        self._pass_id = pass_id
         self._batch_size = batch_size
 
     def __iter__(self) -> Iterator[Scheduled]:
@@ -84,7 +84,7 @@ class _Asking:
                 self._latest[shard],
                 step,
                 batches,
-                start.place + (batches - start.batches) * self._batch_size,
+                start.offset + (batches - start.batches) * self._batch_size,
                 self._batch_size,
             )
             step += 1
@@ -93,10 +93,10 @@ class _Asking:
         """A shard has come so far."""
         self._latest[state.shard] = state
 
-    def tell_of_samples_left_out(self) -> None:
+    def warn_of_samples_left_out(self) -> None:
         """Nothing came of the epoch, though a batch of it would, were it not for the shards."""
         shards = self._latest.values()
-        samples = sum(state.place for state in shards)
+        samples = sum(state.offset for state in shards)
         if len(shards) > 1 and samples >= self._batch_size:
             warn(
                 f"drop_last has left out all {samples} samples of an epoch: they lie in "
@@ -106,11 +106,11 @@ class _Asking:
             )
 
     def to_replay(self) -> list[ShardState]:
-        """Where shards are to be read again, from a place before the one that they had come to."""
+        """The shards that are read again from an offset before their own."""
         return [
             state
             for state in self._starts.values()
-            if state.marked < state.place and not state.ended
+            if state.marked < state.offset and not state.ended
         ]
 
     def _replays(self) -> Iterator[Scheduled]:
@@ -118,24 +118,24 @@ class _Asking:
         behind = [(state.marked, state) for state in self.to_replay()]
         while behind:
             behind = [
-                (min(place + _REPLAYED_AT_ONCE, state.place), state) for place, state in behind
+                (min(offset + _REPLAYED_AT_ONCE, state.offset), state) for offset, state in behind
             ]
-            for place, state in behind:
-                start = state._replace(place=state.marked)
-                yield self._request(start, self.progress.step, state.batches, place, 0)
-            behind = [(place, state) for place, state in behind if place < state.place]
+            for offset, state in behind:
+                start = state._replace(offset=state.marked)
+                yield self._request(start, self.progress.step, state.batches, offset, 0)
+            behind = [(offset, state) for offset, state in behind if offset < state.offset]
 
     def _request(
-        self, start: ShardState, step: int, batches: int, place: int, length: int
+        self, start: ShardState, step: int, batches: int, offset: int, length: int
     ) -> Scheduled:
         request = StreamRequest(
             self._seed,
             self.progress.epoch,
             step,
-            self._a_pass,
+            self._pass_id,
             self._readers[start.shard],
             batches,
-            place,
+            offset,
             length,
             start,
         )
@@ -173,7 +173,7 @@ class _Answers(Iterator[Reply]):
             return reply._replace(request=request, delivers=state)
         self._close_bar()
         if self._step == 0:
-            self._asking.tell_of_samples_left_out()
+            self._asking.warn_of_samples_left_out()
         raise StopIteration
 
     def _close_bar(self) -> None:
@@ -182,15 +182,15 @@ class _Answers(Iterator[Reply]):
             self._bar = None
 
     def _show_replayed(self, state: ShardState) -> None:
-        before = self._replayed.get(state.shard, state.place)
-        if self._bar is not None and state.place > before:
-            self._replayed[state.shard] = state.place
-            self._bar.update(state.place - before)
+        before = self._replayed.get(state.shard, state.offset)
+        if self._bar is not None and state.offset > before:
+            self._replayed[state.shard] = state.offset
+            self._bar.update(state.offset - before)
 
 
 def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
     """A progress bar, and a warning where a replay begins at the front of a stream."""
-    unmarked = sum(state.place for state in to_replay if state.snapshot is None)
+    unmarked = sum(state.offset for state in to_replay if state.snapshot is None)
     if unmarked:
         warn(
             f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
@@ -198,7 +198,7 @@ def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
             "state_dict and load_state_dict on the dataset or on its iterator make that needless",
             RuntimeWarning,
         )
-    total = sum(state.place - state.marked for state in to_replay)
+    total = sum(state.offset - state.marked for state in to_replay)
     if not total:
         return None
     return tqdm(

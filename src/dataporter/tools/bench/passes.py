@@ -153,7 +153,11 @@ def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
         ConfigurationError: their number is part of what the loader reads.
     """
     flow = loader._flow if isinstance(loader, ResumableDataLoader) else None
-    if isinstance(flow, Stream) and flow.cut.name == "workers" and workers != loader.num_workers:
+    if (
+        isinstance(flow, Stream)
+        and flow.sharding.name == "workers"
+        and workers != loader.num_workers
+    ):
         raise ConfigurationError(
             f"--workers {workers}: each worker reads this stream by itself, so that their number "
             "decides what a batch is: let the function take it as an argument, and run bench once "

@@ -235,7 +235,7 @@ def _of_stream(where: str, raw: Mapping[str, Any], saved: StreamState, ranks: in
 
 
 def _shards_of(rank: int, identity: StreamIdentity) -> range:
-    # As ShardCut and WorkerCut share them out.
+    # As ByShards and ByWorkers share them out.
     if identity.num_shards is not None:
         return range(rank, identity.num_shards, identity.world_size)
     workers = identity.num_workers or 1
@@ -249,7 +249,7 @@ def _next_of_shards(rank: int, progress: StreamProgress, shards: Iterable[int]) 
     if not waiting:
         return None
     state = min(waiting, key=lambda state: (state.batches, state.shard))
-    return Next(rank, progress.epoch, progress.step, shard=state.shard, place=state.place)
+    return Next(rank, progress.epoch, progress.step, shard=state.shard, place=state.offset)
 
 
 def _words_of_stream(
@@ -261,13 +261,13 @@ def _words_of_stream(
         data += f" (fingerprint {identity.dataset_fingerprint})"
     fixed = [data, f"tail {identity.tail!r}"]
     free = []
-    if identity.cut == "shards":
+    if identity.sharding == "shards":
         free.append("the number of workers, prefetching and pinning")
         fixed.append(f"num_shards ({identity.num_shards})")
     else:
         free.append("prefetching and pinning")
         fixed.append(f"the number of workers ({identity.num_workers})")
-    is_elastic = saved.rank is None and identity.cut == "shards"
+    is_elastic = saved.rank is None and identity.sharding == "shards"
     words = _sorted_out(
         free, fixed, strategy, identity.batch_size, identity.world_size, is_elastic=is_elastic
     )

@@ -98,7 +98,7 @@ def facts_of(loader: Any) -> dict[str, Any]:
         facts["worker_kind"] = loader.worker_kind
         facts["tail"] = loader.tail
         facts["own_sampler"] = loader.order is None and not facts["stream"]
-        facts["cut"] = getattr(getattr(loader._flow, "cut", None), "name", None)
+        facts["sharding"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
     return facts
 
 

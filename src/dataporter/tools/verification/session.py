@@ -125,7 +125,7 @@ class Session:
     @property
     def shares_start(self) -> bool:
         """Whether runs in other settings start from the reference's state and are to be as it."""
-        is_cut = not self.facts["stream"] or self.facts.get("cut") == "shards"
+        is_cut = not self.facts["stream"] or self.facts.get("sharding") == "shards"
         return bool(self.facts["ours"]) and is_cut
 
     @property

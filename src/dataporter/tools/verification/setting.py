@@ -163,8 +163,8 @@ def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
     flow = loader._flow
     if isinstance(flow, Stream):
         arguments["snapshot_every"] = flow.snapshot_every
-        if flow.cut.name == "shards":
-            arguments["num_shards"] = len(flow.cut.shards(0, 1, 1))
+        if flow.sharding.name == "shards":
+            arguments["num_shards"] = len(flow.sharding.shards(0, 1, 1))
     arguments |= {"rank": loader.rank, "world_size": loader.world_size, "num_workers": workers}
     if loader._given_seed is not None:
         arguments["seed"] = loader.seed
