@@ -16,7 +16,8 @@ from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataporter.engines.packing import Arena, Packer, unpack
+from dataporter.engines.layout import Arena
+from dataporter.engines.packing import Packer, unpack
 from dataporter.engines.ring import TrainingSlots, WorkerSlots
 
 Pair = namedtuple("Pair", ["one", "two"])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dataporter.engines.packing import Arena, is_plain_tensor
+from dataporter.engines.layout import Arena, is_plain_tensor
 from dataporter.engines.ring import Slot
 
 __all__ = ["Placing", "stacked"]
