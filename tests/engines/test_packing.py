@@ -368,5 +368,5 @@ def test_an_arena_hands_out_what_fits_and_knows_it_again() -> None:
     assert arena.offset_of(second.data_ptr()) == 64
     assert arena.offset_of(torch.ones(3).data_ptr()) is None
     packer = Packer({"a": first, "b": second}, arena)
-    assert packer._leaves.outside == []
+    assert packer._layout._outside == []
     assert packer.size == arena.top

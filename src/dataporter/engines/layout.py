@@ -1,10 +1,8 @@
-"""Layout: where in a slot the tensors and arrays of a batch lie.
-
-Tensors keep their strides, and those that share memory share it again, as with torch's workers.
-"""
+"""Layout: where in a slot the tensors and arrays of a batch lie."""
 
 from __future__ import annotations
 
+import ctypes
 from bisect import bisect
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,20 +17,18 @@ from numpy.typing import NDArray
 from dataporter.engines.ring import Lease, Slot
 
 __all__ = [
-    "ALL_DTYPES",
     "Arena",
-    "Leaves",
-    "Place",
-    "aligned",
-    "array_in",
+    "Layout",
+    "Location",
+    "array_view",
     "is_plain_array",
     "is_plain_tensor",
-    "tensor_in",
+    "tensor_view",
 ]
 
-# A multiple of what any processor's vector instructions want, and a line of its cache.
+# Bytes: a cache line, and a multiple of what any processor's vector instructions need.
 _ALIGNMENT = 64
-# Those whose values are their bytes. An older torch does not have them all; the rest is pickled.
+# dtypes whose values are plain bytes. An older torch may lack some. Any other dtype is pickled.
 _DTYPES: tuple[torch.dtype, ...] = tuple(
     getattr(torch, name)
     for name in (
@@ -42,7 +38,7 @@ _DTYPES: tuple[torch.dtype, ...] = tuple(
     )
     if hasattr(torch, name)
 )
-# Nobody makes batches of these by torch.stack and the like, but torch's workers carry them.
+# torch.stack and the like do not produce these, but torch's workers carry them.
 _RARE_DTYPES: tuple[torch.dtype, ...] = tuple(
     getattr(torch, name)
     for name in (
@@ -52,14 +48,14 @@ _RARE_DTYPES: tuple[torch.dtype, ...] = tuple(
     )
     if hasattr(torch, name)
 )
-ALL_DTYPES = _DTYPES + _RARE_DTYPES
-_NUMBERS = {dtype: number for number, dtype in enumerate(ALL_DTYPES)}
+_ALL_DTYPES = _DTYPES + _RARE_DTYPES
+_NUMBERS = {dtype: number for number, dtype in enumerate(_ALL_DTYPES)}
 _NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     dtype: torch.empty(0, dtype=dtype).numpy().dtype
     for dtype in _DTYPES
     if dtype is not torch.bfloat16 and "float8" not in str(dtype)
 }
-# A view that has gaps in it is carried with them up to so many times its own bytes.
+# A view with gaps is carried with its gaps if it spans at most this many times its own bytes.
 _WIDEST = 2
 
 
@@ -67,8 +63,8 @@ class Arena:
     """A slot's bytes, handed out from the front.
 
     Attributes:
-        top: how many bytes are handed out.
-        wanted: how many were asked for, whether they fitted or not.
+        top: how many bytes were handed out.
+        wanted: how many bytes were requested, whether they fitted or not.
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -78,54 +74,60 @@ class Arena:
         self.wanted = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """An uninitialised tensor within the slot, or None where it does not fit."""
+        """An uninitialised tensor within the slot, or None if it does not fit."""
         size = prod(shape) * dtype.itemsize
-        self.wanted += aligned(size)
+        self.wanted += _aligned(size)
         if not size or self.top + size > len(self._lease) or dtype not in _DTYPES:
             return None
-        offset, self.top = self.top, aligned(self.top + size)
-        return tensor_in(self._lease, dtype, shape, offset)
+        offset, self.top = self.top, _aligned(self.top + size)
+        return tensor_view(self._lease, _NUMBERS[dtype], shape, (offset, None))
 
     def offset_of(self, address: int) -> int | None:
-        """Where in the slot it lies, if it does."""
+        """The offset in the slot of this address, or None if it lies elsewhere."""
         offset = address - self._address
         return offset if 0 <= offset < self.top else None
 
 
-# An offset in the slot, and the strides of a tensor that has not the usual ones.
-Place = tuple[int, tuple[int, ...] | None]
-# Where a tensor's first value begins and its last one ends, which of the leaves it is, the tensor
-# itself, which keeps that memory, and its strides.
+# An offset in the slot, and a tensor's strides unless they are the usual ones of its shape.
+Location = tuple[int, tuple[int, ...] | None]
+# The addresses of a tensor's first value and of the end of its last one, the index of its leaf, the
+# tensor itself, which keeps that memory alive, and its strides.
 _Tensor = tuple[int, int, int, torch.Tensor, tuple[int, ...] | None]
 
 
-class Leaves:
-    """Where in the slot each tensor and array goes.
+class Layout:
+    """Gives each leaf of a batch (a plain tensor or array) a location in the slot.
 
-    Tensors that share memory share it again: a training that writes to one of them changes the
-    others, as it would without workers. Arrays do not, in torch's workers neither.
+    Tensors that share memory share it again: a training loop that writes to one of them changes the
+    others, as it would without workers. Arrays do not, and neither do they with torch's workers.
+
+    Args:
+        arena: part of the slot, in which some of the tensors may lie already.
+
+    Attributes:
+        size: bytes of the slot that are taken, the arena's included.
     """
 
     def __init__(self, arena: Arena | None) -> None:
         self._arena = arena
-        self._places: list[Place] = []
+        self._locations: list[Location] = []
         self._dense: list[_Tensor] = []
         self._wide: list[_Tensor] = []
-        self.top = 0 if arena is None else arena.top
-        # Offsets, addresses and sizes.
-        self.outside: list[tuple[int, int, int]] = []
-        self.inside: list[tuple[int, int, int]] = []
-        self.arrays: list[tuple[int, NDArray[Any]]] = []
+        self.size = 0 if arena is None else arena.top
+        # Offsets in the slot, addresses and sizes of spans of memory.
+        self._outside: list[tuple[int, int, int]] = []
+        self._inside: list[tuple[int, int, int]] = []
+        self._arrays: list[tuple[int, NDArray[Any]]] = []
 
-    def place_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
-        """dtype, shape, and which of the leaves it is."""
+    def add_tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        """Add a leaf; returns the number of its dtype, its shape and its index."""
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
-        shape, leaf, size = tuple(tensor.shape), len(self._places), tensor.nbytes
+        shape, leaf, size = tuple(tensor.shape), len(self._locations), tensor.nbytes
         strides: tuple[int, ...] | None = tensor.stride()
         if strides == _usual_strides(shape):
             strides = None
-        self._places.append((0, strides))
+        self._locations.append((0, strides))
         if size:
             spanned = size if strides is None else _spanned(shape, strides) * tensor.itemsize
             start = tensor.data_ptr()
@@ -133,65 +135,87 @@ class Leaves:
             kind.append((start, start + spanned, leaf, tensor, strides))
         return _NUMBERS[tensor.dtype], shape, leaf
 
-    def place_array(self, array: NDArray[Any]) -> tuple[Any, ...]:
-        """dtype, shape, which of the leaves it is, and whether it lies in Fortran's order."""
+    def add_array(self, array: NDArray[Any]) -> tuple[Any, ...]:
+        """Add a leaf; returns its dtype, shape, index, and whether it is in Fortran order."""
         in_fortran_order = array.flags.f_contiguous and not array.flags.c_contiguous
         rows = array.T if in_fortran_order else array
-        kind = array.dtype
-        leaf, offset = len(self._places), self._room(array.nbytes)
-        self._places.append((offset, None))
-        self.arrays.append((offset, rows))
-        return kind if _is_told_apart(kind) else kind.str, rows.shape, leaf, in_fortran_order
+        dtype = array.dtype
+        leaf, offset = len(self._locations), self._room(array.nbytes)
+        self._locations.append((offset, None))
+        self._arrays.append((offset, rows))
+        name = dtype if _exceeds_its_string(dtype) else dtype.str
+        return name, rows.shape, leaf, in_fortran_order
 
-    def settled(self) -> list[Place]:
-        """The places of all leaves, now that it is known which of them share memory."""
+    def settle(self) -> list[Location]:
+        """Locate the leaves, once all are added: only then is it known which share memory."""
         self._dense.sort()
         spans: list[tuple[int, int, int]] = []
         first, end = 0, 0
         members: list[_Tensor] = []
         for tensor in self._dense:
             if members and tensor[0] >= end:
-                spans.append((first, end, self._place_span(first, end, members)))
+                spans.append((first, end, self._locate_span(first, end, members)))
                 members = []
             if not members:
                 first, end = tensor[:2]
             members.append(tensor)
             end = max(end, tensor[1])
         if members:
-            spans.append((first, end, self._place_span(first, end, members)))
+            spans.append((first, end, self._locate_span(first, end, members)))
         for wide in self._wide:
-            self._place_wide(wide, spans)
-        return self._places
+            self._locate_wide(wide, spans)
+        return self._locations
 
-    def _place_span(self, first: int, end: int, members: Sequence[_Tensor]) -> int:
+    @property
+    def wasted(self) -> int:
+        """Bytes that the arena handed out, or was asked for in vain, and that hold no leaf."""
+        if self._arena is None:
+            return 0
+        inside = sum(_aligned(size) for _, _, size in self._inside)
+        return max(0, self._arena.top - inside, self._arena.wanted - self.size)
+
+    def write(self, slot: Slot, *, moved: bool) -> None:
+        """Copy the leaves to their locations in ``slot``.
+
+        Args:
+            slot: where the arena is, or another slot.
+            moved: ``slot`` is another one, so that what lies in the arena is copied as well.
+        """
+        for offset, address, size in self._outside + self._inside if moved else self._outside:
+            ctypes.memmove(slot.address + offset, address, size)
+        for offset, array in self._arrays:
+            target = np.ndarray(array.shape, array.dtype, buffer=slot.memory, offset=offset)
+            np.copyto(target, array)
+
+    def _locate_span(self, first: int, end: int, members: Sequence[_Tensor]) -> int:
         size = end - first
         offset = None if self._arena is None else self._arena.offset_of(first)
         if offset is None:
-            # As far from a multiple as it was: its tensors may have values of any size.
+            # Aligned as it was before, which suits each tensor in it, whatever its dtype.
             offset = self._room(size, first % _ALIGNMENT)
-            self.outside.append((offset, first, size))
+            self._outside.append((offset, first, size))
         else:
-            self.inside.append((offset, first, size))
+            self._inside.append((offset, first, size))
         for start, _, leaf, _, strides in members:
-            self._places[leaf] = (offset + start - first, strides)
+            self._locations[leaf] = (offset + start - first, strides)
         return offset
 
-    def _place_wide(self, wide: _Tensor, spans: Sequence[tuple[int, int, int]]) -> None:
-        """A view of what is carried anyway, or else a tensor by itself without the gaps."""
+    def _locate_wide(self, wide: _Tensor, spans: Sequence[tuple[int, int, int]]) -> None:
+        """As a view of a span that is carried anyway, or else on its own and without the gaps."""
         start, stop, leaf, tensor, strides = wide
-        place = bisect(spans, start, key=itemgetter(0)) - 1
-        if place >= 0 and stop <= spans[place][1]:
-            first, _, offset = spans[place]
-            self._places[leaf] = (offset + start - first, strides)
+        index = bisect(spans, start, key=itemgetter(0)) - 1
+        if index >= 0 and stop <= spans[index][1]:
+            first, _, offset = spans[index]
+            self._locations[leaf] = (offset + start - first, strides)
             return
         alone = tensor.contiguous()
         start = alone.data_ptr()
-        self._dense.append((start, start + alone.nbytes, leaf, alone, None))  # to keep it
-        self._place_span(start, start + alone.nbytes, self._dense[-1:])
+        self._dense.append((start, start + alone.nbytes, leaf, alone, None))  # keeps it alive
+        self._locate_span(start, start + alone.nbytes, self._dense[-1:])
 
     def _room(self, size: int, beyond: int = 0) -> int:
-        offset = self.top + beyond
-        self.top = aligned(offset + size)
+        offset = self.size + beyond
+        self.size = _aligned(offset + size)
         return offset
 
 
@@ -201,12 +225,12 @@ def _usual_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _spanned(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """How many values there are from the first to the last in memory."""
+    """How many values there are in memory from the first to the last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides))
 
 
 def is_plain_tensor(tensor: torch.Tensor) -> bool:
-    """Whether its values are the bytes that lie in memory, so that they may lie in a slot."""
+    """Whether the tensor's values are plain bytes in memory, so that it can lie in a slot."""
     return (
         tensor.dtype in _NUMBERS
         and tensor.layout is torch.strided
@@ -217,28 +241,26 @@ def is_plain_tensor(tensor: torch.Tensor) -> bool:
 
 
 def is_plain_array(array: NDArray[Any]) -> bool:
-    """Whether its values are the bytes that lie in memory."""
+    """Whether the array's values are plain bytes in memory, so that it can lie in a slot."""
     return array.size > 0 and not array.dtype.hasobject
 
 
-def _is_told_apart(kind: np.dtype[Any]) -> bool:
-    """Whether its string says less than the dtype."""
-    return kind.isbuiltin == 2 or kind.names is not None or kind.metadata is not None
+def _exceeds_its_string(dtype: np.dtype[Any]) -> bool:
+    """Whether the dtype holds more than ``dtype.str`` says (fields, metadata, a custom type)."""
+    return dtype.isbuiltin == 2 or dtype.names is not None or dtype.metadata is not None
 
 
-def tensor_in(
-    lease: Lease | None,
-    dtype: torch.dtype,
-    shape: Sequence[int],
-    offset: int,
-    strides: Sequence[int] | None = None,
+def tensor_view(
+    lease: Lease | None, number: int, shape: Sequence[int], location: Location
 ) -> torch.Tensor:
-    """A tensor that is a view of a slot's bytes."""
+    """The tensor at a location; ``number`` is its dtype's, from :meth:`Layout.add_tensor`."""
+    dtype = _ALL_DTYPES[number]
+    offset, strides = location
     if not prod(shape):
         usual = _usual_strides(tuple(shape)) if strides is None else strides
         return torch.empty_strided(torch.Size(shape), usual, dtype=dtype)
     if strides is not None:
-        flat = tensor_in(lease, dtype, (_spanned(shape, strides),), offset)
+        flat = tensor_view(lease, number, (_spanned(shape, strides),), (offset, None))
         return flat.as_strided(torch.Size(shape), strides)
     if (like := _NUMPY_DTYPES.get(dtype)) is not None:  # three times as fast as frombuffer
         return torch.from_numpy(np.ndarray(shape, like, buffer=lease, offset=offset))
@@ -247,14 +269,18 @@ def tensor_in(
     return flat.view(dtype).view(torch.Size(shape))
 
 
-def array_in(
-    lease: Lease | None, kind: Any, shape: Sequence[int], offset: int, in_fortran_order: bool
+def array_view(
+    lease: Lease | None,
+    dtype: Any,
+    shape: Sequence[int],
+    location: Location,
+    *,
+    in_fortran_order: bool,
 ) -> NDArray[Any]:
-    """An array that is a view of a slot's bytes."""
-    array: NDArray[Any] = np.ndarray(shape, np.dtype(kind), buffer=lease, offset=offset)
+    """The array at a location; the other arguments are from :meth:`Layout.add_array`."""
+    array: NDArray[Any] = np.ndarray(shape, np.dtype(dtype), buffer=lease, offset=location[0])
     return array.T if in_fortran_order else array
 
 
-def aligned(size: int) -> int:
-    """The size with what is left to the next multiple of the alignment."""
+def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
