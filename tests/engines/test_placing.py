@@ -204,6 +204,6 @@ def test_small_batches_and_intermediate_results_switch_it_off(
 def test_threads_of_a_dataset_are_handed_nothing_of_the_slot() -> None:
     """What they take there at the same time could be the same."""
     context = switched_on(slot())
-    assert context.making is not None
+    assert context.arena is not None
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lambda: context.making).result() is None
+        assert pool.submit(lambda: context.arena).result() is None

@@ -1,4 +1,4 @@
-"""A channel: messages, and the memory that comes with them, between two processes."""
+"""A channel carries messages, and the memory that belongs to them, between two processes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["CAN_SEND_MEMORY", "Channel", "channels"]
 # Windows has no descriptors to send over a socket.
 CAN_SEND_MEMORY = sys.platform != "win32"
 
-# Length of the message, and how many descriptors come with it.
+# Length of a message, and how many descriptors accompany it.
 _HEADER = struct.Struct("<QB")
 _READ_SIZE = 1 << 16
 _MOST_DESCRIPTORS = 8
-# Windows has no such flag: there a worker hears of a message when it waits for one.
+# Windows has no such flag: there a worker receives messages only when it waits for one.
 _DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
 
 
 def channels() -> tuple[Channel, Channel]:
-    """The two ends: for the training process, which never waits, and for a worker, which does."""
+    """The two ends: the training process's, which never waits, and the worker's, which does."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     return Channel(ours), Channel(theirs)
 
 
 class Channel:
-    """One end. The socket goes to another process only while that process is being started."""
+    """One end. The socket can be passed to another process only when that process starts."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -48,8 +48,8 @@ class Channel:
         return self._socket.fileno()
 
     def end(self) -> None:
-        """Close it, so that the other end notices even where a forked process has a copy."""
-        with contextlib.suppress(OSError):  # the other end is gone already
+        """Close the connection: the other end notices, even if a forked process has a copy."""
+        with contextlib.suppress(OSError):  # the other end is already gone
             self._socket.shutdown(socket.SHUT_RDWR)
         self.close()
 
@@ -62,7 +62,9 @@ class Channel:
     # ---- the end that waits
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send it all, with memory that the other end may map. The descriptors stay the caller's.
+        """Send a message, with the descriptors of memory for the other end to map.
+
+        The caller closes its descriptors.
 
         Raises:
             OSError: the other end is gone.
@@ -75,7 +77,7 @@ class Channel:
             self._socket.sendall(header + message)
 
     def receive(self, *, wait: bool) -> list[bytes]:
-        """The messages that have come; with ``wait`` at least one.
+        """The messages that have arrived; with ``wait``, at least one.
 
         Raises:
             EOFError: the other end is gone.
@@ -120,18 +122,18 @@ class Channel:
                 sent = self._socket.send(self._unsent)
             except BlockingIOError:
                 return
-            except OSError:  # the other end is gone, which reading will tell as well
+            except OSError:  # the other end is gone, which reading reports as well
                 self._unsent.clear()
                 return
             del self._unsent[:sent]
 
     def messages(self) -> list[tuple[bytes, list[int]]]:
-        """What has arrived, with descriptors that are the caller's now; sets ``ended`` at the end.
+        """The messages that have arrived, with descriptors, which the caller closes.
 
-        A message that its sender did not live to finish is left out.
+        Sets ``ended`` once the other end is gone. A message that it did not finish is left out.
 
         Raises:
-            OSError: ``EMFILE``: a descriptor has come that this process may not have.
+            OSError: ``EMFILE``: this process has too many files open to receive a descriptor.
         """
         arrived: list[tuple[bytes, list[int]]] = []
         while True:
@@ -156,11 +158,12 @@ class Channel:
             return self._socket.recv(_READ_SIZE)
         data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_SIZE, _MOST_DESCRIPTORS)
         self._descriptors.extend(descriptors)
-        if flags & socket.MSG_CTRUNC:  # the system drops what it finds no number for
+        if flags & socket.MSG_CTRUNC:  # the system has dropped descriptors
             raise OSError(
                 errno.EMFILE,
-                "a worker has sent memory for its batches, and this process has as many files open "
-                "as it may: allow more (ulimit -n), or close what is not needed any more",
+                "this process cannot receive a worker's memory for its batches, since it has as "
+                "many files open as its limit allows: raise the limit (ulimit -n), or close files "
+                "that are no longer needed",
             )
         return data
 

@@ -1,9 +1,9 @@
-"""Placing: what torch makes of a whole batch is made in the slot, so that it need not go there.
+"""Placing: torch functions that make a batch as a whole write it directly to its slot.
 
-A collate function of the user's own, or a ``__getitems__``, ends in ``torch.stack``, ``torch.cat``,
-``torch.zeros``, or in picking rows: ``rows[indices]``. Copying such a result to the slot takes as
-long as making it. While a batch is read or collated as a whole, a ``TorchFunctionMode`` hands these
-few functions memory of the slot instead, and they give the same tensors otherwise.
+A custom collate function, or a ``__getitems__``, ends in ``torch.stack``, ``torch.cat``,
+``torch.zeros``, or in selecting rows: ``rows[indices]``. Copying such a result to the slot takes as
+long as making it. While a batch is read or collated as a whole, a ``TorchFunctionMode`` gives these
+few functions memory of the slot; their results do not differ otherwise.
 """
 
 from __future__ import annotations
@@ -21,66 +21,66 @@ from dataporter.engines.ring import Slot
 
 __all__ = ["Placing", "stacked"]
 
-# Each torch function takes 1 us more while the mode is on; so long copies 10 kB. What is smaller
-# than a few times that is left alone, and so are batches that are not much larger.
-_SMALLEST = 1 << 16
-_SMALLEST_BATCH = 1 << 18
-# The share of a slot that may be taken by what does not end up in the batch.
+# The mode adds 1 us to each torch function, in which time 10 kB are copied. So results below a few
+# times that are left alone, and so are batches that are not much larger.
+_SMALLEST = 1 << 16  # bytes
+_SMALLEST_BATCH = 1 << 18  # bytes
+# The share of a batch's size that may be taken in the slot and not end up in the batch.
 _MOST_WASTED = 1 / 8
 
 
 class Placing:
-    """A context in which a batch is made; switches itself off where that gains nothing.
+    """The context in which a worker makes a batch; switches itself off where it gains nothing.
 
-    The first batch is made as ever and tells how large batches are. Where intermediate results
-    (``rows[indices].float()``) would fill the slots, or where something is kept that was made in
-    one and so keeps the whole of it, it is off for good. Where batches are converted, and what is
-    made first is wide and does not end up in them, that is made in memory of the worker's own,
-    which is used again for each batch: getting 40 MB anew takes the system longer than copying.
+    The first batch is made without placing and shows how large batches are. Placing is off for good
+    if intermediate results (``rows[indices].float()``) would fill the slots, or if the dataset
+    keeps a tensor that lies in a slot, and with it the whole slot. If batches are converted, the
+    wide batch does not end up in the slot, so it is made in scratch memory of the worker, which
+    each batch reuses: for 40 MB of new memory the system takes longer than for copying them.
     """
 
     def __init__(self) -> None:
         self._mode = _Mode(self)
-        self._maker = 0
-        self._slot: Arena | None = None
-        self._making: Arena | None = None
+        self._thread = 0
+        self._in_slot: Arena | None = None
+        self._arena: Arena | None = None
         self._scratch: _Scratch | None = None
         self._converts = False
         self._is_worth_it = False
         self._is_off = False
-        self._is_kept = False
+        self._avoids_slots = False
         self._entered = False
 
     def begin(self, slot: Slot | None) -> Arena | None:
-        """A batch is made; returns what a slot hands out to it."""
-        self._maker = threading.get_ident()
-        self._slot = None if slot is None or self._is_kept else Arena(slot)
-        self._making = self._slot if self._scratch is None else self._scratch.arena()
-        return self._slot
+        """Begin a batch; returns the arena that hands out the slot's bytes."""
+        self._thread = threading.get_ident()
+        self._in_slot = None if slot is None or self._avoids_slots else Arena(slot)
+        self._arena = self._in_slot if self._scratch is None else self._scratch.arena()
+        return self._in_slot
 
     def end(self) -> None:
-        """The batch is made."""
-        if self._scratch is not None and self._making is not None:
-            self._scratch.needs = max(self._scratch.needs, self._making.wanted)
-        self._slot = self._making = None
+        """End the batch."""
+        if self._scratch is not None and self._arena is not None:
+            self._scratch.needs = max(self._scratch.needs, self._arena.wanted)
+        self._in_slot = self._arena = None
 
     @property
-    def making(self) -> Arena | None:
-        """Where what the batch is made of may lie, for the thread that makes it.
+    def arena(self) -> Arena | None:
+        """Memory for the tensors of the batch, in the thread that makes it; None in others.
 
-        To others, which a dataset may have, it would hand out the same bytes at the same time, or
-        bytes of the next batch.
+        The dataset's other threads would receive the same bytes at the same time, or bytes of the
+        next batch.
         """
-        return self._making if threading.get_ident() == self._maker else None
+        return self._arena if threading.get_ident() == self._thread else None
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor for what is converted to: in the slot, if it fits there."""
+        """An uninitialised tensor for a conversion's result: in the slot, if it fits there."""
         self._converts = True
-        placed = None if self._slot is None else self._slot.empty(shape, dtype)
+        placed = None if self._in_slot is None else self._in_slot.empty(shape, dtype)
         return torch.empty(tuple(shape), dtype=dtype) if placed is None else placed
 
     def __enter__(self) -> None:
-        if self._is_worth_it and self._making is not None and not self._entered:
+        if self._is_worth_it and self._arena is not None and not self._entered:
             self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
             self._entered = True
 
@@ -90,7 +90,12 @@ class Placing:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
 
     def learn(self, size: int, wasted: int) -> None:
-        """A batch took so many bytes of its slot; so many more were wanted, and not for it."""
+        """Decide for later batches.
+
+        Args:
+            size: bytes of its slot that a batch took.
+            wasted: further bytes that were requested and are not part of the batch.
+        """
         if wasted > size * _MOST_WASTED:
             if self._converts and self._scratch is None:
                 self._scratch = _Scratch(wasted)
@@ -99,17 +104,17 @@ class Placing:
         self._is_worth_it = size + wasted >= _SMALLEST_BATCH and not self._is_off
 
     def switch_off(self) -> bool:
-        """Make batches as ever from now on; False where that is so already."""
+        """Make later batches without placing; returns False if that was so already."""
         was_worth_it, self._is_worth_it, self._is_off = self._is_worth_it, False, True
         return was_worth_it
 
-    def leave_slots_alone(self) -> None:
-        """Somebody keeps what was made in a slot: make nothing there any more, not even stacks."""
-        self._is_kept = True
+    def avoid_slots(self) -> None:
+        """Make nothing in a slot any more, not even stacks: the dataset keeps what it makes."""
+        self._avoids_slots = True
 
 
 class _Scratch:
-    """Memory of the worker's own, as much as the making of a batch needs."""
+    """Private memory of the worker, as much as making a batch needs."""
 
     def __init__(self, needs: int) -> None:
         self.needs = needs
@@ -117,7 +122,7 @@ class _Scratch:
 
     def arena(self) -> Arena:
         memory = self._memory
-        # What a dataset keeps of an earlier batch stays as it is, and has that memory for itself.
+        # If the dataset keeps a part of an earlier batch, it keeps that memory to itself.
         if memory is None or memory.is_held or memory.size < self.needs:
             memory = self._memory = Slot.private(max(self.needs, 1))
         return Arena(memory)
@@ -131,12 +136,12 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        placed, arena = _PLACED.get(func), self._placing.making
+        placed, arena = _PLACED.get(func), self._placing.arena
         if placed is not None and arena is not None:
             top = arena.top
             try:
                 made = placed(arena, *args, **(kwargs or {}))
-            except Exception:  # whatever is wrong, the function itself says it better
+            except Exception:  # the function itself reports what is wrong with its arguments
                 made = None
             if made is not None:
                 return made
@@ -145,7 +150,7 @@ class _Mode(TorchFunctionMode):
 
 
 def stacked(arena: Arena, samples: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
-    """``torch.stack`` in the slot, or None where that is not possible."""
+    """``torch.stack`` into the arena, or None if that is not possible."""
     if dim != 0 or not _are_alike(samples):
         return None
     first = samples[0]
@@ -165,13 +170,13 @@ def _are_alike(samples: Sequence[torch.Tensor]) -> bool:
 
 
 def _has_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether torch would make the result so as well, which it does not in memory it is given."""
+    """Whether torch would give the result this format, which it does not do with ``out=``."""
     if tensor.ndim == 4:
         return tensor.is_contiguous(memory_format=torch.channels_last)
     return tensor.ndim == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-# ---- in place of torch's functions: None where they are to do it themselves
+# ---- in place of torch's functions; None leaves the call to the function itself
 
 
 def _stack(arena: Arena, tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
@@ -203,11 +208,11 @@ def _getitem(arena: Arena, rows: torch.Tensor, key: Any) -> torch.Tensor | None:
     if type(key) is np.ndarray:
         key = torch.from_numpy(key) if key.dtype == np.int64 else None
     elif type(key) is list:
-        # A list of anything else has another meaning.
+        # A list of other types has another meaning.
         key = torch.tensor(key) if key and set(map(type, key)) == {int} else None
     if type(key) is not torch.Tensor or key.dtype is not torch.int64:
         return None
-    # Twice as fast as indexing by the same numbers; negative ones it does not take.
+    # Twice as fast as indexing. It refuses negative numbers, which are left to the function.
     return _index_select(arena, rows, 0, key)
 
 
@@ -243,7 +248,7 @@ def _empty(
     if like.nbytes < _SMALLEST or kind.type != "cpu":
         return None
     if torch.are_deterministic_algorithms_enabled():
-        return None  # which fills what is not initialised
+        return None  # torch then fills uninitialised memory
     return arena.empty(like.shape, like.dtype)
 
 

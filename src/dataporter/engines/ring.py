@@ -1,9 +1,9 @@
-"""The ring: slots of shared memory that a worker writes batches to, over and over (C11).
+"""The ring: slots of shared memory that a worker reuses for its batches (C11).
 
-A worker makes its slots itself, in the size that its batches have, and sends each to the training
-process once. Both map it; it has no name, so nothing is left behind whoever is killed. A batch is a
-lease of its slot: an array over the slot's memory that all tensors of the batch keep alive. When
-the last of them is gone the training process gives the slot back, and the worker writes to it anew.
+A worker creates its slots in the size of its batches, and sends each to the training process once.
+Both processes map it. It has no name, so nothing is left behind, whichever process is killed. A
+batch holds a lease of its slot: an array over the slot's memory that all tensors of the batch keep
+alive. Once the last of them is gone, the training process returns the slot for the next batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dataporter.shared.memfile import create_memory
 
 __all__ = ["Lease", "Slot", "TrainingSlots", "WorkerSlots"]
 
-# The bytes of a slot, kept mapped by whatever is made of them.
+# The bytes of a slot, kept mapped by every tensor and array that is a view of them.
 Lease = NDArray[np.uint8]
 
-# New slots are larger than the batch that asks for one, since the next may be larger than that.
-# Pages that are never written to take no memory.
+# A new slot is this many times as large as the batch it is for, since the next may be larger. Pages
+# that are never written take no memory.
 _ROOM = 1.25
 
 
@@ -37,10 +37,10 @@ class Slot:
     """A mapped slot, in either process.
 
     Attributes:
-        number: tells it from the worker's other slots.
+        number: identifies it among the worker's slots.
         memory: the mapping.
-        address: where it begins.
-        descriptor: of a slot that the training process has not been sent yet.
+        address: where the mapping begins.
+        descriptor: the file's, until the slot was sent to the training process.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Slot:
 
     @classmethod
     def private(cls, size: int) -> Slot:
-        """One that only this process has."""
+        """A slot that only this process has."""
         memory = mmap.mmap(-1, size)
         return cls(-1, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
@@ -66,18 +66,18 @@ class Slot:
 
     @property
     def is_held(self) -> bool:
-        """Whether anything made of the slot's last lease is still alive in this process."""
+        """Whether a view of the slot's last lease is still alive in this process."""
         return self._holders is not None and self._holders() is not None
 
-    def lease(self, size: int, when_over: Any = None) -> Lease:
-        """The slot's first bytes; ``when_over`` is called when nothing made of them is left."""
+    def lease(self, size: int, on_end: Any = None) -> Lease:
+        """The slot's first bytes; ``on_end`` is called once no view of them is left."""
         lease = np.frombuffer(self.memory, dtype=np.uint8, count=size)
-        self._holders = weakref.ref(lease, when_over)
+        self._holders = weakref.ref(lease, on_end)
         return lease
 
 
 class WorkerSlots:
-    """A worker's side: the slots that it may write to."""
+    """The worker's side: the slots it may write to."""
 
     def __init__(self) -> None:
         self._free: list[Slot] = []
@@ -86,13 +86,13 @@ class WorkerSlots:
         self._made = 0
 
     def take(self, size: int) -> Slot | None:
-        """A slot to write to: the last that came back, since caches know it, or else a new one.
+        """The slot that was returned last, since it is still in caches, or else a new one.
 
-        ``size`` says how much is likely to be written; None where that is 0 and no slot is free.
+        ``size`` is the expected number of bytes; None is returned if it is 0 and no slot is free.
         """
         while self._free:
             slot = self._free.pop()
-            # What failed in the middle of making a batch may have kept a part of it.
+            # A fetch that failed half-way may have kept a part of its batch.
             if not slot.is_held:
                 return slot
             self.give_up(slot)
@@ -112,34 +112,39 @@ class WorkerSlots:
         return slot
 
     def put_back(self, slot: Slot) -> None:
-        """Nothing was sent in it."""
+        """Return a slot in which nothing was sent."""
         self._free.append(slot)
 
     def give_up(self, slot: Slot) -> None:
-        """It is too small, or held."""
+        """Never use this slot again: it is too small, or held."""
         if slot.descriptor is None:
             self._given_up.append(slot.number)
         else:
             self.forget_descriptor(slot)
 
     def send(self, slot: Slot) -> None:
-        """It is the training process's, until that gives it back."""
+        """Leave the slot to the training process until that returns it."""
         self._sent[slot.number] = slot
 
     def forget_descriptor(self, slot: Slot) -> None:
-        """The training process has it, or never will."""
+        """Close the descriptor: the training process has its own, or needs none."""
         if slot.descriptor is not None:
             os.close(slot.descriptor)
             slot.descriptor = None
 
     def release(self, reusable: list[int], spent: list[int]) -> None:
-        """The training process gives slots back, to be written to or never again."""
+        """Take back slots from the training process, or forget them.
+
+        Args:
+            reusable: slots to write to again.
+            spent: slots never to write to again.
+        """
         self._free += [self._sent.pop(number) for number in reusable]
         for number in spent:
             del self._sent[number]
 
     def given_up(self) -> list[int]:
-        """What was given up since this was last asked."""
+        """The slots given up since the last call."""
         given_up, self._given_up = self._given_up, []
         return given_up
 
@@ -150,56 +155,56 @@ class TrainingSlots:
     def __init__(self) -> None:
         self._slots: dict[int, Slot] = {}
         self._leased: set[int] = set()
-        # A forked process goes on reading the batches that it has inherited, and nobody tells when
-        # it is done, so these slots are not written to again.
+        # A forked process may read the batches it has inherited at any later time, so these slots
+        # are never written to again.
         self._inherited: set[int] = set()
-        # Filled by whichever thread drops the last tensor of a batch.
-        self._over: deque[int] = deque()
+        # Filled by the thread that drops the last tensor of a batch.
+        self._ended: deque[int] = deque()
         _ALL.add(self)
 
     def map(self, number: int, descriptor: int) -> None:
-        """Map a slot that has come from the worker; the descriptor is closed."""
+        """Map a slot received from the worker, and close its descriptor."""
         try:
             self._slots[number] = Slot.map(number, descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 
     def unmap(self, numbers: Sequence[int]) -> None:
-        """The worker has given these up."""
+        """Forget the slots that the worker has given up."""
         for number in numbers:
             del self._slots[number]
 
     def lease(self, number: int, size: int) -> Lease:
-        """The bytes of a batch; its slot comes back when nothing made of them is left."""
+        """The bytes of a batch; its slot is returned once no view of them is left."""
         self._leased.add(number)
-        return self._slots[number].lease(size, partial(_append, self._over, number))
+        return self._slots[number].lease(size, partial(_append, self._ended, number))
 
     def copy(self, number: int, size: int) -> Lease:
-        """The same, but copied out: the slot comes back at once."""
+        """A copy of the bytes of a batch; its slot is returned at once."""
         copied: Lease = self._slots[number].lease(size).copy()
         self.leave(number)
         return copied
 
     def leave(self, number: int) -> None:
-        """Nobody wants the batch in this slot."""
+        """Return a slot whose batch is not used."""
         self._leased.add(number)
-        self._over.append(number)
+        self._ended.append(number)
 
     @property
     def size(self) -> int:
-        """Bytes mapped, used or not."""
+        """Bytes that are mapped, in use or not."""
         return sum(slot.size for slot in self._slots.values())
 
     @property
     def leases(self) -> int:
-        """How many batches are held."""
-        return len(self._leased) - len(self._over)
+        """How many batches are in use."""
+        return len(self._leased) - len(self._ended)
 
     def returned(self) -> tuple[list[int], list[int]]:
-        """Slots for the worker, since this was last asked: reusable ones, and spent ones."""
+        """Slots to return to the worker since the last call: reusable ones and spent ones."""
         reusable, spent = [], []
-        while self._over:
-            number = self._over.popleft()
+        while self._ended:
+            number = self._ended.popleft()
             self._leased.discard(number)
             if number in self._inherited:
                 self._inherited.discard(number)
@@ -210,8 +215,8 @@ class TrainingSlots:
         return reusable, spent
 
     def inherit(self) -> None:
-        """The process was forked."""
-        self._inherited |= self._leased - set(self._over)
+        """Note that a forked process has inherited the batches that are in use."""
+        self._inherited |= self._leased - set(self._ended)
 
 
 def _append(numbers: deque[int], number: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""What runs in a worker process: requests come in, batches go out through the ring."""
+"""The loop of a worker process: requests come in, batches go out through the ring."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from dataporter.schedule.request import EngineRequest
 
 __all__ = ["Answer", "Failure", "Task", "WorkerSpec", "WorkerTraceback", "run"]
 
-_LOOKS_FOR_PARENT_EVERY = 1.0  # s
+_CHECKS_PARENT_EVERY = 1.0  # s
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is started with; goes to its process by whatever way that is started.
+    """The arguments of a worker process.
 
     Attributes:
-        build_fetch: makes what reads and collates; called once ``worker_init_fn`` is through with
-            the dataset, with ``whole=``: a context for where a batch is made as a whole, and
-            ``empty=``: makes tensors for where it is converted, in the slot if there is one.
-        dataset: what ``get_worker_info().dataset`` shows.
+        build_fetch: builds the fetch. Called after ``worker_init_fn``, with ``whole=``: the context
+            to enter while a batch is made as a whole, and ``empty=``: the function that creates
+            tensors for converted values, in the slot if possible.
+        dataset: the value of ``get_worker_info().dataset``.
         worker_init_fn: called with the worker's number.
         num_workers: how many workers there are.
         base_seed: worker i's generators start from ``base_seed + i``, as in torch. Each fetch seeds
-            them anew, so this only reaches what ``worker_init_fn`` draws.
+            them again, so only draws of ``worker_init_fn`` depend on it.
     """
 
     build_fetch: Callable[..., Fetch]
@@ -57,14 +57,14 @@ class WorkerSpec:
 
 
 class Task(NamedTuple):
-    """From the training process to a worker: a request, and what else it has to know.
+    """From the training process to a worker: a request, and news of slots and earlier requests.
 
     Attributes:
-        ticket: tells it from all others.
+        ticket: identifies the task.
         request: what to read.
-        reusable: slots that are the worker's again.
-        spent: slots that it is not to write to again.
-        cancelled: tickets that nobody waits for any more; no answer is expected.
+        reusable: slots that the worker may write to again.
+        spent: slots that the worker must not write to again.
+        cancelled: tickets of tasks that need no answer any more.
     """
 
     ticket: int
@@ -84,14 +84,15 @@ class Task(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """From a worker: a packed ``Fetched``, or why there is none.
+    """From a worker to the training process: a packed ``Fetched``, or the failure.
 
     Attributes:
         ticket: the task's.
-        packed: to be unpacked with the first ``size`` bytes of ``slot``.
-        slot: None where nothing lies in one.
-        is_new: the slot's descriptor comes along.
-        given_up: slots that the worker will not use again.
+        packed: the message, to be unpacked with the first ``size`` bytes of ``slot``.
+        slot: None if nothing of the batch lies in a slot.
+        is_new: the slot's descriptor accompanies this answer.
+        given_up: slots that the worker does not use any more.
+        failure: the exception that was raised instead.
     """
 
     ticket: int
@@ -104,7 +105,7 @@ class Answer(NamedTuple):
 
 
 class WorkerTraceback(DataPorterError):
-    """The traceback of a failed fetch as its worker saw it: the ``__cause__`` of what is raised."""
+    """The traceback in the worker: the ``__cause__`` of a fetch's exception raised here."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -112,22 +113,28 @@ class WorkerTraceback(DataPorterError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception on its way from a worker."""
+    """An exception on its way from a worker.
+
+    Attributes:
+        pickled: None if the exception cannot be pickled.
+        shown: its type and message.
+        traceback: its traceback in the worker.
+    """
 
     pickled: bytes | None
     shown: str
     traceback: str
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def from_exception(cls, error: Exception) -> Failure:
         text = "".join(traceback.format_exception(error))
         try:
-            # Many exceptions pickle but cannot be built again, so try both.
+            # Many exceptions can be pickled but not unpickled, so try both.
             pickled = pickle.dumps(error)
             pickle.loads(pickled)
         except Exception:
             pickled = None
-        # Not by hand: an exception may fail to say what it is.
+        # Not str(error): an exception's own __str__ may raise.
         shown = "".join(traceback.format_exception_only(error)).strip()
         return cls(pickled, shown, text)
 
@@ -135,8 +142,8 @@ class Failure:
         error: Exception
         if self.pickled is None:
             error = SampleError(
-                f"a worker raised {self.shown}\n(an exception that cannot be pickled, so it cannot "
-                "be raised here as itself; its traceback is above)"
+                f"a worker raised {self.shown}\n(this exception cannot be pickled, so it cannot be "
+                "raised here itself; its traceback is above)"
             )
         else:
             error = pickle.loads(self.pickled)
@@ -151,32 +158,32 @@ def run(
     others: Sequence[Channel],
     blocked: frozenset[int],
 ) -> None:
-    """A worker's life.
+    """Serve requests until the training process closes the channel.
 
     Args:
-        spec: what it is started with.
-        worker_id: its number.
+        spec: the arguments that all workers share.
+        worker_id: the worker's number.
         channel: to the training process.
-        others: ends of channels that a fork has copied, and are not its.
-        blocked: signals that the training has blocked, beside those that were for this start.
+        others: ends of other channels, which a fork has copied.
+        blocked: signals that the training process blocks, beside those blocked for this start.
     """
-    # Ctrl-C reaches the whole foreground group; what becomes of it is for the training to say.
+    # Ctrl-C reaches the whole foreground group; the training process decides how to react.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What the training does with a signal (save, raise) is not a worker's to do, which a fork makes
-    # it and which reaches it as well where a cluster tells all processes of a job.
+    # The training's handlers (save, raise) must not run here, although a fork inherits them and a
+    # cluster may send a signal to all processes of a job.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
-            # Not SIG_IGN, which what a dataset runs would inherit.
+            # Not SIG_IGN, which programs that a dataset starts would inherit.
             signal.signal(number, _do_nothing)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for other in others:
         other.close()
-    # What was there before a fork stays in pages that are shared, as long as nobody writes to them:
-    # the garbage collector would, looking for cycles.
+    # Objects from before a fork lie in pages that both processes share until one writes to them,
+    # which the garbage collector would do when it looks for cycles.
     gc.freeze()
-    _outlive_nobody()
+    _end_with_training()
     worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
     fetch = _begin(spec, worker_id, worker)
     tasks: dict[int, Task] = {}
@@ -192,7 +199,7 @@ def run(
 
 
 def _do_nothing(*_: object) -> None:
-    """Handles a signal."""
+    """Handle a signal."""
 
 
 def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
@@ -208,11 +215,11 @@ def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
             spec.worker_init_fn(worker_id)
         return spec.build_fetch(whole=worker.placing, empty=worker.placing.empty)
     except Exception as error:
-        return _Refusal(error)
+        return _FailedStart(error)
 
 
-class _Refusal:
-    """Answers each request with what kept the worker from starting."""
+class _FailedStart:
+    """Answers each request with the exception that kept the worker from starting."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -222,7 +229,7 @@ class _Refusal:
 
 
 class _Worker:
-    """The slots, and the one that is being written to."""
+    """Makes batches and writes them to slots; without slots, to messages."""
 
     def __init__(self, slots: WorkerSlots | None) -> None:
         self._slots = slots
@@ -243,7 +250,7 @@ class _Worker:
             packer, slot = self._packed(task.request, fetch, slots)
             answer = Answer(task.ticket, packer.message)
         except Exception as error:
-            answer = Answer(task.ticket, failure=Failure.of(error))
+            answer = Answer(task.ticket, failure=Failure.from_exception(error))
         descriptors: tuple[int, ...] = ()
         if slot is not None:
             slots.send(slot)
@@ -257,7 +264,7 @@ class _Worker:
     def _packed(
         self, request: EngineRequest, fetch: Fetch, slots: WorkerSlots
     ) -> tuple[Packer, Slot | None]:
-        """A batch, and the slot that it lies in, if there is anything to lie there."""
+        """A batch, and its slot if a part of it lies in one."""
         slot = slots.take(self._usual_size)
         try:
             packer = self._made(request, fetch, slot)
@@ -265,7 +272,7 @@ class _Worker:
         except BaseException as error:
             if slot is not None:
                 slots.put_back(slot)
-            # torch does not resize memory that is not its own; so once more, in memory that is.
+            # torch resizes only memory that it has allocated: make the batch again in that.
             if _is_about_resizing(error) and self.placing.switch_off():
                 return self._packed(request, fetch, slots)
             raise
@@ -277,7 +284,7 @@ class _Worker:
         return packer, target
 
     def _written(self, packer: Packer, slot: Slot | None, slots: WorkerSlots) -> Slot:
-        """The slot that the batch is sent in: this one, unless it is too small or kept."""
+        """Write the batch to this slot, or to another if it is missing, too small or held."""
         if slot is None or packer.size > slot.size:
             larger = slots.make(packer.size)
             packer.write(larger, moved=True)
@@ -285,8 +292,8 @@ class _Worker:
         packer.write(slot, moved=False)
         if not slot.is_held:
             return slot
-        # A dataset that keeps what it made there may write to it again, while the training has it.
-        self.placing.leave_slots_alone()
+        # The dataset keeps a tensor in the slot, and may write to it while the training reads it.
+        self.placing.avoid_slots()
         other = slots.make(packer.size)
         ctypes.memmove(other.address, slot.address, packer.size)
         return other
@@ -302,12 +309,12 @@ class _Worker:
         return packer
 
     def stack(self, samples: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
-        """``torch.stack``, straight into the slot where that changes nothing but the place."""
+        """``torch.stack``, directly into the slot if that changes nothing about the result."""
         first = samples[0]
         if first.layout is not torch.strided or first.is_nested:
             assert self.torchs_stack is not None
             return self.torchs_stack(samples, collate_fn_map=collate_fn_map)
-        arena = self.placing.making
+        arena = self.placing.arena
         out = None if arena is None else stacked(arena, samples)
         return torch.stack(tuple(samples)) if out is None else out
 
@@ -317,22 +324,22 @@ def _is_about_resizing(error: BaseException) -> bool:
 
 
 def _packed_whole(task: Task, fetch: Fetch) -> Answer:
-    """An answer where memory cannot be shared: everything lies in the message."""
+    """The answer if memory cannot be shared: the message holds the whole batch."""
     try:
         return Answer(task.ticket, packed_whole(tuple(fetch(task.request))))
     except Exception as error:
-        return Answer(task.ticket, failure=Failure.of(error))
+        return Answer(task.ticket, failure=Failure.from_exception(error))
 
 
-def _outlive_nobody() -> None:
-    """End this process soon after the training process is gone, whatever it is doing."""
-    # Under fork the pipe that tells of the training's end is also held by later workers, and under
-    # forkserver the parent is the server; so look at both.
+def _end_with_training() -> None:
+    """Exit soon after the training process has ended, even in the middle of a fetch."""
+    # Under fork, later workers also hold the pipe that shows the training's end; under forkserver,
+    # the parent process is the server. So check both.
     parent, training = os.getppid(), parent_process()
 
     def look() -> None:
         while os.getppid() == parent and (training is None or training.is_alive()):
-            time.sleep(_LOOKS_FOR_PARENT_EVERY)
+            time.sleep(_CHECKS_PARENT_EVERY)
         os._exit(1)
 
     threading.Thread(target=look, name="dataporter-parent", daemon=True).start()
