@@ -1,4 +1,4 @@
-"""The memory report: true of the batch, of the dataset, and of what runs at that moment."""
+"""The memory report: correct for the batch, the dataset, and the processes that run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULES = {"image": "float16", "label": "int32", "mask": "uint8"}
 
 
 class Samples(Dataset[Any]):
-    """Draws, so that somebody who reads it in passing would be noticed."""
+    """Draws random numbers, so that reading a sample by the way would show."""
 
     def __init__(self, records: Any = ()) -> None:
         self.records = records
@@ -54,7 +54,7 @@ def held(report: MemoryReport) -> dict[str, tuple[int, int]]:
     return {each.what: (each.now, each.without) for each in report.held}
 
 
-def test_a_batchs_bytes_by_path_are_those_of_the_batch_that_is_delivered() -> None:
+def test_the_bytes_by_path_are_those_of_the_delivered_batch() -> None:
     report = memory_report(loader())
     batch = next(iter(loader()))
     plain = next(iter(ResumableDataLoader(Samples(), 10, shuffle=True, seed=1)))
@@ -69,7 +69,7 @@ def test_a_batchs_bytes_by_path_are_those_of_the_batch_that_is_delivered() -> No
     assert report.after == 10 * (3 * 64 * 2 + 4 + 16 + 16)
 
 
-def test_looking_moves_nothing_and_draws_nothing() -> None:
+def test_a_report_moves_no_position_and_draws_no_random_number() -> None:
     reading = loader()
     batches = iter(reading)
     next(batches)
@@ -84,12 +84,12 @@ def test_looking_moves_nothing_and_draws_nothing() -> None:
     assert torch.equal(next(batches)["image"], next(iter(untouched))["image"])
 
 
-def test_what_is_held_follows_from_the_loaders_arguments() -> None:
+def test_the_batches_held_follow_from_the_loaders_arguments() -> None:
     report = memory_report(loader(num_workers=2, prefetch_factor=3))
     whole = held(report)
     assert whole["6 batches ahead"] == (6 * report.after, 6 * report.before)
     assert whole["the batch in use"] == (report.after, report.before)
-    # Two workers make a wide batch each before they convert it.
+    # Two workers make one unconverted batch each.
     assert whole["batches being made"] == (2 * report.before, 2 * report.before)
     assert report.now == sum(now for now, _ in whole.values())
     assert report.without == sum(without for _, without in whole.values())
@@ -97,7 +97,7 @@ def test_what_is_held_follows_from_the_loaders_arguments() -> None:
     assert held(unconverted)["batches being made"][0] == 0
 
 
-def test_what_a_dataset_holds_is_told_by_kind_and_counted_once() -> None:
+def test_the_parts_of_a_dataset_are_reported_by_kind_and_counted_once() -> None:
     records = [{"path": f"images/{number:08}.jpg", "label": number} for number in range(20_000)]
     table = torch.zeros(1000)
 
@@ -111,7 +111,7 @@ def test_what_a_dataset_holds_is_told_by_kind_and_counted_once() -> None:
     lists = held(memory_report(DataLoader(Twice(records), num_workers=2)))
     assert lists["the dataset's arrays"] == (8000, 8000)
     objects, _ = lists["the dataset's objects"]
-    # A dict of two, a string, an integer: 184 + 69 + 28, and 8 for its place in the list.
+    # A dict of two, a string, an integer: 184 + 69 + 28, and 8 for the pointer in the list.
     assert 20_000 * 250 < objects < 20_000 * 350
     assert lists["copies of objects in workers"] == (2 * objects, 2 * objects)
     sequence = SharedSequence(records)
@@ -144,24 +144,24 @@ def test_a_mapped_file_is_not_held(tmp_path: Any) -> None:
     ],
     ids=["coo", "csr", "csc", "nested", "jagged"],
 )
-def test_tensors_of_other_kinds_are_counted_by_what_they_hold(
+def test_sparse_and_nested_tensors_are_counted_by_their_parts(
     made: Any, before: int, after: int
 ) -> None:
     leaf = made()
     dataset = Samples([leaf])
-    looked_at = ResumableDataLoader(
+    loader = ResumableDataLoader(
         dataset, 2, collate_fn=lambda samples: {"x": leaf}, converter={"x": "float16"}
     )
-    report = memory_report(looked_at)
+    report = memory_report(loader)
     assert (report.before, report.after) == (before, after)
     assert held(report)["the dataset's arrays"][0] >= before
 
 
 class OnDisk(Mapping[int, Any]):
-    """A mapping that reads what it is asked for."""
+    """A mapping that reads a value from disk when asked for it."""
 
     def __init__(self) -> None:
-        self.table = {"places": torch.zeros(1000)}
+        self.table = {"indices": torch.zeros(1000)}
 
     def __getitem__(self, key: int) -> Any:
         raise AssertionError("was read")
@@ -173,12 +173,12 @@ class OnDisk(Mapping[int, Any]):
         return 3
 
 
-def test_what_a_mapping_reads_when_it_is_asked_is_not_asked_for() -> None:
+def test_a_mapping_is_not_asked_for_values_it_would_read() -> None:
     arrays = held(memory_report(ResumableDataLoader(Samples([OnDisk()]), 10)))
     assert arrays["the dataset's arrays"] == (8000, 8000)
 
 
-def test_what_runs_is_measured() -> None:
+def test_running_processes_are_measured() -> None:
     reading = loader(num_workers=2)
     assert set(memory_report(reading).measured) == {"training"}
     batches = iter(reading)
@@ -192,7 +192,7 @@ def test_what_runs_is_measured() -> None:
     assert set(memory_report(reading).measured) == {"training"}
 
 
-def test_it_prints_as_tables_and_goes_into_json() -> None:
+def test_the_report_prints_as_tables_and_converts_to_json() -> None:
     report = memory_report(loader(num_workers=2))
     text = str(report)
     for word in ("'image'", "float32", "float16", "50.0%", "87.5%", "without DataPorter", "ahead"):
@@ -205,10 +205,10 @@ def test_it_prints_as_tables_and_goes_into_json() -> None:
 
 
 class Closed:
-    """What a library's object is like that was closed, or is only for another process."""
+    """Like a library's object that was closed, or belongs to another process."""
 
     def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError("is closed")
+        raise RuntimeError("closed")
 
 
 class Remote:
@@ -217,10 +217,10 @@ class Remote:
 
     @property
     def nbytes(self) -> int:
-        raise OSError("is far away")
+        raise OSError("out of reach")
 
 
-def test_what_raises_when_it_is_looked_at_does_not_end_the_report() -> None:
+def test_objects_whose_attributes_raise_do_not_end_the_report() -> None:
     arrays = held(memory_report(ResumableDataLoader(Samples([Closed(), Remote()]), 10)))
     assert arrays["the dataset's arrays"] == (4000, 4000)
 
@@ -230,7 +230,7 @@ class Stream(IterableDataset[int]):
         return iter(range(3))
 
 
-def test_what_cannot_be_looked_at_is_said() -> None:
+def test_a_loader_without_a_readable_batch_is_refused() -> None:
     with pytest.raises(UnsupportedDatasetError, match="Stream is an IterableDataset"):
         memory_report(ResumableDataLoader(Stream()))
     for empty in (

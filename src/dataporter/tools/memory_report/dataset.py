@@ -1,4 +1,4 @@
-"""What a dataset holds: its arrays, its Python objects and its SharedSequences, in bytes."""
+"""The memory of a dataset: its arrays, Python objects and SharedSequences, in bytes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import torch
 
 from dataporter.shared.sequence import SharedSequence
 
-__all__ = ["bytes_of", "found_in"]
+__all__ = ["DatasetMemory", "bytes_of", "dataset_memory"]
 
-# Objects that are looked at one by one; longer sequences are judged by so many of their elements.
+# Objects looked at one by one. Of a longer sequence, about so many elements stand for all.
 _MOST_OBJECTS = 100_000
 _ELEMENTS_SAMPLED = 1_000
-# What is the program, and no data.
+# The program, not its data.
 _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
-class _Found(NamedTuple):
-    """Bytes of what a dataset is made of, each piece counted once.
+class DatasetMemory(NamedTuple):
+    """Bytes that the parts of a dataset hold, each part counted once.
 
     Attributes:
-        arrays: tensors, arrays, and whatever else says ``nbytes``.
-        objects: Python objects, which are copied by the processes that look at them.
-        shared: in SharedSequences.
-        unshared: of the objects in these, if they were in lists.
+        arrays: tensors, arrays, and other objects with ``nbytes``.
+        objects: Python objects. A process that looks at one copies its memory page.
+        shared: SharedSequences.
+        unshared: the elements of these SharedSequences, if they were objects in lists.
     """
 
     arrays: int
@@ -38,38 +38,53 @@ class _Found(NamedTuple):
     unshared: int
 
 
-def found_in(dataset: Any) -> _Found:
-    """Walk the objects that a dataset is made of, and add up their bytes."""
+def dataset_memory(dataset: Any) -> DatasetMemory:
+    """Walk the objects that a dataset refers to, and add up their bytes."""
     seen: set[int] = set()
     arrays, objects, shared, unshared = 0.0, 0.0, 0.0, 0.0
-    # Each with how many it stands for.
+    # Each object with the number of objects it stands for.
     waiting: list[tuple[Any, float]] = [(dataset, 1.0)]
     while waiting and len(seen) < _MOST_OBJECTS:
         value, weight = waiting.pop()
         key = _identity(value)
-        # By the type, since to ask an object for its class may raise as well.
+        # issubclass on the type, since isinstance asks the object for its class, which may raise.
         if key in seen or issubclass(type(value), _CODE):
             continue
         seen.add(key)
         if issubclass(type(value), SharedSequence):
-            some = [value[place] for place in _some_places(len(value))]
+            sampled = [value[index] for index in _sampled_indices(len(value))]
             shared += value.nbytes
-            unshared += found_in(some).objects * len(value) / max(1, len(some))
+            unshared += dataset_memory(sampled).objects * len(value) / max(1, len(sampled))
             continue
         try:
-            held, inner = _held_in_one_piece(value), _inside(value)
-        except Exception:  # attributes that raise are not ours to judge, and keep what they hold
-            held, inner = None, ()
-        if held is not None:
-            arrays += held * weight
+            whole, parts = _bytes_outside_python(value), _parts(value)
+        except Exception:  # an object whose attributes raise counts with its own size only
+            whole, parts = None, ()
+        if whole is not None:
+            arrays += whole * weight
             continue
         objects += sys.getsizeof(value) * weight
-        places = _some_places(len(inner))
-        waiting += [(inner[place], weight * len(inner) / len(places)) for place in places]
-    return _Found(int(arrays), int(objects), int(shared), int(unshared))
+        indices = _sampled_indices(len(parts))
+        waiting += [(parts[index], weight * len(parts) / len(indices)) for index in indices]
+    return DatasetMemory(int(arrays), int(objects), int(shared), int(unshared))
 
 
-def _some_places(length: int) -> range:
+def bytes_of(leaf: Any) -> int:
+    """Bytes of a tensor or array; for a sparse tensor, of its values and their indices."""
+    if not isinstance(leaf, torch.Tensor) or leaf.layout in (torch.strided, torch.jagged):
+        return int(leaf.nbytes)
+    if leaf.layout is torch.sparse_coo:
+        return int(leaf._indices().nbytes + leaf._values().nbytes)
+    by_row = leaf.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = (
+        (leaf.crow_indices(), leaf.col_indices())
+        if by_row
+        else (leaf.ccol_indices(), leaf.row_indices())
+    )
+    return int(leaf.values().nbytes + sum(index.nbytes for index in indices))
+
+
+def _sampled_indices(length: int) -> range:
     return range(0, length, max(1, length // _ELEMENTS_SAMPLED))
 
 
@@ -79,43 +94,29 @@ def _identity(value: Any) -> int:
     return id(value)
 
 
-def _held_in_one_piece(value: Any) -> int | None:
-    """Bytes of what Python's reference counts do not reach into; 0 for what lies on a disk."""
+def _bytes_outside_python(value: Any) -> int | None:
+    """Bytes of an array, which has no reference counts inside; 0 for a file mapped from disk."""
     if isinstance(value, np.memmap | mmap.mmap):
         return 0
     if isinstance(value, torch.Tensor):
         plain = value.layout is torch.strided and not value.is_nested
         return value.untyped_storage().nbytes() if plain else bytes_of(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        owner = None if value.base is None else _held_in_one_piece(value.base)
+        owner = None if value.base is None else _bytes_outside_python(value.base)
         return value.nbytes if owner is None else owner
     nbytes = getattr(value, "nbytes", None)
     return nbytes if isinstance(nbytes, int) else None
 
 
-def bytes_of(leaf: Any) -> int:
-    """Bytes of a tensor's or array's values, and of where they are in a sparse tensor."""
-    if not isinstance(leaf, torch.Tensor) or leaf.layout in (torch.strided, torch.jagged):
-        return int(leaf.nbytes)
-    if leaf.layout is torch.sparse_coo:
-        return int(leaf._indices().nbytes + leaf._values().nbytes)
-    by_row = leaf.layout in (torch.sparse_csr, torch.sparse_bsr)
-    places = (
-        (leaf.crow_indices(), leaf.col_indices())
-        if by_row
-        else (leaf.ccol_indices(), leaf.row_indices())
-    )
-    return int(leaf.values().nbytes + sum(place.nbytes for place in places))
-
-
-def _inside(value: Any) -> Sequence[Any]:
-    # No other mapping: its values may lie on a disk until they are asked for.
+def _parts(value: Any) -> Sequence[Any]:
+    """The objects that an object refers to."""
+    # No other mapping: one may read its values from disk when it is asked for them.
     if isinstance(value, dict | types.MappingProxyType):
         return [part for pair in value.items() for part in pair]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
     if isinstance(value, np.ndarray):
         return value.ravel().tolist()  # type: ignore[no-any-return]  # of objects
-    inner = list(getattr(value, "__dict__", {}).values())
+    attributes = list(getattr(value, "__dict__", {}).values())
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    return inner + [getattr(value, name) for name in slots if hasattr(value, name)]
+    return attributes + [getattr(value, name) for name in slots if hasattr(value, name)]

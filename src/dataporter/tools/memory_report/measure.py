@@ -1,4 +1,4 @@
-"""`memory_report`: what batches, workers and dataset hold, with DataPorter and without."""
+"""`memory_report`: the memory of batches, workers and dataset, with DataPorter and without."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import fetch_for, undisturbing
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.schedule.request import Request
-from dataporter.tools.memory_report.dataset import bytes_of, found_in
+from dataporter.tools.memory_report.dataset import bytes_of, dataset_memory
 from dataporter.tools.memory_report.report import Held, LeafMemory, MemoryReport
 
 __all__ = ["memory_report"]
 
 
 def memory_report(loader: DataLoader[Any]) -> MemoryReport:
-    """Look at a batch, and say what the loader holds with it and without DataPorter.
+    """Measure one batch, and compute the memory a training needs with and without DataPorter.
 
-    Reads the samples of the batch that comes next (of a plain ``DataLoader`` the first rows) in
-    this process; the loader's position and the global random generators stay as they are.
+    Reads the samples of the next batch (of a plain ``DataLoader``, the first rows) in this process.
+    The loader's position and the global random generators stay as they are.
 
-    What a dataset holds is estimated: of long sequences about a thousand elements are looked at and
-    stand for the others, and of all objects the first hundred thousand that are found.
+    The dataset's memory is an estimate: of a long sequence, about a thousand elements stand for
+    all, and the walk over its objects ends after a hundred thousand.
 
-    What is held without DataPorter is computed: torch's workers prefetch ``prefetch_factor``
-    batches each, unconverted, and Python objects of a dataset end up in each of them, since reading
-    an object writes its reference count (https://github.com/pytorch/pytorch/issues/13246).
+    The memory without DataPorter is computed. Each of torch's workers prefetches
+    ``prefetch_factor`` unconverted batches, and copies the dataset's Python objects page by page,
+    since reading an object writes its reference count
+    (https://github.com/pytorch/pytorch/issues/13246).
 
     Args:
-        loader: a :class:`~dataporter.ResumableDataLoader`, or one of torch's.
+        loader: a :class:`~dataporter.ResumableDataLoader` or a ``torch.utils.data.DataLoader``.
 
     Returns:
-        The report: ``print`` it, or ask for ``to_dict()``.
+        The report: ``print`` it, or call ``to_dict()``.
 
     Raises:
-        UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``, from which
-            nothing can be read without moving it.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset is an ``IterableDataset``, and
+            reading a batch from it would move it.
         LossyConversionError: (a ``ValueError``) the loader's converter would change a value.
         ConfigurationError: (a ``ValueError``) the loader has no batches.
 
@@ -57,8 +58,9 @@ def memory_report(loader: DataLoader[Any]) -> MemoryReport:
     """
     if isinstance(loader.dataset, IterableDataset):
         raise UnsupportedDatasetError(
-            f"dataset of type {type(loader.dataset).__name__} is an IterableDataset: no batch "
-            "can be read from it without moving it; convert one batch of yours and compare"
+            f"a {type(loader.dataset).__name__} is an IterableDataset, and reading a batch from it "
+            "would move it: expected a map-style dataset; for a stream, compare a batch before and "
+            "after KeyBasedDtypeConverter.convert_batch"
         )
     batch, samples = _next_batch(loader)
     converter = getattr(loader, "converter", None)
@@ -81,12 +83,12 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
         if steps:
             indices = loader.samples_at(loader.epoch, min(loader.step, steps - 1))
     else:
-        # A sampler may have drawn from a generator before it gives its first index.
+        # Not the sampler's: it may draw from a generator before it gives its first index.
         indices = np.arange(min((loader.batch_size or 1) if batched else 1, length_of(rows)))
     if not len(indices):
         raise ConfigurationError(
-            f"the loader makes no batch of its dataset of {length_of(rows):,} samples, so "
-            "there is none to look at; give it more, a smaller batch_size, or drop_last=False"
+            f"the loader makes no batch of its dataset of {length_of(rows):,} samples: give it "
+            "more samples, a smaller batch_size, or drop_last=False"
         )
     positions = np.arange(len(indices))
     fetch = undisturbing(
@@ -102,7 +104,7 @@ def _batches_held(
     if workers:
         ahead = workers * (loader.prefetch_factor or 2)
         yield Held(f"{ahead} batches ahead", ahead * after, ahead * before)
-        # Collated where it is sent from, but for one that is converted on its way there.
+        # Ours collate straight into shared memory, unless a converter reads the batch first.
         making = 0 if converter is None else workers * before
         yield Held("batches being made", making, workers * before)
     yield Held("the batch in use", after, before)
@@ -111,18 +113,18 @@ def _batches_held(
 
 
 def _dataset_held(loader: DataLoader[Any]) -> Iterator[Held]:
-    found = found_in(loader.dataset)
+    memory = dataset_memory(loader.dataset)
     forks = getattr(loader, "worker_kind", "process") == "process"
     copies = loader.num_workers if forks else 0
-    if found.arrays:
-        yield Held("the dataset's arrays", found.arrays, found.arrays)
-    if found.shared:
-        yield Held("the dataset's SharedSequences", found.shared, found.unshared)
-    if found.objects:
-        yield Held("the dataset's objects", found.objects, found.objects)
-    if copies and (found.objects or found.unshared):
-        now = copies * found.objects
-        yield Held("copies of objects in workers", now, now + copies * found.unshared)
+    if memory.arrays:
+        yield Held("the dataset's arrays", memory.arrays, memory.arrays)
+    if memory.shared:
+        yield Held("the dataset's SharedSequences", memory.shared, memory.unshared)
+    if memory.objects:
+        yield Held("the dataset's objects", memory.objects, memory.objects)
+    if copies and (memory.objects or memory.unshared):
+        now = copies * memory.objects
+        yield Held("copies of objects in workers", now, now + copies * memory.unshared)
 
 
 def _measured(loader: DataLoader[Any]) -> dict[str, int]:

@@ -19,8 +19,8 @@ class LeafMemory:
 
     Attributes:
         path: as the rules of a converter name it.
-        dtype, converted: names of the dtypes.
-        before, after: bytes in the batch.
+        dtype, converted: names of the dtypes before and after.
+        before, after: bytes of the leaf.
     """
 
     path: str
@@ -32,11 +32,11 @@ class LeafMemory:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes that something holds, now and if torch's loader did the same work.
+    """Memory with one purpose, with DataPorter and as torch's loader would need it.
 
     Attributes:
-        what: in words.
-        now: bytes.
+        what: the purpose, in words.
+        now: bytes with DataPorter.
         without: bytes without DataPorter.
     """
 
@@ -47,16 +47,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """What :func:`memory_report` found; ``print`` shows it as tables.
+    """The result of :func:`memory_report`; ``print`` shows it as tables.
 
     Attributes:
-        batch_size: samples in the batch that was looked at.
-        leaves: its tensors and arrays.
-        held: what is held at most while a training reads from the loader; computed from that batch,
-            the loader's arguments and the dataset's objects.
-        measured: what is there at this moment: ``"training"`` and ``"workers"``, proportional set
-            sizes (PSS) in bytes, where the system tells them, and ``"slots"``, the memory that
-            workers share, as far as a pass is under way and this process has mapped it.
+        batch_size: samples in the measured batch.
+        leaves: the tensors and arrays of that batch.
+        held: the most memory that a training holds while it reads from the loader, by purpose;
+            computed from that batch, the loader's arguments and the dataset's objects.
+        measured: bytes held right now. ``"training"`` and ``"workers"`` are proportional set sizes
+            (PSS), where the system has them; ``"slots"`` is the memory shared with the workers
+            that this process has mapped, while a pass runs.
     """
 
     batch_size: int
@@ -66,22 +66,22 @@ class MemoryReport:
 
     @property
     def before(self) -> int:
-        """Bytes of a batch as it is collated."""
+        """Bytes of the batch before conversion."""
         return sum(leaf.before for leaf in self.leaves)
 
     @property
     def after(self) -> int:
-        """Bytes of a batch as it is delivered."""
+        """Bytes of the batch after conversion."""
         return sum(leaf.after for leaf in self.leaves)
 
     @property
     def now(self) -> int:
-        """Bytes held in all."""
+        """Bytes held in total, with DataPorter."""
         return sum(held.now for held in self.held)
 
     @property
     def without(self) -> int:
-        """Bytes that would be held in all without DataPorter."""
+        """Bytes held in total, without DataPorter."""
         return sum(held.without for held in self.held)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,22 +109,22 @@ class MemoryReport:
                 repr(leaf.path), leaf.dtype, leaf.converted, *_compared(leaf.before, leaf.after)
             )
         batch.add_section()
-        batch.add_row("all", "", "", *_compared(self.before, self.after))
-        whole = Table(title="Held while training", title_justify="left")
-        whole.add_column("by")
+        batch.add_row("total", "", "", *_compared(self.before, self.after))
+        total = Table(title="Memory while training", title_justify="left")
+        total.add_column("held by")
         for name in ("without DataPorter", "now", "saved"):
-            whole.add_column(name, justify="right")
+            total.add_column(name, justify="right")
         for held in self.held:
-            whole.add_row(held.what, *_compared(held.without, held.now))
-        whole.add_section()
-        whole.add_row("all", *_compared(self.without, self.now))
+            total.add_row(held.what, *_compared(held.without, held.now))
+        total.add_section()
+        total.add_row("total", *_compared(self.without, self.now))
         text = io.StringIO()
         console = Console(file=text, width=100)
         console.print(batch)
-        console.print(whole)
+        console.print(total)
         if self.measured:
             shown = ", ".join(f"{name} {_size(size)}" for name, size in self.measured.items())
-            console.print(f"Measured at this moment: {shown}", highlight=False)
+            console.print(f"Measured right now: {shown}", highlight=False)
         return text.getvalue().rstrip()
 
 
