@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from subjects import digest
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataporter import ShuffledStream, sample_rng
+from dataporter import ResumableDataLoader, ShuffledStream, sample_rng
 
 __all__ = [
     "KINDS",
@@ -18,9 +21,13 @@ __all__ = [
     "Sharded",
     "Stateful",
     "StatefulIterator",
+    "loader_of",
     "numbers",
+    "rest",
     "sample",
     "shuffled",
+    "taken",
+    "through_a_file",
 ]
 
 
@@ -149,3 +156,23 @@ KINDS = {
     "iterator state": StatefulIterator,
     "replay": Generated,
 }
+
+SEED = 11
+
+
+def loader_of(dataset: Any, workers: int = 0, **arguments: Any) -> ResumableDataLoader[Any]:
+    arguments = {"batch_size": 3, "seed": SEED, **arguments}
+    return ResumableDataLoader(dataset, num_workers=workers, **arguments)
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(state))
+
+
+def taken(loader: ResumableDataLoader[Any], steps: int) -> list[str]:
+    """Digests of the first batches of a pass, which is left there."""
+    return [digest(batch) for batch in itertools.islice(loader, steps)]
+
+
+def rest(loader: ResumableDataLoader[Any]) -> list[str]:
+    return [digest(batch) for batch in loader]

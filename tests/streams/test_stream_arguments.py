@@ -1,0 +1,140 @@
+"""The loader's arguments with a stream: those that apply, and those that are refused (C10, C13)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from example_streams import (
+    Generated,
+    Sharded,
+    loader_of,
+    numbers,
+    rest,
+    taken,
+    through_a_file,
+)
+
+from dataporter import (
+    ConfigurationError,
+    ResumableDataLoader,
+    UnsupportedDatasetError,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_without_batches(workers: int) -> None:
+    loader = loader_of(Sharded(11), workers, batch_size=None)
+    batches = iter(loader)
+    seen = [int(next(batches)["index"]) for _ in range(4)]
+    resumed = loader_of(Sharded(11), workers, batch_size=None)
+    resumed.load_state_dict(loader.state_dict())
+    seen += [int(item["index"]) for item in resumed]
+    assert sorted(seen) == list(range(11))
+
+
+def test_persistent_workers_begin_anew_after_a_pass_that_was_left() -> None:
+    loader = loader_of(Sharded(40), 2, persistent_workers=True)
+    expected = rest(loader_of(Sharded(40)))
+    assert taken(loader, 3) == expected[:3]
+    state = loader.state_dict()
+    assert rest(loader) != expected  # epoch 1
+    loader.load_state_dict(state)
+    assert rest(loader) == expected[3:]
+
+
+def test_batches_out_of_turn_are_counted_by_shard() -> None:
+    stopped = loader_of(Sharded(60), 3, in_order=False)
+    seen = list(itertools.islice(stopped, 7))
+    resumed = loader_of(Sharded(60), 2, in_order=False)
+    resumed.load_state_dict(through_a_file(stopped.state_dict()))
+    assert sorted(numbers([*seen, *resumed])) == list(range(60))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
+    class Where(Generated):
+        def __iter__(self) -> Iterator[Any]:
+            return iter([{"pixels": torch.full((2,), 0.5), "pid": os.getpid()}] * 4)
+
+    loader = loader_of(Where(0), workers, converter={"pixels": "float16"})
+    (batch, *_) = list(loader)
+    assert batch["pixels"].dtype is torch.float16
+    assert (int(batch["pid"][0]) == os.getpid()) == (workers == 0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "told"),
+    [
+        (Generated(3), {"num_shards": 2}, "Generated cannot be cut into shards"),
+        (Sharded(3), {"num_shards": 5}, "1 to 4 shards"),
+        (Sharded(3), {"num_shards": 0}, "1 to 4 shards"),
+        (Sharded(3), {"rank": 0, "world_size": 5, "seed": 1}, "5 ranks"),
+        (Sharded(3), {"order": "shuffled"}, "no indices to order"),
+        (Sharded(3), {"tail": "pad"}, "cannot be made equal"),
+        (Sharded(3), {"worker_kind": "thread", "num_workers": 2}, "one sample after another"),
+        (Sharded(3), {"snapshot_every": 0}, "snapshot_every=0"),
+        ([1, 2], {"num_shards": 2}, "read by index"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_argument_that_has_no_meaning_here(
+    dataset: Any, arguments: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        ResumableDataLoader(dataset, **arguments)
+
+
+def test_a_stream_has_no_place_to_jump_to() -> None:
+    loader = loader_of(Sharded(9))
+    for act in (
+        lambda: loader.seek(step=1),
+        lambda: loader.samples_at(0, 0),
+        lambda: loader.padding(0),
+        lambda: loader.remaining,
+    ):
+        with pytest.raises(UnsupportedDatasetError, match="Sharded is an IterableDataset"):
+            act()
+
+
+def test_what_is_left_is_known_where_the_length_is() -> None:
+    class Sized(Generated):
+        def __len__(self) -> int:
+            return self.length
+
+    loader = loader_of(Sized(10))
+    assert (len(loader), loader.remaining) == (4, 4)
+    batches = iter(loader)
+    next(batches)
+    assert (len(loader), loader.remaining, loader.position) == (4, 3, 3)
+    larger = ResumableDataLoader(loader.dataset, batch_size=6, strategy="advanced")
+    larger.load_state_dict({**loader.state_dict(), "strategy": "advanced"})
+    assert (len(larger), larger.remaining) == (2, len(list(larger)))
+
+
+def test_nothing_is_left_to_a_rank_whose_shards_have_ended() -> None:
+    class Sized(Sharded):
+        def __len__(self) -> int:
+            return self.length
+
+    def ranks() -> list[Any]:
+        return [
+            loader_of(Sized(16, 2), batch_size=2, rank=rank, world_size=2, strategy="distributed")
+            for rank in range(2)
+        ]
+
+    begun = ranks()
+    for loader in begun:
+        batches = iter(loader)
+        for _ in range(3):  # the first one has two
+            next(batches, None)
+    whole = begun[0]._flow.joined([loader.state_dict() for loader in begun])
+    for loader in (resumed := ranks()):
+        loader.load_state_dict(whole)
+    assert [loader.remaining for loader in resumed] == [0, 1]
