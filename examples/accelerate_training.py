@@ -3,8 +3,8 @@
     python examples/accelerate_training.py [CHECKPOINT_DIRECTORY]
     torchrun --nproc-per-node 2 examples/accelerate_training.py [CHECKPOINT_DIRECTORY]
 
-It goes on from the exact next sample, on another number of processes as well. Needs scikit-learn,
-and no network.
+It resumes at the exact next sample, also with a different number of processes. It needs
+scikit-learn, but no network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPOCHS, BATCH_SIZE, STEPS_BETWEEN_CHECKPOINTS = 3, 32, 10
 
 
 def save(accelerator: Accelerator, folder: Path) -> None:
-    """Replace the checkpoint once the new one is whole."""
+    """Replace the checkpoint once the new one is complete."""
     new = folder.with_suffix(".new")
     accelerator.save_state(str(new))
     accelerator.wait_for_everyone()
@@ -36,7 +36,7 @@ def save(accelerator: Accelerator, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "accelerate-checkpoint")
     torch.manual_seed(1)
     digits = load_digits()
@@ -50,11 +50,11 @@ def main() -> None:
     accelerator = Accelerator()
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if folder.exists():
-        accelerator.load_state(str(folder))  # the loader's state as well
+        accelerator.load_state(str(folder))  # also loads the loader's state
 
     for epoch in range(loader.epoch, EPOCHS):
         for images, labels in loader:
-            step = loader.step  # of this epoch, also where a resume began in the middle of it
+            step = loader.step  # within this epoch, also after a resume mid-epoch
             with accelerator.accumulate(model):
                 loss = nn.functional.cross_entropy(model(images), labels)
                 accelerator.backward(loss)

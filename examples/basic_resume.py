@@ -1,4 +1,4 @@
-"""Train on the handwritten digits; stop with Ctrl-C, start again, and go on with the next sample.
+"""Train on the handwritten digits; stop with Ctrl-C, start again, resume at the next sample.
 
 python examples/basic_resume.py [checkpoint.pt]
 """
@@ -28,7 +28,7 @@ dataloader = create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
 
 
 def save_checkpoint() -> None:
-    """There is a whole checkpoint at any moment, whenever the kill comes."""
+    """Save everything; a kill at any moment leaves a complete checkpoint."""
     checkpoint = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -42,12 +42,12 @@ if os.path.exists(path):
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     dataloader.load_state_dict(checkpoint["dataloader"])
-    print(f"Going on from {path}: epoch {dataloader.epoch}, step {dataloader.step}.")
+    print(f"Resuming from {path}: epoch {dataloader.epoch}, step {dataloader.step}.")
 else:
     print(f"Starting. Stop with Ctrl-C at any time; {path} is saved every 10 steps.")
 
 try:
-    # After a resume the first pass is what is left of its epoch.
+    # After a resume the first pass covers the rest of the interrupted epoch.
     for epoch in range(dataloader.epoch, num_epochs):
         for images, labels, samples in dataloader:
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -60,10 +60,10 @@ try:
             )
             if dataloader.step % 10 == 0:
                 save_checkpoint()
-            time.sleep(0.02)  # the digits are quickly learned; this leaves time for Ctrl-C
+            time.sleep(0.02)  # training is fast; this leaves time for Ctrl-C
 except KeyboardInterrupt:
-    print("Stopped. Start again to go on.")
+    print("Stopped. Start again to resume.")
     sys.exit(130)
 
 os.remove(path)
-print(f"Finished {num_epochs} epochs. {path} is removed, so that the next start begins anew.")
+print(f"Finished {num_epochs} epochs. Removed {path}, so the next run starts from scratch.")

@@ -1,4 +1,4 @@
-"""Train on the handwritten digits with several processes; kill them, and go on with fewer or more.
+"""Train on the handwritten digits with several processes; kill them, resume with fewer or more.
 
 torchrun --nproc-per-node=4 examples/distributed_training.py [checkpoint.pt]
 torchrun --nproc-per-node=2 examples/distributed_training.py [checkpoint.pt]
@@ -25,7 +25,7 @@ from dataporter import (
 )
 
 num_epochs = 3
-global_batch_size = 48  # for 1, 2, 3, 4, 6 or 8 processes: the training is the same for each
+global_batch_size = 48  # with 1, 2, 3, 4, 6 or 8 processes: the training is the same
 path = sys.argv[1] if len(sys.argv) > 1 else "checkpoint.pt"
 
 device = torch.device("cpu")
@@ -35,7 +35,7 @@ if torch.cuda.is_available():
 dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 if global_batch_size % world_size:
-    sys.exit(f"{world_size} processes cannot share batches of {global_batch_size}")
+    sys.exit(f"{world_size} processes cannot divide batches of {global_batch_size} evenly")
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -46,22 +46,22 @@ model = DistributedDataParallel(
 )
 optimizer = torch.optim.Adam(model.parameters())
 
-# Finds its rank in the process group, and takes rank 0's seed.
+# Takes its rank from the process group, and its seed from rank 0.
 dataloader = create_resumable_dataloader(
     dataset, batch_size=global_batch_size // world_size, shuffle=True
 )
-seen: list[int] = []  # the samples of this epoch, over all ranks and all lives of the training
+seen: list[int] = []  # the samples of this epoch, over all ranks and all runs
 repeated = 0
 
 
-def tell(text: str) -> None:
-    """Print once, and not on every rank."""
+def report(text: str) -> None:
+    """Print on rank 0 only."""
     if rank == 0:
         print(text, flush=True)
 
 
 def save_checkpoint() -> None:
-    """One file for all ranks, whole at any moment."""
+    """Save one file for all ranks, complete at any moment."""
     if rank == 0:
         checkpoint = {
             "model": model.module.state_dict(),
@@ -74,12 +74,12 @@ def save_checkpoint() -> None:
 
 
 def count(samples: torch.Tensor) -> None:
-    """Note which samples all ranks have just trained on."""
+    """Record which samples all ranks have just trained on."""
     global repeated
     padding = torch.from_numpy(dataloader.padding(dataloader.step - 1))
-    of_ranks = [torch.empty_like(samples) for _ in range(world_size)]
-    dist.all_gather(of_ranks, samples.masked_fill(padding, -1))
-    together = torch.cat(of_ranks).tolist()
+    per_rank = [torch.empty_like(samples) for _ in range(world_size)]
+    dist.all_gather(per_rank, samples.masked_fill(padding, -1))
+    together = torch.cat(per_rank).tolist()
     repeated += together.count(-1)
     seen.extend(sample for sample in together if sample >= 0)
 
@@ -87,14 +87,14 @@ def count(samples: torch.Tensor) -> None:
 try:
     checkpoint = load_latest(path, map_location=device)
 except CheckpointNotFoundError:
-    tell(f"Starting with {world_size} processes. Kill them at any time, or stop them with Ctrl-C.")
+    report(f"Starting with {world_size} processes. Kill them, or press Ctrl-C, at any time.")
 else:
     model.module.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     dataloader.load_state_dict(checkpoint["dataloader"])
     seen, repeated = checkpoint["seen"], checkpoint["repeated"]
-    tell(
-        f"Going on from {path} with {world_size} processes: epoch {dataloader.epoch}, step "
+    report(
+        f"Resuming from {path} with {world_size} processes: epoch {dataloader.epoch}, step "
         f"{dataloader.step}, {len(seen)} of {len(dataset)} samples seen."
     )
 
@@ -106,19 +106,19 @@ with PreemptionGuard(signals=[signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) as
             loss.backward()
             optimizer.step()
             count(samples)
-            tell(f"epoch {epoch}, step {dataloader.step - 1}: loss {loss:.4f}")
+            report(f"epoch {epoch}, step {dataloader.step - 1}: loss {loss:.4f}")
             if guard.should_stop():
                 save_checkpoint()
-                tell(f"Stopped by {guard.received.name}. Start again, with any number of them.")
+                report(f"Stopped by {guard.received.name}. Start again with any number of ranks.")
                 dist.destroy_process_group()
                 sys.exit()
             if dataloader.step % 5 == 0:
                 save_checkpoint()
-            time.sleep(0.02)  # the digits are quickly learned; this leaves time to kill
+            time.sleep(0.02)  # training is fast; this leaves time to kill it
         once = sorted(seen) == list(range(len(dataset)))
-        tell(
-            f"epoch {epoch}: {len(seen)} samples, {'each of them once' if once else 'NOT EXACT'}, "
-            f"and {repeated} repeated to make the ranks equal"
+        report(
+            f"epoch {epoch}: {len(seen)} samples, {'each exactly once' if once else 'NOT EXACT'}, "
+            f"and {repeated} repeated as padding"
         )
         if not once:
             sys.exit(1)
@@ -126,5 +126,5 @@ with PreemptionGuard(signals=[signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) as
 
 if rank == 0 and os.path.exists(path):
     os.remove(path)
-tell(f"Finished {num_epochs} epochs. {path} is removed, so that the next start begins anew.")
+report(f"Finished {num_epochs} epochs. Removed {path}, so the next run starts from scratch.")
 dist.destroy_process_group()

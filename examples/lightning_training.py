@@ -1,4 +1,4 @@
-"""Train with Lightning; stop with Ctrl-C, or kill it, start again, and go on with the next sample.
+"""Train with Lightning; stop with Ctrl-C or kill it, start again, resume at the next sample.
 
 python examples/lightning_training.py [directory]
 """
@@ -20,7 +20,7 @@ directory = sys.argv[1] if len(sys.argv) > 1 else "lightning-checkpoints"
 
 
 class Digits(LightningModule):
-    """A small network, and the data that it learns."""
+    """A small network and its training data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Digits(LightningModule):
         print(
             f"epoch {self.current_epoch}, step {batch_index}: loss {loss:.6f}, samples {first}, ..."
         )
-        time.sleep(0.02)  # the digits are quickly learned; this leaves time for Ctrl-C
+        time.sleep(0.02)  # training is fast; this leaves time for Ctrl-C
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -54,4 +54,4 @@ trainer = Trainer(
     logger=False,
     enable_progress_bar=False,
 )
-trainer.fit(Digits(), ckpt_path="last")  # the last checkpoint, where there is one
+trainer.fit(Digits(), ckpt_path="last")  # the last checkpoint, if there is one

@@ -2,9 +2,9 @@
 
     python examples/trainer_training.py [CHECKPOINT_DIRECTORY]
 
-Stop it at any time, and start it again: it goes on from the exact next sample, without skipping
-through the data, with another `--batch-size` and under `torchrun` as well. Needs no network: the
-model is built from a configuration, and its tokens are bytes.
+Stop it at any time and start it again: it resumes at the exact next sample, without skipping
+through the data, also with a different `--batch-size` and under `torchrun`. It needs no network:
+the model is built from a configuration, and its tokens are bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dataporter.integrations.transformers import ResumableTrainer
 
-LENGTH = 64  # bytes of a sample
+LENGTH = 64  # bytes per sample
 
 
 class Source(Dataset[dict[str, torch.Tensor]]):
-    """A module's source, cut into samples."""
+    """A module's source code, split into samples."""
 
     def __init__(self, text: bytes) -> None:
         self.tokens = torch.tensor(list(text[: len(text) // LENGTH * LENGTH])).view(-1, LENGTH)
@@ -38,7 +38,7 @@ class Source(Dataset[dict[str, torch.Tensor]]):
 
 
 def main() -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", default="trainer-checkpoints")
     parser.add_argument("--batch-size", type=int, default=32)

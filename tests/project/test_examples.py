@@ -1,4 +1,4 @@
-"""The examples do what they tell their readers."""
+"""The examples do what they promise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def start(example: Path, directory: Path, *arguments: str) -> subprocess.Popen[s
     return subprocess.Popen(
         [sys.executable, "-u", str(example), *arguments],
         cwd=directory,
-        # Two trainings at a time with a thread for each core wait mostly for one another.
+        # Two training runs with a thread for each core would mostly wait for each other.
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background may have SIGINT ignored, which children would inherit.
+        # A test run in the background may ignore SIGINT, which children would inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def steps_of(lines: list[str]) -> list[str]:
-    """The lines about a step: its place, its loss and its first samples."""
+    """The lines about a step: its number, its loss and its first samples."""
     return [line for line in lines if line.startswith("epoch ")]
 
 
@@ -52,7 +52,7 @@ def test_basic_resume_interrupted_equals_basic_resume_left_alone(tmp_path: Path)
         before += rest.splitlines()
         assert interrupted.returncode == 130, errors
         assert errors == ""
-        assert before[-1] == "Stopped. Start again to go on."
+        assert before[-1] == "Stopped. Start again to resume."
         assert (tmp_path / "checkpoint.pt").exists()
 
         started.append(resumed := start(BASIC_RESUME, tmp_path))
@@ -63,9 +63,9 @@ def test_basic_resume_interrupted_equals_basic_resume_left_alone(tmp_path: Path)
             process.kill()
     assert alone.returncode == resumed.returncode == 0
 
-    place = re.fullmatch(r"Going on from checkpoint\.pt: (epoch 1, step \d+)\.", after[0])
-    assert place is not None, after[0]
-    kept = [line.split(":")[0] for line in expected].index(place[1])
+    position = re.fullmatch(r"Resuming from checkpoint\.pt: (epoch 1, step \d+)\.", after[0])
+    assert position is not None, after[0]
+    kept = [line.split(":")[0] for line in expected].index(position[1])
     first, second = steps_of(before), steps_of(after)
     assert len(expected) == 5 * 57
     assert first[:kept] + second == expected
@@ -81,18 +81,18 @@ DISTRIBUTED_TRAINING = BASIC_RESUME.with_name("distributed_training.py")
 
 
 def until(line: str, started: subprocess.Popen[str]) -> list[str]:
-    """What a world has printed up to a line that begins so."""
+    """The lines that a world has printed, up to one that begins with ``line``."""
     assert started.stdout is not None
     seen = []
     for text in started.stdout:
         seen.append(text.rstrip("\n"))
         if text.startswith(line):
             return seen
-    raise AssertionError(f"never came to {line!r}: {seen}, {started.communicate()}")
+    raise AssertionError(f"{line!r} was never printed: {seen}, {started.communicate()}")
 
 
 @pytest.mark.slow
-def test_distributed_training_goes_on_in_other_worlds_with_each_sample_once(
+def test_distributed_training_resumes_in_other_worlds_with_each_sample_once(
     tmp_path: Path,
 ) -> None:
     with torchrun(DISTRIBUTED_TRAINING, 4, directory=tmp_path) as killed:
@@ -102,17 +102,17 @@ def test_distributed_training_goes_on_in_other_worlds_with_each_sample_once(
         killed.kill()
     with torchrun(DISTRIBUTED_TRAINING, 2, directory=tmp_path) as preempted:
         first, *_ = until("epoch 1, step 8:", preempted)
-        assert first.startswith("Going on from checkpoint.pt with 2 processes: epoch 0, step ")
+        assert first.startswith("Resuming from checkpoint.pt with 2 processes: epoch 0, step ")
         preempted.send_signal(signal.SIGTERM)
         rest, _ = preempted.communicate(timeout=40)
         assert "Stopped by SIGTERM. Start again" in rest
     with torchrun(DISTRIBUTED_TRAINING, 3, directory=tmp_path) as last:
         lines = finished(last).splitlines()
-    assert lines[0].startswith("Going on from checkpoint.pt with 3 processes: epoch 1, step ")
-    proofs = [line for line in lines if "samples, each of them once" in line]
+    assert lines[0].startswith("Resuming from checkpoint.pt with 3 processes: epoch 1, step ")
+    proofs = [line for line in lines if "samples, each exactly once" in line]
     # 1,797 are 37 batches of 48 and 21 samples, of which three ranks have 7 each.
     assert proofs == [
-        f"epoch {epoch}: 1797 samples, each of them once, and 0 repeated to make the ranks equal"
+        f"epoch {epoch}: 1797 samples, each exactly once, and 0 repeated as padding"
         for epoch in (1, 2)
     ]
     assert lines[-1].startswith("Finished 3 epochs.")
