@@ -180,25 +180,26 @@ def test_structure_is_kept_untouched_leaves_are_the_same_and_values_are_exact_or
     batch: Any, rules: dict[str, str]
 ) -> None:
     """And widening gives what was there before, dtype and all."""
-    try:
-        converter = KeyBasedDtypeConverter(rules, rtol=0)
-    except ConfigurationError:
-        return  # a tie
+    converter = KeyBasedDtypeConverter(rules, rtol=0)
     before = walked(batch)
     kept = {path: copy.deepcopy(leaf) for path, leaf in before.items() if is_leaf(leaf)}
     conversion = converter.conversion
+    refusal = ""
     try:
         converted, originals = conversion.batch(batch)
     except LossyConversionError:
         return
-    except ConfigurationError:
-        # An array cannot be bfloat16, and what has no dimension cannot be packed.
-        assert {form.name for form in conversion.forms} & {"bfloat16", "bits"}
+    except ConfigurationError as error:
+        refusal = str(error)
+    if refusal:
+        # A tie; or an array cannot be bfloat16, and what has no dimension cannot be packed.
+        named = {form.name for form in conversion.forms}
+        assert "equally specific" in refusal or named & {"bfloat16", "bits"}
         return
     after = walked(converted)
     assert list(after) == list(before)
     for path, was in before.items():
-        now, rule = after[path], conversion.matcher.rule(path)
+        now = after[path]
         assert type(now) is type(was)
         if not is_leaf(was):
             touched = any(
@@ -208,6 +209,7 @@ def test_structure_is_kept_untouched_leaves_are_the_same_and_values_are_exact_or
             )
             assert touched or now is was
             continue
+        rule = conversion.matcher.rule(path)
         # Nothing was written into the input.
         assert as_numbers(was) == as_numbers(kept[path])
         assert was.dtype == kept[path].dtype
@@ -578,7 +580,7 @@ def test_what_on_loss_does() -> None:
         (lambda: KeyBasedDtypeConverter({"x": "U3"}), "U3"),
         (lambda: KeyBasedDtypeConverter({"x": int}), "int"),
         (lambda: KeyBasedDtypeConverter({"x..y": "int8"}), r"x\.\.y"),
-        (lambda: KeyBasedDtypeConverter({"*.x": "int8", "y.*": "int8"}), "equally specific"),
+        (lambda: KeyBasedDtypeConverter([{"path": "x", "dtype": "int8"}] * 2), "two rules.*'x'"),
         (lambda: KeyBasedDtypeConverter([{"path": "x"}]), r"\{'path': 'x'\}"),
         (lambda: KeyBasedDtypeConverter([{"path": "x", "dtype": "int8", "z": 1}]), "expected"),
         (lambda: KeyBasedDtypeConverter("x"), "expected"),
@@ -590,6 +592,37 @@ def test_what_on_loss_does() -> None:
 def test_wrong_arguments_are_named(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_two_rules_that_fit_a_leaf_alike_are_an_error_at_the_first_one() -> None:
+    converter = KeyBasedDtypeConverter({"*.x": "int8", "y.*": "int16"})
+    there = {"y": {"z": torch.arange(2)}, "z": {"x": torch.arange(2)}, "name": ["a", "b"]}
+    converted = converter.convert_batch(there)
+    assert (converted["y"]["z"].dtype, converted["z"]["x"].dtype) == (torch.int16, torch.int8)
+    # What is no leaf has no rule.
+    assert converter.convert_batch({"y": {"x": ["a", "b"]}}) == {"y": {"x": ["a", "b"]}}
+    message = r"'\*\.x' and 'y\.\*' are equally specific, and both fit the path 'y\.x'"
+    for convert in (converter.convert_batch, converter.convert_sample, converter.widen):
+        with pytest.raises(ConfigurationError, match=message):
+            convert({"y": {"x": torch.arange(2)}})
+    with pytest.raises(ConfigurationError, match=message):
+        converter.convert_sample({"y": {"x": 1}})
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "context"), [(0, None), (1, "fork"), (1, "spawn")], ids=str
+)
+def test_the_tie_is_an_error_of_the_batch_in_every_worker(
+    num_workers: int, context: str | None
+) -> None:
+    loader = ResumableDataLoader(
+        {"x": torch.arange(4)}, 2, num_workers=num_workers, multiprocessing_context=context,
+        converter={"**.*": "int8", "*.**": "int16"},
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="both fit the path 'x'") as raised:
+        next(iter(loader))
+    assert "epoch 0, step 0" in "".join(raised.value.__notes__)
+    assert loader.position == 0
 
 
 def test_rules_come_as_a_list_as_well_and_dtypes_by_every_name() -> None:

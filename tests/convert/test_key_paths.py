@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from itertools import product
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataporter import ConfigurationError
-from dataporter.convert.paths import Wildcard, matcher_of, parse, shown
+from dataporter.convert import paths
+from dataporter.convert.paths import Match, Matcher, Wildcard, parse, shown
 
 ANY, ONE = Wildcard.ANY, Wildcard.ONE
 
@@ -96,30 +99,27 @@ def rank(pattern: tuple[Any, ...]) -> tuple[int, int, int]:
     return len(pattern) - wildcards, -pattern.count(ANY), pattern.count(ONE)
 
 
-@given(st.lists(few_patterns, max_size=4, unique=True))
+@pytest.mark.parametrize("most_known", [5, 1 << 14])
 def test_the_most_specific_of_the_rules_that_fit_wins_and_a_tie_is_an_error(
-    rules: list[tuple[Any, ...]],
+    most_known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compared with the definition, on every path of up to four levels."""
-    wanted: dict[tuple[Any, ...], int | None] = {}
-    tied = False
-    for path in ALL_PATHS:
-        fitting = [number for number, pattern in enumerate(rules) if fits(pattern, path)]
-        best = max((rank(rules[number]) for number in fitting), default=None)
-        winners = [number for number in fitting if rank(rules[number]) == best]
-        tied |= len(winners) > 1
-        wanted[path] = winners[0] if winners else None
-    if tied:
-        with pytest.raises(ConfigurationError, match="equally specific"):
-            matcher_of(rules)
-        return
-    try:
-        matcher = matcher_of(rules)
-    except ConfigurationError:
-        # A tie on a path that is longer than those compared.
-        assert sum(len(pattern) for pattern in rules) > 4
-        return
-    assert {path: matcher.rule(path) for path in ALL_PATHS} == wanted
+    """Compared with the definition, on every path of up to four levels, however much is known."""
+    monkeypatch.setattr(paths, "_MOST_KNOWN", most_known)
+
+    @given(st.lists(few_patterns, max_size=4, unique=True))
+    def compare(rules: list[tuple[Any, ...]]) -> None:
+        matcher = Matcher(rules)
+        for path in ALL_PATHS:
+            fitting = [number for number, pattern in enumerate(rules) if fits(pattern, path)]
+            best = max((rank(rules[number]) for number in fitting), default=None)
+            winners = [number for number in fitting if rank(rules[number]) == best]
+            if len(winners) > 1:
+                with pytest.raises(ConfigurationError, match="equally specific"):
+                    matcher.rule(path)
+            else:
+                assert matcher.rule(path) == (winners[0] if winners else None)
+
+    compare()
 
 
 @pytest.mark.parametrize(
@@ -129,28 +129,72 @@ def test_the_most_specific_of_the_rules_that_fit_wins_and_a_tie_is_an_error(
 def test_which_rule_is_more_specific(more: str, less: str) -> None:
     path = {"a.*": ("a", "b"), "*": ("x",), "**.labels": ("x", "labels")}.get(more, ("a", "b"))
     for rules in ([more, less], [less, more]):
-        assert rules[matcher_of([parse(rule) for rule in rules]).rule(path) or 0] == more
+        assert rules[Matcher(map(parse, rules)).rule(path) or 0] == more
 
 
 def test_a_tie_is_told_with_both_rules_and_a_path_that_both_fit() -> None:
+    matcher = Matcher([parse("a.*"), parse("*.b")])
     with pytest.raises(ConfigurationError, match=r"'a\.\*' and '\*\.b'.*'a\.b'"):
-        matcher_of([parse("a.*"), parse("*.b")])
-    # Rules that look alike but can never meet are fine.
-    matcher_of([parse("a.*"), parse("b.*"), parse("*.a.c")])
+        matcher.rule(("a", "b"))
+    # Other paths have their rule.
+    assert matcher.rule(("a", "c")) == 0
+    assert matcher.rule(("c", "b")) == 1
+
+
+def test_the_same_path_twice_is_an_error_without_a_batch() -> None:
+    with pytest.raises(ConfigurationError, match=r"two rules have the path 'a\.b'"):
+        Matcher([parse("a.b"), parse("*"), parse(r"\a.b")])
 
 
 def test_a_walk_ends_where_nothing_can_match_any_more() -> None:
-    matcher = matcher_of([parse("inputs.image"), parse("labels")])
-    assert matcher.next(0, "text") is None
-    inputs = matcher.next(0, "inputs")
+    start = Matcher([parse("inputs.image"), parse("labels")]).start
+    assert start["text"] is None
+    inputs = start["inputs"]
     assert inputs is not None
-    assert matcher.next(inputs, "caption") is None
+    assert inputs["caption"] is None
 
 
-def test_rules_that_no_reasonable_automaton_tells_apart_are_refused_soon() -> None:
-    rules = [parse(f"**.a{number}.**.b{number}") for number in range(40)]
-    with pytest.raises(ConfigurationError, match="40 rules"):
-        matcher_of(rules)
+def test_rules_that_can_meet_in_any_combination_are_told_apart_soon() -> None:
+    """2**40 combinations; a path meets as many as it has steps."""
+    matcher = Matcher(parse(f"**.a{number}.**.b{number}") for number in range(40))
+    first = tuple(f"a{number}" for number in range(40))
+    assert [matcher.rule((*first, f"b{number}")) for number in range(40)] == list(range(40))
+    assert matcher.rule((*first[:7], "b7")) is None
     # Many rules are no trouble by themselves.
-    many = [parse(f"group{number % 50}.leaf{number}") for number in range(3000)]
-    assert matcher_of(many).rule(("group7", "leaf57")) == 57
+    many = Matcher(parse(f"group{number % 50}.leaf{number}") for number in range(3000))
+    assert many.rule(("group7", "leaf57")) == 57
+
+
+def test_ever_new_keys_and_combinations_take_no_more_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paths, "_MOST_KNOWN", 100)
+    matcher = Matcher(parse(f"**.a{number}.**.b{number}") for number in range(40))
+    draw = Random(1)
+    largest = 0
+    for number in range(1000):
+        path = [f"a{draw.randrange(40)}" for _ in range(5)] + [f"new {number}", "b1"]
+        assert matcher.rule(path) == (1 if "a1" in path else None)
+        largest = max(largest, len(remembered(matcher.start)))
+    assert largest <= 100 + len(path)
+
+
+def remembered(match: Match) -> dict[int, Match]:
+    """All matches that can be reached without computing any, by identity."""
+    found = {id(match): match}
+    waiting = [match]
+    while waiting:
+        for following in waiting.pop().values():
+            if following is not None and id(following) not in found:
+                found[id(following)] = following
+                waiting.append(following)
+    return found
+
+
+def test_a_pickle_holds_the_patterns_and_nothing_that_was_remembered() -> None:
+    matcher = Matcher([parse("a.*"), parse("**.b")])
+    before = pickle.dumps(matcher)
+    assert [matcher.rule(path) for path in ALL_PATHS].count(0) == 5
+    assert pickle.dumps(matcher) == before
+    again = pickle.loads(before)
+    assert [again.rule(path) for path in ALL_PATHS] == [matcher.rule(path) for path in ALL_PATHS]

@@ -10,7 +10,7 @@ import torch
 
 from dataporter.convert.casting import Empty, Loss, OnLoss, new
 from dataporter.convert.forms import Form, name_of
-from dataporter.convert.paths import ROOT, Matcher, Pattern, shown
+from dataporter.convert.paths import Match, Matcher, Pattern, shown
 from dataporter.errors import ConfigurationError, LossyConversionError
 from dataporter.structure import Step, parts_of, rebuilt
 
@@ -32,18 +32,21 @@ class Conversion:
     """What a converter does, as a value: the same for every batch, sent to workers as it is.
 
     Attributes:
-        patterns: the rules' paths.
-        forms: what each rule makes of a leaf.
         matcher: finds the rule of a leaf.
+        forms: what each rule makes of a leaf.
         on_loss: see :class:`KeyBasedDtypeConverter`.
         rtol: see :class:`KeyBasedDtypeConverter`.
     """
 
-    patterns: tuple[Pattern, ...]
-    forms: tuple[Form, ...]
     matcher: Matcher
+    forms: tuple[Form, ...]
     on_loss: OnLoss
     rtol: float | None
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The rules' paths."""
+        return self.matcher.patterns
 
     def batch(self, batch: Any, empty: Empty = new) -> Converted:
         """The batch with what the rules name converted; nothing else is touched or copied.
@@ -54,15 +57,16 @@ class Conversion:
 
         Raises:
             LossyConversionError: a value does not fit.
-            ConfigurationError: a form cannot hold such a tensor or array at all.
+            ConfigurationError: a form cannot hold such a tensor or array at all, or two rules for
+                it are equally specific.
         """
         walk = _Walk(self, empty, in_batch=True)
-        return Converted(walk.converted(batch, ROOT, ()), tuple(walk.originals))
+        return Converted(walk.converted(batch, self.matcher.start, ()), tuple(walk.originals))
 
     def sample(self, sample: Any) -> Converted:
         """The same for a sample, in which Python's numbers are leaves as well."""
         walk = _Walk(self, new, in_batch=False)
-        return Converted(walk.converted(sample, ROOT, ()), tuple(walk.originals))
+        return Converted(walk.converted(sample, self.matcher.start, ()), tuple(walk.originals))
 
 
 @dataclass(slots=True, eq=False)
@@ -78,19 +82,18 @@ class _Walk:
         self.conversion, self.empty, self.in_batch = conversion, empty, in_batch
         self.originals = {}
 
-    def converted(self, value: Any, state: int, path: tuple[Step, ...]) -> Any:
-        matcher = self.conversion.matcher
+    def converted(self, value: Any, match: Match, path: tuple[Step, ...]) -> Any:
         if isinstance(value, torch.Tensor | np.ndarray):
-            rule = matcher.rules[state]
+            rule = match.rule(path)
             return value if rule is None else self._converted_leaf(value, rule, path)
         parts = parts_of(value)
         if parts is None:
-            rule = None if self.in_batch else matcher.rules[state]
-            is_number = isinstance(value, bool | int | float | complex | np.generic)
-            return value if rule is None or not is_number else self._number(value, rule, path)
+            is_leaf = isinstance(value, bool | int | float | complex | np.generic)
+            rule = match.rule(path) if is_leaf and not self.in_batch else None
+            return value if rule is None else self._number(value, rule, path)
         changes = {}
         for part in parts:
-            following = matcher.next(state, part.step)
+            following = match[part.step]
             if following is not None:
                 narrow = self.converted(part.value, following, (*path, part.step))
                 if narrow is not part.value:

@@ -12,7 +12,7 @@ import torch
 from dataporter.convert.casting import OnLoss
 from dataporter.convert.conversion import Conversion, Converted, Originals, as_tensor
 from dataporter.convert.forms import Cast, Form, dtype_named, form_named
-from dataporter.convert.paths import ROOT, matcher_of, parse, shown
+from dataporter.convert.paths import Match, Matcher, parse, shown
 from dataporter.errors import ConfigurationError, InvalidStateError
 from dataporter.structure import Step, parts_of, rebuilt
 
@@ -46,8 +46,8 @@ class KeyBasedDtypeConverter:
         strict: raise, rather than warn, where a rule has matched nothing in the first batch.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) a path or dtype is none, or two rules are equally
-            specific and fit the same path.
+        ConfigurationError: (a ``ValueError``) a path or dtype cannot be read, or two rules have
+            the same path.
 
     Example:
         >>> converter = KeyBasedDtypeConverter({"labels": "int32", "inputs.*": "float16"})
@@ -72,11 +72,9 @@ class KeyBasedDtypeConverter:
         if rtol is not None and not (isinstance(rtol, int | float) and 0 <= rtol < float("inf")):
             raise ConfigurationError(f"rtol={rtol!r}: expected a number of 0 or more, or None")
         pairs = _pairs(rules)
-        patterns = tuple(parse(path) for path, _ in pairs)
         self.conversion = Conversion(
-            patterns,
+            Matcher(parse(path) for path, _ in pairs),
             tuple(_form(path, wanted) for path, wanted in pairs),
-            matcher_of(patterns),
             on_loss,
             rtol,
         )
@@ -109,8 +107,9 @@ class KeyBasedDtypeConverter:
         Raises:
             LossyConversionError: (a ``ValueError``) a value would change; names path, value and
                 sample, and the smallest dtype that fits.
-            ConfigurationError: (a ``ValueError``) NumPy has no such dtype for an array, or a form
-                takes other values; with ``strict=True``, a rule matches nothing in the first batch.
+            ConfigurationError: (a ``ValueError``) two rules that fit a leaf are equally specific;
+                NumPy has no such dtype for an array, or a form takes other values; with
+                ``strict=True``, a rule matches nothing in the first batch.
         """
         converted = self.conversion.batch(batch)
         self.note(converted)
@@ -144,7 +143,8 @@ class KeyBasedDtypeConverter:
                 leaves of several dtypes, so that it is not known what to go back to; or rows of
                 ``"bits"`` of several lengths were put together.
         """
-        return self._widened(batch, batch if like is None else like, ROOT, ())
+        start = self.conversion.matcher.start
+        return self._widened(batch, batch if like is None else like, start, ())
 
     def state_dict(self) -> dict[str, Any]:
         """The original dtypes that were seen: path → names. JSON types, an entry a rule."""
@@ -215,9 +215,9 @@ class KeyBasedDtypeConverter:
             raise ConfigurationError(f"{message}; correct the path, or pass strict=False")
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
-    def _widened(self, value: Any, like: Any, state: int, path: tuple[Step, ...]) -> Any:
-        rule = self.conversion.matcher.rules[state]
+    def _widened(self, value: Any, like: Any, match: Match, path: tuple[Step, ...]) -> Any:
         if isinstance(value, torch.Tensor | np.ndarray):
+            rule = match.rule(path)
             return value if rule is None else self._widened_leaf(value, like, rule, path)
         parts = parts_of(value)
         if parts is None:
@@ -225,7 +225,7 @@ class KeyBasedDtypeConverter:
         changes = {}
         others = parts_of(like) or parts
         for part, other in zip(parts, others):
-            following = self.conversion.matcher.next(state, part.step)
+            following = match[part.step]
             if following is not None:
                 wide = self._widened(part.value, other.value, following, (*path, part.step))
                 if wide is not part.value:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from typing import Any
 
 from dataporter.errors import ConfigurationError
 from dataporter.structure import Step
 
-__all__ = ["ROOT", "Matcher", "Pattern", "matcher_of", "parse", "shown"]
+__all__ = ["Match", "Matcher", "Pattern", "Wildcard", "parse", "shown"]
 
 
 class Wildcard(Enum):
@@ -23,10 +22,9 @@ class Wildcard(Enum):
 
 Pattern = tuple[Step | Wildcard, ...]
 
-ROOT = 0
-_DEAD = -1
-# Rules such as **.a.**.b double the states, each of them; a thousand plain ones are far from this.
-_MOST_STATES = 1 << 14
+# Steps to remember: batches may have ever new keys, and each rule such as **.a.**.b may double the
+# number of matches.
+_MOST_KNOWN = 1 << 14
 _ELEMENT = re.compile(r"\[(?P<place>\d+)\]|(?P<name>(?:\\.|[^.\[\]\\])+)", re.DOTALL)
 _SYNTAX = (
     "write keys joined by dots, [0] for places in lists and tuples, * for one level, ** for any "
@@ -95,128 +93,130 @@ def shown(path: Sequence[Step | Wildcard]) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
+# A pattern's number, and the end of it that is still to be matched.
+_Rest = tuple[int, Pattern]
+
+
 class Matcher:
-    """Patterns as one automaton: a state for each set of patterns that a path may still fulfil.
-
-    So a walk through a batch takes one look-up a level, and stops where nothing can match.
-
-    Attributes:
-        steps: for each state, where the steps lead to that it knows by name.
-        others: for each state, where every other step leads to.
-        rules: for each state, which pattern a path that ends there belongs to.
-    """
-
-    steps: tuple[dict[Step, int], ...]
-    others: tuple[int, ...]
-    rules: tuple[int | None, ...]
-
-    def next(self, state: int, step: Step) -> int | None:
-        """The state one level further down, or None where nothing can match any more."""
-        following = self.steps[state].get(step, self.others[state])
-        return None if following == _DEAD else following
-
-    def rule(self, path: Sequence[Step]) -> int | None:
-        """The number of the pattern that a path belongs to."""
-        state: int | None = ROOT
-        for step in path:
-            if state is not None:
-                state = self.next(state, step)
-        return None if state is None else self.rules[state]
-
-
-# Which patterns a path may still fulfil: (pattern, how much of it has been matched).
-_Threads = frozenset[tuple[int, int]]
-
-
-def matcher_of(patterns: Sequence[Pattern]) -> Matcher:
-    """The automaton of the patterns; for each path the most specific one wins.
+    """Finds the rule of a leaf: of the patterns that fit its path, the most specific.
 
     That is the one with most steps by name; then with fewest ``**``; then with most ``*``.
 
+    A walk through a batch begins at ``start`` and looks up one match a level. What was looked up
+    once is remembered.
+
+    Attributes:
+        patterns: the rules' paths; a rule's number is its index.
+        known: steps that are remembered.
+
     Raises:
-        ConfigurationError: two are equally specific and fit the same path; or so many have ``**``
-            between names that no automaton of a reasonable size tells them apart.
+        ConfigurationError: two patterns are the same.
     """
-    start = _closure(patterns, {(number, 0) for number in range(len(patterns))})
-    numbers: dict[_Threads, int] = {start: ROOT}
-    steps: list[dict[Step, int]] = []
-    others: list[int] = []
-    rules: list[int | None] = []
-    waiting: deque[tuple[_Threads, tuple[Step, ...]]] = deque([(start, ())])
 
-    def number_of(threads: _Threads, path: tuple[Step, ...]) -> int:
-        if not threads:
-            return _DEAD
-        if threads not in numbers:
-            if len(numbers) == _MOST_STATES:
-                raise ConfigurationError(
-                    f"these {len(patterns)} rules can be met in more than {_MOST_STATES} "
-                    "combinations: name the levels of some, instead of joining them by '**'"
-                )
-            numbers[threads] = len(numbers)
-            waiting.append((threads, path))
-        return numbers[threads]
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        self.patterns = tuple(patterns)
+        if len(set(self.patterns)) < len(self.patterns):
+            twice = next(path for path in self.patterns if self.patterns.count(path) > 1)
+            raise ConfigurationError(f"two rules have the path {shown(twice)!r}: leave one out")
+        self._forget()
 
-    while waiting:
-        threads, path = waiting.popleft()
-        rules.append(_winner(patterns, threads, path))
-        named = [
-            step
-            for number, matched in sorted(threads)
-            if matched < len(patterns[number])
-            and not isinstance(step := patterns[number][matched], Wildcard)
-        ]
-        steps.append(
-            {
-                step: number_of(_advanced(patterns, threads, step), (*path, step))
-                for step in dict.fromkeys(named)
-            }
-        )
-        others.append(number_of(_advanced(patterns, threads, None), (*path, "…")))
-    return Matcher(tuple(steps), tuple(others), tuple(rules))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what is remembered: each process computes its own.
+        return Matcher, (self.patterns,)
 
+    @property
+    def start(self) -> Match:
+        """The match of the empty path."""
+        if self.known > _MOST_KNOWN:
+            self._forget()
+        return self._start
 
-def _advanced(patterns: Sequence[Pattern], threads: _Threads, step: Step | None) -> _Threads:
-    following: set[tuple[int, int]] = set()
-    for number, matched in threads:
-        if matched == len(patterns[number]):
-            continue
-        expected = patterns[number][matched]
-        if expected is Wildcard.ANY:
-            following.add((number, matched))
-        elif expected is Wildcard.ONE or (step is not None and expected == step):
-            following.add((number, matched + 1))
-    return _closure(patterns, following)
+    def rule(self, path: Sequence[Step]) -> int | None:
+        """The number of the rule for a path, or None if no rule fits.
+
+        Raises:
+            ConfigurationError: two rules fit and are equally specific.
+        """
+        match: Match | None = self.start
+        for step in path:
+            if match is not None:
+                match = match[step]
+        return None if match is None else match.rule(path)
+
+    def match(self, rests: Iterable[_Rest]) -> Match | None:
+        """The match that leaves these rests of the patterns, or None if it leaves none."""
+        left = _with_skips(rests)
+        if not left:
+            return None
+        if (match := self._matches.get(left)) is None:
+            match = self._matches[left] = Match(self, left)
+        return match
+
+    def _forget(self) -> None:
+        self.known = 0
+        self._matches: dict[frozenset[_Rest], Match] = {}
+        self._start = Match(self, _with_skips(enumerate(self.patterns)))
 
 
-def _closure(patterns: Sequence[Pattern], threads: set[tuple[int, int]]) -> _Threads:
-    """With what a ``**`` matches by standing for no level at all."""
-    waiting = list(threads)
-    while waiting:
-        number, matched = waiting.pop()
-        pattern = patterns[number]
-        skipped = (number, matched + 1)
-        if matched < len(pattern) and pattern[matched] is Wildcard.ANY and skipped not in threads:
-            threads.add(skipped)
-            waiting.append(skipped)
-    return frozenset(threads)
+class Match(dict[Step | None, "Match | None"]):
+    """What the steps of a path leave to match; paths that leave the same share it.
 
+    ``match[step]`` is the match one step further, or None if no pattern fits there or below.
+    ``match[None]`` is that of every step that no pattern names here.
+    """
 
-def _winner(patterns: Sequence[Pattern], threads: _Threads, path: tuple[Step, ...]) -> int | None:
-    fulfilled = [number for number, matched in threads if matched == len(patterns[number])]
-    if not fulfilled:
-        return None
-    fulfilled.sort(key=lambda number: (_specificity(patterns[number]), -number), reverse=True)
-    best = fulfilled[0]
-    for other in fulfilled[1:]:
-        if _specificity(patterns[other]) == _specificity(patterns[best]):
-            raise ConfigurationError(
-                f"rules {shown(patterns[best])!r} and {shown(patterns[other])!r} are equally "
-                f"specific, and both fit the path {shown(path)!r}: make one of them more specific, "
-                "or leave one out"
+    __slots__ = ("_is_tied", "_matcher", "_names", "_rests", "_rule", "_winners")
+
+    def __init__(self, matcher: Matcher, rests: frozenset[_Rest]) -> None:
+        self._matcher, self._rests = matcher, rests
+        self._names = {rest[0] for _, rest in rests if rest}
+        patterns = matcher.patterns
+        fitting = sorted(number for number, rest in rests if not rest)
+        most = max((_specificity(patterns[number]) for number in fitting), default=None)
+        self._winners = [number for number in fitting if _specificity(patterns[number]) == most]
+        self._rule = self._winners[0] if self._winners else None
+        self._is_tied = len(self._winners) > 1
+
+    def __missing__(self, step: Step | None) -> Match | None:
+        if step is None or step in self._names:
+            following = self._matcher.match(
+                (number, rest if rest[0] is Wildcard.ANY else rest[1:])
+                for number, rest in self._rests
+                if rest and rest[0] in (Wildcard.ANY, Wildcard.ONE, step)
             )
-    return best
+        else:
+            following = self[None]
+        self[step] = following
+        self._matcher.known += 1
+        return following
+
+    def rule(self, path: Sequence[Step]) -> int | None:
+        """The number of the rule for a leaf here, or None if no rule fits.
+
+        Args:
+            path: of the leaf, for the error.
+
+        Raises:
+            ConfigurationError: two rules fit and are equally specific.
+        """
+        if self._is_tied:
+            one, other = (shown(self._matcher.patterns[number]) for number in self._winners[:2])
+            raise ConfigurationError(
+                f"rules {one!r} and {other!r} are equally specific, and both fit the path "
+                f"{shown(path)!r}: make one of them more specific, or leave one out"
+            )
+        return self._rule
+
+
+def _with_skips(rests: Iterable[_Rest]) -> frozenset[_Rest]:
+    """The rests, and those that remain where a leading ``**`` stands for no level."""
+    found = set()
+    for number, rest in rests:
+        found.add((number, rest))
+        while rest and rest[0] is Wildcard.ANY:
+            rest = rest[1:]
+            found.add((number, rest))
+    return frozenset(found)
 
 
 def _specificity(pattern: Pattern) -> tuple[int, int, int]:
