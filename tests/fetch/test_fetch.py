@@ -211,7 +211,7 @@ def test_sample_rng_outside_a_loader_follows_torch_manual_seed() -> None:
 
 
 def test_sample_rng_outside_the_batch_is_an_index_error() -> None:
-    with pytest.raises(IndexError, match="place must be within"):
+    with pytest.raises(IndexError, match="expected an offset from 0 to 1"):
         next(iter(ResumableDataLoader(Indices(3), 2, collate_fn=lambda batch: sample_rng(2))))
 
 

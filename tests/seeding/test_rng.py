@@ -1,4 +1,4 @@
-"""Keyed randomness: unrelated streams, and generators put back as they were (C8)."""
+"""Keyed randomness: independent streams, and generators restored exactly (C8)."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def test_the_keys_of_an_epoch_are_all_different(seed: int, epoch: int, start: in
     keys = sample_keys(seed, epoch, positions)
     assert len(np.unique(keys)) == 2000
     assert sample_keys(seed, epoch, positions[5:6])[0] == keys[5], "alone or in a batch"
-    assert [sample_key(seed, epoch, start + place) for place in range(20)] == keys[:20].tolist()
+    assert [sample_key(seed, epoch, start + offset) for offset in range(20)] == keys[:20].tolist()
 
 
 @given(words=st.lists(WORDS, min_size=1, max_size=4), bit=st.integers(0, 62), data=st.data())
 def test_every_bit_of_every_word_changes_the_hash(
     words: list[int], bit: int, data: st.DataObject
 ) -> None:
-    place = data.draw(st.integers(0, len(words) - 1))
+    index = data.draw(st.integers(0, len(words) - 1))
     changed = list(words)
-    changed[place] ^= 1 << bit
+    changed[index] ^= 1 << bit
     assert fold(*words) != fold(*changed)
     assert 0 <= fold(*words) < 2**64
 
 
-def test_the_order_of_the_words_counts() -> None:
+def test_the_order_of_the_words_matters() -> None:
     assert fold(1, 2) != fold(2, 1)
 
 
@@ -60,7 +60,7 @@ def test_mix_is_a_bijection_with_even_bits() -> None:
 
 
 @given(key=st.integers(0, 2**64 - 1))
-def test_seeding_decides_what_all_three_generators_give(key: int) -> None:
+def test_seeding_determines_all_three_generators(key: int) -> None:
     with isolated_generators():
         seed_generators(key)
         first = draw()
@@ -70,10 +70,10 @@ def test_seeding_decides_what_all_three_generators_give(key: int) -> None:
 
 @pytest.mark.parametrize("kept_normal", [False, True])
 @given(seed=st.integers(0, 2**32 - 1), draws=st.integers(0, 700), normals=st.integers(0, 3))
-def test_isolation_puts_every_bit_of_state_back(
+def test_isolation_restores_every_bit_of_state(
     kept_normal: bool, seed: int, draws: int, normals: int
 ) -> None:
-    """Also the second of a pair of normal numbers, which NumPy keeps for the next call."""
+    """Including the second of a pair of normal numbers, which NumPy keeps for the next call."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def test_isolation_puts_every_bit_of_state_back(
 
 
 @pytest.mark.parametrize("make", [np.random.PCG64, np.random.Philox, np.random.MT19937])
-def test_another_bit_generator_behind_numpy_random_is_put_back_as_well(
+def test_a_different_bit_generator_behind_numpy_random_is_restored(
     make: Callable[[int], np.random.BitGenerator],
 ) -> None:
     ours = np.random.get_bit_generator()
@@ -100,14 +100,14 @@ def test_another_bit_generator_behind_numpy_random_is_put_back_as_well(
         before = repr(np.random.get_state(legacy=False))
         state = numpy_state.save()
         np.random.rand(3)
-        numpy_state.put_back(state)
+        numpy_state.restore(state)
         assert repr(np.random.get_state(legacy=False)) == before
     finally:
         np.random.set_bit_generator(ours)
 
 
 @pytest.mark.parametrize("make", [np.random.PCG64, np.random.Philox, np.random.SFC64])
-def test_seeding_decides_what_another_bit_generator_gives(
+def test_seeding_determines_a_different_bit_generator(
     make: Callable[[int], np.random.BitGenerator],
 ) -> None:
     ours = np.random.get_bit_generator()

@@ -21,7 +21,7 @@ from dataporter.fetch.fetched import NO_BATCH, Fetched, Skipped
 from dataporter.schedule.request import Request
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import sample_key, sample_keys
-from dataporter.seeding.samples import Reading, reading
+from dataporter.seeding.samples import CurrentSamples, reading
 
 __all__ = [
     "Fetch",
@@ -176,7 +176,7 @@ class SampleFetch:
                 samples = self._read_together(request, indices)
             else:
                 samples, skipped = self._read_each(request, indices, current)
-                current.place = None
+                current.offset = None
             try:
                 with self.whole:
                     batch = self.collate(samples if self.batched else samples[0])
@@ -197,7 +197,7 @@ class SampleFetch:
             raise
 
     def _read_each(
-        self, request: Request, indices: list[Any], current: Reading
+        self, request: Request, indices: list[Any], current: CurrentSamples
     ) -> tuple[list[Any], tuple[Skipped, ...]]:
         samples: list[Any] = []
         skipped: list[Skipped] = []
@@ -208,13 +208,13 @@ class SampleFetch:
         # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
             try:
-                for current.place, index in places:
+                for current.offset, index in places:
                     if keys:
-                        seed_generators(keys[current.place])
+                        seed_generators(keys[current.offset])
                     take(dataset[index])
                 break
             except Exception as error:
-                failed = current.place
+                failed = current.offset
                 assert failed is not None
                 self._take_failure(error, failed, request, indices[failed], samples, skipped)
         if indices and not samples:

@@ -1,1 +1,1 @@
-"""Seeding: the hash behind every seed, and the global random generators seeded and put back."""
+"""Seeding: the randomness of every sample, a pure function of (seed, epoch, position)."""

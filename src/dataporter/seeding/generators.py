@@ -23,20 +23,20 @@ __all__ = [
 def seed_generators(key: int) -> None:
     """Seed Python's ``random``, NumPy's legacy generator and torch's default CPU generator.
 
-    NumPy and torch run the same Mersenne Twister and torch reads 32 bits of a seed, so each is
-    given its own half of the key: equal halves would make the two streams copies of one another.
+    NumPy and torch run the same Mersenne Twister, and torch reads 32 bits of a seed. Each receives
+    a different half of the key, because equal seeds would make the two streams identical.
     """
     random.seed(key)
     try:
         np.random.seed(key >> 32)
-    except TypeError:  # somebody chose another bit generator with numpy.random.set_bit_generator
+    except TypeError:  # numpy.random.set_bit_generator set a different kind
         generator = get_bit_generator()
         generator.state = type(generator)(key >> 32).state
     torch.default_generator.manual_seed(key & 0xFFFFFFFF)
 
 
 def global_state() -> tuple[Any, bytes, bytes]:
-    """The states of the three, to be compared: whether anybody has drawn."""
+    """The states of the three generators, to detect whether anything was drawn in between."""
     return (
         random.getstate(),
         numpy_state.words(),
@@ -46,7 +46,7 @@ def global_state() -> tuple[Any, bytes, bytes]:
 
 @contextmanager
 def isolated_generators() -> Iterator[None]:
-    """Put the states of the three global generators back when the block ends."""
+    """Restore the states of the three global generators when the block ends."""
     python_state = random.getstate()
     legacy_state = numpy_state.save()
     torch_state = torch.default_generator.get_state()
@@ -54,5 +54,5 @@ def isolated_generators() -> Iterator[None]:
         yield
     finally:
         random.setstate(python_state)
-        numpy_state.put_back(legacy_state)
+        numpy_state.restore(legacy_state)
         torch.default_generator.set_state(torch_state)

@@ -1,4 +1,4 @@
-"""Samples: explicit randomness for the sample that is being read (C8)."""
+"""Samples: explicit randomness for the sample being read (C8)."""
 
 from __future__ import annotations
 
@@ -13,79 +13,83 @@ from numpy.typing import NDArray
 from dataporter.seeding.hashing import sample_key
 
 __all__ = [
-    "Reading",
+    "CurrentSamples",
     "reading",
     "sample_rng",
 ]
 
 
-class Reading:
-    """What a fetch reads at the moment: a whole batch, or one sample of it.
+class CurrentSamples:
+    """The samples that a fetch is reading: a whole batch, or one sample of it.
 
     Attributes:
         seed, epoch, positions: as in the request.
-        place: the sample being read, counted within the batch; None where the whole batch is.
+        offset: the offset of the sample being read in the batch; None while the whole batch is
+            read.
+        generators: the generators handed out so far, by offset.
     """
 
-    __slots__ = ("epoch", "generators", "place", "positions", "seed")
+    __slots__ = ("epoch", "generators", "offset", "positions", "seed")
 
     def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64] | range) -> None:
         self.seed = seed
         self.epoch = epoch
         self.positions = positions
-        self.place: int | None = None
+        self.offset: int | None = None
         self.generators: dict[int, np.random.Generator] = {}
 
-    def generator(self, place: int) -> np.random.Generator:
-        """The generator of the place-th sample that can be seen; the same object each time."""
-        visible = len(self.positions) if self.place is None else 1
-        if not 0 <= place < visible:
+    def generator(self, offset: int) -> np.random.Generator:
+        """The generator at this offset of the visible samples; the same object each time."""
+        visible = len(self.positions) if self.offset is None else 1
+        if not 0 <= offset < visible:
             raise IndexError(
-                f"sample_rng({place}): {visible} samples are being read, so place must be within "
-                f"0..{visible - 1}"
+                f"sample_rng({offset}): expected an offset from 0 to {visible - 1}, because "
+                f"{visible} samples are being read"
             )
-        place += self.place or 0
-        if place not in self.generators:
-            key = sample_key(self.seed, self.epoch, int(self.positions[place]))
-            self.generators[place] = np.random.default_rng(key)
-        return self.generators[place]
+        offset += self.offset or 0
+        if offset not in self.generators:
+            key = sample_key(self.seed, self.epoch, int(self.positions[offset]))
+            self.generators[offset] = np.random.default_rng(key)
+        return self.generators[offset]
 
 
 class _Local(threading.local):
-    reading: Reading | None = None
+    current: CurrentSamples | None = None
 
 
 _local = _Local()
 
 
 @contextmanager
-def reading(seed: int, epoch: int, positions: NDArray[np.int64] | range) -> Iterator[Reading]:
-    """Let :func:`sample_rng` serve a batch within the block; the block sets the ``place``."""
-    outer, current = _local.reading, Reading(seed, epoch, positions)
-    _local.reading = current
+def reading(
+    seed: int, epoch: int, positions: NDArray[np.int64] | range
+) -> Iterator[CurrentSamples]:
+    """Let :func:`sample_rng` serve a batch within the block; the block sets the ``offset``."""
+    outer, current = _local.current, CurrentSamples(seed, epoch, positions)
+    _local.current = current
     try:
         yield current
     finally:
-        _local.reading = outer
+        _local.current = outer
 
 
-def sample_rng(place: int = 0) -> np.random.Generator:
-    """The random generator of the sample being read, a function of (seed, epoch, position) alone.
+def sample_rng(offset: int = 0) -> np.random.Generator:
+    """The random generator of the sample being read, a function of (seed, epoch, position).
 
-    For datasets and transforms that want explicit randomness instead of the global generators,
-    which DataPorter seeds as well. Two calls within one sample return the same generator.
+    For datasets and transforms that use explicit randomness instead of the global generators,
+    which DataPorter also seeds. Two calls within one sample return the same generator.
 
     Args:
-        place: which sample of the batch, counted from 0. Only ``__getitems__`` and a collate
+        offset: which sample of the batch, counted from 0. Only ``__getitems__`` and a collate
             function see more than one sample at a time and need it.
 
     Returns:
-        A ``numpy.random.Generator`` (PCG64). Outside a ``ResumableDataLoader`` (the dataset is
-        indexed by hand, or read by a plain ``DataLoader``) one that is seeded from torch's default
-        generator, so that ``torch.manual_seed`` governs it.
+        A ``numpy.random.Generator`` (PCG64). Outside a ``ResumableDataLoader`` (when the dataset
+        is indexed directly or read by a plain ``DataLoader``), a generator seeded from torch's
+        default generator, so that ``torch.manual_seed`` controls it.
 
     Raises:
-        IndexError: ``place`` lies outside the batch being read.
+        IndexError: ``offset`` lies outside the batch being read.
 
     Example:
         >>> class Noisy:
@@ -98,7 +102,7 @@ def sample_rng(place: int = 0) -> np.random.Generator:
         >>> bool((first == again).all())
         True
     """
-    current = _local.reading
+    current = _local.current
     if current is None:
         return np.random.default_rng(int(torch.empty((), dtype=torch.int64).random_()))
-    return current.generator(place)
+    return current.generator(offset)

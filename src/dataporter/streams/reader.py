@@ -15,8 +15,7 @@ from dataporter.fetch.fetch import OnError
 from dataporter.fetch.fetched import Skipped
 from dataporter.seeding.generators import global_state, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
-from dataporter.seeding.samples import Reading as Current
-from dataporter.seeding.samples import reading
+from dataporter.seeding.samples import CurrentSamples, reading
 from dataporter.streams import snapshot
 from dataporter.streams.shard import Sharding, ShardState
 from dataporter.streams.source import Source
@@ -145,7 +144,7 @@ class Reader:
                 try:
                     # Entered again behind a failure, so that there is nothing to do but read.
                     for index in range(index, stop):  # noqa: B020  # entered anew
-                        current.place = index
+                        current.offset = index
                         if each_sample:
                             seed_generators(keys[index])
                         take(read(iterator))
@@ -158,7 +157,7 @@ class Reader:
                 index += 1
         self.offset = first + count
 
-    def _watched(self, current: Current, iterator: Iterator[Any]) -> Any:
+    def _watched(self, current: CurrentSamples, iterator: Iterator[Any]) -> Any:
         """The next sample, where it matters whether anybody draws."""
         before = global_state()
         try:

@@ -199,8 +199,8 @@ class _Windows(Iterator[Any]):
         first, done = self._number * self._window, len(self._held) + self._failed
         offsets = range(first, first + self._window)
         with isolated_generators(), reading(self._key, 0, offsets) as current:
-            for current.place in range(done, self._window):
-                seed_generators(sample_key(self._key, 0, offsets[current.place]))
+            for current.offset in range(done, self._window):
+                seed_generators(sample_key(self._key, 0, offsets[current.offset]))
                 before = global_state() if self._watched and not self._drawn else None
                 try:
                     self._held.append(next(self._source.iterator))

@@ -170,7 +170,7 @@ class _Experiments:
                 if seeded:
                     seed_generators(sample_key(1, 0, place))
                     current.generators.pop(place, None)
-                current.place = place
+                current.offset = place
                 if stream is None:
                     samples.append(self._data[index])
                 else:
