@@ -18,7 +18,7 @@ from torch.utils.data import RandomSampler
 
 from dataporter import ResumableDataLoader, verify
 from dataporter.tools.verification.diagnosis import diagnose
-from dataporter.tools.verification.factory import subject_of
+from dataporter.tools.verification.factory import factory_of
 from dataporter.tools.verification.processes import Processes
 from dataporter.tools.verification.report import Case
 
@@ -99,6 +99,6 @@ def test_nothing_is_found_in_a_sound_loader(name: str, hosts: Processes) -> None
         return [outcomes[task.name] for task in named]
 
     case = Case("2 processes", "mid-epoch", "not exact")
-    found, notes = diagnose(subject_of(sound, {"name": name}), facts, [case], run)
+    found, notes = diagnose(factory_of(sound, {"name": name}), facts, [case], run)
     assert found == []
     assert notes == ["no experiment has shown why it differs"]

@@ -10,7 +10,7 @@ from typing import Any
 from dataporter.tools.verification.job import Recording
 from dataporter.tools.verification.setting import Setting
 
-__all__ = ["PLACES", "Cut", "cuts_of", "other_batch_size", "settings_of"]
+__all__ = ["PLACES", "Interruption", "interruptions_in", "other_batch_size", "settings_of"]
 
 
 # In the order in which a report shows them.
@@ -21,7 +21,7 @@ PLACES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Interruption:
     """A place at which the run is interrupted.
 
     Attributes:
@@ -33,25 +33,27 @@ class Cut:
     after: int
 
 
-def cuts_of(reference: Recording, rng: random.Random) -> list[Cut]:
+def interruptions_in(reference: Recording, rng: random.Random) -> list[Interruption]:
     """Where to interrupt: at the places where loaders go wrong, and at random."""
     events = reference.events
     total = len(events)
     end = next((place for place, event in enumerate(events) if event.is_end), None)
     last = total if end is None else end
-    cuts = [Cut("start", 0)]
+    interruptions = [Interruption("start", 0)]
     if last >= 2:
-        cuts.append(Cut("mid-epoch", last // 2))
+        interruptions.append(Interruption("mid-epoch", last // 2))
     if last >= 4:
         taken = {last // 2}
-        cuts.append(Cut("random step", rng.choice([n for n in range(1, last) if n not in taken])))
+        interruptions.append(
+            Interruption("random step", rng.choice([n for n in range(1, last) if n not in taken]))
+        )
     if end is not None:
-        cuts.append(Cut("last step", end))
+        interruptions.append(Interruption("last step", end))
         if total > end + 1:
-            cuts.append(Cut("end of epoch", end + 1))
+            interruptions.append(Interruption("end of epoch", end + 1))
         if total > end + 2:
-            cuts.append(Cut("second epoch", end + 2 + (total - end - 3) // 2))
-    return [cut for cut in cuts if cut.after < total]
+            interruptions.append(Interruption("second epoch", end + 2 + (total - end - 3) // 2))
+    return [interruption for interruption in interruptions if interruption.after < total]
 
 
 def settings_of(

@@ -28,18 +28,18 @@ from dataporter.tools.verification.causes import (
     shared_by_threads,
     shared_file,
 )
-from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.probe import Found, Probe
 from dataporter.tools.verification.processes import Outcome, Task
 from dataporter.tools.verification.report import Case, Diagnosis
 
-__all__ = ["GOING_ON", "diagnose"]
+__all__ = ["RESUMING_HOSTS", "diagnose"]
 
 Run = Callable[[str, Sequence[Task]], Sequence[Outcome | None]]
 
 # On which hosts runs go on that were interrupted on host "one". Their hash seeds are others: a set
 # of two texts has the same order under half of all seeds, so that there is more than one.
-GOING_ON = ("two", "three")
+RESUMING_HOSTS = ("two", "three")
 
 # A host like "one" in all that is known.
 _APART = "one/one/again"
@@ -51,7 +51,7 @@ _BUILDING = ("python", "numpy", "torch", "time", "pid", "entropy")
 
 
 def diagnose(
-    subject: Subject, facts: Mapping[str, Any], cases: Sequence[Case], run: Run
+    factory: Factory, facts: Mapping[str, Any], cases: Sequence[Case], run: Run
 ) -> tuple[list[Diagnosis], list[str]]:
     """Find out why cases are not exact.
 
@@ -67,8 +67,8 @@ def diagnose(
     if not facts["ours"] and all(_is_beyond_resume(case) for case in faults):
         return _of_cases(Found(), facts, faults), []
     samples = _samples_of(faults, facts)
-    hosts = ("one", "one", "one/other environment", *GOING_ON)
-    probes = [Probe(subject, samples, whole=number == 0) for number in range(len(hosts))]
+    hosts = ("one", "one", "one/other environment", *RESUMING_HOSTS)
+    probes = [Probe(factory, samples, whole=number == 0) for number in range(len(hosts))]
     outcomes = run(
         "finding out why",
         [Task(None, probe, host, _SECONDS) for probe, host in zip(probes, hosts)],
@@ -77,7 +77,7 @@ def diagnose(
     if any(one.error for one in found):
         error = next(one.error for one in found if one.error)
         return _of_cases(Found(), facts, faults), [f"the cause was not looked for: {error}"]
-    experiments = _Experiments(subject, facts, samples, run, *found)
+    experiments = _Experiments(factory, facts, samples, run, *found)
     causes = experiments.of_reading() or experiments.of_building() or experiments.of_collating()
     if not causes or (not facts["ours"] and SEED_OF_ITS_OWN in {one.remedy for one in causes}):
         causes = [*causes, *_of_cases(found[0], facts, faults)]
@@ -107,7 +107,7 @@ class _Experiments:
 
     def __init__(
         self,
-        subject: Subject,
+        factory: Factory,
         facts: Mapping[str, Any],
         samples: tuple[Any, ...],
         run: Run,
@@ -116,7 +116,7 @@ class _Experiments:
         elsewhere: Found,
         *other_hashes: Found,
     ) -> None:
-        self._subject, self._facts, self._samples, self._run = subject, facts, samples, run
+        self._factory, self._facts, self._samples, self._run = factory, facts, samples, run
         self._here, self._again = here, again
         self._elsewhere, self._other_hashes = elsewhere, other_hashes
 
@@ -128,7 +128,7 @@ class _Experiments:
         if plain is None:
             return []
         if digests.get("again") != plain:
-            causes = self._frozen(_READING, lambda found: _alike(found.digests, "plain", "again"))
+            causes = self._fixed(_READING, lambda found: _alike(found.digests, "plain", "again"))
             return [OF_READING[cause] for cause in causes] or [UNKNOWN_INFLUENCE]
         if "init" in digests and digests["init"] != digests.get("init again"):
             return [INIT]
@@ -181,25 +181,25 @@ class _Experiments:
         orders = (self._here.order, self._again.order)
         what = "another order" if orders[0] != orders[1] else "other samples"
         if not same(self._here, self._again):
-            causes = self._frozen(_BUILDING, same, pairs=True)
+            causes = self._fixed(_BUILDING, same, pairs=True)
             if not causes:
                 return [UNKNOWN_BUILDING]
             return [of_building(cause, what) for cause in causes]
         if not same(self._here, self._elsewhere):
             # The two before are forks of one process; this is none, and has their environment.
-            probe = Probe(self._subject, self._samples, whole=False)
+            probe = Probe(self._factory, self._samples, whole=False)
             (apart,) = self._run("finding out why", [Task(None, probe, _APART, _SECONDS)])
             return [ENVIRONMENT if same(self._here, _found(apart)) else ADDRESS]
         if not all(same(self._here, other) for other in self._other_hashes):
             return [HASH]
         return []
 
-    def _frozen(
+    def _fixed(
         self, sources: Sequence[str], holds: Callable[..., bool], *, pairs: bool = False
     ) -> list[str]:
         """The sources of chance without which it holds; fewer are better."""
         tasks = [
-            Task(None, Probe(self._subject, self._samples, (source,), whole=False), "one", _SECONDS)
+            Task(None, Probe(self._factory, self._samples, (source,), whole=False), "one", _SECONDS)
             for source in sources
             for _ in range(2 if pairs else 1)
         ]

@@ -22,15 +22,22 @@ _TOO_SHORT = "the epoch is too short to be interrupted in its middle"
 def run_batch_sizes(session: Session, sizes: Sequence[int] | None) -> None:
     """Go on with other batch sizes, and compare sample by sample."""
     suggested = other_batch_size(session.facts)
-    cut = next((cut for cut in session.cuts if cut.name == "mid-epoch"), None)
+    interruption = next(
+        (
+            interruption
+            for interruption in session.interruptions
+            if interruption.name == "mid-epoch"
+        ),
+        None,
+    )
     why_not = None
     if suggested is None or session.facts.get("own_sampler"):
         why_not = f"{session.strategy} needs it to stay"
     elif session.facts["stream"]:
         why_not = "of a stream, only the loader's own is gone through"
-    elif cut is None:
+    elif interruption is None:
         why_not = _TOO_SHORT
-    if suggested is None or cut is None or why_not is not None:
+    if suggested is None or interruption is None or why_not is not None:
         if sizes or suggested is not None:
             session.notes.append(f"batch size: {why_not}")
         return
@@ -38,7 +45,7 @@ def run_batch_sizes(session: Session, sizes: Sequence[int] | None) -> None:
     sizes = [suggested] if sizes is None else sizes
     for size in sizes:
         setting = replace(session.base, batch_size=size)
-        case = Case(setting.shown(), cut.name, "not run", cut.after)
+        case = Case(setting.shown(), interruption.name, "not run", interruption.after)
         states = session.directory(session.base.shown())
         trial = session.trial(case, setting, session.reference.events, states)
         left = len(trial.expected) * session.facts["batch_size"]
@@ -52,15 +59,22 @@ def run_batch_sizes(session: Session, sizes: Sequence[int] | None) -> None:
 
 def run_worlds(session: Session, worlds: Sequence[int] | None, *, spawn: bool) -> None:
     """Go on with other numbers of ranks, and compare sample by sample over all of them."""
-    cut = next((cut for cut in session.cuts if cut.name == "mid-epoch"), None)
+    interruption = next(
+        (
+            interruption
+            for interruption in session.interruptions
+            if interruption.name == "mid-epoch"
+        ),
+        None,
+    )
     why_not = None
     if session.facts.get("strategy") != "distributed":
         why_not = f"{session.strategy} does not promise another number of them"
     elif session.facts["stream"] or session.facts.get("own_sampler"):
         why_not = "not gone through for a stream or a sampler of your own"
-    elif cut is None:
+    elif interruption is None:
         why_not = _TOO_SHORT
-    if cut is None or why_not is not None:
+    if interruption is None or why_not is not None:
         if worlds or spawn or session.facts.get("strategy") == "distributed":
             session.notes.append(f"ranks: {why_not}")
         return
@@ -68,7 +82,7 @@ def run_worlds(session: Session, worlds: Sequence[int] | None, *, spawn: bool) -
     if not worlds:
         return
     first = worlds[0]
-    after = max(1, cut.after // first)
+    after = max(1, interruption.after // first)
     writers = _ranks(session, first, "one", None, spawn=spawn, save=(after,))
     saved = session.run("ranks that save", writers, at_once=first)
     if any(outcome is None or outcome.found is None or outcome.error for outcome in saved):
@@ -99,7 +113,7 @@ def _ranks(
     return [
         session.task(
             Job(
-                session.subject,
+                session.factory,
                 replace(session.base, rank=rank, world_size=world, seed=session.facts["seed"]),
                 events=len(session.reference.events),
                 state=state,

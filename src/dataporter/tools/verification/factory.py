@@ -1,4 +1,4 @@
-"""The subject: a function that makes a fresh loader, and how a new process comes to have it."""
+"""The factory: a function that makes a fresh loader, and how a new process comes to have it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from dataporter.errors import ConfigurationError
 from dataporter.tools.target import find_target
 
-__all__ = ["Subject", "subject_of"]
+__all__ = ["Factory", "factory_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Factory:
     """What makes the loader.
 
     Attributes:
@@ -53,14 +53,14 @@ class Subject:
         return partial(function, **self.arguments) if self.arguments else function
 
 
-def subject_of(made_by: Any, arguments: Mapping[str, Any]) -> Subject:
-    """The subject that a target or a function comes to.
+def factory_of(made_by: Any, arguments: Mapping[str, Any]) -> Factory:
+    """The factory that a target or a function comes to.
 
     Raises:
         ConfigurationError: (a ``ValueError``) it is neither.
     """
     if isinstance(made_by, str):
-        return Subject(made_by, made_by, dict(arguments))
+        return Factory(made_by, made_by, dict(arguments))
     function, bound = made_by, dict(arguments)
     if isinstance(function, partial) and not function.args:
         bound = {**function.keywords, **bound}
@@ -73,8 +73,8 @@ def subject_of(made_by: Any, arguments: Mapping[str, Any]) -> Subject:
     target = _target_of(function)
     name = str(getattr(function, "__qualname__", repr(function)))
     if target is None or not _can_be_sent(bound):
-        return Subject(name, None, bound, function)
-    return Subject(name, target, bound)
+        return Factory(name, None, bound, function)
+    return Factory(name, target, bound)
 
 
 def _can_be_sent(arguments: Mapping[str, Any]) -> bool:

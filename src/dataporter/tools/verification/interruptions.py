@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
-from dataporter.tools.verification.cases import Cut, settings_of
+from dataporter.tools.verification.cases import Interruption, settings_of
 from dataporter.tools.verification.comparison import compare
 from dataporter.tools.verification.job import Event, Job
 from dataporter.tools.verification.processes import Outcome, Task
@@ -47,19 +47,26 @@ def run_settings(session: Session, workers: Sequence[int], engines: Sequence[str
         events = recording.events if recording is not None else []
         if setting == settings[0]:
             saved_by_base = events
-        cuts = [cut for cut in session.cuts if cut.after < len(events)]
+        interruptions = [
+            interruption
+            for interruption in session.interruptions
+            if interruption.after < len(events)
+        ]
         states = session.directory(setting.shown())
-        own = [_resumer(session, setting, cut, events, states) for cut in cuts]
+        own = [
+            _resumer(session, setting, interruption, events, states)
+            for interruption in interruptions
+        ]
         trials.append(own)
-        middle = [cut for cut in cuts if cut.after][:1]
-        for cut in middle:
+        middle = [interruption for interruption in interruptions if interruption.after][:1]
+        for interruption in middle:
             if setting != settings[0] and session.may_change_workers:
-                own.append(_crossing(session, settings[0], setting, cut, saved_by_base))
+                own.append(_crossing(session, settings[0], setting, interruption, saved_by_base))
             if not repeats:
                 continue
-            killed.append((setting, events, _killed(session, setting, cut)))
+            killed.append((setting, events, _killed(session, setting, interruption)))
             if setting.num_workers and setting.worker_kind == "process":
-                own.append(_worker_killed(session, setting, cut, events))
+                own.append(_worker_killed(session, setting, interruption, events))
     ended = session.run("killing", [task for _, _, task in killed])
     for (setting, events, task), outcome in zip(killed, ended):
         if outcome is not None and not outcome.killed:
@@ -74,11 +81,11 @@ def run_settings(session: Session, workers: Sequence[int], engines: Sequence[str
 
 def _writer(session: Session, setting: Setting) -> Trial:
     job = Job(
-        session.subject,
+        session.factory,
         setting,
         events=len(session.reference.events),
         state=_start_state(session, setting),
-        save=tuple(cut.after for cut in session.cuts),
+        save=tuple(interruption.after for interruption in session.interruptions),
         states=session.directory(setting.shown()),
     )
     # Beside the reference, which has the workers of the first setting.
@@ -103,30 +110,43 @@ def _start_state(session: Session, setting: Setting) -> str | None:
 
 
 def _resumer(
-    session: Session, setting: Setting, cut: Cut, events: Sequence[Event], states: str
+    session: Session,
+    setting: Setting,
+    interruption: Interruption,
+    events: Sequence[Event],
+    states: str,
 ) -> Trial:
-    case = Case(setting.shown(), cut.name, "not run", cut.after)
+    case = Case(setting.shown(), interruption.name, "not run", interruption.after)
     return session.trial(case, setting, events, states)
 
 
 def _crossing(
-    session: Session, saved: Setting, setting: Setting, cut: Cut, events: Sequence[Event]
+    session: Session,
+    saved: Setting,
+    setting: Setting,
+    interruption: Interruption,
+    events: Sequence[Event],
 ) -> Trial:
     case = Case(
-        *(setting.shown(), f"{cut.name}, from {saved.shown()}", "not run", cut.after),
+        *(
+            setting.shown(),
+            f"{interruption.name}, from {saved.shown()}",
+            "not run",
+            interruption.after,
+        ),
         saved_under=saved.shown(),
     )
     return session.trial(case, setting, events, session.directory(saved.shown()))
 
 
-def _killed(session: Session, setting: Setting, cut: Cut) -> Task:
+def _killed(session: Session, setting: Setting, interruption: Interruption) -> Task:
     job = Job(
-        session.subject,
+        session.factory,
         setting,
         events=len(session.reference.events),
         state=_start_state(session, setting),
         states=session.directory(f"{setting.shown()}, killed"),
-        kill_after=cut.after,
+        kill_after=interruption.after,
     )
     return replace(session.task(job, "one"), expects_kill=True)
 
@@ -138,13 +158,15 @@ def _after_kill(session: Session, setting: Setting, events: Sequence[Event], tas
     return session.trial(case, setting, events, task.job.states)
 
 
-def _worker_killed(session: Session, setting: Setting, cut: Cut, events: Sequence[Event]) -> Trial:
+def _worker_killed(
+    session: Session, setting: Setting, interruption: Interruption, events: Sequence[Event]
+) -> Trial:
     job = Job(
-        session.subject,
+        session.factory,
         setting,
         events=len(events),
         state=_start_state(session, setting),
-        kill_worker_after=cut.after,
+        kill_worker_after=interruption.after,
     )
-    case = Case(setting.shown(), "SIGKILL to a worker", "not run", cut.after, whole=True)
+    case = Case(setting.shown(), "SIGKILL to a worker", "not run", interruption.after, whole=True)
     return Trial(case, session.task(job, next(session.hosts)), events)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataporter.tools.verification.digest import Leaf
-from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.setting import Setting
 
 __all__ = ["Event", "Job", "Recording"]
@@ -17,7 +17,7 @@ class Job:
     """Run a loader in a process of its own, and record what it gives.
 
     Attributes:
-        subject, setting: what loader.
+        factory, setting: what loader.
         events: how many batches and ends of passes to record; None: as ``steps`` says.
         steps: how many batches to record; None: an epoch and a bit of the next.
         state: the file of the state to go on from; None: from the start.
@@ -32,7 +32,7 @@ class Job:
         store: a file through which the ranks of a process group find each other.
     """
 
-    subject: Subject
+    factory: Factory
     setting: Setting
     events: int | None = None
     steps: int | None = None

@@ -27,14 +27,14 @@ from dataporter.seeding.hashing import sample_key
 from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import digest_of
-from dataporter.tools.verification.factory import Subject
-from dataporter.tools.verification.randomness import freeze
+from dataporter.tools.verification.factory import Factory
+from dataporter.tools.verification.randomness import fix
 from dataporter.tools.verification.reachable import (
     Generators,
-    belongings,
     generator_state,
     is_open_file,
     put_back,
+    reachable,
     snapshot,
 )
 from dataporter.tools.verification.setting import Setting, loader_for
@@ -55,15 +55,15 @@ class Probe:
     """What to find out, in one process.
 
     Attributes:
-        subject: the loader.
+        factory: the loader.
         samples: which samples to read, of a dataset with an index; of a stream, how many.
-        frozen: sources of chance that are taken away, see ``randomness.py``.
+        fixed: sources of chance that are taken away, see ``randomness.py``.
         whole: carry all experiments out, and not only the two that begin alike.
     """
 
-    subject: Subject
+    factory: Factory
     samples: tuple[Any, ...]
-    frozen: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     whole: bool = True
 
 
@@ -98,8 +98,8 @@ class Found:
 
 def carry_out(probe: Probe) -> Found:
     """Carry the experiments of a probe out."""
-    for source in probe.frozen:
-        freeze(source)
+    for source in probe.fixed:
+        fix(source)
     try:
         return _Experiments(probe).carry_out()
     except (Exception, SystemExit) as error:
@@ -109,7 +109,7 @@ def carry_out(probe: Probe) -> Found:
 class _Experiments:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        loader = loader_for(probe.subject.load(), Setting(num_workers=0))
+        loader = loader_for(probe.factory.load(), Setting(num_workers=0))
         self._loader = loader
         flow = getattr(loader, "_flow", None)
         self._data: Any = getattr(flow, "rows", getattr(loader, "dataset", None))
@@ -248,7 +248,7 @@ class _Experiments:
 
     def _own_generators(self) -> tuple[str, ...]:
         held = {
-            name: thing for name, thing in belongings(self._roots) if isinstance(thing, Generators)
+            name: thing for name, thing in reachable(self._roots) if isinstance(thing, Generators)
         }
         if not held:
             return ()
@@ -277,7 +277,7 @@ class _Experiments:
         return tuple(name for name in before if before[name] != after[name])[:_MOST_NAMED]
 
     def _files(self) -> tuple[str, ...]:
-        names = [name for name, thing in belongings(self._roots) if is_open_file(thing)]
+        names = [name for name, thing in reachable(self._roots) if is_open_file(thing)]
         return tuple(names[:_MOST_NAMED])
 
     def _changes(self) -> tuple[tuple[str, ...], ...]:
@@ -286,7 +286,7 @@ class _Experiments:
         after = snapshot(self._roots)
         names = [name for name, token in before.items() if after.get(name) != token]
         names = names or [name for name in after if name not in before]
-        things = dict(belongings(self._roots))
+        things = dict(reachable(self._roots))
         kinds = (dict, list, set, tuple)
         grown = [
             name

@@ -10,7 +10,7 @@ from typing import Any
 
 from dataporter.errors import ConfigurationError
 from dataporter.tools.verification.elasticity import run_batch_sizes, run_worlds
-from dataporter.tools.verification.factory import subject_of
+from dataporter.tools.verification.factory import factory_of
 from dataporter.tools.verification.interruptions import run_settings
 from dataporter.tools.verification.processes import Processes, refuse_inside
 from dataporter.tools.verification.report import VerifyReport
@@ -87,15 +87,15 @@ def verify(
     _check(workers=workers, batch_sizes=batch_sizes, worlds=worlds, steps=steps)
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 31)
-    subject = subject_of(make_loader, arguments or {})
+    factory = factory_of(make_loader, arguments or {})
     begun = time.monotonic()
-    with Processes(forked=subject.target is None, seed=seed) as processes:
+    with Processes(forked=factory.target is None, seed=seed) as processes:
         session = Session(
-            subject, processes, random.Random(seed), begun + max_seconds, on_progress, max_seconds
+            factory, processes, random.Random(seed), begun + max_seconds, on_progress, max_seconds
         )
-        if subject.target is None:
+        if factory.target is None:
             session.notes.append(
-                f"{subject.name} is no function at the top of a module, so no new interpreter can "
+                f"{factory.name} is no function at the top of a module, so no new interpreter can "
                 "find it: its processes are forks of this one, which share what was imported and "
                 "the hash seed; hash randomisation and what happens at import are not covered"
             )

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["SOURCES", "freeze"]
+__all__ = ["SOURCES", "fix"]
 
 _NOW = 1_700_000_000.0
 _PID = 4242
 
 
-def freeze(source: str) -> None:
+def fix(source: str) -> None:
     """Make it the same in every process; before the user's modules are imported."""
     SOURCES[source]()
 
@@ -30,17 +30,17 @@ def _time() -> None:
         setattr(time, name, lambda: _NOW)
         setattr(time, f"{name}_ns", lambda: int(_NOW * 1e9))
 
-    class Frozen(datetime.datetime):
+    class Fixed(datetime.datetime):
         @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Frozen:
+        def now(cls, tz: datetime.tzinfo | None = None) -> Fixed:
             return cls.fromtimestamp(_NOW, tz)
 
         @classmethod
-        def utcnow(cls) -> Frozen:
+        def utcnow(cls) -> Fixed:
             return cls.fromtimestamp(_NOW, datetime.timezone.utc).replace(tzinfo=None)
 
     vars_of_module: Any = datetime
-    vars_of_module.datetime = Frozen
+    vars_of_module.datetime = Fixed
 
 
 def _pid() -> None:

@@ -18,11 +18,11 @@ import torch
 
 __all__ = [
     "Generators",
-    "belongings",
     "generator_state",
     "is_librarys",
     "is_open_file",
     "put_back",
+    "reachable",
     "snapshot",
 ]
 
@@ -36,7 +36,7 @@ _DATA_BASES = ("sqlite3", "h5py", "lmdb")
 _OURS = ("dataporter", "torch", "torchdata", "numpy")
 
 
-def belongings(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def reachable(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What can be reached from some objects, each with its name.
 
     Attributes, entries of containers, what functions close over, classes of the user's, and the
@@ -58,9 +58,7 @@ def belongings(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def snapshot(roots: Mapping[str, Any]) -> dict[str, Any]:
     """What can be compared of each thing, by name."""
-    return {
-        name: token for name, thing in belongings(roots) if (token := _token(thing)) is not None
-    }
+    return {name: token for name, thing in reachable(roots) if (token := _token(thing)) is not None}
 
 
 def is_open_file(thing: Any) -> bool:

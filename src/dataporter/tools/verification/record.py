@@ -22,7 +22,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
-from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.job import Event, Job, Recording
 from dataporter.tools.verification.reachable import is_librarys
 from dataporter.tools.verification.setting import CannotVaryError, loader_for
@@ -63,7 +63,7 @@ def record(job: Job) -> Recording:
         except (Exception, SystemExit) as error:
             recording.error = in_one_line(error)
     if job.starts_others and recording.facts.get("forks"):
-        recording.libraries = _libraries(here, job.subject)
+        recording.libraries = _libraries(here, job.factory)
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
     recording.warnings = list(texts)[:_WARNINGS_KEPT]
     return recording
@@ -107,13 +107,13 @@ def _start_method(loader: Any) -> str:
     return str(context.get_start_method())
 
 
-def _libraries(before: frozenset[str], subject: Subject) -> tuple[str, ...]:
+def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
     """The libraries' modules that were imported since, in that order.
 
     Whatever imports them before it forks does what the loader does, whose workers are forks of a
     process that has imported them.
     """
-    own = str(subject.target).partition(":")[0].partition(".")[0]
+    own = str(factory.target).partition(":")[0].partition(".")[0]
     names = [name for name in sys.modules if name not in before]
     return tuple(
         name
@@ -129,12 +129,12 @@ def _is_stateful(loader: Any) -> bool:
 def _record(job: Job, recording: Recording) -> None:
     if job.store is not None:
         _join_ranks(job)
-        loader = job.subject.load()()
+        loader = job.factory.load()()
     else:
-        loader = loader_for(job.subject.load(), job.setting)
+        loader = loader_for(job.factory.load(), job.setting)
     if not hasattr(loader, "__iter__"):
         raise ConfigurationError(
-            f"{job.subject.name} returned a {type(loader).__name__}: expected a loader, which "
+            f"{job.factory.name} returned a {type(loader).__name__}: expected a loader, which "
             "gives batches when one goes through it"
         )
     recording.facts = facts_of(loader)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 
-from dataporter.tools.verification.cases import PLACES, cuts_of
+from dataporter.tools.verification.cases import PLACES, interruptions_in
 from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
-from dataporter.tools.verification.diagnosis import GOING_ON, diagnose
-from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.diagnosis import RESUMING_HOSTS, diagnose
+from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.job import Event, Job, Recording
 from dataporter.tools.verification.processes import Outcome, Processes, Task, VerificationError
 from dataporter.tools.verification.record import state_file
@@ -57,7 +57,7 @@ class Trial:
 class Session:
     """One verification under way."""
 
-    subject: Subject
+    factory: Factory
     processes: Processes
     rng: random.Random
     until: float
@@ -69,7 +69,7 @@ class Session:
     resume_seconds: list[float] = field(default_factory=list)
     state_bytes: int = 0
     reference_seconds: float = 0.0
-    hosts: Iterator[str] = field(default_factory=lambda: cycle(GOING_ON))
+    hosts: Iterator[str] = field(default_factory=lambda: cycle(RESUMING_HOSTS))
     warnings: dict[str, None] = field(default_factory=dict)
     rates: list[Throughput] = field(default_factory=list)
     diagnoses: list[Diagnosis] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Session:
         self.base = Setting(num_workers=workers)
         seconds = self.max_seconds * _SHARE_OF_REFERENCE
         job = Job(
-            self.subject,
+            self.factory,
             self.base,
             steps=steps,
             seconds=seconds,
@@ -102,7 +102,7 @@ class Session:
         self.reference: Recording = found
         self.facts = found.facts
         self.warnings |= dict.fromkeys(found.warnings)
-        self.cuts = cuts_of(found, self.rng)
+        self.interruptions = interruptions_in(found, self.rng)
         ends = [place for place, event in enumerate(found.events) if event.is_end]
         self.epoch_batches = ends[0] if ends else None
         if not ends:
@@ -140,7 +140,7 @@ class Session:
         most = max((count for count in workers if count <= _MOST_RACING), default=0)
         settings = [Setting(num_workers=count) for count in dict.fromkeys((workers[0], most))]
         for setting in settings:
-            job = Contest(self.subject, setting)
+            job = Contest(self.factory, setting)
             # Alone, so that nothing else takes its time.
             (outcome,) = self.run("measuring", [self.task(job, "one")], at_once=1)
             if outcome is not None and isinstance(outcome.found, Throughput):
@@ -152,7 +152,7 @@ class Session:
         """Diagnose what was found, if anything was."""
         # Not bounded by the time for cases: it is short, and what people want most.
         self.until = max(self.until, time.monotonic() + _SECONDS_OVER)
-        self.diagnoses, notes = diagnose(self.subject, self.facts, self.cases, self.run)
+        self.diagnoses, notes = diagnose(self.factory, self.facts, self.cases, self.run)
         self.notes += notes
 
     # ---- judging
@@ -161,7 +161,7 @@ class Session:
         """A run that goes on from where a case was interrupted."""
         stateful = self.facts["stateful"]
         job = Job(
-            self.subject,
+            self.factory,
             setting,
             events=len(events) - case.after,
             state=str(state_file(states, case.after)) if stateful else None,
@@ -250,7 +250,7 @@ class Session:
         """All that was found."""
         stateful = self.facts["stateful"]
         return VerifyReport(
-            subject=self.subject.name,
+            subject=self.factory.name,
             facts=self.facts,
             cases=self._sorted_cases(),
             epoch_batches=self.epoch_batches,

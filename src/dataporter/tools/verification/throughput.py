@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.bench.passes import run
-from dataporter.tools.verification.factory import Subject
+from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.report import Throughput
 from dataporter.tools.verification.setting import Setting, loader_for
 
@@ -24,7 +24,7 @@ _SECONDS_A_ROUND = 0.25
 class Contest:
     """Measure a loader and torch's, in turns, so that noise from outside affects both."""
 
-    subject: Subject
+    factory: Factory
     setting: Setting
 
 
@@ -32,7 +32,7 @@ def carry_out(contest: Contest) -> Throughput:
     """Measure both; each one's best round counts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader = loader_for(contest.subject.load(), contest.setting)
+        loader = loader_for(contest.factory.load(), contest.setting)
         plain = _plain(loader)
         rates: list[tuple[float, float | None]] = [
             (
