@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dataporter.tools.verification import proof
+from dataporter.tools.verification import session
 from dataporter.tools.verification.processes import Processes
 
 torch.set_num_threads(1)
@@ -48,4 +48,4 @@ def shared_hosts(hosts: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         hosts.libraries = ()
         yield hosts
 
-    monkeypatch.setattr(proof, "Processes", processes)
+    monkeypatch.setattr(session, "Processes", processes)

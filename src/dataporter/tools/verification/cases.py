@@ -1,85 +1,92 @@
-"""Cases: where a run is interrupted, and in which settings it goes on."""
+"""Cases: what the outcomes of trials say of the loader, and in which order a report shows it."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from statistics import median
 
+from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
 from dataporter.tools.verification.job import Recording
-from dataporter.tools.verification.setting import Setting
+from dataporter.tools.verification.processes import Outcome
+from dataporter.tools.verification.report import (
+    KILLED,
+    UNINTERRUPTED,
+    WORKER_KILLED,
+    Case,
+    Measures,
+    Throughput,
+    Verdict,
+)
+from dataporter.tools.verification.trials import Trial
 
-__all__ = ["PLACES", "Interruption", "interruptions_in", "other_batch_size", "settings_of"]
+__all__ = ["in_order", "judged", "measures_of"]
 
-
-# In the order in which a report shows them.
-PLACES = (
-    *("left alone", "start", "mid-epoch", "random step"),
+# In the order of a run; names that are not here come last but for the kills.
+_NAMES = (
+    *(UNINTERRUPTED, "start", "mid-epoch", "random step"),
     *("last step", "end of epoch", "second epoch"),
 )
+_KILLS = {KILLED: len(_NAMES) + 1, WORKER_KILLED: len(_NAMES) + 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Interruption:
-    """A place at which the run is interrupted.
-
-    Attributes:
-        name: as the report shows it.
-        after: how many batches and ends of passes come before it.
-    """
-
-    name: str
-    after: int
-
-
-def interruptions_in(reference: Recording, rng: random.Random) -> list[Interruption]:
-    """Where to interrupt: at the places where loaders go wrong, and at random."""
-    events = reference.events
-    total = len(events)
-    end = next((place for place, event in enumerate(events) if event.is_end), None)
-    last = total if end is None else end
-    interruptions = [Interruption("start", 0)]
-    if last >= 2:
-        interruptions.append(Interruption("mid-epoch", last // 2))
-    if last >= 4:
-        taken = {last // 2}
-        interruptions.append(
-            Interruption("random step", rng.choice([n for n in range(1, last) if n not in taken]))
+def judged(trial: Trial, outcomes: Sequence[Outcome | None]) -> Case:
+    """The case that a trial comes to: not run where a process had no time to begin."""
+    ended = [outcome for outcome in outcomes if outcome is not None]
+    if len(ended) < len(outcomes):
+        return trial.case
+    error = next((outcome.error for outcome in ended if outcome.error), None)
+    recordings = [outcome.found for outcome in ended]
+    events = [[] if recording is None else recording.events for recording in recordings]
+    if trial.case.by_sample:
+        comparison = compare_samples(trial.expected, events, trial.dropped)
+        return replace(
+            trial.case, verdict=_verdict(comparison, error), comparison=comparison, error=error
         )
-    if end is not None:
-        interruptions.append(Interruption("last step", end))
-        if total > end + 1:
-            interruptions.append(Interruption("end of epoch", end + 1))
-        if total > end + 2:
-            interruptions.append(Interruption("second epoch", end + 2 + (total - end - 3) // 2))
-    return [interruption for interruption in interruptions if interruption.after < total]
+    (expected,), (recording,) = trial.expected, recordings
+    stopped = recording is not None and recording.stopped
+    comparison = compare(expected, events[0], incomplete=bool(error) or stopped)
+    if stopped and not comparison.batches:
+        return trial.case
+    return replace(
+        trial.case,
+        verdict=_verdict(comparison, error),
+        comparison=comparison,
+        error=error,
+        resume_seconds=None if recording is None else recording.resume_seconds,
+    )
 
 
-def settings_of(
-    facts: dict[str, Any], workers: Sequence[int], engines: Sequence[str] | None
-) -> tuple[list[Setting], list[str]]:
-    """The settings of workers and engine that are gone through, and what could not be varied."""
-    notes: list[str] = []
-    kinds: Sequence[str] = engines or (str(facts.get("worker_kind", "process")),)
-    if "thread" in kinds and (not facts.get("ours") or facts.get("stream")):
-        what = "a stream" if facts.get("ours") else f"a {facts['loader']}"
-        notes.append(f"threads: {what} is read by processes only")
-        kinds = ("process",)
-    settings: list[Setting] = []
-    for count in workers:
-        if count == 0:
-            settings.append(Setting(num_workers=0))
-            continue
-        for kind in kinds:
-            named = "thread" if kind == "thread" else "process"
-            settings.append(Setting(num_workers=count, worker_kind=named))  # type: ignore[arg-type]  # one of the two
-    return settings, notes
+def _verdict(comparison: Comparison, error: str | None) -> Verdict:
+    if error is not None:
+        return "failed"
+    return "exact" if comparison.first is None else "not exact"
 
 
-def other_batch_size(facts: dict[str, Any]) -> int | None:
-    """A batch size to change to, of a loader whose strategy lets it change."""
-    if facts.get("strategy") not in ("advanced", "distributed") or not facts.get("batch_size"):
-        return None
-    size = int(facts["batch_size"])
-    return size // 2 + 1 if size > 2 else size + 1
+def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Cases of one setting side by side, in the order in which settings were tried."""
+    settings = list(dict.fromkeys(case.setting for case in cases))
+    names = {name: number for number, name in enumerate(_NAMES)} | _KILLS
+    return tuple(
+        sorted(
+            cases,
+            key=lambda case: (
+                settings.index(case.setting),
+                names.get(case.name.partition(", as ")[0], len(_NAMES)),
+            ),
+        )
+    )
+
+
+def measures_of(
+    recordings: Sequence[Recording], throughput: Sequence[Throughput], *, stateful: bool
+) -> Measures:
+    """What recordings have measured beside the events."""
+    saving = [seconds for one in recordings for seconds in one.state_seconds]
+    resuming = [one.resume_seconds for one in recordings if one.resume_seconds is not None]
+    return Measures(
+        max((one.state_bytes for one in recordings), default=0) if stateful else None,
+        median(saving) if saving else None,
+        median(resuming) if resuming else None,
+        tuple(throughput),
+    )

@@ -16,9 +16,8 @@ from rich.text import Text
 
 from dataporter.errors import ConfigurationError
 from dataporter.tools.target import argument
-from dataporter.tools.verification.proof import verify
 from dataporter.tools.verification.report import VerifyReport, measured, shown_fault, time_shown
-from dataporter.tools.verification.session import OnProgress
+from dataporter.tools.verification.session import OnProgress, verify
 
 __all__ = ["Asked", "carry_out", "show"]
 

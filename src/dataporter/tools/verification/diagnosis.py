@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dataporter.tools.verification.causes import (
@@ -29,9 +30,9 @@ from dataporter.tools.verification.causes import (
     shared_file,
 )
 from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.probe import Found, Probe
+from dataporter.tools.verification.probe import Found, Probe, carry_out
 from dataporter.tools.verification.processes import Outcome, Task
-from dataporter.tools.verification.report import Case, Diagnosis
+from dataporter.tools.verification.report import UNINTERRUPTED, WORKER_KILLED, Case, Diagnosis
 
 __all__ = ["RESUMING_HOSTS", "diagnose"]
 
@@ -43,7 +44,6 @@ RESUMING_HOSTS = ("two", "three")
 
 # A host like "one" in all that is known.
 _APART = "one/one/again"
-_KILLED_WORKER = "SIGKILL to a worker"
 _SAMPLES = 6
 _SECONDS = 60.0
 _READING = ("time", "pid", "entropy")
@@ -71,7 +71,7 @@ def diagnose(
     probes = [Probe(factory, samples, whole=number == 0) for number in range(len(hosts))]
     outcomes = run(
         "finding out why",
-        [Task(None, probe, host, _SECONDS) for probe, host in zip(probes, hosts)],
+        [_task(probe, host) for probe, host in zip(probes, hosts)],
     )
     found = [_found(outcome) for outcome in outcomes]
     if any(one.error for one in found):
@@ -94,6 +94,10 @@ def _samples_of(faults: Sequence[Case], facts: Mapping[str, Any]) -> tuple[Any, 
     # An odd step, so that even and odd ones are among them.
     spread = range(0, length, max(1, length // _SAMPLES - 1) | 1)
     return tuple(dict.fromkeys([*known[:2], *spread]))[:_SAMPLES]
+
+
+def _task(probe: Probe, host: str) -> Task:
+    return Task(partial(carry_out, probe), host, _SECONDS)
 
 
 def _found(outcome: Outcome | None) -> Found:
@@ -188,7 +192,7 @@ class _Experiments:
         if not same(self._here, self._elsewhere):
             # The two before are forks of one process; this is none, and has their environment.
             probe = Probe(self._factory, self._samples, whole=False)
-            (apart,) = self._run("finding out why", [Task(None, probe, _APART, _SECONDS)])
+            (apart,) = self._run("finding out why", [_task(probe, _APART)])
             return [ENVIRONMENT if same(self._here, _found(apart)) else ADDRESS]
         if not all(same(self._here, other) for other in self._other_hashes):
             return [HASH]
@@ -199,7 +203,7 @@ class _Experiments:
     ) -> list[str]:
         """The sources of chance without which it holds; fewer are better."""
         tasks = [
-            Task(None, Probe(self._factory, self._samples, (source,), whole=False), "one", _SECONDS)
+            _task(Probe(self._factory, self._samples, (source,), whole=False), "one")
             for source in sources
             for _ in range(2 if pairs else 1)
         ]
@@ -244,9 +248,11 @@ def _of_cases(found: Found, facts: Mapping[str, Any], faults: Sequence[Case]) ->
     if facts["ours"]:
         # The samples are sound, so that what is left is the state that the stream gives itself.
         return [OF_STREAM] if facts["stream"] and facts["keeps_state"] else []
-    resumed = [case for case in faults if not _is_beyond_resume(case) and case.name != "left alone"]
+    resumed = [
+        case for case in faults if not _is_beyond_resume(case) and case.name != UNINTERRUPTED
+    ]
     if not resumed and all(map(_is_beyond_resume, faults)):
-        dies = [case for case in faults if case.name == _KILLED_WORKER]
+        dies = [case for case in faults if case.name == WORKER_KILLED]
         stay = [number_of_workers(str(facts["loader"]))] if len(dies) < len(faults) else []
         return [*stay, *([WORKER_DIES] if dies else [])]
     firsts = [case.comparison.first for case in resumed if case.comparison is not None]
@@ -260,7 +266,7 @@ def _of_cases(found: Found, facts: Mapping[str, Any], faults: Sequence[Case]) ->
 
 def _is_beyond_resume(case: Case) -> bool:
     """Whether it asks for more than to go on with as many workers, all of them alive."""
-    return case.name == _KILLED_WORKER or ", as " in case.name or ", from " in case.name
+    return case.name == WORKER_KILLED or ", as " in case.name or ", from " in case.name
 
 
 def _alike(digests: Mapping[str, Any], one: str, other: str) -> bool:

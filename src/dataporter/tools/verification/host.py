@@ -27,28 +27,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter.tools.verification import probe, record, throughput
-from dataporter.tools.verification.job import Job
-from dataporter.tools.verification.probe import Probe
-from dataporter.tools.verification.throughput import Contest
+# Imported here once, and not by each process.
+from dataporter.tools.verification import probe, record, throughput  # noqa: F401
+from dataporter.tools.verification.record import write
 
 __all__ = ["become", "main"]
 
 _SECONDS_BETWEEN_LOOKS = 0.01
 # They start threads when they are imported, and do not work in forks of such a process.
 _HOSTILE = frozenset({"jax", "tensorflow"})
-_CARRIES_OUT: dict[type, Callable[[Any], Any]] = {
-    Job: record.record,
-    Probe: probe.carry_out,
-    Contest: throughput.carry_out,
-}
 # Somebody who starts a verification while his module is imported by one would start another in
 # each process of it, and so on.
 INSIDE = "DATAPORTER_VERIFICATION"
 
 
-def become(file: Path, job: Any = None) -> None:
-    """Do a job, by default the one that lies in the file, and end the process."""
+def become(file: Path, work: Callable[[], Any] | None = None) -> None:
+    """Do some work, by default that which the file has, and end the process."""
     status = 1
     try:
         # Reached by its group, with all workers, when it has to be stopped.
@@ -64,11 +58,10 @@ def become(file: Path, job: Any = None) -> None:
         np.random.seed()
         torch.seed()
         torch.set_num_threads(1)
-        if job is None:
+        if work is None:
             with file.open("rb") as opened:
-                job = pickle.load(opened)
-        found = _CARRIES_OUT[type(job)](job)
-        record.write(found, file.with_suffix(".out"))
+                work = pickle.load(opened)
+        write(work(), file.with_suffix(".out"))
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -23,8 +23,8 @@ class Job:
         state: the file of the state to go on from; None: from the start.
         replay: how many events to throw away first, of a loader without a state.
         save: after which events to save the state; ``states`` is the directory for that.
-        starts_others: save the state before the first batch, of a loader of this package, so that
-            runs in other settings can be started with the same seed.
+        is_reference: save the state before the first batch, of a loader of this package, so that
+            runs in other settings can be started with the same seed; and list the libraries.
         kill_after: SIGKILL at some moment after so many events, with the state saved at each.
         kill_worker_after: SIGKILL to a worker after so many events.
         keep: bytes of batches to keep, so that a difference can be shown.
@@ -40,7 +40,7 @@ class Job:
     replay: int = 0
     save: tuple[int, ...] = ()
     states: str | None = None
-    starts_others: bool = False
+    is_reference: bool = False
     kill_after: int | None = None
     kill_worker_after: int | None = None
     keep: int = 16 << 20

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +36,17 @@ class VerificationError(DataPorterError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A job for a process.
+    """What a new process is to do.
 
     Attributes:
-        name: what it is called in what is returned.
-        job: what is pickled to it.
+        work: called in it; a host's process receives it pickled.
         host: on which host, as ``"name"``, ``"name/environment"`` or
             ``"name/environment/which"``: those of another name have another hash seed, those of
             another environment (by default the name) other variables.
         expects_kill: whether it is to end by SIGKILL.
     """
 
-    name: Any
-    job: Any
+    work: Callable[[], Any]
     host: str
     seconds: float
     expects_kill: bool = False
@@ -71,6 +69,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Running:
+    index: int
     task: Task
     file: Path
     deadline: float
@@ -121,42 +120,40 @@ class Processes:
 
     def run(
         self,
-        tasks: Iterable[Task],
+        tasks: Sequence[Task],
         at_once: int,
-        on_done: Callable[[Task, Outcome], None] = lambda task, outcome: None,
+        on_done: Callable[[], None] = lambda: None,
         until: float | None = None,
-    ) -> Mapping[Any, Outcome]:
-        """Carry tasks out; what became of each, by name.
+    ) -> list[Outcome | None]:
+        """Carry tasks out; what became of each, None where it was not begun.
 
         Args:
             at_once: how many processes there are at a time.
-            on_done: told of each.
-            until: when (``time.monotonic``) no further one is begun; those are not in the result.
+            on_done: called after each task.
+            until: when (``time.monotonic``) no further one is begun.
         """
-        waiting = list(tasks)
-        outcomes: dict[Any, Outcome] = {}
-        waiting.reverse()
+        outcomes: list[Outcome | None] = [None] * len(tasks)
+        waiting = list(enumerate(tasks))[::-1]
         while waiting or self._running:
             if until is not None and time.monotonic() > until:
                 waiting.clear()
             while waiting and len(self._running) < at_once:
-                self._start(waiting.pop())
+                self._start(*waiting.pop())
             for number in self._ended():
                 running = self._running.pop(number)
-                outcome = self._outcome(running)
-                outcomes[running.task.name] = outcome
-                on_done(running.task, outcome)
+                outcomes[running.index] = self._outcome(running)
+                on_done()
         return outcomes
 
-    def _start(self, task: Task) -> None:
+    def _start(self, index: int, task: Task) -> None:
         self._number += 1
         file = self.home / f"job-{self._number}"
         if not self._forked:
-            file.write_bytes(pickle.dumps(task.job))
-        running = _Running(task, file, time.monotonic() + task.seconds)
+            file.write_bytes(pickle.dumps(task.work))
+        running = _Running(index, task, file, time.monotonic() + task.seconds)
         self._running[self._number] = running
         if self._forked:
-            running.pid = _forked(task.job, file)
+            running.pid = _forked(task.work, file)
             return
         host = self._host(task.host)
         asked = {
@@ -256,10 +253,10 @@ class Processes:
         return Outcome(None, f"its process {_end(running.status)}{_said(running.file)}")
 
 
-def _forked(job: Any, file: Path) -> int:
+def _forked(work: Callable[[], Any], file: Path) -> int:
     pid = os.fork()
     if pid == 0:
-        become(file, job)
+        become(file, work)
     return pid
 
 

@@ -27,7 +27,7 @@ from dataporter.tools.verification.job import Event, Job, Recording
 from dataporter.tools.verification.reachable import is_librarys
 from dataporter.tools.verification.setting import CannotVaryError, loader_for
 
-__all__ = ["facts_of", "record", "state_file"]
+__all__ = ["facts_of", "last_saved", "record", "state_file", "write"]
 
 # Passes in a row that give nothing: the loader has nothing more to give.
 _MOST_EMPTY_PASSES = 2
@@ -47,6 +47,12 @@ def state_file(directory: str | Path, after: int) -> Path:
     return Path(directory) / f"state-{after}.pt"
 
 
+def last_saved(directory: str | Path, *, default: int) -> int:
+    """Number of events before the last state that lies in a directory."""
+    saved = [int(path.stem.partition("-")[2]) for path in Path(directory).glob("state-*.pt")]
+    return max(saved, default=default)
+
+
 def record(job: Job) -> Recording:
     """Run the loader of a job, and record what it gives.
 
@@ -62,7 +68,7 @@ def record(job: Job) -> Recording:
             recording.varied, recording.error = False, in_one_line(error)
         except (Exception, SystemExit) as error:
             recording.error = in_one_line(error)
-    if job.starts_others and recording.facts.get("forks"):
+    if job.is_reference and recording.facts.get("forks"):
         recording.libraries = _libraries(here, job.factory)
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
     recording.warnings = list(texts)[:_WARNINGS_KEPT]
@@ -98,7 +104,7 @@ def facts_of(loader: Any) -> dict[str, Any]:
         facts["worker_kind"] = loader.worker_kind
         facts["tail"] = loader.tail
         facts["own_sampler"] = loader.order is None and not facts["stream"]
-        facts["sharding"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
+        facts["cut"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
     return facts
 
 
@@ -149,7 +155,7 @@ def _record(job: Job, recording: Recording) -> None:
     started = time.monotonic()
     enough = _Enough(job)
     kept = 0
-    if 0 in job.save or (job.starts_others and recording.facts["ours"]):
+    if 0 in job.save or (job.is_reference and recording.facts["ours"]):
         _save_state(loader, job, 0, recording)
     for count, (event, batch) in enumerate(events, 1):
         if count == 1 and not event.is_end:
@@ -259,6 +265,7 @@ def _save_state(loader: Any, job: Job, count: int, recording: Recording) -> None
     state = loader.state_dict()
     recording.state_seconds.append(time.perf_counter() - begun)
     path = state_file(job.states, count)
+    path.parent.mkdir(exist_ok=True)
     written = path.with_suffix(f".{os.getpid()}")
     torch.save(state, written)
     recording.state_bytes = max(recording.state_bytes, written.stat().st_size)

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from dataporter.tools.verification.comparison import Comparison
 
 __all__ = [
+    "KILLED",
+    "UNINTERRUPTED",
+    "WORKER_KILLED",
     "Case",
     "Diagnosis",
     "Measures",
@@ -21,6 +24,11 @@ __all__ = [
     "shown_fault",
     "time_shown",
 ]
+
+# Names of cases; the others are those of interruptions.
+UNINTERRUPTED = "left alone"
+KILLED = "SIGKILL"
+WORKER_KILLED = "SIGKILL to a worker"
 
 Verdict = Literal["exact", "not exact", "failed", "not run"]
 

@@ -1,331 +1,388 @@
-"""A session: one verification under way, its processes, and what was found so far."""
+"""A session: one verification from its first run to its report (C1-C8)."""
 
 from __future__ import annotations
 
 import os
 import random
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle
+from functools import partial
+from itertools import count, islice
+from typing import Any
 
-from dataporter.tools.verification.cases import PLACES, interruptions_in
-from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
-from dataporter.tools.verification.diagnosis import RESUMING_HOSTS, diagnose
-from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.job import Event, Job, Recording
-from dataporter.tools.verification.processes import Outcome, Processes, Task, VerificationError
-from dataporter.tools.verification.record import state_file
+from dataporter.errors import ConfigurationError
+from dataporter.tools.verification.cases import in_order, judged, measures_of
+from dataporter.tools.verification.diagnosis import diagnose
+from dataporter.tools.verification.factory import Factory, factory_of
+from dataporter.tools.verification.job import Job, Recording
+from dataporter.tools.verification.processes import (
+    Outcome,
+    Processes,
+    Task,
+    VerificationError,
+    refuse_inside,
+)
+from dataporter.tools.verification.record import last_saved, record
+from dataporter.tools.verification.reference import (
+    Reference,
+    interruptions_in,
+    notes_on,
+    settings_of,
+)
 from dataporter.tools.verification.report import (
+    KILLED,
+    UNINTERRUPTED,
     Case,
     Diagnosis,
-    Measures,
     Throughput,
-    Verdict,
     VerifyReport,
 )
 from dataporter.tools.verification.setting import Setting
-from dataporter.tools.verification.throughput import Contest
+from dataporter.tools.verification.throughput import measure_throughput
+from dataporter.tools.verification.trials import (
+    Run,
+    Trial,
+    killed_run,
+    other_batch_sizes,
+    other_worlds,
+    ranks_that_resume,
+    ranks_that_save,
+    repeats,
+    resumptions,
+    states_of_killed,
+    uninterrupted,
+)
 
-__all__ = ["OnProgress", "Session", "Trial"]
+__all__ = ["OnProgress", "verify"]
 
 OnProgress = Callable[[str, int, int], None]
 
-# The run left alone is done again some twenty times, two at a time.
+_WORKERS = (0, 2, 4)
+# The reference is run again some twenty times, two at a time.
 _SHARE_OF_REFERENCE = 0.05
 _SECONDS_OVER = 20.0
 # With several workers that import all of it anew, on a busy machine.
 _TIMES_REFERENCE = 5
-_MOST_RACING = 2
-# Cases of these names come after those of places, and after what is named after one.
-_AFTER_PLACES = ("", "SIGKILL", "SIGKILL to a worker")
-# More would take their time from one another, which is measured.
+_MOST_WORKERS_MEASURED = 2
+# More would take time from one another, and time is measured.
 _AT_ONCE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A run whose recording is to be like a stretch of another one."""
+def verify(
+    make_loader: Callable[..., Any] | str,
+    *,
+    workers: Sequence[int] | None = None,
+    engines: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    worlds: Sequence[int] | None = None,
+    spawn: bool = False,
+    steps: int | None = None,
+    max_seconds: float = 60.0,
+    seed: int | None = None,
+    diagnose: bool = True,
+    measure: bool = True,
+    arguments: dict[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+) -> VerifyReport:
+    """Prove that a loader goes on exactly where it was interrupted, or show where it does not.
 
-    case: Case
-    task: Task
-    expected: Sequence[Event]
+    The loader is run left alone, and again and again interrupted: at its start, in mid-epoch, after
+    the last step, at the end of the epoch, in the second epoch and at random; with its state taken
+    through ``torch.save`` and ``torch.load(weights_only=True)`` into a new process of another hash
+    seed, or of a process that is killed with SIGKILL; with each number of workers; with another
+    batch size and world size where the strategy promises that. Every following batch is compared,
+    each leaf's dtype, shape and bytes.
+
+    Args:
+        make_loader: a function that returns a fresh loader each time (a ``ResumableDataLoader``,
+            torch's or torchdata's, or anything that is iterated over), or where it is found:
+            ``"package.module:name"`` or ``"path/to/file.py:name"``. What it takes of
+            ``num_workers``, ``worker_kind``, ``batch_size``, ``rank`` and ``world_size``, it is
+            given; what it does not is set on the loader.
+        workers: numbers of workers to go through; by default 0, 2 and 4.
+        engines: ``"process"``, ``"thread"`` or both; by default the loader's own.
+        batch_sizes: to go on with; by default one other than the loader's. Empty: none.
+        worlds: numbers of ranks to go through, of which the first saves the state; by default 1, 2
+            and 4 with ``strategy="distributed"``, else none.
+        spawn: let the ranks be processes of a gloo process group, instead of ranks that are told.
+        steps: how many batches each run has; by default an epoch and a bit of the next.
+        max_seconds: after so long no further case is begun.
+        seed: of the random steps.
+        diagnose: find out why, where something differs.
+        measure: measure the throughput beside torch's ``DataLoader``.
+        arguments: given to ``make_loader`` by name.
+        on_progress: told what is being done, how many processes have ended and of how many.
+
+    Raises:
+        VerificationError: (a ``RuntimeError``) it could not be carried out: the loader cannot be
+            made, or gives no batch, or there was no time to interrupt it.
+        ConfigurationError: (a ``ValueError``) an argument is wrong.
+
+    Example:
+        >>> from dataporter import ResumableDataLoader, verify
+        >>> def make_loader():
+        ...     return ResumableDataLoader(range(40), batch_size=4, shuffle=True)
+        >>> verify(make_loader, workers=[0], measure=False).exact
+        True
+    """
+    refuse_inside()
+    unknown = set(engines or ()) - {"process", "thread"}
+    if unknown:
+        raise ConfigurationError(
+            f"engines={list(engines or ())!r}: expected 'process', 'thread' or both"
+        )
+    _check(workers=workers, batch_sizes=batch_sizes, worlds=worlds, steps=steps)
+    if seed is None:
+        seed = random.SystemRandom().randrange(1 << 31)
+    factory = factory_of(make_loader, arguments or {})
+    workers = tuple(workers or _WORKERS)
+    begun = time.monotonic()
+    with Processes(forked=factory.target is None, seed=seed) as processes:
+        session = _Session(processes, max_seconds, on_progress)
+        if factory.target is None:
+            session.notes.append(
+                f"{factory.name} is no function at the top of a module, so no new interpreter can "
+                "find it: its processes are forks of this one, which share what was imported and "
+                "the hash seed; hash randomisation and what happens at import are not covered"
+            )
+        reference = session.run_reference(factory, workers, engines, steps, random.Random(seed))
+        session.try_workers(reference)
+        session.try_batch_sizes(reference, batch_sizes)
+        session.try_worlds(reference, worlds, spawn=spawn)
+        session.require_interruption()
+        if measure:
+            session.measure(factory, workers)
+        if diagnose:
+            session.find_causes(reference)
+    report = session.report(reference)
+    return replace(report, seed=seed, seconds=time.monotonic() - begun)
+
+
+def _check(**counts: Any) -> None:
+    for name, value in counts.items():
+        lowest = 0 if name == "workers" else 1
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and (not isinstance(number, int) or number < lowest):
+                raise ConfigurationError(
+                    f"{name}={value!r}: expected whole numbers of {lowest} or more"
+                )
 
 
 @dataclass
-class Session:
-    """One verification under way."""
+class _Session:
+    """Runs trials within the time that there is, and keeps what was found."""
 
-    factory: Factory
     processes: Processes
-    rng: random.Random
-    until: float
-    on_progress: OnProgress | None
     max_seconds: float
-    notes: list[str] = field(default_factory=list)
+    on_progress: OnProgress | None
     cases: list[Case] = field(default_factory=list)
-    state_seconds: list[float] = field(default_factory=list)
-    resume_seconds: list[float] = field(default_factory=list)
-    state_bytes: int = 0
-    reference_seconds: float = 0.0
-    hosts: Iterator[str] = field(default_factory=lambda: cycle(RESUMING_HOSTS))
-    warnings: dict[str, None] = field(default_factory=dict)
-    rates: list[Throughput] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
+    throughput: list[Throughput] = field(default_factory=list)
     diagnoses: list[Diagnosis] = field(default_factory=list)
 
-    # ---- the run left alone
+    def __post_init__(self) -> None:
+        self.until = time.monotonic() + self.max_seconds
+        self.limit = self.max_seconds + _SECONDS_OVER
 
-    def run_reference(self, steps: int | None, workers: int) -> None:
-        """The run that all others are compared with, or started as."""
-        self.base = Setting(num_workers=workers)
+    def run_reference(
+        self,
+        factory: Factory,
+        workers: Sequence[int],
+        engines: Sequence[str] | None,
+        steps: int | None,
+        rng: random.Random,
+    ) -> Reference:
+        """The uninterrupted run that all others are compared with, or started as.
+
+        Raises:
+            VerificationError: the loader cannot be made, fails, or gives no batch.
+        """
         seconds = self.max_seconds * _SHARE_OF_REFERENCE
+        home = self.processes.home
         job = Job(
-            self.factory,
-            self.base,
+            factory,
+            Setting(num_workers=workers[0]),
             steps=steps,
             seconds=seconds,
-            starts_others=True,
-            states=self.directory("reference"),
+            is_reference=True,
+            states=str(home / "reference"),
         )
         begun = time.monotonic()
-        outcome = self.run("the run left alone", [self.task(job, "one")])[0] or Outcome(None)
-        self.reference_seconds = time.monotonic() - begun
-        found = outcome.found
-        if found is None or found.error is not None:
-            error = outcome.error or "there was no time for it"
+        (outcome,) = self.run("the run left alone", [Task(partial(record, job), "one", self.limit)])
+        self.limit += _TIMES_REFERENCE * (time.monotonic() - begun)
+        found = None if outcome is None else outcome.found
+        if outcome is None or found is None or found.error is not None:
+            error = "there was no time for it" if outcome is None else outcome.error
             made = found is not None and found.facts
             raise VerificationError(f"left alone, the loader failed: {error}" if made else error)
         if all(event.is_end for event in found.events):
             raise VerificationError("left alone, the loader gave no batch: its dataset is empty")
         self.processes.libraries = found.libraries
-        self.reference: Recording = found
-        self.facts = found.facts
-        self.warnings |= dict.fromkeys(found.warnings)
-        self.interruptions = interruptions_in(found, self.rng)
-        ends = [place for place, event in enumerate(found.events) if event.is_end]
-        self.epoch_batches = ends[0] if ends else None
-        if not ends:
-            told = "" if steps else f" ({seconds:.0f} s)"
+        self.warnings += found.warnings
+        settings, not_possible = settings_of(found.facts, workers, engines)
+        reference = Reference(
+            factory,
+            found.facts,
+            found.events,
+            tuple(settings),
+            tuple(interruptions_in(found.events, rng)),
+            home,
+            self.limit,
+        )
+        self.notes += [*notes_on(reference, steps, seconds), *not_possible]
+        return reference
+
+    def try_workers(self, reference: Reference) -> None:
+        """Run the loader in each setting, interrupt it there, and resume it in new processes."""
+        trials = [uninterrupted(reference, setting) for setting in reference.settings]
+        outcomes = [outcome for (outcome,) in self.run_all("running in each setting", trials)]
+        repeated = repeats(reference, outcomes[0])
+        if not repeated:
             self.notes.append(
-                f"the end of the epoch was not reached in {len(found.events)} batches{told}, so "
-                f"what happens there is not covered: raise --{'steps' if steps else 'max-seconds'}"
+                f"each new {reference.facts['loader']} gives other batches, since nothing seeds "
+                "it: what a killed run would have given is not known, and SIGKILL is left out; "
+                "seed what it draws from where it is made"
             )
-        if not self.may_change_workers:
-            self.notes.append(
-                "the stream is not cut into shards, so each worker reads it by itself and their "
-                "number has to stay; each number of workers is compared with itself"
-            )
-        if not self.facts["stateful"]:
-            self.notes.append(
-                f"a {self.facts['loader']} has no state: the new process reads again and throws "
-                "away what was delivered before the interruption"
-            )
+        runs = []
+        for trial, outcome, setting in zip(trials, outcomes, reference.settings):
+            recording = None if outcome is None else outcome.found
+            if recording is not None and not recording.varied:
+                self.notes.append(f"{setting.shown()}: {recording.error}")
+                continue
+            if repeated and (reference.may_change_workers or setting == reference.setting):
+                self.judge(trial, [outcome])
+            # What must follow an interruption is what follows without one, in the same process.
+            events = recording.events if recording is not None else []
+            runs.append(Run(setting, events, reference.states(setting.shown())))
+        killed = self.kill(reference, runs) if repeated else {}
+        self.try_all("resuming", resumptions(reference, runs, killed, repeats=repeated))
 
-    @property
-    def shares_start(self) -> bool:
-        """Whether runs in other settings start from the reference's state and are to be as it."""
-        is_cut = not self.facts["stream"] or self.facts.get("sharding") == "shards"
-        return bool(self.facts["ours"]) and is_cut
+    def kill(self, reference: Reference, runs: Sequence[Run]) -> dict[Setting, int]:
+        """Kill a run in each setting; the number of events of each before its last state."""
+        tried = [(run, trial) for run in runs if (trial := killed_run(reference, run)) is not None]
+        outcomes = self.run_all("killing", [trial for _, trial in tried])
+        killed = {}
+        for (run, trial), (outcome,) in zip(tried, outcomes):
+            if outcome is None or outcome.killed:
+                states = states_of_killed(reference, run.setting)
+                killed[run.setting] = last_saved(states, default=trial.case.after)
+            else:
+                error = outcome.error or "it came to its end before it could be killed"
+                self.cases.append(Case(run.setting.shown(), KILLED, "failed", error=error))
+        return killed
 
-    @property
-    def may_change_workers(self) -> bool:
-        """Whether it is a fault when it does not go on with another number of workers."""
-        return self.shares_start or not self.facts["ours"]
+    def try_batch_sizes(self, reference: Reference, sizes: Sequence[int] | None) -> None:
+        """Resume with other batch sizes, and compare sample by sample."""
+        trials, notes = other_batch_sizes(reference, sizes)
+        self.notes += notes
+        self.try_all("other batch sizes", trials)
 
-    # ---- rates
+    def try_worlds(
+        self, reference: Reference, worlds: Sequence[int] | None, *, spawn: bool
+    ) -> None:
+        """Resume with other numbers of ranks, and compare sample by sample over all of them."""
+        worlds, notes = other_worlds(reference, worlds, spawn=spawn)
+        self.notes += notes
+        if not worlds:
+            return
+        stores = (str(reference.directory / f"store-{n}") if spawn else None for n in count())
+        saving = ranks_that_save(reference, worlds[0], next(stores))
+        (saved,) = self.run_all("ranks that save", [saving], at_once=worlds[0])
+        ranks = [outcome for outcome in saved if outcome and outcome.found and not outcome.error]
+        if len(ranks) < len(saved):
+            self.judge(saving, saved)
+            return
+        for world in worlds:
+            trial = ranks_that_resume(reference, ranks, world, next(stores))
+            self.try_all("other numbers of ranks", [trial], at_once=world)
 
-    def measure(self, workers: Sequence[int]) -> None:
-        """Let the loader race with torch's."""
-        most = max((count for count in workers if count <= _MOST_RACING), default=0)
-        settings = [Setting(num_workers=count) for count in dict.fromkeys((workers[0], most))]
-        for setting in settings:
-            job = Contest(self.factory, setting)
+    def measure(self, factory: Factory, workers: Sequence[int]) -> None:
+        """Measure the throughput beside torch's loader."""
+        most = max((number for number in workers if number <= _MOST_WORKERS_MEASURED), default=0)
+        for number in dict.fromkeys((workers[0], most)):
+            work = partial(measure_throughput, factory, Setting(num_workers=number))
             # Alone, so that nothing else takes its time.
-            (outcome,) = self.run("measuring", [self.task(job, "one")], at_once=1)
-            if outcome is not None and isinstance(outcome.found, Throughput):
-                self.rates.append(outcome.found)
+            (outcome,) = self.run("measuring", [Task(work, "one", self.limit)], at_once=1)
+            if outcome is not None and outcome.found is not None:
+                self.throughput.append(outcome.found)
 
-    # ---- why
-
-    def find_out_why(self) -> None:
+    def find_causes(self, reference: Reference) -> None:
         """Diagnose what was found, if anything was."""
-        # Not bounded by the time for cases: it is short, and what people want most.
+        # Beyond the time for cases: it is short, and what users want most.
         self.until = max(self.until, time.monotonic() + _SECONDS_OVER)
-        self.diagnoses, notes = diagnose(self.factory, self.facts, self.cases, self.run)
+        self.diagnoses, notes = diagnose(reference.factory, reference.facts, self.cases, self.run)
         self.notes += notes
 
-    # ---- judging
-
-    def trial(self, case: Case, setting: Setting, events: Sequence[Event], states: str) -> Trial:
-        """A run that goes on from where a case was interrupted."""
-        stateful = self.facts["stateful"]
-        job = Job(
-            self.factory,
-            setting,
-            events=len(events) - case.after,
-            state=str(state_file(states, case.after)) if stateful else None,
-            replay=0 if stateful else case.after,
-            seconds=self.limit - _SECONDS_OVER / 2,
-        )
-        return Trial(case, self.task(job, next(self.hosts)), events[case.after :])
-
-    def try_all(self, what: str, trials: Sequence[Trial]) -> None:
-        """Carry trials out, and judge them."""
-        outcomes = self.run(what, [trial.task for trial in trials])
-        for trial, outcome in zip(trials, outcomes):
-            self.judge(trial, outcome)
-
-    def judge(self, trial: Trial, outcome: Outcome | None) -> None:
-        """What came of a trial becomes a case."""
-        if outcome is None:
-            self.cases.append(trial.case)
-            return
-        found = outcome.found
-        self._measure(found)
-        events = found.events if found is not None else []
-        stopped = found is not None and found.stopped
-        comparison = compare(trial.expected, events, incomplete=bool(outcome.error) or stopped)
-        verdict = _verdict(comparison, outcome.error)
-        if stopped and not comparison.batches:
-            self.cases.append(trial.case)
-            return
-        self.cases.append(
-            replace(
-                trial.case,
-                verdict=verdict,
-                comparison=comparison,
-                error=outcome.error,
-                resume_seconds=found.resume_seconds if found is not None else None,
-            )
-        )
-
-    def judge_samples(
-        self,
-        case: Case,
-        expected: Sequence[Sequence[Event]],
-        outcomes: Sequence[Outcome | None],
-        dropped: int,
-    ) -> None:
-        """The same, sample by sample, of what several ranks have recorded.
-
-        Args:
-            dropped: fewer samples than this are in the tail of either, where it is dropped.
-        """
-        error = next((one.error for one in outcomes if one is not None and one.error), None)
-        if any(one is None for one in outcomes):
-            self.cases.append(case)
-            return
-        events = [one.found.events if one and one.found else [] for one in outcomes]
-        drops = self.facts["tail"] == "drop"
-        comparison = compare_samples(expected, events, dropped if drops else 0)
-        verdict = _verdict(comparison, error)
-        self.cases.append(
-            replace(case, verdict=verdict, comparison=comparison, error=error, by_sample=True)
-        )
-
-    def _measure(self, found: Recording | None) -> None:
-        if found is None:
-            return
-        self.state_seconds += found.state_seconds
-        self.state_bytes = max(self.state_bytes, found.state_bytes)
-        self.warnings |= dict.fromkeys(found.warnings)
-        if found.resume_seconds is not None:
-            self.resume_seconds.append(found.resume_seconds)
-
     def require_interruption(self) -> None:
-        """Nothing has been shown about a loader that was not interrupted.
+        """A loader that was not interrupted has shown nothing.
 
         Raises:
-            VerificationError: all that was run is the run left alone.
+            VerificationError: only uninterrupted runs have been made.
         """
         run = [case for case in self.cases if case.verdict != "not run"]
-        if all(case.name.startswith("left alone") and case.verdict == "exact" for case in run):
+        if all(case.name.startswith(UNINTERRUPTED) and case.verdict == "exact" for case in run):
             raise VerificationError(
                 f"in {self.max_seconds:.0f} seconds there was no time to interrupt it: raise "
                 "--max-seconds, or lower --steps"
             )
 
-    def report(self, seed: int) -> VerifyReport:
+    def report(self, reference: Reference) -> VerifyReport:
         """All that was found."""
-        stateful = self.facts["stateful"]
+        facts = reference.facts
+        ends = [index for index, event in enumerate(reference.events) if event.is_end]
         return VerifyReport(
-            subject=self.factory.name,
-            facts=self.facts,
-            cases=self._sorted_cases(),
-            epoch_batches=self.epoch_batches,
-            events=len(self.reference.events),
-            measures=Measures(
-                self.state_bytes if stateful else None,
-                statistics.median(self.state_seconds) if self.state_seconds else None,
-                statistics.median(self.resume_seconds) if self.resume_seconds else None,
-                tuple(self.rates),
-            ),
+            subject=reference.factory.name,
+            facts=facts,
+            cases=in_order(self.cases),
+            epoch_batches=ends[0] if ends else None,
+            events=len(reference.events),
+            measures=measures_of(self.recordings, self.throughput, stateful=facts["stateful"]),
             diagnoses=tuple(self.diagnoses),
             notes=tuple(self.notes),
-            seed=seed,
-            warnings=tuple(self.warnings),
+            warnings=tuple(dict.fromkeys(self.warnings)),
         )
 
-    def _sorted_cases(self) -> tuple[Case, ...]:
-        """Side by side what has the same setting, in the order in which settings came up."""
-        settings = list(dict.fromkeys(case.setting for case in self.cases))
-        places = {name: place for place, name in enumerate((*PLACES, *_AFTER_PLACES))}
-        return tuple(
-            sorted(
-                self.cases,
-                key=lambda case: (
-                    settings.index(case.setting),
-                    places.get(case.name.partition(", as ")[0], len(PLACES)),
-                ),
-            )
-        )
+    # ---- running
 
-    # ---- what holds it together
+    def try_all(self, what: str, trials: Sequence[Trial], at_once: int | None = None) -> None:
+        """Run trials, and judge them."""
+        for trial, outcomes in zip(trials, self.run_all(what, trials, at_once)):
+            self.judge(trial, outcomes)
 
-    def task(self, job: Job | Contest, host: str) -> Task:
-        """A task of a job, with the time that it may take."""
-        return Task(None, job, host, self.limit)
+    def judge(self, trial: Trial, outcomes: Sequence[Outcome | None]) -> None:
+        """Keep the case of a trial, and what it has measured."""
+        self.cases.append(judged(trial, outcomes))
+        if trial.case.by_sample:
+            return
+        for outcome in outcomes:
+            if outcome is not None and outcome.found is not None:
+                self.warnings += outcome.found.warnings
+                # Without the batches, which would fill the memory.
+                self.recordings.append(replace(outcome.found, events=[]))
 
-    @property
-    def limit(self) -> float:
-        """Seconds that one process may take: one that takes longer hangs."""
-        return self.max_seconds + _SECONDS_OVER + _TIMES_REFERENCE * self.reference_seconds
-
-    @property
-    def strategy(self) -> str:
-        """The loader's strategy, or its class where it has none, for a sentence."""
-        strategy = self.facts.get("strategy")
-        return f"a {self.facts['loader']}" if strategy is None else f"strategy={strategy!r}"
-
-    def directory(self, name: str) -> str:
-        """A directory for states, which is there."""
-        path = self.processes.home / name.replace(" ", "-")
-        path.mkdir(exist_ok=True)
-        return str(path)
+    def run_all(
+        self, what: str, trials: Sequence[Trial], at_once: int | None = None
+    ) -> list[list[Outcome | None]]:
+        """The outcomes of the tasks of each trial."""
+        outcomes = iter(self.run(what, [task for trial in trials for task in trial.tasks], at_once))
+        return [list(islice(outcomes, len(trial.tasks))) for trial in trials]
 
     def run(
         self, what: str, tasks: Sequence[Task], at_once: int | None = None
     ) -> list[Outcome | None]:
-        """What became of each task; None where there was no time left."""
-        numbered = [replace(task, name=number) for number, task in enumerate(tasks)]
+        """The outcome of each task; None where there was no time left."""
         done = 0
 
-        def on_done(task: Task, outcome: Outcome) -> None:
+        def on_done() -> None:
             nonlocal done
             done += 1
             if self.on_progress is not None:
-                self.on_progress(what, done, len(numbered))
+                self.on_progress(what, done, len(tasks))
 
         if self.on_progress is not None:
-            self.on_progress(what, 0, len(numbered))
-        outcomes = self.processes.run(
-            numbered, at_once or min(os.cpu_count() or 1, _AT_ONCE), on_done, self.until
-        )
-        return [outcomes.get(task.name) for task in numbered]
-
-
-def _verdict(comparison: Comparison, error: str | None) -> Verdict:
-    if error is not None:
-        return "failed"
-    return "exact" if comparison.first is None else "not exact"
+            self.on_progress(what, 0, len(tasks))
+        at_once = at_once or min(os.cpu_count() or 1, _AT_ONCE)
+        return self.processes.run(tasks, at_once, on_done, self.until)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -14,36 +13,24 @@ from dataporter.tools.verification.factory import Factory
 from dataporter.tools.verification.report import Throughput
 from dataporter.tools.verification.setting import Setting, loader_for
 
-__all__ = ["Contest", "carry_out"]
+__all__ = ["measure_throughput"]
 
 _ROUNDS = 3
 _SECONDS_A_ROUND = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """Measure a loader and torch's, in turns, so that noise from outside affects both."""
-
-    factory: Factory
-    setting: Setting
-
-
-def carry_out(contest: Contest) -> Throughput:
-    """Measure both; each one's best round counts."""
+def measure_throughput(factory: Factory, setting: Setting) -> Throughput:
+    """Measure both in turns, so that noise from outside affects both; the best rounds count."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader = loader_for(contest.factory.load(), contest.setting)
+        loader = loader_for(factory.load(), setting)
         plain = _plain(loader)
-        rates: list[tuple[float, float | None]] = [
-            (
-                run(loader, _SECONDS_A_ROUND).batches_per_second,
-                None if plain is None else run(plain, _SECONDS_A_ROUND).batches_per_second,
-            )
-            for _ in range(_ROUNDS)
-        ]
-    own, others = zip(*rates)
-    best = max((rate for rate in others if rate is not None), default=None)
-    return Throughput(contest.setting.shown(), max(own), best)
+        own, others = [], []
+        for _ in range(_ROUNDS):
+            own.append(run(loader, _SECONDS_A_ROUND).batches_per_second)
+            if plain is not None:
+                others.append(run(plain, _SECONDS_A_ROUND).batches_per_second)
+    return Throughput(setting.shown(), max(own), max(others, default=None))
 
 
 def _plain(loader: Any) -> DataLoader[Any] | None:

@@ -1,0 +1,163 @@
+"""The reference: the uninterrupted run that others are compared with, and where to interrupt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataporter.tools.verification.factory import Factory
+from dataporter.tools.verification.job import Event, Job
+from dataporter.tools.verification.processes import Task
+from dataporter.tools.verification.record import record, state_file
+from dataporter.tools.verification.setting import Setting
+
+__all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "settings_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """Where a run is interrupted.
+
+    Attributes:
+        name: as the report shows it.
+        after: number of batches and ends of passes before it.
+    """
+
+    name: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An uninterrupted run, and all that a trial needs to be made beside it.
+
+    Attributes:
+        factory: makes the loader.
+        facts: about the loader.
+        events: what the run gave.
+        settings: those of the trials; the run itself had the workers of the first one.
+        interruptions: where trials are interrupted.
+        directory: below which runs save their states.
+        seconds: that one process may take: one that takes longer hangs.
+    """
+
+    factory: Factory
+    facts: Mapping[str, Any]
+    events: Sequence[Event]
+    settings: tuple[Setting, ...]
+    interruptions: tuple[Interruption, ...]
+    directory: Path
+    seconds: float
+
+    @property
+    def setting(self) -> Setting:
+        """The setting with which all others are compared."""
+        return self.settings[0]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether runs in all settings start from this one's first state and must equal it."""
+        is_sharded = not self.facts["stream"] or self.facts.get("cut") == "shards"
+        return bool(self.facts["ours"]) and is_sharded
+
+    @property
+    def may_change_workers(self) -> bool:
+        """Whether a loader that fails to resume with another number of workers is at fault."""
+        return self.is_shared or not self.facts["ours"]
+
+    @property
+    def strategy(self) -> str:
+        """The loader's strategy, or its class where it has none, for a sentence."""
+        strategy = self.facts.get("strategy")
+        return f"a {self.facts['loader']}" if strategy is None else f"strategy={strategy!r}"
+
+    @property
+    def middle(self) -> Interruption | None:
+        """The interruption in mid-epoch; None: the epoch is too short."""
+        return next((one for one in self.interruptions if one.name == "mid-epoch"), None)
+
+    def states(self, name: str) -> str:
+        """The directory for the states of a run."""
+        return str(self.directory / name.replace(" ", "-"))
+
+    def first_state(self, setting: Setting) -> str | None:
+        """The state before the first batch that fixes the seed of a run; None: it draws its own."""
+        if not self.facts["ours"] or not (self.is_shared or setting == self.setting):
+            return None
+        return str(state_file(self.states("reference"), 0))
+
+    def task(self, job: Job, host: str, *, expects_kill: bool = False) -> Task:
+        """The task that records a job."""
+        return Task(partial(record, job), host, self.seconds, expects_kill)
+
+
+def interruptions_in(events: Sequence[Event], rng: random.Random) -> list[Interruption]:
+    """Where to interrupt a run: where loaders go wrong, and at random."""
+    end = next((index for index, event in enumerate(events) if event.is_end), None)
+    last = len(events) if end is None else end
+    found = [Interruption("start", 0)]
+    if last >= 2:
+        found.append(Interruption("mid-epoch", last // 2))
+    if last >= 4:
+        steps = [step for step in range(1, last) if step != last // 2]
+        found.append(Interruption("random step", rng.choice(steps)))
+    if end is not None:
+        found.append(Interruption("last step", end))
+        if len(events) > end + 1:
+            found.append(Interruption("end of epoch", end + 1))
+        if len(events) > end + 2:
+            found.append(Interruption("second epoch", end + 2 + (len(events) - end - 3) // 2))
+    return [one for one in found if one.after < len(events)]
+
+
+def settings_of(
+    facts: Mapping[str, Any], workers: Sequence[int], engines: Sequence[str] | None
+) -> tuple[list[Setting], list[str]]:
+    """The settings of workers and engine to try, and notes on those that the loader cannot have."""
+    notes: list[str] = []
+    kinds: Sequence[str] = engines or (str(facts.get("worker_kind", "process")),)
+    if "thread" in kinds and (not facts.get("ours") or facts.get("stream")):
+        what = "a stream" if facts.get("ours") else f"a {facts['loader']}"
+        notes.append(f"threads: {what} is read by processes only")
+        kinds = ("process",)
+    settings: list[Setting] = []
+    for count in workers:
+        if count == 0:
+            settings.append(Setting(num_workers=0))
+            continue
+        for kind in kinds:
+            named = "thread" if kind == "thread" else "process"
+            settings.append(Setting(num_workers=count, worker_kind=named))  # type: ignore[arg-type]  # one of the two
+    return settings, notes
+
+
+def notes_on(reference: Reference, steps: int | None, seconds: float) -> list[str]:
+    """What trials beside this run do not cover.
+
+    Args:
+        steps: number of batches that the user asked for.
+        seconds: time after which the run ended in any case.
+    """
+    notes = []
+    facts = reference.facts
+    if not any(event.is_end for event in reference.events):
+        limit = "" if steps else f" ({seconds:.0f} s)"
+        notes.append(
+            f"the end of the epoch was not reached in {len(reference.events)} batches{limit}, so "
+            f"what happens there is not covered: raise --{'steps' if steps else 'max-seconds'}"
+        )
+    if not reference.may_change_workers:
+        notes.append(
+            "the stream is not cut into shards, so each worker reads it by itself and their "
+            "number has to stay; each number of workers is compared with itself"
+        )
+    if not facts["stateful"]:
+        notes.append(
+            f"a {facts['loader']} has no state: the new process reads again and throws away what "
+            "was delivered before the interruption"
+        )
+    return notes

@@ -1,0 +1,315 @@
+"""Trials: the runs that are made, and what each of them must give, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, zip_longest
+
+from dataporter.tools.verification.comparison import compare
+from dataporter.tools.verification.diagnosis import RESUMING_HOSTS
+from dataporter.tools.verification.job import Event, Job
+from dataporter.tools.verification.processes import Outcome, Task
+from dataporter.tools.verification.record import state_file
+from dataporter.tools.verification.reference import Interruption, Reference
+from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case
+from dataporter.tools.verification.setting import Setting
+
+__all__ = [
+    "Run",
+    "Trial",
+    "killed_run",
+    "other_batch_sizes",
+    "other_worlds",
+    "ranks_that_resume",
+    "ranks_that_save",
+    "repeats",
+    "resumptions",
+    "states_of_killed",
+    "uninterrupted",
+]
+
+_WORLDS = (1, 2, 4)
+_SECONDS_TO_STOP = 10.0
+_TOO_SHORT = "the epoch is too short to be interrupted in its middle"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Processes to run, and what they must give.
+
+    Attributes:
+        case: what the report says while it has not run.
+        tasks: one process, or one for each rank.
+        expected: for each rank of the run that it is compared with, the events.
+        dropped: of samples that are compared: either run may lack fewer than this at its tail.
+    """
+
+    case: Case
+    tasks: tuple[Task, ...]
+    expected: tuple[Sequence[Event], ...]
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has saved its states.
+
+    Attributes:
+        setting: of the loader.
+        events: what it gave.
+        states: the directory of its states.
+    """
+
+    setting: Setting
+    events: Sequence[Event]
+    states: str
+
+
+# ---- with other workers
+
+
+def uninterrupted(reference: Reference, setting: Setting) -> Trial:
+    """A run that saves its state at each interruption, but is not interrupted."""
+    job = Job(
+        reference.factory,
+        setting,
+        events=len(reference.events),
+        state=reference.first_state(setting),
+        save=tuple(one.after for one in reference.interruptions),
+        states=reference.states(setting.shown()),
+    )
+    as_first = "" if setting == reference.setting else f", as {reference.setting.shown()}"
+    case = Case(setting.shown(), f"{UNINTERRUPTED}{as_first}", "not run")
+    return Trial(case, (reference.task(job, "one"),), (reference.events,))
+
+
+def repeats(reference: Reference, outcome: Outcome | None) -> bool:
+    """Whether a new loader gives what the reference gave.
+
+    A DataPorter loader receives the reference's seed with its state, and a loader without a state
+    is read again.
+    """
+    recording = None if outcome is None else outcome.found
+    if reference.facts["ours"] or not reference.facts["stateful"] or recording is None:
+        return True
+    return compare(reference.events, recording.events).first is None
+
+
+def killed_run(reference: Reference, run: Run) -> Trial | None:
+    """A run that SIGKILL ends at some moment; None: it is too short for that."""
+    interruption = _first_within(reference, run)
+    if interruption is None:
+        return None
+    job = Job(
+        reference.factory,
+        run.setting,
+        events=len(reference.events),
+        state=_first_state(reference, run),
+        states=states_of_killed(reference, run.setting),
+        kill_after=interruption.after,
+    )
+    case = Case(run.setting.shown(), KILLED, "not run", interruption.after)
+    return Trial(case, (reference.task(job, "one", expects_kill=True),), ())
+
+
+def states_of_killed(reference: Reference, setting: Setting) -> str:
+    """The directory of the states of a run that is killed."""
+    return reference.states(f"{setting.shown()}, killed")
+
+
+def resumptions(
+    reference: Reference, runs: Sequence[Run], killed: Mapping[Setting, int], *, repeats: bool
+) -> list[Trial]:
+    """The trials that resume runs in new processes, one of each setting in turn.
+
+    Args:
+        killed: number of events after which each killed run saved its last state.
+        repeats: whether a run can be repeated, so that one of its workers can be killed.
+    """
+    hosts = cycle(RESUMING_HOSTS)
+    trials = [list(_resumptions_of(reference, run, runs, hosts, repeats=repeats)) for run in runs]
+    for run in runs:
+        if run.setting in killed:
+            case = Case(run.setting.shown(), KILLED, "not run", killed[run.setting])
+            saved = replace(run, states=states_of_killed(reference, run.setting))
+            trials.append([_resumption(reference, saved, case, next(hosts))])
+    # Should the time run out, every setting has been tried.
+    return [trial for each in zip_longest(*trials) for trial in each if trial is not None]
+
+
+def _resumptions_of(
+    reference: Reference, run: Run, runs: Sequence[Run], hosts: Iterator[str], *, repeats: bool
+) -> Iterator[Trial]:
+    setting = run.setting.shown()
+    for one in reference.interruptions:
+        if one.after < len(run.events):
+            case = Case(setting, one.name, "not run", one.after)
+            yield _resumption(reference, run, case, next(hosts))
+    interruption = _first_within(reference, run)
+    if interruption is None:
+        return
+    after, first = interruption.after, reference.setting
+    if run.setting != first and reference.may_change_workers:
+        name = f"mid-epoch, from {first.shown()}"
+        case = Case(setting, name, "not run", after, saved_under=first.shown())
+        events = next((one.events for one in runs if one.setting == first), [])
+        saved = Run(run.setting, events, reference.states(first.shown()))
+        yield _resumption(reference, saved, case, next(hosts))
+    if repeats and run.setting.num_workers and run.setting.worker_kind == "process":
+        job = Job(
+            reference.factory,
+            run.setting,
+            events=len(run.events),
+            state=_first_state(reference, run),
+            kill_worker_after=after,
+        )
+        case = Case(setting, WORKER_KILLED, "not run", after, whole=True)
+        yield Trial(case, (reference.task(job, next(hosts)),), (run.events,))
+
+
+def _resumption(
+    reference: Reference, run: Run, case: Case, host: str, *, events: int | None = None
+) -> Trial:
+    """The trial that resumes a run where a case was interrupted.
+
+    Args:
+        events: number of events to record; by default as many as the run has left.
+    """
+    is_stateful = reference.facts["stateful"]
+    job = Job(
+        reference.factory,
+        run.setting,
+        events=len(run.events) - case.after if events is None else events,
+        state=str(state_file(run.states, case.after)) if is_stateful else None,
+        replay=0 if is_stateful else case.after,
+        seconds=reference.seconds - _SECONDS_TO_STOP,
+    )
+    return Trial(case, (reference.task(job, host),), (run.events[case.after :],))
+
+
+def _first_within(reference: Reference, run: Run) -> Interruption | None:
+    within = (one for one in reference.interruptions if 0 < one.after < len(run.events))
+    return next(within, None)
+
+
+def _first_state(reference: Reference, run: Run) -> str | None:
+    """The state with which another process repeats a run."""
+    if not reference.facts["ours"]:
+        return None
+    return reference.first_state(run.setting) or str(state_file(run.states, 0))
+
+
+# ---- with another batch size or number of ranks
+
+
+def other_batch_sizes(
+    reference: Reference, sizes: Sequence[int] | None
+) -> tuple[list[Trial], list[str]]:
+    """The trials that resume the reference's run with other batch sizes, and notes.
+
+    Args:
+        sizes: by default one that differs from the loader's.
+    """
+    facts, interruption = reference.facts, reference.middle
+    own = int(facts.get("batch_size") or 0)
+    may_change = own > 0 and facts.get("strategy") in ("advanced", "distributed")
+    if not may_change or facts.get("own_sampler"):
+        why_not = f"{reference.strategy} needs it to stay"
+    elif facts["stream"]:
+        why_not = "of a stream, only the loader's own is gone through"
+    else:
+        why_not = "" if interruption else _TOO_SHORT
+    if why_not or interruption is None:
+        return [], [f"batch size: {why_not}"] if sizes or may_change else []
+    if sizes is None:
+        sizes = [own // 2 + 1 if own > 2 else own + 1]
+    left = (len(reference.events) - interruption.after) * own
+    trials = []
+    for size, host in zip(sizes, cycle(RESUMING_HOSTS)):
+        setting = replace(reference.setting, batch_size=size)
+        case = Case(setting.shown(), interruption.name, "not run", interruption.after)
+        run = Run(setting, reference.events, reference.states(reference.setting.shown()))
+        trial = _resumption(reference, run, case, host, events=-(-left // size) + 1)
+        trials.append(_by_sample(reference, trial, max(size, own)))
+    return trials, []
+
+
+def other_worlds(
+    reference: Reference, worlds: Sequence[int] | None, *, spawn: bool
+) -> tuple[Sequence[int], list[str]]:
+    """The numbers of ranks to try, of which the first saves the state, and notes."""
+    facts = reference.facts
+    is_distributed = facts.get("strategy") == "distributed"
+    if not is_distributed:
+        why_not = f"{reference.strategy} does not promise another number of them"
+    elif facts["stream"] or facts.get("own_sampler"):
+        why_not = "not gone through for a stream or a sampler of your own"
+    else:
+        why_not = "" if reference.middle else _TOO_SHORT
+    if why_not:
+        return (), [f"ranks: {why_not}"] if worlds or spawn or is_distributed else []
+    return _WORLDS if worlds is None else worlds, []
+
+
+def ranks_that_save(reference: Reference, world: int, store: str | None) -> Trial:
+    """Ranks that save their state in mid-epoch; there is nothing to compare them with.
+
+    Args:
+        store: the file through which they form a process group; None: they form none.
+    """
+    tasks = _ranks(reference, world, "one", store, save=(_after_in(reference, world),))
+    case = Case(Setting(world_size=world).shown(), UNINTERRUPTED, "not run", by_sample=True)
+    return Trial(case, tasks, ())
+
+
+def ranks_that_resume(
+    reference: Reference, saved: Sequence[Outcome], world: int, store: str | None
+) -> Trial:
+    """Another number of ranks, all of which resume the state that the first saving rank saved."""
+    after = _after_in(reference, len(saved))
+    state = str(state_file(_states_of_rank(reference, len(saved), 0), after))
+    tasks = _ranks(reference, world, "two", store, state=state)
+    name = f"mid-epoch, from {Setting(world_size=len(saved)).shown()}"
+    case = Case(Setting(world_size=world).shown(), name, "not run", after)
+    trial = Trial(case, tasks, tuple(outcome.found.events[after:] for outcome in saved))
+    return _by_sample(reference, trial, max(world, len(saved)) * reference.facts["batch_size"])
+
+
+def _after_in(reference: Reference, world: int) -> int:
+    """Number of batches of each rank before the middle of the epoch."""
+    assert reference.middle is not None  # else no worlds are tried
+    return max(1, reference.middle.after // world)
+
+
+def _ranks(
+    reference: Reference,
+    world: int,
+    host: str,
+    store: str | None,
+    *,
+    state: str | None = None,
+    save: tuple[int, ...] = (),
+) -> tuple[Task, ...]:
+    jobs = [
+        Job(
+            reference.factory,
+            replace(reference.setting, rank=rank, world_size=world, seed=reference.facts["seed"]),
+            events=len(reference.events),
+            state=state,
+            save=save,
+            states=_states_of_rank(reference, world, rank),
+            store=store,
+        )
+        for rank in range(world)
+    ]
+    return tuple(reference.task(job, host) for job in jobs)
+
+
+def _states_of_rank(reference: Reference, world: int, rank: int) -> str:
+    return reference.states(f"{world} ranks, rank {rank}")
+
+
+def _by_sample(reference: Reference, trial: Trial, batch: int) -> Trial:
+    dropped = batch if reference.facts["tail"] == "drop" else 0
+    return replace(trial, case=replace(trial.case, by_sample=True), dropped=dropped)
