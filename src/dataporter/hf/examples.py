@@ -12,14 +12,8 @@ from dataporter.convert import Conversion
 from dataporter.convert.paths import shown
 from dataporter.errors import SampleError
 from dataporter.hf.forms import stacked
-from dataporter.hf.images import scaled, tensor_of
-from dataporter.hf.schema import (
-    Decoding,
-    content_of,
-    dtype_of_value,
-    float_of_images,
-    is_list_feature,
-)
+from dataporter.hf.images import Decoding, float_of_images, scaled, tensor_of
+from dataporter.hf.schema import content_of, dtype_of_value, is_list_feature
 from dataporter.structure import Step
 
 __all__ = ["sample_of"]

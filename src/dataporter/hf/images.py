@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from dataporter.convert import Conversion
+from dataporter.convert.forms import Cast
 from dataporter.errors import ConfigurationError
-from dataporter.hf.forms import stacked
-from dataporter.hf.memory import Where
-from dataporter.hf.nodes import Objects
+from dataporter.structure import Step
 
-__all__ = ["Images", "mode_checked", "scaled", "tensor_of"]
+__all__ = ["Decoding", "float_of_images", "mode_checked", "scaled", "tensor_of"]
 
 # By what the values of an image are divided to be from 0 to 1; others have no such limit.
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
-class Images:
-    """Reads a column of images.
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How what Arrow does not hold as such is made.
 
-    Args:
-        stored: the files' bytes or paths.
-        decode: makes a Pillow image of them.
-        mode: Pillow's mode to bring them to, or None for what they are.
-        dtype: a float to scale them to, or None for what Pillow has.
+    Attributes:
+        image_mode: Pillow's, or None.
+        conversion: the rules, which say whether an image becomes floats.
     """
 
-    def __init__(
-        self,
-        stored: Objects,
-        decode: Callable[[Any], Any],
-        mode: str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self._stored, self._decode, self._mode, self._dtype = stored, decode, mode, dtype
-
-    def read(self, where: Where) -> Any:
-        if not len(where.places):
-            return torch.empty((0, 0, 0, 0), dtype=self._dtype or torch.uint8)
-        form = stacked(
-            [
-                None if value is None else tensor_of(self._decode(value), self._mode)
-                for value in self._stored.read(where)
-            ]
-        )
-        if self._dtype is None:
-            return form
-        if isinstance(form, torch.Tensor):
-            return scaled(form, self._dtype)
-        return [None if image is None else scaled(image, self._dtype) for image in form]
+    image_mode: str | None
+    conversion: Conversion | None
 
 
 def tensor_of(image: Any, mode: str | None) -> torch.Tensor:
@@ -82,6 +60,15 @@ def scaled(image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return image
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     return image.to(wide).div_(levels).to(dtype)
+
+
+def float_of_images(conversion: Conversion | None, path: tuple[Step, ...]) -> torch.dtype | None:
+    """The float that the rules make of images at a path, if they do."""
+    rule = None if conversion is None else conversion.matcher.rule(path)
+    if conversion is None or rule is None:
+        return None
+    form = conversion.forms[rule]
+    return form.dtype if isinstance(form, Cast) and form.dtype.is_floating_point else None
 
 
 def mode_checked(mode: str | None) -> str | None:

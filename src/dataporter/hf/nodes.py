@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 
 from dataporter.errors import UnsupportedDatasetError
 from dataporter.hf.forms import Ragged, rows_of, stacked
+from dataporter.hf.images import scaled, tensor_of
 from dataporter.hf.memory import Memory, Validity, Where
 
-__all__ = ["Bits", "Blocks", "Extents", "Lists", "Node", "Numbers", "Objects", "Structs"]
+__all__ = [
+    "Bits",
+    "Blocks",
+    "Extents",
+    "Images",
+    "Lists",
+    "Node",
+    "Numbers",
+    "Objects",
+    "Structs",
+]
 
 # Lists of which all lengths are looked at beforehand: 10 ms, and 40 MB of offsets.
 _MOST_LOOKED_AT = 10_000_000
@@ -129,6 +140,41 @@ class Objects:
         if self._decode is None:
             return found
         return [None if value is None else self._decode(value) for value in found]
+
+
+class Images:
+    """Reads a column of images.
+
+    Args:
+        stored: the files' bytes or paths.
+        decode: makes a Pillow image of them.
+        mode: Pillow's mode to bring them to, or None for what they are.
+        dtype: a float to scale them to, or None for what Pillow has.
+    """
+
+    def __init__(
+        self,
+        stored: Objects,
+        decode: Callable[[Any], Any],
+        mode: str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self._stored, self._decode, self._mode, self._dtype = stored, decode, mode, dtype
+
+    def read(self, where: Where) -> Any:
+        if not len(where.places):
+            return torch.empty((0, 0, 0, 0), dtype=self._dtype or torch.uint8)
+        form = stacked(
+            [
+                None if value is None else tensor_of(self._decode(value), self._mode)
+                for value in self._stored.read(where)
+            ]
+        )
+        if self._dtype is None:
+            return form
+        if isinstance(form, torch.Tensor):
+            return scaled(form, self._dtype)
+        return [None if image is None else scaled(image, self._dtype) for image in form]
 
 
 class Structs:

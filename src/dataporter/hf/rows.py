@@ -15,8 +15,8 @@ from dataporter.convert import Conversion, KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, LossyConversionError
 from dataporter.hf.conversions import conversion_for, converted, noted
 from dataporter.hf.forms import collate, rows_of, settled
+from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
-from dataporter.hf.schema import Decoding
 from dataporter.hf.table import Table
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 

@@ -9,19 +9,25 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from dataporter.convert import Conversion
-from dataporter.convert.forms import Cast
-from dataporter.hf.images import Images
-from dataporter.hf.nodes import Bits, Blocks, Extents, Lists, Node, Numbers, Objects, Structs
+from dataporter.hf.images import Decoding, float_of_images
+from dataporter.hf.nodes import (
+    Bits,
+    Blocks,
+    Extents,
+    Images,
+    Lists,
+    Node,
+    Numbers,
+    Objects,
+    Structs,
+)
 from dataporter.structure import Step
 
 __all__ = [
     "Column",
-    "Decoding",
     "column_of",
     "content_of",
     "dtype_of_value",
-    "float_of_images",
     "is_list_feature",
 ]
 
@@ -38,19 +44,6 @@ _DTYPES = {
     "float": torch.float32,
     "double": torch.float64,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How what Arrow does not hold as such is made.
-
-    Attributes:
-        image_mode: Pillow's, or None.
-        conversion: the rules, which say whether an image becomes floats.
-    """
-
-    image_mode: str | None
-    conversion: Conversion | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +67,6 @@ def column_of(name: str, column: Any, feature: Any, decoding: Decoding) -> Colum
     builder = _Builder(decoding)
     built = builder.built(arrays, column.type, feature, (name,))
     return Column(built.node, tuple(map(len, arrays)), built.is_list)
-
-
-def float_of_images(conversion: Conversion | None, path: tuple[Step, ...]) -> torch.dtype | None:
-    """The float that the rules make of images at a path, if they do."""
-    rule = None if conversion is None else conversion.matcher.rule(path)
-    if conversion is None or rule is None:
-        return None
-    form = conversion.forms[rule]
-    return form.dtype if isinstance(form, Cast) and form.dtype.is_floating_point else None
 
 
 def dtype_of_value(feature: Any) -> torch.dtype | None:

@@ -13,8 +13,8 @@ from dataporter.errors import ConfigurationError, SampleError
 from dataporter.hf.conversions import conversion_for
 from dataporter.hf.examples import sample_of
 from dataporter.hf.forms import collate, settled
+from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
-from dataporter.hf.schema import Decoding
 from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.hf.images import Decoding
 from dataporter.hf.memory import Layout
 from dataporter.hf.nodes import Node, Numbers
-from dataporter.hf.schema import Decoding, column_of
+from dataporter.hf.schema import column_of
 
 __all__ = ["Table"]
 
