@@ -6,7 +6,7 @@ import json
 import operator
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from dataporter.hf.conversions import conversion_for, converted, noted
 from dataporter.hf.forms import collate, rows_of, settled
 from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
-from dataporter.hf.table import Table
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
+
+if TYPE_CHECKING:
+    from dataporter.hf.table import Table
 
 __all__ = ["BatchedRows", "Rows"]
 
 
-class Rows(UnifiedHFDatasetWrapper):
+class Rows(UnifiedHFDatasetWrapper, reads="samples"):
     """A dataset that is read sample by sample, so that each is seeded and transformed by itself."""
 
     def _set_up(
@@ -98,6 +100,9 @@ class Rows(UnifiedHFDatasetWrapper):
 
     def _read_from(self) -> Table:
         if self._table is None:
+            # Needs pyarrow, which is there where datasets is.
+            from dataporter.hf.table import Table
+
             assert self.columns is not None
             decoding = Decoding(self.image_mode, self._conversion)
             self._table = Table(self.hf_dataset, self.columns, decoding)
@@ -134,7 +139,7 @@ class Rows(UnifiedHFDatasetWrapper):
         return sample if self.transform is None else self.transform(sample)
 
 
-class BatchedRows(Rows):
+class BatchedRows(Rows, reads="batches"):
     """A dataset that is read batch by batch."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:

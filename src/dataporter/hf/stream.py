@@ -11,7 +11,6 @@ from torch.utils.data import IterableDataset
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, SampleError
 from dataporter.hf.conversions import conversion_for
-from dataporter.hf.examples import sample_of
 from dataporter.hf.forms import collate, settled
 from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
@@ -21,7 +20,7 @@ from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 __all__ = ["StreamedSamples"]
 
 
-class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any]):
+class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stream"):
     """Yields the samples that a map-style dataset of the same rows would have.
 
     In torch's workers each takes its share of the shards, as ``datasets`` deals them out; what
@@ -57,6 +56,9 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any]):
         self._padding = padding_for(pad, names, names)
 
     def __iter__(self) -> Iterator[Any]:
+        # Needs pyarrow, which is there where datasets is.
+        from dataporter.hf.examples import sample_of
+
         features = self._stream.features
         for example in self._examples():
             if self.columns is not None:

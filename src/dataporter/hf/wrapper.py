@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, MissingLibraryError, UnsupportedDatasetError
+from dataporter.hf.images import mode_checked
 
 if TYPE_CHECKING:
     import datasets
 
 __all__ = ["UnifiedHFDatasetWrapper", "columns_checked"]
+
+
+Kind = Literal["samples", "batches", "stream"]
+# The class for each kind of dataset. They register themselves, so that this module imports none.
+_KINDS: dict[Kind, type[UnifiedHFDatasetWrapper]] = {}
 
 
 class UnifiedHFDatasetWrapper(Dataset[Any]):
@@ -70,16 +76,12 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
     def __new__(cls, hf_dataset: Any = None, *_: Any, **arguments: Any) -> UnifiedHFDatasetWrapper:
         if cls is not UnifiedHFDatasetWrapper:
             return super().__new__(cls)
-        # Imported here: they need libraries that are there only where somebody wraps a dataset.
-        kind = _kind_of(hf_dataset)
-        if kind == "stream":
-            from dataporter.hf.stream import StreamedSamples
+        transforms_samples = arguments.get("transform") is not None and not arguments.get("batched")
+        return super().__new__(_KINDS[_kind_of(hf_dataset, transforms_samples=transforms_samples)])
 
-            return super().__new__(StreamedSamples)
-        from dataporter.hf.rows import BatchedRows, Rows
-
-        by_sample = arguments.get("transform") is not None and not arguments.get("batched")
-        return super().__new__(Rows if by_sample or kind == "transformed" else BatchedRows)
+    def __init_subclass__(cls, *, reads: Kind) -> None:
+        super().__init_subclass__()
+        _KINDS[reads] = cls
 
     def __init__(
         self,
@@ -92,8 +94,6 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
         image_mode: str | None = None,
         pad: Mapping[str, float] | None = None,
     ) -> None:
-        from dataporter.hf.images import mode_checked
-
         if batched and transform is None:
             raise ConfigurationError("batched=True says how transform= is called: pass one")
         self.hf_dataset = hf_dataset
@@ -115,7 +115,7 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
         raise NotImplementedError  # each kind has its own
 
 
-def _kind_of(hf_dataset: Any) -> str:
+def _kind_of(hf_dataset: Any, *, transforms_samples: bool) -> Kind:
     try:
         import datasets
     except ImportError as error:
@@ -126,7 +126,8 @@ def _kind_of(hf_dataset: Any) -> str:
     if isinstance(hf_dataset, datasets.IterableDataset):
         return "stream"
     if isinstance(hf_dataset, datasets.Dataset):
-        return "transformed" if hf_dataset.format["type"] == "custom" else "rows"
+        by_sample = transforms_samples or hf_dataset.format["type"] == "custom"
+        return "samples" if by_sample else "batches"
     if isinstance(hf_dataset, dict) and type(hf_dataset).__name__.endswith("DatasetDict"):
         splits = list(hf_dataset)
         name = splits[0] if splits else "train"
