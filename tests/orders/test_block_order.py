@@ -1,4 +1,4 @@
-"""The block order: a bijection of whole blocks, window by window, uniform and open anywhere."""
+"""The block order: a bijection of whole blocks, window by window, uniform, from any position."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def p_value(counts: np.ndarray[Any, Any], shares: np.ndarray[Any, Any] | float =
     return float(chi2.sf(((counts - expected) ** 2 / expected).sum(), counts.size - 1))
 
 
-# ---- what comes in an epoch
+# ---- the samples of an epoch
 
 
 @given(order=ORDERS, length=LENGTHS, seed=SEEDS, epoch=EPOCHS)
@@ -81,16 +81,16 @@ def test_an_epoch_of_every_small_length_has_each_sample_once(block: int, buffer:
 def test_each_window_is_whole_blocks_and_never_more_than_its_share(
     order: BlockShuffledOrder, length: int, seed: int
 ) -> None:
-    """Blocks in the sequence in which they first come: ``buffer`` of them are done, then others."""
+    """In the sequence of first appearances, ``buffer`` blocks are finished before others start."""
     blocks = whole(order, length, seed) // min(order.block, length)
-    _, first_places, which = np.unique(blocks, return_index=True, return_inverse=True)
-    window_of_block = np.argsort(np.argsort(first_places)) // min(order.buffer, length)
+    _, first_positions, which = np.unique(blocks, return_index=True, return_inverse=True)
+    window_of_block = np.argsort(np.argsort(first_positions)) // min(order.buffer, length)
     windows = window_of_block[which]
     assert (np.diff(windows) >= 0).all()
 
 
 @given(order=ORDERS, length=LENGTHS, seed=SEEDS, epoch=EPOCHS, data=st.data())
-def test_each_position_has_the_same_index_however_it_is_asked(
+def test_each_position_has_the_same_index_however_it_is_requested(
     order: BlockShuffledOrder, length: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
     epoch_indices = whole(order, length, seed, epoch)
@@ -123,7 +123,7 @@ def test_huge_lengths_keep_to_blocks_and_windows(
         found = indices(order, asked, length, seed)
         assert ((found >= 0) & (found < length)).all()
         assert len(np.unique(found)) == 3000
-        # 3,000 positions lie in so many windows, of which the last block may shorten one.
+        # 3,000 positions are in this many windows, one of which the last block may shorten.
         windows = 3000 // max(1, block * (buffer - 1)) + 3
         assert len(np.unique(found // block)) <= windows * buffer
         scattered = np.random.default_rng(seed).permutation(3000)
@@ -131,15 +131,15 @@ def test_huge_lengths_keep_to_blocks_and_windows(
 
 
 @pytest.mark.parametrize(("block", "buffer"), [(3, 2), (64, 40), (512, 8), (1024, 16)])
-def test_positions_from_all_over_the_epoch_are_what_each_is_alone(block: int, buffer: int) -> None:
+def test_scattered_positions_give_the_same_indices_as_each_alone(block: int, buffer: int) -> None:
     order, length = BlockShuffledOrder(block, buffer), 10**12 + 7
     positions = np.random.default_rng(0).integers(0, length, 300)
     together = indices(order, positions, length, 5, 2)
-    assert [indices(order, [place], length, 5, 2)[0] for place in positions] == together.tolist()
+    assert [indices(order, [one], length, 5, 2)[0] for one in positions] == together.tolist()
 
 
 def test_a_buffer_of_the_whole_dataset_is_a_full_shuffle() -> None:
-    """No block keeps together: neighbours of an epoch are as often of one block as chance has it"""
+    """No block stays together: neighbours share a block only as often as by chance."""
     blocks = whole(BlockShuffledOrder(block=10, buffer=10**9), 10_000) // 10
     together = (np.diff(blocks) == 0).sum()
     assert 0 < together < 40, "9 neighbours in 9,999 are expected"
@@ -149,7 +149,9 @@ def test_a_buffer_of_the_whole_dataset_is_a_full_shuffle() -> None:
 
 
 @pytest.mark.parametrize(("block", "buffer"), [(5, 4), (64, 16), (1024, 4), (1024, 16), (4099, 3)])
-def test_a_place_of_a_window_has_each_of_its_samples_equally_often(block: int, buffer: int) -> None:
+def test_each_position_of_a_window_has_each_of_its_samples_equally_often(
+    block: int, buffer: int
+) -> None:
     order, window, buckets = BlockShuffledOrder(block, buffer), block * buffer, min(block, 12)
     positions = 7 * window + np.array([0, 1, window // 2, window - 1])
     counts, pairs = np.zeros((4, buckets)), np.zeros((buckets, buckets))
@@ -159,7 +161,7 @@ def test_a_place_of_a_window_has_each_of_its_samples_equally_often(block: int, b
         pairs[within[0], within[1]] += 1
     shares = np.bincount(np.arange(block) * buckets // block).astype(float)
     assert all(p_value(of_position, shares) > UNLIKELY for of_position in counts)
-    if block > 5:  # of five times four samples, two that differ are rarely alike by chance
+    if block > 5:  # with 5 x 4 samples, two different ones rarely share a bucket
         assert p_value(pairs, shares * shares[:, None]) > UNLIKELY
 
 
@@ -173,13 +175,13 @@ def test_neighbours_in_an_epoch_come_from_any_two_blocks_of_their_window(
     for seed in range(4000):
         blocks = indices(order, positions, length, seed) // block
         np.add.at(counts, (blocks[::2], blocks[1::2]), 1)
-    # Of its own block a sample has one neighbour less to choose from.
+    # Within its own block a sample has one possible neighbour fewer.
     assert p_value(counts, block - np.eye(buffer)) > UNLIKELY
 
 
 @pytest.mark.parametrize("length", [40, 33])
 def test_every_order_of_the_blocks_is_equally_likely(length: int) -> None:
-    """The short last block of 33 included, wherever it lands."""
+    """Also with the short last block of 33, wherever it lands."""
     orders = dict.fromkeys(permutations(range(4)), 0)
     for seed in range(6000):
         blocks = whole(BlockShuffledOrder(10, 1), length, seed) // 10
@@ -320,7 +322,7 @@ def test_any_step_of_an_epoch_of_a_trillion_is_found_at_once_and_in_little_memor
 
 
 @pytest.mark.parametrize("order", [BlockShuffledOrder(4, 2), BlockShuffledOrder(5, 3)])
-def test_a_state_of_other_blocks_is_refused(order: BlockShuffledOrder) -> None:
+def test_a_state_with_different_blocks_is_refused(order: BlockShuffledOrder) -> None:
     state = loader_of(40, 4).state_dict()
     assert state["order"] == "blocks(block=4, buffer=3)"
     with pytest.raises(StateMismatchError, match=r"blocks\(block=4, buffer=3\)"):
@@ -346,7 +348,7 @@ def test_the_order_is_a_value() -> None:
 
 
 def test_the_order_never_changes_under_its_version() -> None:
-    """Saved states rely on it. Whoever changes the order on purpose raises its version."""
+    """Saved states rely on it. A deliberate change of the order must increase its version."""
     assert BlockShuffledOrder.version == 1
     small = whole(BlockShuffledOrder(3, 2), 11, seed=42, epoch=3)
     large = indices(BlockShuffledOrder(), [0, 1, 16384, 10**12 - 1], 10**12, seed=42, epoch=3)

@@ -1,4 +1,4 @@
-"""Orders: a bijection for every length, uniform over seeds, another in each epoch."""
+"""Orders: a bijection for every length, uniform over seeds, different in each epoch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def permutation(order: Order, length: int, seed: int = 0, epoch: int = 0) -> np.
 
 
 class Faulty:
-    """An order of somebody's own that gives ``answer``."""
+    """A custom order that returns ``answer``."""
 
     name, version = "faulty", 1
 
@@ -56,13 +56,15 @@ class Faulty:
         (lambda positions: positions - 1, "from -1 to 1"),
     ],
 )
-def test_an_order_that_gives_no_indices_of_the_dataset_is_told_of(answer: Any, named: str) -> None:
+def test_an_order_that_returns_no_indices_of_the_dataset_is_an_error(
+    answer: Any, named: str
+) -> None:
     loader = ResumableDataLoader(range(5), 3, order=Faulty(answer))
     with pytest.raises(ConfigurationError, match=f"'faulty' gave .*{named}"):
         next(iter(loader))
 
 
-def test_an_order_may_have_another_length_than_the_dataset() -> None:
+def test_an_order_may_have_a_different_length_than_the_dataset() -> None:
     class Twice(Faulty):
         def epoch_length(self, dataset_length: int) -> int:
             return 2 * dataset_length
@@ -113,7 +115,7 @@ def test_shuffled_gives_different_indices_at_different_positions_of_huge_lengths
 
 
 @given(length=st.integers(1, 20_000), seed=SEEDS, epoch=EPOCHS, data=st.data())
-def test_shuffled_gives_each_position_the_same_index_however_it_is_asked(
+def test_shuffled_gives_each_position_the_same_index_however_it_is_requested(
     length: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
     whole = permutation(ShuffledOrder(), length, seed, epoch)
@@ -132,7 +134,7 @@ def test_shuffled_gives_each_position_the_same_index_however_it_is_asked(
 
 
 # At a significance of 1e-5 a sound order fails one of these twelve once in 8,000 sets of seeds,
-# and the seeds are fixed; an order that prefers a place by a tenth fails always.
+# and the seeds are fixed; an order that prefers an index by a tenth always fails.
 UNLIKELY = 1e-5
 LENGTHS = [16, 100, SORTED_LENGTH, SORTED_LENGTH + 1, 10_007, 1_000_003]
 
@@ -154,20 +156,20 @@ def test_shuffled_puts_each_position_everywhere_equally_often(length: int) -> No
 
 
 @pytest.mark.parametrize("length", LENGTHS[2:])
-def test_shuffled_puts_neighbours_into_every_pair_of_places_equally_often(length: int) -> None:
+def test_shuffled_puts_neighbours_into_every_pair_of_buckets_equally_often(length: int) -> None:
     positions = np.array([0, 1, length // 2, length // 2 + 1, length - 2, length - 1])
     buckets = 12
     counts = np.zeros((buckets, buckets))
     for seed in range(4000):
         indices = ShuffledOrder().indices(positions, seed=seed, epoch=1, dataset_length=length)
-        places = fractions(indices, length, buckets)
-        np.add.at(counts, (places[::2], places[1::2]), 1)
+        found = fractions(indices, length, buckets)
+        np.add.at(counts, (found[::2], found[1::2]), 1)
     assert p_value(counts) > UNLIKELY
 
 
 @pytest.mark.parametrize("length", LENGTHS[2:])
 def test_epochs_and_seeds_are_independent_of_each_other(length: int) -> None:
-    """With ``seed + epoch`` for a key, seed 1 in epoch 0 would be seed 0 in epoch 1."""
+    """With ``seed + epoch`` as the key, seed 1 in epoch 0 would be seed 0 in epoch 1."""
     positions = np.arange(40)
     buckets = 12
     by_epoch, by_seed = np.zeros((buckets, buckets)), np.zeros((buckets, buckets))
@@ -191,7 +193,7 @@ def fractions(indices: np.ndarray, length: int, buckets: int) -> np.ndarray:
 
 
 def length_correction(length: int, buckets: int) -> np.ndarray:
-    """Buckets of a length that they do not divide hold a few values more or less."""
+    """Corrects for buckets of unequal size, if their number does not divide the length."""
     sizes = np.bincount(fractions(np.arange(length), length, buckets), minlength=buckets)
     return sizes.mean() / sizes
 
@@ -212,7 +214,7 @@ def test_shuffled_needs_no_memory_for_the_dataset() -> None:
 
 
 def test_shuffled_never_changes_under_its_version() -> None:
-    """Saved states rely on it. Whoever changes the order on purpose raises its version."""
+    """Saved states rely on it. A deliberate change of the order must increase its version."""
     assert ShuffledOrder.version == 1
     small = permutation(ShuffledOrder(), 10, seed=42, epoch=3)
     large = ShuffledOrder().indices(

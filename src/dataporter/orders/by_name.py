@@ -1,4 +1,4 @@
-"""Orders by name: the one place that knows which name means which order."""
+"""Orders by name: the one module that knows which name means which order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from dataporter.checks import SEED_LIMIT
 from dataporter.errors import ConfigurationError
-from dataporter.orders.blocks import BlockShuffledOrder
+from dataporter.orders.blocks import BlockShuffledOrder, blocks_named
 from dataporter.orders.order import Order
 from dataporter.orders.sequential import SequentialOrder
 from dataporter.orders.shuffled import ShuffledOrder
@@ -15,6 +15,8 @@ from dataporter.orders.torch_order import TorchOrder
 __all__ = [
     "generator_seed",
     "order_for",
+    "order_named",
+    "order_of_state",
 ]
 
 _ORDERS: dict[str, Order] = {
@@ -26,7 +28,11 @@ _ORDERS: dict[str, Order] = {
 
 
 def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
-    """The order that ``order=`` and ``shuffle=`` ask for."""
+    """The order that the arguments ``order=`` and ``shuffle=`` select.
+
+    Raises:
+        ConfigurationError: they are wrong or contradict each other.
+    """
     if order is None:
         return _ORDERS["shuffled" if shuffle else "sequential"]
     if isinstance(order, str):
@@ -47,8 +53,23 @@ def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
     return order
 
 
+def order_named(name: str) -> Order | None:
+    """DataPorter's order with this name, as a state holds it; None for any other name."""
+    known = {order.name: order for order in _ORDERS.values()}
+    return known.get(name) or blocks_named(name)
+
+
+def order_of_state(name: str, version: int) -> Order | None:
+    """The order that a state's name and version identify.
+
+    None for a custom order, and for an order or a version from a different release.
+    """
+    order = order_named(name)
+    return order if order is not None and order.version == version else None
+
+
 def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:
-    """The seed by which ``order="torch"`` follows a generator; None where one is drawn instead."""
+    """The seed that ``order="torch"`` takes from ``generator=``; None if the loader draws one."""
     if not isinstance(order, TorchOrder) or generator is None:
         return None
     seed = generator.initial_seed()
@@ -56,7 +77,7 @@ def generator_seed(order: Order | None, generator: torch.Generator | None) -> in
     fresh.manual_seed(seed)
     if not torch.equal(fresh.get_state(), generator.get_state()):
         raise ConfigurationError(
-            f"order='torch' follows a generator from its seed on, but this one (seed {seed}) has "
-            "been drawn from: call generator.manual_seed() before, or pass seed="
+            f"order='torch' starts from the generator's seed, but this generator (seed {seed}) has "
+            "already been used: call generator.manual_seed() first, or pass seed="
         )
     return seed % SEED_LIMIT

@@ -1,4 +1,4 @@
-"""What an order is: a pure function from the positions of an epoch to the dataset's indices."""
+"""The protocol of orders: pure functions from an epoch's positions to the dataset's indices."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ __all__ = ["Order"]
 class Order(Protocol):
     """(seed, epoch) and an array of positions → an array of indices, the same wherever it runs.
 
-    An order of your own is any object with these four members. It must not remember anything
-    between calls, because positions are asked for in whatever sequence a resume needs. Two orders
-    that differ in a parameter must differ in ``name`` as well: the name and the version are all
-    that a saved state knows of them.
+    A custom order is any object with these four members. It must not keep state between calls,
+    because a resume may request positions in any sequence. Orders with different parameters must
+    have different names: a saved state holds only the name and the version.
 
     Example:
         >>> import numpy as np
@@ -38,10 +37,10 @@ class Order(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised whenever the same name comes to give other indices."""
+        """Increased whenever the same name yields different indices."""
 
     def epoch_length(self, dataset_length: int) -> int:
-        """How many positions an epoch has over a dataset of so many samples."""
+        """Number of positions in an epoch over a dataset of this length."""
 
     def indices(
         self, positions: NDArray[np.int64], *, seed: int, epoch: int, dataset_length: int

@@ -1,4 +1,4 @@
-"""Keyed permutations of 0..length-1, computed for any of the values on its own (C9)."""
+"""Keyed permutations of 0..length-1, computed for each value separately (C9)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataporter.seeding.hashing import GOLDEN_GAMMA, fold, fold_each, mix
 
 __all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each"]
 
-# Up to this length the permutation is made by sorting hashed keys: exactly uniform, where a
-# Feistel network over so few values is not, and as cheap (tens of microseconds).
+# Up to this length the permutation sorts hashed keys: exactly uniform, which a Feistel network over
+# so few values is not, and as cheap (tens of microseconds).
 SORTED_LENGTH = 4096
 ROUNDS = 6
 
 _MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 _HALF = np.uint64(32)
-# So many keys are sorted at once, whatever the number of permutations asked for: half a megabyte.
+# Keys sorted at once, whatever the number of requested permutations: half a megabyte.
 _SORTED_AT_ONCE = 1 << 16
 
 
 def permute(values: NDArray[np.uint64], length: int, key: int) -> NDArray[np.uint64]:
-    """Where the permutation of ``key`` takes each of the values (0..length-1)."""
+    """The image of each value (0..length-1) under the permutation of ``key``."""
     if length <= SORTED_LENGTH:
         (permutation,) = _sorted_permutations(np.array([key], dtype=np.uint64), length)
         return np.take(permutation, values.view(np.int64))
@@ -34,9 +34,9 @@ def permute(values: NDArray[np.uint64], length: int, key: int) -> NDArray[np.uin
 def permute_each(
     values: NDArray[np.uint64], owners: NDArray[np.uint64], length: int, key: int
 ) -> NDArray[np.uint64]:
-    """:func:`permute` with a key for each value: that of its owner, ``fold(key, owner)``.
+    """:func:`permute` with a separate key for each value: ``fold(key, owner)`` of its owner.
 
-    Both arrays are of one dimension. Values of few owners cost little more than those of one.
+    Both arrays are one-dimensional. Values of few owners cost little more than those of one.
     """
     some, which = distinct(owners)
     keys = fold_each(np.array([key], dtype=np.uint64), some)
@@ -47,10 +47,10 @@ def permute_each(
 
 
 def distinct(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A few values that hold all the given ones, and where among them each of the given is.
+    """A few values that include all the given ones, and the index of each given value among them.
 
-    Values that lie close together, as those of consecutive positions do, are not sorted for it:
-    all that lie between are taken, at most as many as were given.
+    Values that are close together, like those of consecutive positions, need no sorting: the result
+    is the whole range between them, if it is no longer than the input.
     """
     lowest, highest = values.min(), values.max()
     if int(highest) - int(lowest) < values.size:
@@ -67,25 +67,25 @@ def _by_sorting(
         return _sorted_permutations(keys, length)[which, values]
     permuted = np.empty_like(values)
     for first in range(0, len(keys), at_once):
-        ours = (which >= first) & (which < first + at_once)
+        chunk = (which >= first) & (which < first + at_once)
         rows = _sorted_permutations(keys[first : first + at_once], length)
-        permuted[ours] = rows[which[ours] - first, values[ours]]
+        permuted[chunk] = rows[which[chunk] - first, values[chunk]]
     return permuted
 
 
 def _sorted_permutations(keys: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     """The whole permutation of each key, shape (keys, length)."""
-    # mix is a bijection, so the keys differ from each other and the sort has no ties to favour.
-    places = np.arange(length, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
-    return np.argsort(mix(places + keys[:, None])).view(np.uint64)
+    # mix is a bijection, so the keys are distinct and the sort breaks no ties.
+    spread = np.arange(length, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
+    return np.argsort(mix(spread + keys[:, None])).view(np.uint64)
 
 
 def _feistel(
     values: NDArray[np.uint64], length: int, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """Permute ``values`` within 0..length-1: encipher, and again whatever fell outside.
+    """Permute ``values`` within 0..length-1: encipher, and again while outside.
 
-    ``keys`` has a row for each round: one key, or one for each of the values.
+    ``keys`` has a row for each round: one key, or one per value.
     """
     left_radix = isqrt(length - 1) + 1
     right_radix = -(-length // left_radix)
@@ -94,9 +94,9 @@ def _feistel(
     permuted = _encipher(values, np.uint64(left_radix), np.uint64(right_radix), keys)
     outside = np.flatnonzero(permuted >= bound)
     while outside.size:
-        theirs = keys if keys.shape[1] == 1 else keys[:, outside]
+        their_keys = keys if keys.shape[1] == 1 else keys[:, outside]
         walked = _encipher(
-            permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), theirs
+            permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), their_keys
         )
         permuted.flat[outside] = walked
         outside = outside[walked >= bound]
@@ -136,11 +136,11 @@ def _add_hashed(
     shifted *= _MULTIPLIER
     shifted >>= _HALF
     # Lemire, "Fast random integer generation in an interval" (2019): the top 32 bits times the
-    # radix, shifted back, lie within 0..radix-1 without a division.
+    # radix, shifted back, are within 0..radix-1 without a division.
     shifted *= radix
     shifted >>= _HALF
     target += shifted
-    # Both summands lie below the radix; where the sum does too, target - radix wraps to something
-    # huge and the minimum keeps the sum.
+    # Both summands are below the radix. If the sum is too, target - radix wraps to a huge number,
+    # and the minimum keeps the sum.
     np.subtract(target, radix, out=scratch)
     np.minimum(target, scratch, out=target)

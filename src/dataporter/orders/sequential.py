@@ -1,4 +1,4 @@
-"""`sequential`: the dataset as it stands."""
+"""`sequential`: the dataset in its stored order."""
 
 from __future__ import annotations
 

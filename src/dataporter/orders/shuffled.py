@@ -1,4 +1,4 @@
-"""`shuffled`: a keyed permutation of the dataset, computed for any position on its own (C9)."""
+"""`shuffled`: a keyed permutation of the dataset, computed directly for any position (C9)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["ShuffledOrder"]
 
 @dataclass(frozen=True, slots=True)
 class ShuffledOrder:
-    """Every sample once an epoch, in an order drawn anew from (seed, epoch).
+    """Every sample once per epoch, in an order redrawn from (seed, epoch).
 
     The permutation is a Feistel network over pairs of digits in mixed radix (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", CT-RSA 2002): the length n is enclosed by a x b with
-    a and b next to its square root, so hardly any value falls outside and has to walk the cycle.
-    Time and memory depend on the number of positions asked for, never on n.
+    "Ciphers with arbitrary finite domains", CT-RSA 2002): it permutes a * b values, with a and b
+    close to the square root of the length n, so few values land outside and walk the cycle.
+    Time and memory depend on the number of requested positions, never on n.
     """
 
     name: ClassVar[str] = "shuffled"

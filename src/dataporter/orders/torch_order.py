@@ -1,4 +1,4 @@
-"""`torch`: the very order of `torch.utils.data.DataLoader`, for runs that must match one."""
+"""`torch`: exactly the order of `torch.utils.data.DataLoader`, for runs that must match one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["TorchOrder"]
 
 @dataclass(frozen=True, slots=True)
 class TorchOrder:
-    """What ``DataLoader(shuffle=True, generator=torch.Generator().manual_seed(seed))`` gives.
+    """The order of ``DataLoader(shuffle=True, generator=torch.Generator().manual_seed(seed))``.
 
-    Epoch e is what that loader (without ``persistent_workers``) gives in its e-th complete pass.
-    Unlike the other orders this one is not free: torch's generator can only be run forward, so the
-    first index of epoch e after a resume costs e whole permutations (about 10 ns a sample each),
-    and the permutation of the current epoch is held in memory (8 bytes a sample).
+    Epoch e is the e-th complete pass of that loader (without ``persistent_workers``), from 0.
+    Unlike the other orders, this one is not free: torch's generator only runs forward, so the first
+    index of epoch e after a resume costs e whole permutations (about 10 ns per sample each), and
+    memory holds the permutation of the current epoch (8 bytes per sample).
     """
 
     name: ClassVar[str] = "torch"
@@ -43,7 +43,7 @@ class TorchOrder:
 class _Replay:
     """Runs a DataLoader's generator through its epochs, and keeps the last two permutations.
 
-    Two, because the batches of a next epoch may be asked for while those of this one still are.
+    Two, because workers may prefetch the next epoch before this one is finished.
     """
 
     def __init__(self, seed: int, length: int) -> None:
@@ -63,7 +63,7 @@ class _Replay:
             self._epoch += 1
             # DataLoader draws the workers' base seed from the same generator before the sampler.
             torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-            # Run to its end, because it draws once more after its last index.
+            # Exhaust the sampler: it draws once more after its last index.
             sampler = RandomSampler(range(self._length), generator=self._generator)
             indices = np.fromiter(sampler, dtype=np.int64)
             self._permutations[self._epoch] = indices
