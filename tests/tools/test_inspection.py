@@ -1,4 +1,4 @@
-"""Inspecting checkpoints: what is found, what is said of it, and what is never executed."""
+"""Inspecting checkpoints: finding states, reporting on them, and executing nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ran(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-# ---- what comes next is what a resumed loader delivers
+# ---- the next batches are those that a resumed loader delivers
 
 
 @given(
@@ -68,7 +68,7 @@ def ran(*arguments: object) -> tuple[int, str, str]:
     order=st.sampled_from(["shuffled", "sequential", "torch", BlockShuffledOrder(3, 2)]),
     epoch=st.integers(0, 3),
 )
-def test_the_next_indices_are_those_that_each_rank_gets(
+def test_the_next_indices_are_those_that_each_rank_receives(
     tmp_path_factory: pytest.TempPathFactory,
     steps: int,
     length: int,
@@ -99,18 +99,18 @@ def test_the_next_indices_are_those_that_each_rank_gets(
     (found,) = inspect_checkpoint(path, ranks=world_size, indices=batch_size).states
     assert found.progress is not None
     assert 0 <= found.progress <= 1
-    for coming in found.next:
-        resumed = rank_of(coming.rank)
+    for batch in found.next:
+        resumed = rank_of(batch.rank)
         resumed.load_state_dict(loader.state_dict())
-        batches = [ids(batch) for batch in resumed]
-        if not batches and coming.epoch != loader.epoch:
-            batches = [ids(batch) for batch in resumed]
-        assert list(coming.indices) == (batches[0] if batches else [])
+        batches = [ids(delivered) for delivered in resumed]
+        if not batches and batch.epoch != loader.epoch:
+            batches = [ids(delivered) for delivered in resumed]
+        assert list(batch.indices) == (batches[0] if batches else [])
     if not found.next:
         assert not list(rank_of(0))
 
 
-def test_batches_that_came_ahead_of_their_turn_do_not_come_again(tmp_path: Path) -> None:
+def test_batches_delivered_early_are_not_among_the_next(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"num_workers": 2, "in_order": False}
     state = state_at(0, **arguments) | {"step": 2, "early": [[4, 8, 0], [12, 16, 0]]}
     torch.save(state, tmp_path / "state.pt")
@@ -121,7 +121,7 @@ def test_batches_that_came_ahead_of_their_turn_do_not_come_again(tmp_path: Path)
     assert list(found.next[0].indices) == ids(next(iter(resumed)))
 
 
-def test_the_progress_is_what_is_delivered_of_what_will_be(tmp_path: Path) -> None:
+def test_the_progress_is_the_delivered_share_of_the_epoch(tmp_path: Path) -> None:
     for arguments, steps, expected in (
         ({}, 0, 0.0),
         ({}, 13, 52 / 103),
@@ -134,7 +134,7 @@ def test_the_progress_is_what_is_delivered_of_what_will_be(tmp_path: Path) -> No
         assert state.progress == pytest.approx(expected)
 
 
-def test_a_finished_epoch_says_that_the_next_one_comes(tmp_path: Path) -> None:
+def test_a_completely_delivered_epoch_is_followed_by_the_next_one(tmp_path: Path) -> None:
     torch.save(state_at(26), tmp_path / "state.pt")
     (state,) = inspect_checkpoint(tmp_path / "state.pt").states
     assert state.next[0].epoch == 1
@@ -151,7 +151,7 @@ def test_what_may_change_follows_from_the_strategy(tmp_path: Path) -> None:
         assert ("number of ranks" in said) == (free > 2)
 
 
-def test_of_a_sampler_or_order_of_the_users_own_nothing_is_guessed(tmp_path: Path) -> None:
+def test_nothing_is_guessed_about_a_custom_sampler_or_order(tmp_path: Path) -> None:
     class Backwards:
         name, version = "backwards", 3
 
@@ -161,13 +161,13 @@ def test_of_a_sampler_or_order_of_the_users_own_nothing_is_guessed(tmp_path: Pat
         def indices(self, positions: Any, *, seed: int, epoch: int, dataset_length: int) -> Any:
             return dataset_length - 1 - positions
 
-    own = {"shuffle": None, "sampler": RandomSampler(range(LENGTH))}
-    for arguments in (own, {"shuffle": None, "order": Backwards()}):
+    sampled = {"shuffle": None, "sampler": RandomSampler(range(LENGTH))}
+    for arguments in (sampled, {"shuffle": None, "order": Backwards()}):
         torch.save(state_at(2, **arguments), tmp_path / "state.pt")
         (state,) = inspect_checkpoint(tmp_path / "state.pt").states
         assert state.next == ()
         assert state.progress is None
-        assert any("of your own" in note for note in state.notes)
+        assert any("custom" in note for note in state.notes)
 
 
 def test_an_order_of_another_version_is_not_computed(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_order_of_another_version_is_not_computed(tmp_path: Path) -> None:
     assert any("version 9" in note for note in state.notes)
 
 
-def test_an_order_that_takes_long_to_compute_is_left_out(tmp_path: Path) -> None:
+def test_an_order_that_takes_long_to_compute_is_not_computed(tmp_path: Path) -> None:
     state = {**state_at(2, order="torch", shuffle=None), "dataset_length": 10**9}
     torch.save(state, tmp_path / "state.pt")
     (found,) = inspect_checkpoint(tmp_path / "state.pt").states
@@ -185,7 +185,7 @@ def test_an_order_that_takes_long_to_compute_is_left_out(tmp_path: Path) -> None
     assert any("run forward" in note for note in found.notes)
 
 
-def test_a_state_of_a_trillion_samples_is_looked_at_at_once(tmp_path: Path) -> None:
+def test_a_state_of_a_trillion_samples_is_reported_at_once(tmp_path: Path) -> None:
     state = {**state_at(2), "dataset_length": 10**12}
     (tmp_path / "state.json").write_text(json.dumps(state))
     (found,) = inspect_checkpoint(tmp_path / "state.json").states
@@ -206,7 +206,7 @@ class Words(IterableDataset[int]):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 7, 13])
-def test_the_shard_that_comes_next_is_the_one_that_is_read(tmp_path: Path, steps: int) -> None:
+def test_the_next_shard_is_the_one_that_is_read(tmp_path: Path, steps: int) -> None:
     loader = ResumableDataLoader(Words(), batch_size=4, seed=1)
     batches = iter(loader)
     for _ in range(steps):
@@ -215,13 +215,13 @@ def test_the_shard_that_comes_next_is_the_one_that_is_read(tmp_path: Path, steps
     (state,) = inspect_checkpoint(tmp_path / "state.pt").states
     assert state.reads == "stream"
     assert state.position == loader.position
-    coming = state.next[0]
-    assert coming.shard is not None
-    assert coming.place is not None
-    assert next(batches)[0] == coming.shard + 5 * coming.place
+    batch = state.next[0]
+    assert batch.shard is not None
+    assert batch.offset is not None
+    assert next(batches)[0] == batch.shard + 5 * batch.offset
 
 
-def test_the_parts_of_ranks_are_told_apart(tmp_path: Path) -> None:
+def test_the_parts_of_the_ranks_are_distinguished(tmp_path: Path) -> None:
     parts = []
     for rank in range(2):
         loader = ResumableDataLoader(
@@ -233,14 +233,14 @@ def test_the_parts_of_ranks_are_told_apart(tmp_path: Path) -> None:
     states = inspect_checkpoint(tmp_path / "state.pt").states
     assert [state.next[0].rank for state in states] == [0, 1]
     for state in states:
-        assert any("number of ranks" in one for one in state.must_stay)
+        assert any("number of ranks" in words for words in state.must_stay)
         assert any("gather=True" in note for note in state.notes)
 
 
 # ---- where states are found
 
 
-def test_states_are_found_wherever_they_lie(tmp_path: Path) -> None:
+def test_states_are_found_at_any_depth(tmp_path: Path) -> None:
     converter = KeyBasedDtypeConverter({"image": "float16"})
     converter.convert_batch({"image": torch.rand(3)})
     sampler = ResumableSampler(LENGTH, 4, shuffle=True, seed=7)
@@ -265,7 +265,7 @@ def test_states_are_found_wherever_they_lie(tmp_path: Path) -> None:
     assert (found.where, found.originals) == ("['converter']", {"image": ["float32"]})
 
 
-def test_a_checkpoint_that_holds_itself_is_walked_once(tmp_path: Path) -> None:
+def test_a_checkpoint_that_contains_itself_is_walked_once(tmp_path: Path) -> None:
     checkpoint: dict[str, Any] = {"state": state_at(1), "list": []}
     checkpoint["list"].append(checkpoint)
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
@@ -289,7 +289,7 @@ def test_a_distributed_checkpoint_is_read_without_its_tensors(tmp_path: Path) ->
         assert states[0].state == loader.state_dict()
 
 
-def test_a_folder_shows_all_checkpoints_of_a_series_the_newest_first(tmp_path: Path) -> None:
+def test_a_folder_lists_all_checkpoints_of_a_series_newest_first(tmp_path: Path) -> None:
     for step in range(1, 5):
         save_atomically({"loader": state_at(step)}, tmp_path / "checkpoint.pt", keep=4)
     (tmp_path / "config.json").write_text("{}")
@@ -300,10 +300,10 @@ def test_a_folder_shows_all_checkpoints_of_a_series_the_newest_first(tmp_path: P
     (tmp_path / "checkpoint.pt").write_bytes(damaged)
     report = inspect_checkpoint(tmp_path)
     assert [state.step for state in report.states] == [3, 2, 1]
-    assert "passes it over" in report.faults[0]
+    assert "load_latest skips it" in report.faults[0]
 
 
-# ---- what cannot be read
+# ---- unreadable files
 
 
 class Harmful:
@@ -315,7 +315,7 @@ def damage(kind: str, path: Path) -> None:
     torch.save({"loader": state_at(1), "w": torch.rand(100)}, path)
     whole = path.read_bytes()
     contents: dict[str, Callable[[], bytes]] = {
-        "cut": lambda: whole[: len(whole) // 2],
+        "truncated": lambda: whole[: len(whole) // 2],
         "empty": lambda: b"",
         "text": lambda: b"hello",
         "half a JSON": lambda: b'{"dataporter": 1, ',
@@ -328,15 +328,15 @@ def damage(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("cut", "cut short"),
+        ("truncated", "is truncated"),
         ("empty", "is empty"),
-        ("text", "is no checkpoint"),
-        ("half a JSON", "no JSON, or was cut short"),
+        ("text", "is not a checkpoint"),
+        ("half a JSON", "not JSON, or is truncated"),
         ("changed", "damaged"),
         ("another pickle", "damaged"),
     ],
 )
-def test_what_is_no_whole_checkpoint_gets_one_clear_line(
+def test_a_file_that_is_no_complete_checkpoint_gets_one_clear_line(
     tmp_path: Path, kind: str, said: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
@@ -377,7 +377,7 @@ def test_the_metadata_of_a_distributed_checkpoint_is_never_executed(
         inspect_checkpoint(folder)
     assert not harmed.exists()
     pickle.loads((folder / ".metadata").read_bytes())
-    assert harmed.exists()  # the pickle is one that would
+    assert harmed.exists()  # the pickle does execute when it is loaded
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_a_damaged_state_says_which_field_is_wrong(
     json.loads(ran(path, "--json")[1])
 
 
-def test_a_state_that_has_lost_the_field_that_says_so_is_still_known(tmp_path: Path) -> None:
+def test_a_state_without_its_schema_version_is_still_recognised(tmp_path: Path) -> None:
     state = state_at(2)
     del state["dataporter"]
     torch.save(state, tmp_path / "state.pt")
@@ -413,7 +413,7 @@ def test_a_state_that_has_lost_the_field_that_says_so_is_still_known(tmp_path: P
     assert "'dataporter'" in fault
 
 
-def test_there_is_an_error_where_there_is_nothing(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         inspect_checkpoint(tmp_path / "missing.pt")
     assert ran(tmp_path / "missing.pt")[0] == 2
@@ -447,7 +447,7 @@ def test_tensors_are_not_read_into_memory(tmp_path: Path) -> None:
 # ---- the command
 
 
-def test_the_command_prints_what_was_found_without_colour(tmp_path: Path) -> None:
+def test_the_command_prints_its_report_without_colour(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"loader": state_at(13)}, path)
     code, shown, errors = ran(path)
@@ -464,7 +464,7 @@ def test_the_command_prints_what_was_found_without_colour(tmp_path: Path) -> Non
     assert state["next"][0]["count"] == len(batch)
 
 
-def test_the_command_says_that_there_is_none(tmp_path: Path) -> None:
+def test_the_command_reports_a_checkpoint_without_states(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"model": torch.rand(3)}, path)
     code, _, errors = ran(path)
@@ -472,14 +472,14 @@ def test_the_command_says_that_there_is_none(tmp_path: Path) -> None:
     assert "holds no state of a loader" in errors
 
 
-def test_a_traceback_is_shown_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.pt"), "--debug"])
     assert result.exit_code == 2
     assert result.stderr.startswith("Traceback (most recent call last)")
     assert "\ndataporter: inspect: " in result.stderr
 
 
-def test_the_table_can_be_printed_where_only_ascii_can(tmp_path: Path) -> None:
+def test_the_table_prints_in_ascii(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"loader": state_at(13)}, path)
     done = subprocess.run(

@@ -19,6 +19,7 @@ __all__ = [
     "Sharding",
     "reads_ahead",
     "set_stream_epoch",
+    "shards_of_rank",
     "snapshots_are_exact",
 ]
 
@@ -114,6 +115,20 @@ class Sharding(Protocol):
         """Entered while a shard is read."""
 
 
+def shards_of_rank(
+    rank: int, world_size: int, *, num_shards: int | None = None, num_workers: int = 1
+) -> range:
+    """The shards that a rank reads.
+
+    Args:
+        num_shards: number of the dataset's shards, which are dealt out to the ranks.
+        num_workers: without ``num_shards``: number of workers of each rank, with a shard each.
+    """
+    if num_shards is not None:
+        return range(rank, num_shards, world_size)
+    return range(rank * num_workers, (rank + 1) * num_workers)
+
+
 @dataclass(frozen=True, slots=True)
 class ByShards:
     """The dataset cuts itself; every shard can be read by any worker of any rank."""
@@ -128,7 +143,7 @@ class ByShards:
         return "shards"
 
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        return range(rank, self.num_shards, world_size)
+        return shards_of_rank(rank, world_size, num_shards=self.num_shards)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
         set_stream_epoch(self.dataset, epoch)
@@ -159,7 +174,7 @@ class ByWorkers:
         return "workers"
 
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        return range(rank * num_workers, (rank + 1) * num_workers)
+        return shards_of_rank(rank, world_size, num_workers=num_workers)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
         if not self._found:

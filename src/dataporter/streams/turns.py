@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from dataporter.schedule.request import Scheduled
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
-__all__ = ["replies"]
+__all__ = ["next_shard", "replies"]
 
 # Samples of a shard that one request replays: few enough for the bar to move, and for a timeout.
 _REPLAYED_AT_ONCE = 4096
@@ -70,7 +70,7 @@ class _Asking:
 
     def __iter__(self) -> Iterator[Scheduled]:
         yield from self._replays()
-        turns = [(state.batches, shard) for shard, state in self._starts.items() if not state.ended]
+        turns = _turns(self._starts.values())
         heapq.heapify(turns)
         step = self.progress.step
         while turns:
@@ -186,6 +186,18 @@ class _Answers(Iterator[Reply]):
         if self._bar is not None and state.offset > before:
             self._replayed[state.shard] = state.offset
             self._bar.update(state.offset - before)
+
+
+def next_shard(states: Iterable[ShardState]) -> ShardState | None:
+    """The shard whose turn it is; None once all of them have ended."""
+    by_number = {state.shard: state for state in states}
+    turns = _turns(by_number.values())
+    return by_number[min(turns)[1]] if turns else None
+
+
+def _turns(states: Iterable[ShardState]) -> list[tuple[int, int]]:
+    """Batches and number of each shard that has not ended; the smallest pair has its turn."""
+    return [(state.batches, state.shard) for state in states if not state.ended]
 
 
 def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:

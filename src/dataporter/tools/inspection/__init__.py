@@ -1,4 +1,4 @@
-"""Inspection: which loader states a checkpoint holds, and what comes next after a resume."""
+"""Inspection: the loader states in a checkpoint, and what comes next after a resume."""
 
 from dataporter.tools.inspection.checkpoints import inspect_checkpoint
 from dataporter.tools.inspection.report import CheckpointReport

@@ -1,4 +1,4 @@
-"""`inspect_checkpoint`: finds the states in a file or a folder, and says what they mean."""
+"""`inspect_checkpoint`: finds the states in a file or folder, and reports what they say."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataporter.checks import whole_number
 from dataporter.errors import CheckpointNotFoundError, UnreadableCheckpointError
 from dataporter.tools.inspection.distributed import METADATA, is_distributed, read_distributed
 from dataporter.tools.inspection.facts import facts_of
-from dataporter.tools.inspection.found import place, states_in
-from dataporter.tools.inspection.reading import looks_like_one, read
+from dataporter.tools.inspection.found import as_subscripts, states_in
+from dataporter.tools.inspection.reading import looks_like_checkpoint, read
 from dataporter.tools.inspection.report import CheckpointReport, ConverterReport, FileReport
 from dataporter.tools.target import in_one_line
 
@@ -26,31 +26,31 @@ _PREVIOUS = re.compile(r"(?P<stem>.+)\.previous-(?P<number>\d{6,})(?P<suffix>\.[
 def inspect_checkpoint(
     path: str | os.PathLike[str], *, ranks: int = 4, indices: int = 8, check: bool = False
 ) -> CheckpointReport:
-    """Find the states of loaders anywhere in a checkpoint, and say what comes next after a resume.
+    """Find the states of loaders in a checkpoint, and report what comes next after a resume.
 
-    States are found in dicts and lists however deep, and in texts of JSON: those of
+    States are found in dicts, lists and JSON strings at any depth: those of
     :class:`~dataporter.ResumableDataLoader`, map-style and streams, of
-    :class:`~dataporter.ResumableSampler` (which are the same) and of
-    :class:`~dataporter.KeyBasedDtypeConverter`. The dataset is not needed: which samples come next
-    follows from the state, for the orders of this library. Nothing in the file is executed, and
-    tensors are mapped and not read, so that a checkpoint may be larger than the memory.
+    :class:`~dataporter.ResumableSampler` (which have the same format) and of
+    :class:`~dataporter.KeyBasedDtypeConverter`. The dataset is not needed: with this library's
+    orders, the next samples follow from the state. Nothing in the file is executed. Tensors are
+    mapped and not read, so a checkpoint may be larger than the memory.
 
     Args:
         path: a file of ``torch.save``, :func:`~dataporter.save_atomically` or ``json.dump``; a
-            folder of ``torch.distributed.checkpoint``; or a folder of any of these, all of which
-            are looked at, the newest first.
-        ranks: of how many ranks the next batch is told.
-        indices: of how many of its samples.
-        check: compare the SHA-256 that :func:`~dataporter.save_atomically` left also in files of
-            more than 1 GB, which are read as a whole for it.
+            folder of ``torch.distributed.checkpoint``; or a folder of any of these, of which all
+            are inspected, newest first.
+        ranks: for how many ranks to report the next batch.
+        indices: how many of its samples to report.
+        check: compare the SHA-256 of :func:`~dataporter.save_atomically` also for files above
+            1 GB, which reads the whole file.
 
     Returns:
         The report: ``print`` it, or take its ``states``.
 
     Raises:
         CheckpointNotFoundError: (a ``FileNotFoundError``) there is nothing at ``path``.
-        UnreadableCheckpointError: (a ``ValueError``) the file is no checkpoint, is damaged, or
-            holds pickled objects. In a folder of several, its report says so instead.
+        UnreadableCheckpointError: (a ``ValueError``) the file is not a checkpoint, is damaged, or
+            holds pickled objects. In a folder of several, the file's report says so instead.
 
     Example:
         >>> import tempfile
@@ -74,27 +74,28 @@ def inspect_checkpoint(
             f"there is no file or folder {path}: give the path of a checkpoint"
         )
 
-    def report_of(one: Path) -> FileReport:
-        data = read_distributed(one) if one.is_dir() else read(one, check=check)
-        return _report(one, data, ranks=ranks, indices=indices)
+    def report_of(checkpoint: Path) -> FileReport:
+        is_folder = checkpoint.is_dir()
+        data = read_distributed(checkpoint) if is_folder else read(checkpoint, check=check)
+        return _report(checkpoint, data, ranks=ranks, indices=indices)
 
     if not path.is_dir() or is_distributed(path):
         return CheckpointReport(str(path), (report_of(path),))
-    candidates = _newest_first(path)
+    checkpoints = _newest_first(path)
     files = []
-    for one in candidates[:_MOST_FILES]:
+    for checkpoint in checkpoints[:_MOST_FILES]:
         try:
-            files.append(report_of(one))
+            files.append(report_of(checkpoint))
         except UnreadableCheckpointError as error:
-            files.append(FileReport(str(one), fault=in_one_line(error)))
-    return CheckpointReport(str(path), tuple(files), len(candidates) - len(files))
+            files.append(FileReport(str(checkpoint), fault=in_one_line(error)))
+    return CheckpointReport(str(path), tuple(files), len(checkpoints) - len(files))
 
 
 def _report(path: Path, data: Any, *, ranks: int, indices: int) -> FileReport:
     states, converters = [], []
     for found in states_in(data):
-        where = place(found.keys)
-        if found.of == "loader":
+        where = as_subscripts(found.keys)
+        if found.kind == "loader":
             states.append(facts_of(where, found.state, ranks=ranks, indices=indices))
         else:
             converters.append(ConverterReport(where, dict(found.state["originals"])))
@@ -103,7 +104,7 @@ def _report(path: Path, data: Any, *, ranks: int, indices: int) -> FileReport:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder: series by their newest, and each series by its numbers."""
+    """The checkpoints in a folder: the series with the newest file first, each from its newest."""
     try:
         series: dict[str, list[tuple[float, Path]]] = {}
         for path in _checkpoints(folder):
@@ -126,5 +127,5 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _checkpoints(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if (path.is_file() and looks_like_one(path)) or (path.is_dir() and is_distributed(path)):
+        if is_distributed(path) or (path.is_file() and looks_like_checkpoint(path)):
             yield path

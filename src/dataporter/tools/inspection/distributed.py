@@ -1,4 +1,4 @@
-"""Distributed checkpoints: what a folder of torch.distributed.checkpoint holds beside its tensors.
+"""Distributed checkpoints: the values in a folder of torch.distributed.checkpoint, without tensors.
 
 Its `.metadata` is a pickle, which could execute anything. It is read here without importing or
 calling what it names: each object becomes an inert one that keeps its attributes. The values
@@ -20,7 +20,7 @@ from dataporter.errors import UnreadableCheckpointError
 __all__ = ["METADATA", "is_distributed", "read_distributed"]
 
 METADATA = ".metadata"
-# Far more than the values of a state take; what is larger is none.
+# Far more than any value of a state: a larger value is skipped.
 _LARGEST_VALUE = 64 << 20  # B
 
 
@@ -30,10 +30,10 @@ def is_distributed(folder: Path) -> bool:
 
 
 def read_distributed(folder: Path) -> Any:
-    """What the folder holds, tensors left out, nested as it was when it was saved.
+    """The values in the folder without its tensors, nested as they were saved.
 
     Raises:
-        UnreadableCheckpointError: its metadata or a value is damaged, or needs to be executed.
+        UnreadableCheckpointError: the metadata or a value is damaged.
     """
     try:
         with (folder / METADATA).open("rb") as file:
@@ -42,7 +42,7 @@ def read_distributed(folder: Path) -> Any:
     except Exception as error:  # a damaged pickle raises anything
         raise UnreadableCheckpointError(
             f"{folder / METADATA} is damaged, or not from torch.distributed.checkpoint "
-            f"({type(error).__name__}: {error}): take another checkpoint"
+            f"({type(error).__name__}: {error}): use another checkpoint"
         ) from error
     root: dict[Any, Any] = {}
     for keys, (name, offset, length) in values.items():
@@ -52,7 +52,7 @@ def read_distributed(folder: Path) -> Any:
 
 
 class _Inert(dict[Any, Any]):
-    """Stands for an object of any class: remembers its attributes, and does nothing."""
+    """Stands for an object of any class: keeps its attributes, and does nothing."""
 
     def __new__(cls, *_: Any) -> _Inert:
         return super().__new__(cls)
@@ -65,12 +65,12 @@ class _Inert(dict[Any, Any]):
             self.__dict__.update(state)
 
     def append(self, _: Any) -> None:
-        """As a list would."""
+        """Accept the elements of a pickled list, and drop them."""
 
     def extend(self, _: Any) -> None:
-        """As a list would."""
+        """Accept the elements of a pickled list, and drop them."""
 
-    def __hash__(self) -> int:  # type: ignore[override]  # metadata has such keys
+    def __hash__(self) -> int:  # type: ignore[override]  # metadata uses such objects as keys
         return id(self)
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +86,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def _values(metadata: Any) -> Iterator[tuple[tuple[Any, ...], tuple[str, int, int]]]:
-    """Keys → where the value lies: file, offset, bytes."""
+    """The keys of each value, and its location: file, offset and length in bytes."""
     entries = metadata.state_dict_metadata
     paths = metadata.planner_data if isinstance(metadata.planner_data, Mapping) else {}
     for index, stored in metadata.storage_data.items():
@@ -96,7 +96,7 @@ def _values(metadata: Any) -> Iterator[tuple[tuple[Any, ...], tuple[str, int, in
         keys = tuple(paths[name]) if name in paths else (name,)
         file = Path(stored.relative_path)
         if file.is_absolute() or ".." in file.parts:
-            raise ValueError(f"a value lies outside of the folder, in {file}")
+            raise ValueError(f"a value is outside of the folder, in {file}")
         yield keys, (str(file), int(stored.offset), int(stored.length))
 
 
@@ -106,15 +106,15 @@ def _value(file: Path, offset: int, length: int, keys: tuple[Any, ...]) -> Any:
             opened.seek(offset)
             data = opened.read(length)
         if len(data) < length:
-            raise EOFError(f"{len(data)} of {length} bytes are there")
+            raise EOFError(f"{len(data)} of {length} bytes exist")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # An object of the user's own. It is no state, and others may be.
+        # A custom object, which is not a state; other values may be.
         return None
     except Exception as error:
         raise UnreadableCheckpointError(
             f"{file}: the value of {'.'.join(map(str, keys))!r} cannot be read ({error}): the "
-            "checkpoint is damaged; take another one"
+            "checkpoint is damaged; use another one"
         ) from error
 
 
@@ -128,7 +128,7 @@ def _put(root: dict[Any, Any], keys: tuple[Any, ...], value: Any) -> None:
 
 
 def _with_lists(value: Any) -> Any:
-    """Dicts of consecutive numbers, as which lists are flattened, made lists again."""
+    """Turn dicts with number keys, into which lists were flattened, back into lists."""
     if not isinstance(value, dict):
         return value
     parts = {key: _with_lists(part) for key, part in value.items()}

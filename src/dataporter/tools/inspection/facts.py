@@ -1,4 +1,4 @@
-"""Facts: what a loader's state says, and what comes next, computed without the dataset (C5-C9)."""
+"""Facts: what a loader's state says and what comes next, computed without the dataset (C5-C9)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ __all__ = ["facts_of"]
 
 
 def facts_of(where: str, state: Mapping[str, Any], *, ranks: int, indices: int) -> StateReport:
-    """What there is to say of a state.
+    """The report of a state, sound or damaged.
 
     Args:
-        where: it lies.
-        ranks: of how many ranks the next batch is told.
-        indices: of how many of its samples.
+        where: the path of the state in the checkpoint.
+        state: the state as it was found.
+        ranks: for how many ranks to show the next batch.
+        indices: how many of its samples to show.
     """
     try:
         if "stream" in state:
-            return stream_facts(where, state, parse_stream(state), ranks)
-        return index_facts(where, state, parse_indexed(state), ranks, indices)
+            return stream_facts(where, state, parse_stream(state), ranks=ranks)
+        return index_facts(where, state, parse_indexed(state), ranks=ranks, indices=indices)
     except InvalidStateError as error:
         return StateReport(where, dict(state), fault=in_one_line(error))

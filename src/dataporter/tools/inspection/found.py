@@ -1,4 +1,4 @@
-"""Found: the states of loaders and converters in a checkpoint, and where in it they lie."""
+"""Found: the states of loaders and converters in a checkpoint, and the keys that lead to them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import Any, Literal, NamedTuple
 
 from dataporter.state.schema import SCHEMA
 
-__all__ = ["Found", "Key", "place", "states_in"]
+__all__ = ["Found", "Key", "as_subscripts", "states_in"]
 
 Key = str | int
+Kind = Literal["loader", "converter"]
 
-# Fields by which a loader's state is known that has lost the one that says so.
-_OF_A_LOADER = {"strategy", "seed", "epoch", "step", "batch_size", "world_size", "tail"}
+# A loader's state is recognised by these fields if the field with the schema version is lost.
+_LOADER_FIELDS = {"strategy", "seed", "epoch", "step", "batch_size", "world_size", "tail"}
 
 
 class Found(NamedTuple):
-    """A state, sound or not.
+    """A state, sound or damaged.
 
     Attributes:
-        keys: by which it is reached from the checkpoint.
-        of: whose it is.
-        state: as it lies there.
+        keys: the keys that lead to it from the checkpoint.
+        kind: of a loader or of a converter.
+        state: the state as it was found.
     """
 
     keys: tuple[Key, ...]
-    of: Literal["loader", "converter"]
+    kind: Kind
     state: Mapping[str, Any]
 
 
 def states_in(data: Any) -> Iterator[Found]:
-    """The states in mappings, lists and texts of JSON, however deep.
+    """The states in mappings, lists and JSON strings, at any depth.
 
-    What is there under several keys comes once, under the first.
+    A state under several keys is found once, under the first of them.
     """
     waiting: list[tuple[tuple[Key, ...], Any]] = [((), data)]
     seen: set[int] = set()
@@ -43,12 +44,12 @@ def states_in(data: Any) -> Iterator[Found]:
             value = _parsed(value)
         if not isinstance(value, Mapping | list | tuple):
             continue
-        # A pickle may hold itself.
+        # A pickle may contain itself.
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Mapping) and (of := _owner(value)) is not None:
-            yield Found(keys, of, value)
+        if isinstance(value, Mapping) and (kind := _kind(value)) is not None:
+            yield Found(keys, kind, value)
             continue
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         inner = [
@@ -59,14 +60,14 @@ def states_in(data: Any) -> Iterator[Found]:
         waiting += reversed(inner)
 
 
-def place(keys: tuple[Key, ...]) -> str:
-    """Where a state lies, as it is written in Python behind the name of the checkpoint."""
+def as_subscripts(keys: tuple[Key, ...]) -> str:
+    """The keys as Python writes them behind a variable: ``['data'][0]``."""
     return "".join(f"[{key!r}]" for key in keys)
 
 
-def _owner(value: Mapping[Any, Any]) -> Literal["loader", "converter"] | None:
-    # A checkpoint may well keep the state itself under that name, or the library's version.
-    if type(value.get(SCHEMA)) is int or value.keys() >= _OF_A_LOADER:
+def _kind(value: Mapping[Any, Any]) -> Kind | None:
+    # By the type too: a checkpoint may keep a state, or the library's version, under this name.
+    if type(value.get(SCHEMA)) is int or value.keys() >= _LOADER_FIELDS:
         return "loader"
     originals = value.get("originals")
     if value.keys() == {"version", "originals"} and isinstance(originals, Mapping):

@@ -1,12 +1,11 @@
-"""Facts of map-style datasets: what their states say, and what comes next, without the dataset."""
+"""Facts of map-style datasets: what a state says and which batch is next, without the dataset."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
-
-import numpy as np
 
 from dataporter.errors import InvalidStateError
 from dataporter.orders import (
@@ -16,115 +15,129 @@ from dataporter.orders import (
     ShuffledOrder,
     TorchOrder,
 )
-from dataporter.schedule.plan import Plan, Tail
+from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
 from dataporter.state.resume import place_of
 from dataporter.state.schema import Identity, State
-from dataporter.state.strategies import ResumptionStrategy, strategy_named
-from dataporter.tools.inspection.changes import sorted_out, strategy_of
+from dataporter.state.strategies import strategy_named
+from dataporter.tools.inspection.changes import CUSTOM_SAMPLER, index_changes, strategy_of
 from dataporter.tools.inspection.report import Next, StateReport
 
 __all__ = ["index_facts"]
 
-# torch's order can only be run forward: so many samples take about two seconds, and 8 bytes each.
+# Order "torch" is computed forward from epoch 0: so many samples take two seconds, 8 bytes each.
 _TORCH_SAMPLES = 30_000_000
-# Positions of a batch are listed; one of more samples than this is no batch that anybody loads.
-_LARGEST_BATCH = 1 << 22
+# The indices of a batch are computed to show the first few: so many take a fifth of a second.
+_LARGEST_BATCH = 1 << 20
 _BLOCKS = re.compile(r"blocks\(block=(\d{1,18}), buffer=(\d{1,18})\)")
 
 
 def index_facts(
-    where: str, raw: Mapping[str, Any], saved: State, ranks: int, indices: int
+    where: str, raw: Mapping[str, Any], saved: State, *, ranks: int, indices: int
 ) -> StateReport:
-    """The report of one state of a map-style loader."""
-    identity, progress = saved.identity, saved.progress
+    """The report of a state of a map-style dataset.
+
+    Args:
+        where: the path of the state in the checkpoint.
+        raw: the state as it was found.
+        saved: the state, parsed.
+        ranks: for how many ranks to show the next batch.
+        indices: how many of its samples to show.
+
+    Raises:
+        InvalidStateError: the state's numbers contradict each other.
+    """
+    identity, early = saved.identity, saved.progress.early
     if identity.tail not in get_args(Tail):
         raise InvalidStateError(
             f"the state's field 'tail' is {identity.tail!r}, expected one of {get_args(Tail)}"
         )
     strategy, notes = strategy_of(identity.strategy)
-    order, unknown = _order(identity)
-    may_change, must_stay = _words_of_index(identity, strategy)
+    changes = index_changes(identity, strategy)
     length: int | None = None
-    following: tuple[Next, ...] = ()
-    if order is None or identity.dataset_length is None:
+    batches: tuple[Next, ...] = ()
+    schedule, unknown = _schedule(identity)
+    if schedule is None:
         notes.append(unknown)
     else:
-        source = PlannedSchedule.of(
-            order,
-            identity.dataset_length,
-            identity.batch_size or 1,
-            0,
-            identity.world_size,
-            identity.tail,  # type: ignore[arg-type]  # checked above
-        )
-        place_of(saved, identity, strategy or _COUNTING, source, None, "error")
-        plan = source.plan.resumed(progress.step, progress.position, progress.done)
-        dropped = plan.left % plan.global_batch_size if plan.tail == "drop" else 0
-        length = plan.length - dropped
-        following = _nextindex_facts(
-            saved, order, source.plan, min(ranks, plan.world_size), indices
-        )
-        if not following:
-            notes.append(unknown or _NOT_COMPUTED)
-        elif following[0].epoch != progress.epoch:
+        _, progress = place_of(saved, identity, strategy or _COUNTING, schedule, None, "error")
+        length = schedule.progress_after(progress, schedule.steps(progress)).delivered
+        batches, hidden = _next_batches(schedule, progress, saved.seed, ranks, indices)
+        if hidden:
+            notes.append(hidden)
+        elif batches[0].epoch != progress.epoch:
             notes.append(
-                f"epoch {progress.epoch} is delivered to its end and not yet finished: the pass "
-                "after a resume has no batch, and the one after it is the next epoch"
+                f"epoch {progress.epoch} is delivered to its end, but its pass was not over: after "
+                "a resume the first pass has no batch, and the second is the next epoch"
             )
-    if progress.early:
-        count = sum(stretch.stop - stretch.start for stretch in progress.early)
-        notes.append(f"{count:,} samples came ahead of their turn (in_order=False)")
+    if early:
+        count = sum(stretch.stop - stretch.start for stretch in early)
+        notes.append(f"{count:,} samples past the position are delivered too (in_order=False)")
     return StateReport(
         where,
         dict(raw),
         reads="index",
-        position=progress.delivered,
+        position=saved.progress.delivered,
         length=length,
-        may_change=may_change,
-        must_stay=must_stay,
-        next=following,
+        may_change=changes.may_change,
+        must_stay=changes.must_stay,
+        next=batches,
         notes=tuple(notes),
     )
 
 
-def _nextindex_facts(
-    saved: State, order: Order, whole: Plan, ranks: int, indices: int
-) -> tuple[Next, ...]:
-    """The next batch of the first ranks, in this epoch or, where none is left, in the next."""
-    progress, length = saved.progress, saved.identity.dataset_length
-    assert length is not None
-    if whole.length == 0 or whole.batch_size > _LARGEST_BATCH:
-        return ()
-    plan = whole.resumed(progress.step, progress.position, progress.done)
-    if plan.end(rank=0) <= progress.step:
-        progress, plan = Progress(progress.epoch + 1), whole
-        if plan.end(rank=0) == 0:
-            return ()
-    if isinstance(order, TorchOrder) and (progress.epoch + 1) * length > _TORCH_SAMPLES:
-        return ()
-    following = []
-    for rank in range(ranks):
-        positions = np.empty(0, dtype=np.int64)
-        if progress.step < plan.end(rank):
-            positions = plan.positions(progress.step, rank)
-        shown = order.indices(
-            positions[:indices], seed=saved.seed, epoch=progress.epoch, dataset_length=length
+def _next_batches(
+    schedule: PlannedSchedule, progress: Progress, seed: int, ranks: int, indices: int
+) -> tuple[tuple[Next, ...], str]:
+    """The next batch of each rank, in this epoch or else the next one; or why none is shown."""
+    if not schedule.steps(progress):
+        progress = Progress(progress.epoch + 1)
+        if not schedule.steps(progress):
+            return (), "there is no next batch: an epoch of this state has none"
+    if schedule.plan.batch_size > _LARGEST_BATCH:
+        return (), f"the next indices are not shown: a batch has {schedule.plan.batch_size:,}"
+    torch_samples = (progress.epoch + 1) * schedule.dataset_length
+    if isinstance(schedule.order, TorchOrder) and torch_samples > _TORCH_SAMPLES:
+        return (), (
+            "the next indices are not shown: order 'torch' can only be run forward from epoch 0, "
+            "which takes long for so many samples; loader.samples_at(epoch, step) computes them"
         )
-        following.append(
-            Next(rank, progress.epoch, progress.step, len(positions), tuple(shown.tolist()))
-        )
-    return tuple(following)
+    batches = []
+    for rank in range(min(ranks, schedule.plan.world_size)):
+        of_rank = replace(schedule, rank=rank)
+        samples: list[int] = []
+        if of_rank.steps(progress):  # with tail="uneven", a rank may have one step fewer
+            samples = of_rank.samples_at(progress, progress.step, seed).tolist()
+        shown = tuple(samples[:indices])
+        batches.append(Next(rank, progress.epoch, progress.step, len(samples), shown))
+    return tuple(batches), ""
+
+
+def _schedule(identity: Identity) -> tuple[PlannedSchedule | None, str]:
+    """The schedule of the first rank; None where only the saving program knows it, and why."""
+    order, unknown = _order(identity)
+    if order is None:
+        return None, unknown
+    if identity.dataset_length is None:
+        return None, "the state does not say how long the dataset is"
+    return PlannedSchedule.of(
+        order,
+        identity.dataset_length,
+        identity.batch_size or 1,
+        0,
+        identity.world_size,
+        identity.tail,  # type: ignore[arg-type]  # checked by the caller
+    ), ""
 
 
 def _order(identity: Identity) -> tuple[Order | None, str]:
-    """The order of this name, if it is one of ours, and why nothing can be known of it if not."""
+    """The order that a state names; None where this release does not have it, and why."""
     name = identity.order
-    if name.startswith("sampler "):
+    if name.startswith(CUSTOM_SAMPLER):
         return None, (
-            f"the next indices come from a sampler of your own ({name.removeprefix('sampler ')}), "
-            "and only the program that has it can tell them, and how long an epoch is"
+            f"the indices come from a custom sampler ({name.removeprefix(CUSTOM_SAMPLER)}): only "
+            "the program that has it knows the next ones, and the length of an epoch"
         )
     known: dict[str, Order] = {
         order.name: order for order in (ShuffledOrder(), SequentialOrder(), TorchOrder())
@@ -134,43 +147,16 @@ def _order(identity: Identity) -> tuple[Order | None, str]:
         order = BlockShuffledOrder(*map(int, blocks.groups()))
     if order is None:
         return None, (
-            f"{name!r} is an order of your own, or of a later release: only the program that has "
-            "it can tell the next indices, and how long an epoch is"
+            f"order {name!r} is a custom one, or of a later release: only the program that has it "
+            "knows the next indices, and the length of an epoch"
         )
     if order.version != identity.order_version:
         return None, (
-            f"the state has version {identity.order_version} of order {name!r}, and this release "
-            f"has version {order.version}: the next indices are known to the release that saved it"
-        )
-    if isinstance(order, TorchOrder):
-        return order, (
-            "the next indices are not shown: order 'torch' can only be run forward from epoch 0, "
-            "which takes long for so many samples; loader.samples_at(epoch, step) does it"
+            f"the state is of version {identity.order_version} of order {name!r}, and this release "
+            f"has version {order.version}: the release that saved it knows the next indices"
         )
     return order, ""
 
 
-def _words_of_index(
-    identity: Identity, strategy: ResumptionStrategy | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    fingerprint = identity.dataset_fingerprint
-    length = identity.dataset_length
-    dataset = "the dataset" if length is None else f"the dataset ({length:,} samples)"
-    fixed = [
-        dataset
-        if fingerprint is None
-        else f"{dataset[:-1]}, fingerprint {fingerprint})"
-        if length is not None
-        else f"{dataset} (fingerprint {fingerprint})",
-        f"order {identity.order!r}, version {identity.order_version}"
-        if not identity.order.startswith("sampler ")
-        else f"the {identity.order} and what it yields",
-        f"tail {identity.tail!r}",
-    ]
-    free = ["the number of workers, prefetching and pinning"]
-    return sorted_out(free, fixed, strategy, identity.batch_size, identity.world_size)
-
-
-# Checks the numbers of a state as every strategy that counts samples does.
+# Checks a state's numbers as every strategy that counts samples does.
 _COUNTING = strategy_named("advanced")
-_NOT_COMPUTED = "no next batch: the epochs of this state have none"

@@ -1,4 +1,4 @@
-"""Reading: a file of a checkpoint as plain data; nothing in it is executed, no tensor is read."""
+"""Reading: a checkpoint file as plain data. Nothing in it is executed, and no tensor is read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from dataporter.checkpoints.atomic import fault_of, is_sealed
 from dataporter.errors import UnreadableCheckpointError
 
-__all__ = ["CHECKED_UP_TO", "looks_like_one", "read"]
+__all__ = ["CHECKED_UP_TO", "looks_like_checkpoint", "read"]
 
-# Bytes of a sealed file up to which its SHA-256 is compared without being asked to: a few seconds.
+# Bytes of a sealed file whose SHA-256 is compared without check=True: it takes a few seconds.
 CHECKED_UP_TO = 1 << 30
 _LARGEST_JSON = 64 << 20  # B
-# Files of before torch 1.6 cannot be mapped, so that their tensors come into memory.
+# Files from before torch 1.6 cannot be mapped: their tensors are read into memory.
 _LARGEST_LEGACY = 2 << 30  # B
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".json"}
 _ZIP = b"PK\x03\x04"
@@ -30,30 +30,30 @@ _PICKLE = b"\x80"
 _NAMES_SHOWN = 3
 
 
-def looks_like_one(path: Path) -> bool:
-    """Whether a file of a folder may be a checkpoint, by its name or its first bytes."""
+def looks_like_checkpoint(path: Path) -> bool:
+    """Whether a file may be a checkpoint, by its name or its first bytes."""
     if path.suffix in _SUFFIXES:
         return True
     try:
-        return _head(path)[:4] == _ZIP and _is_of_torch(path)
+        return _head(path)[:4] == _ZIP and _is_torch_archive(path)
     except OSError:
         return False
 
 
 def read(path: Path, *, check: bool = False) -> Any:
-    """What a file of ``torch.save`` or of JSON holds. Tensors are mapped, and never looked at.
+    """The content of a file of ``torch.save`` or of JSON; tensors are mapped and not read.
 
     Args:
-        check: compare the SHA-256 of a sealed file also where it is large.
+        check: compare the SHA-256 of a sealed file even if the file is large.
 
     Raises:
-        UnreadableCheckpointError: it is neither, is damaged, or holds what has to be executed.
+        UnreadableCheckpointError: the file is neither, is damaged, or holds pickled objects.
     """
     try:
         size, head = path.stat().st_size, _head(path)
         if size == 0:
             raise UnreadableCheckpointError(
-                f"{path} is empty: it was not written to its end; take another checkpoint"
+                f"{path} is empty: it was not written completely; use another checkpoint"
             )
         if head.startswith(_ZIP):
             if is_sealed(path) and (check or size <= CHECKED_UP_TO):
@@ -66,8 +66,9 @@ def read(path: Path, *, check: bool = False) -> Any:
     except OSError as error:
         raise UnreadableCheckpointError(f"{path} cannot be read: {error.strerror}") from error
     raise UnreadableCheckpointError(
-        f"{path} is no checkpoint: it begins with {head[:8]!r}; expected a file of torch.save or "
-        "save_atomically, a file of JSON, or a folder of them or of torch.distributed.checkpoint"
+        f"{path} is not a checkpoint: it begins with {head[:8]!r}; expected a file of torch.save "
+        "or save_atomically, a JSON file, a folder of such files, or a folder of "
+        "torch.distributed.checkpoint"
     )
 
 
@@ -80,36 +81,36 @@ def _check_seal(path: Path) -> None:
     fault = fault_of(path)
     if fault is not None:
         raise UnreadableCheckpointError(
-            f"{path} is damaged: {fault}; load_latest passes it over, and takes the one before"
+            f"{path} is damaged: {fault}; load_latest skips it and loads the one before it"
         )
 
 
 def _archive(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         raise UnreadableCheckpointError(
-            f"{path} is damaged: it was cut short, so that its table of contents, which stands at "
-            "the end, is missing; take another checkpoint"
+            f"{path} is damaged: it is truncated, so the table of contents at its end is missing; "
+            "use another checkpoint"
         )
-    if not _is_of_torch(path):
+    if not _is_torch_archive(path):
         raise UnreadableCheckpointError(
-            f"{path} is a zip archive, and not one of torch.save: it has no data.pkl"
+            f"{path} is a zip archive without data.pkl: expected a file of torch.save"
         )
     with _explained(path):
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
 
 
-def _is_of_torch(path: Path) -> bool:
+def _is_torch_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
-        return True  # and a damaged one
+        return True  # a damaged one: reading it says so
 
 
 def _legacy(path: Path, size: int) -> Any:
     if size > _LARGEST_LEGACY:
         raise UnreadableCheckpointError(
-            f"{path} is in the format of before torch 1.6, which has to be read as a whole "
+            f"{path} has the format from before torch 1.6, which must be read as a whole "
             f"({size / 2**30:.1f} GB): load it and save it again with torch.save"
         )
     with _explained(path):
@@ -119,21 +120,23 @@ def _legacy(path: Path, size: int) -> Any:
 def _json(path: Path, size: int) -> Any:
     if size > _LARGEST_JSON:
         raise UnreadableCheckpointError(
-            f"{path} is a text of {size / 2**20:.0f} MB, and a state has a few kilobytes: save the "
-            "state by itself"
+            f"{path} is a JSON file of {size / 2**20:.0f} MB, and a state has a few kilobytes: "
+            "save the state in a file by itself"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        found = "it is no text in UTF-8"
+        found = "it is not UTF-8 text"
     except (ValueError, RecursionError) as error:
         found = str(error)
-    raise UnreadableCheckpointError(f"{path} is no JSON, or was cut short: {found}")
+    raise UnreadableCheckpointError(
+        f"{path} is not JSON, or is truncated: {found}; use another checkpoint"
+    )
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """torch's errors, which are long, as one line that says what to do."""
+    """Turn torch's long errors into one line that says what to do."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -145,24 +148,24 @@ def _explained(path: Path) -> Iterator[None]:
         if names:
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             raise UnreadableCheckpointError(
-                f"{path} holds pickled objects ({', '.join(names[:_NAMES_SHOWN])}{more}), and to "
-                "read them is to execute what the file says, which is not done here: save "
-                "loader.state_dict() in a file without them, by torch.save or json.dump"
+                f"{path} holds pickled objects ({', '.join(names[:_NAMES_SHOWN])}{more}), and "
+                "reading them would execute code from the file: save loader.state_dict() in a file "
+                "without them, with torch.save or json.dump"
             ) from error
         what = str(error).strip().partition("\n")[0]
         if isinstance(error, pickle.UnpicklingError) or "magic number" in what:
-            what = "it is no whole file of torch.save; torch.load(weights_only=True) refuses it"
+            what = "torch.load(weights_only=True) refuses it as no complete file of torch.save"
         raise UnreadableCheckpointError(
-            f"{path} is damaged: {what or type(error).__name__}; take another checkpoint"
+            f"{path} is damaged: {what or type(error).__name__}; use another checkpoint"
         ) from error
 
 
 def _pickled(path: Path, error: Exception) -> list[str]:
-    """The names of what would have to be executed, if that is what torch refused."""
+    """The names of the objects that torch refused to unpickle; empty after other errors."""
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # not an archive, or one that is damaged as well
+    except Exception:  # not an archive, or a damaged one
         names = []
     return sorted(names) or re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error))

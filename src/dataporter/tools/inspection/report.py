@@ -19,14 +19,14 @@ _BAR = 20
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """The batch that a rank gets first after a resume.
+    """The first batch that a rank receives after a resume.
 
     Attributes:
-        rank, epoch, step: which it is.
-        count: its samples, 0 where this rank has none left; None where that is seen when they are
-            read.
-        indices: the first of them.
-        shard, place: of a stream, which shard is read, and its sample that comes first.
+        rank, epoch, step: whose batch it is, and which one.
+        count: its number of samples, 0 if this rank has none left; None for a stream, where it is
+            known only when the samples are read.
+        indices: the first of its samples' indices.
+        shard, offset: for a stream, the shard it is read from, and its first sample in that shard.
     """
 
     rank: int
@@ -35,11 +35,17 @@ class Next:
     count: int | None = None
     indices: tuple[int, ...] = ()
     shard: int | None = None
-    place: int | None = None
+    offset: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The batch in JSON types."""
+        fields = asdict(self)
+        fields["place"] = fields.pop("offset")
+        return fields
 
     def __str__(self) -> str:
         if self.shard is not None:
-            return f"shard {self.shard}, from its sample {self.place:,} on"
+            return f"shard {self.shard}, from sample {self.offset:,}"
         if not self.count:
             return "none left"
         shown = ", ".join(map(str, self.indices))
@@ -52,15 +58,15 @@ class StateReport:
     """A state of a loader.
 
     Attributes:
-        where: it lies, as written in Python behind the name of the checkpoint.
-        state: itself.
-        reads: a dataset by index, or a stream; None where the state is damaged.
-        position: how many samples of the epoch were delivered, over all ranks.
-        length: how many will be at its end; None where only the program can know.
+        where: the keys that lead to it, as Python writes them behind the checkpoint's name.
+        state: the state itself.
+        reads: ``"index"`` for a map-style dataset, ``"stream"``; None for a damaged state.
+        position: number of samples of the epoch delivered so far, over all ranks.
+        length: number of samples that the epoch delivers; None if only the program knows it.
         may_change, must_stay: between the save and the load, in words.
-        next: the next batch of the first ranks; empty where that cannot be known here.
-        notes: what else there is to say.
-        fault: why it cannot be loaded, if it cannot.
+        next: the next batch of each of the first ranks; empty if it cannot be computed here.
+        notes: further facts, in words.
+        fault: why the state cannot be loaded; None for a sound state.
     """
 
     where: str
@@ -81,7 +87,7 @@ class StateReport:
 
     @property
     def step(self) -> int | None:
-        """Batches of it that were delivered on each rank."""
+        """Batches of this epoch delivered on each rank."""
         return self.state.get("step")
 
     @property
@@ -96,14 +102,15 @@ class StateReport:
 
     @property
     def progress(self) -> float | None:
-        """How much of the epoch was delivered, 0 to 1; None where that is not known."""
+        """The delivered share of the epoch, 0 to 1; None if the length is not known."""
         if self.position is None or self.length is None:
             return None
         return self.position / self.length if self.length else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The state and what was found out of it, in JSON types."""
-        return {**asdict(self), "progress": self.progress}
+        """The state and the facts about it in JSON types."""
+        batches = [batch.to_dict() for batch in self.next]
+        return {**asdict(self), "next": batches, "progress": self.progress}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +118,8 @@ class ConverterReport:
     """A state of a ``KeyBasedDtypeConverter``.
 
     Attributes:
-        where: it lies.
-        originals: path → the dtypes that were met there.
+        where: the keys that lead to it, as Python writes them behind the checkpoint's name.
+        originals: path → the original dtypes at that path.
     """
 
     where: str
@@ -124,10 +131,10 @@ class FileReport:
     """A checkpoint: a file, or a folder of ``torch.distributed.checkpoint``.
 
     Attributes:
-        path: of it.
-        saved: when, in seconds since 1970.
-        states, converters: that it holds.
-        fault: why it could not be read, if it could not.
+        path: of the checkpoint.
+        saved: when it was saved, in seconds since 1970.
+        states, converters: the states in it.
+        fault: why it cannot be read; None if it was.
     """
 
     path: str
@@ -139,12 +146,12 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport:
-    """What :func:`inspect_checkpoint` found; ``print`` shows it as tables.
+    """The result of :func:`inspect_checkpoint`; ``print`` shows it as tables.
 
     Attributes:
-        path: that was looked at.
-        files: the checkpoints there, the newest first.
-        left_out: how many more there are.
+        path: the path that was inspected.
+        files: the checkpoints there, newest first.
+        left_out: number of older checkpoints that were not inspected.
     """
 
     path: str
@@ -153,12 +160,12 @@ class CheckpointReport:
 
     @property
     def states(self) -> tuple[StateReport, ...]:
-        """The sound states of all files, the newest first."""
+        """The sound states of all files, newest first."""
         return tuple(state for file in self.files for state in file.states if state.fault is None)
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What could not be read, and which states are damaged."""
+        """The files that cannot be read, and the damaged states, in words."""
         return tuple(_faults(self.files))
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +192,7 @@ class CheckpointReport:
         if empty and len(self.files) > 1:
             _line(console, f"{empty} other files hold no state of a loader.")
         if self.left_out:
-            _line(console, f"{self.left_out} older files were not looked at.")
+            _line(console, f"{self.left_out} older files were not inspected.")
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -204,12 +211,12 @@ def _faults(files: tuple[FileReport, ...]) -> Iterator[str]:
 
 @dataclass
 class _Rows:
-    """A table of two columns that grows."""
+    """A table of names and values, built row by row."""
 
     table: Table = field(default_factory=lambda: Table.grid(padding=(0, 2)))
 
     def add(self, name: str, value: object, style: str = "") -> None:
-        # Not markup: paths have brackets.
+        # Text, since a path with brackets would be read as markup.
         self.table.add_row(Text(name, style="bold"), Text(str(value), style=style))
 
 
@@ -226,9 +233,9 @@ def _show_file(file: FileReport, console: Console) -> None:
         _line(console, where)
         console.print(_table(state, ascii_only=console.options.ascii_only))
     for converter in file.converters:
-        met = ", ".join(f"{path!r} was {names}" for path, names in converter.originals.items())
+        dtypes = ", ".join(f"{path!r} was {names}" for path, names in converter.originals.items())
         where = f"at {converter.where} " if converter.where else ""
-        _line(console, f"  converter's state {where}({met or 'nothing was converted yet'})")
+        _line(console, f"  converter's state {where}({dtypes or 'nothing converted yet'})")
 
 
 def _table(state: StateReport, *, ascii_only: bool) -> Table:
@@ -240,27 +247,26 @@ def _table(state: StateReport, *, ascii_only: bool) -> Table:
         full, rest = ("#", "-") if ascii_only else ("█", "░")
         filled = int(state.progress * _BAR)
         bar = full * filled + rest * (_BAR - filled)
-        # Cut, not rounded: 100% is the end.
+        # Rounded down, so that 100% means the end.
         rows.add("    progress", f"{bar} {int(state.progress * 1000) / 10}%", "green")
     rows.add("    seed", state.seed)
     rows.add("    strategy", state.strategy)
     rows.add("    may change", ", ".join(state.may_change))
     rows.add("    must stay", ", ".join(state.must_stay))
-    for following in state.next:
-        name = "next batch" if len(state.next) == 1 else f"next, rank {following.rank}"
-        place = f"epoch {following.epoch:,}, step {following.step:,}: "
-        rows.add(f"    {name}", f"{place}{following}")
+    for batch in state.next:
+        name = "next batch" if len(state.next) == 1 else f"next, rank {batch.rank}"
+        rows.add(f"    {name}", f"epoch {batch.epoch:,}, step {batch.step:,}: {batch}")
     for note in state.notes:
         rows.add("    note", note)
     return rows.table
 
 
 def _position(state: StateReport) -> str:
-    of = "" if state.length is None else f" of {state.length:,}"
-    return f"{state.position:,}{of} samples{_over(state)}"
+    length = "" if state.length is None else f" of {state.length:,}"
+    return f"{state.position:,}{length} samples{_ranks(state)}"
 
 
-def _over(state: StateReport) -> str:
+def _ranks(state: StateReport) -> str:
     world = state.state.get("world_size")
     if state.state.get("rank") is not None:
         return f" on rank {state.state['rank']}"

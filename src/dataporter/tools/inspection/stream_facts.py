@@ -1,45 +1,49 @@
-"""Facts of streams: what their states say, and which shard comes next, without the dataset."""
+"""Facts of streams: what a state says and which shard is next, without the dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dataporter.state.strategies import ResumptionStrategy
-from dataporter.streams.request import StreamProgress
-from dataporter.streams.shard import ShardState
-from dataporter.streams.state import StreamIdentity, StreamState
-from dataporter.tools.inspection.changes import sorted_out, strategy_of
+from dataporter.streams.shard import ShardState, shards_of_rank
+from dataporter.streams.state import StreamState
+from dataporter.streams.turns import next_shard
+from dataporter.tools.inspection.changes import strategy_of, stream_changes
 from dataporter.tools.inspection.report import Next, StateReport
 
 __all__ = ["stream_facts"]
 
 
-def stream_facts(where: str, raw: Mapping[str, Any], saved: StreamState, ranks: int) -> StateReport:
-    """The report of one state of a stream's loader."""
+def stream_facts(
+    where: str, raw: Mapping[str, Any], saved: StreamState, *, ranks: int
+) -> StateReport:
+    """The report of a state of a stream.
+
+    Args:
+        where: the path of the state in the checkpoint.
+        raw: the state as it was found.
+        saved: the state, parsed.
+        ranks: for how many ranks to show the next shard.
+    """
     identity, progress = saved.identity, saved.progress
     strategy, notes = strategy_of(identity.strategy)
-    may_change, must_stay = _words_of_stream(saved, strategy)
+    changes = stream_changes(saved, strategy)
     shown = range(min(ranks, identity.world_size)) if saved.rank is None else [saved.rank]
-    following = tuple(
-        coming
-        for rank in shown
-        if (coming := _next_of_shards(rank, progress, _shards_of(rank, identity))) is not None
-    )
+    batches = tuple(batch for rank in shown if (batch := _next_batch(saved, rank)) is not None)
     total = identity.num_shards or (identity.num_workers or 1) * identity.world_size
     states = progress.shards.values()
     ended = sum(state.ended for state in states)
     notes.append(
-        f"shards: {total} in all, {len(states)} begun, {ended} ended; how many samples a stream "
-        "has is seen at its end, so there is no percentage"
+        f"{total} shards, {len(states)} begun, {ended} ended; the length of a stream is known only "
+        "at its end, so no percentage is shown"
     )
     notes.append(_WAYS[raw["stream"]])
     if saved.rank is not None:
         notes.append(
-            f"this is rank {saved.rank}'s part of {identity.world_size}: the shards of the others "
-            "are in their own parts; state_dict(gather=True) brings all together"
+            f"this is the part of rank {saved.rank} of {identity.world_size}: the shards of the "
+            "other ranks are in their parts; state_dict(gather=True) joins all parts in one state"
         )
-    if not following:
+    if not batches:
         notes.append(
             f"all shards have ended: the next batch is the first one of epoch {progress.epoch + 1}"
         )
@@ -48,58 +52,30 @@ def stream_facts(where: str, raw: Mapping[str, Any], saved: StreamState, ranks: 
         dict(raw),
         reads="stream",
         position=progress.delivered,
-        may_change=may_change,
-        must_stay=must_stay,
-        next=following,
+        may_change=changes.may_change,
+        must_stay=changes.must_stay,
+        next=batches,
         notes=tuple(notes),
     )
 
 
-def _shards_of(rank: int, identity: StreamIdentity) -> range:
-    # As ByShards and ByWorkers share them out.
-    if identity.num_shards is not None:
-        return range(rank, identity.num_shards, identity.world_size)
-    workers = identity.num_workers or 1
-    return range(rank * workers, (rank + 1) * workers)
-
-
-def _next_of_shards(rank: int, progress: StreamProgress, shards: Iterable[int]) -> Next | None:
-    """The shard whose turn it is: that of which fewest batches came, and of these the first."""
-    states = [progress.shards.get(shard, ShardState(shard)) for shard in shards]
-    waiting = [state for state in states if not state.ended]
-    if not waiting:
-        return None
-    state = min(waiting, key=lambda state: (state.batches, state.shard))
-    return Next(rank, progress.epoch, progress.step, shard=state.shard, place=state.offset)
-
-
-def _words_of_stream(
-    saved: StreamState, strategy: ResumptionStrategy | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    identity = saved.identity
-    data = "the data"
-    if identity.dataset_fingerprint is not None:
-        data += f" (fingerprint {identity.dataset_fingerprint})"
-    fixed = [data, f"tail {identity.tail!r}"]
-    free = []
-    if identity.sharding == "shards":
-        free.append("the number of workers, prefetching and pinning")
-        fixed.append(f"num_shards ({identity.num_shards})")
-    else:
-        free.append("prefetching and pinning")
-        fixed.append(f"the number of workers ({identity.num_workers})")
-    is_elastic = saved.rank is None and identity.sharding == "shards"
-    words = sorted_out(
-        free, fixed, strategy, identity.batch_size, identity.world_size, is_elastic=is_elastic
+def _next_batch(saved: StreamState, rank: int) -> Next | None:
+    identity, progress = saved.identity, saved.progress
+    shards = shards_of_rank(
+        rank,
+        identity.world_size,
+        num_shards=identity.num_shards,
+        num_workers=identity.num_workers or 1,
     )
-    if saved.rank is not None:
-        return words[0], (*words[1], f"the rank ({saved.rank})")
-    return words
+    state = next_shard(progress.shards.get(shard, ShardState(shard)) for shard in shards)
+    if state is None:
+        return None
+    return Next(rank, progress.epoch, progress.step, shard=state.shard, offset=state.offset)
 
 
 _WAYS = {
-    "shards": "the dataset cuts itself into shards, each of which goes on from its own state",
-    "snapshots": "goes on from the snapshots of the dataset that came with the last batches",
-    "replay": "the dataset has no state of its own: the samples above are read again, by the "
-    "workers, before the next one comes",
+    "shards": "the dataset is sharded, and each shard resumes from its own state",
+    "snapshots": "the dataset resumes from its own state_dict(), saved with the last batches",
+    "replay": "the dataset has no state_dict(): at a resume, the workers read the delivered "
+    "samples again and discard them",
 }
