@@ -1,4 +1,4 @@
-"""What ranks hold they hold together: one that differs or fails makes all of them raise."""
+"""Agreement: if one rank differs or fails, all ranks raise."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dataporter.ranks import agreement
 from dataporter.ranks.agreement import _explanation, _Report
 
 WORLD = 4
-ODD = 1  # the rank that does something else
+ODD = 1  # the rank that does something different
 
 
 class Marked(Indices):
-    fingerprint = "as it was"
+    fingerprint = "original"
 
 
 class Lengthless:
@@ -35,30 +35,30 @@ def loader_of(dataset: Any = None, **arguments: Any) -> ResumableDataLoader[Any]
     )
 
 
-def marked_otherwise() -> Marked:
+def marked_differently() -> Marked:
     dataset = Marked(48)
     dataset.fingerprint = "changed"  # type: ignore[misc]
     return dataset
 
 
-# What the odd rank builds, and what every other rank's error has to say of it.
+# What the odd rank builds, and what every other rank's error must say.
 BUILT: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a shorter dataset": (
         lambda: loader_of(Marked(47)),
         ("dataset_length: 48 on ranks 0, 2-3; 47 on rank 1",),
     ),
     "changed data": (
-        lambda: loader_of(marked_otherwise()),
-        ("dataset_fingerprint: 'as it was' on ranks 0, 2-3; 'changed' on rank 1",),
+        lambda: loader_of(marked_differently()),
+        ("dataset_fingerprint: 'original' on ranks 0, 2-3; 'changed' on rank 1",),
     ),
-    "another seed": (lambda: loader_of(seed=6), ("seed: 5 on ranks 0, 2-3; 6 on rank 1",)),
+    "a different seed": (lambda: loader_of(seed=6), ("seed: 5 on ranks 0, 2-3; 6 on rank 1",)),
     "no seed": (lambda: loader_of(seed=None), ("seed: 5 on ranks 0, 2-3; None on rank 1",)),
     "two differences": (
         lambda: loader_of(batch_size=3, tail="drop"),
         ("batch_size: 4 on ranks 0, 2-3; 3 on rank 1", "tail: 'pad' on ranks 0, 2-3; 'drop'"),
     ),
 }
-# What the odd rank raises of itself, with the note that the others raise as well.
+# The error that the odd rank raises itself, with a note that the others raise as well.
 FAILING: dict[str, tuple[Any, str]] = {
     "no length": (lambda: loader_of(Lengthless()), "UnsupportedDatasetError"),
     "a wrong argument": (lambda: loader_of(batch_size=0), "ConfigurationError"),
@@ -68,14 +68,14 @@ FAILING: dict[str, tuple[Any, str]] = {
 
 def building_rank() -> dict[str, Any]:
     odd = dist.get_rank() == ODD
-    told = {}
+    found = {}
     for name, (build, _) in {**BUILT, **FAILING}.items():
-        told[name] = outcome(build if odd else loader_of)
-    told["in step"] = ids(next(iter(loader_of())))
-    return told
+        found[name] = outcome(build if odd else loader_of)
+    found["in step"] = ids(next(iter(loader_of())))
+    return found
 
 
-def test_ranks_that_build_different_loaders_all_raise_and_say_who_differs_in_what() -> None:
+def test_ranks_that_build_different_loaders_all_raise_and_name_ranks_and_values() -> None:
     ranks = ranks_of(WORLD, building_rank)
     for name, (_, differences) in BUILT.items():
         for rank in ranks:
@@ -95,7 +95,7 @@ def test_ranks_that_build_different_loaders_all_raise_and_say_who_differs_in_wha
 
 
 def states() -> dict[str, tuple[Any, str, str]]:
-    """What the odd rank loads, the error it raises, and what the others are told."""
+    """What the odd rank loads, the error it raises, and what the others' errors say."""
     good = loader_of(rank=0, world_size=WORLD).state_dict()
     return {
         "missing": (None, "InvalidStateError", "rank 1 raised InvalidStateError"),
@@ -116,19 +116,21 @@ def loading_rank() -> dict[str, Any]:
     loader = loader_of()
     before = loader.state_dict()
     good = {**before, "step": 2, "position": 32}
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, (state, *_) in states().items():
-        told[name] = outcome(lambda state=state: loader.load_state_dict(state if odd else good))
-        told[f"{name}: untouched"] = loader.state_dict() == before
-    # The ranks are in step after all of this, and agree on what is wrong for all of them.
-    told["all"] = outcome(lambda: loader.load_state_dict({**good, "seed": 6}))
-    told["calls"] = outcome(loader_of if odd else lambda: loader.load_state_dict(good))
-    told["in the end"] = outcome(lambda: loader.load_state_dict(good))
-    told["place"] = (loader.epoch, loader.position)
-    return told
+        found[name] = outcome(lambda state=state: loader.load_state_dict(state if odd else good))
+        found[f"{name}: untouched"] = loader.state_dict() == before
+    # The ranks are still in step after all of this, and agree if a state is wrong on all of them.
+    found["all"] = outcome(lambda: loader.load_state_dict({**good, "seed": 6}))
+    found["calls"] = outcome(loader_of if odd else lambda: loader.load_state_dict(good))
+    found["in the end"] = outcome(lambda: loader.load_state_dict(good))
+    found["position"] = (loader.epoch, loader.position)
+    return found
 
 
-def test_a_rank_with_another_state_or_none_makes_all_ranks_raise_and_nobody_applies_one() -> None:
+def test_a_rank_with_a_different_state_or_none_makes_all_ranks_raise_and_no_rank_applies_one() -> (
+    None
+):
     ranks = ranks_of(WORLD, loading_rank)
     for name, (_, expected, text) in states().items():
         for number, rank in enumerate(ranks):
@@ -139,11 +141,11 @@ def test_a_rank_with_another_state_or_none_makes_all_ranks_raise_and_nobody_appl
             assert rank[f"{name}: untouched"]
     for rank in ranks:
         assert rank["all"][0] == "StateMismatchError"
-        assert rank["all"][2] == "", "a fault of all ranks needs no note about the others"
+        assert rank["all"][2] == "", "an error on all ranks needs no note about the others"
         assert "call: load_state_dict() on ranks 0, 2-3" in rank["calls"][1]
         assert "ResumableDataLoader() on rank 1" in rank["calls"][1]
         assert rank["in the end"] is None
-        assert rank["place"] == (0, 32)
+        assert rank["position"] == (0, 32)
 
 
 def waiting_rank() -> Any:
@@ -151,20 +153,20 @@ def waiting_rank() -> Any:
     if dist.get_rank() == ODD:
         dist.barrier()
         return None
-    agreement._TELLS_AFTER = 0.2
+    agreement._WARNS_AFTER = 0.2
     warned: list[str] = []
     warnings.showwarning = lambda message, *_, **__: warned.append(str(message))
-    told = outcome(lambda: loader_of(process_group=impatient))
+    raised = outcome(lambda: loader_of(process_group=impatient))
     dist.barrier()
-    return told, warned
+    return raised, warned
 
 
-def test_a_rank_that_does_not_come_is_told_of_and_waited_for_until_the_group_s_timeout() -> None:
-    (kind, *_), warned = next(told for told in ranks_of(2, waiting_rank) if told)
-    assert kind == "RuntimeError", "torch's own"
+def test_a_missing_rank_causes_a_warning_and_a_wait_until_the_groups_timeout() -> None:
+    (kind, *_), warned = next(found for found in ranks_of(2, waiting_rank) if found)
+    assert kind == "RuntimeError", "torch's"
     (one,) = warned
     assert "ResumableDataLoader() has waited 0 s" in one
-    assert "all 2 of them" in one
+    assert "all 2 ranks must call it" in one
     assert "rank=0, world_size=1" in one
 
 
@@ -181,7 +183,7 @@ def test_ranks_are_named_in_runs(ranks: list[int], named: str) -> None:
     assert f"9 on {named}" in _explanation(reports)
 
 
-def test_a_thousand_ranks_that_all_differ_are_not_listed_one_by_one() -> None:
+def test_a_thousand_ranks_that_all_differ_are_not_listed_individually() -> None:
     reports = [_Report("load", {"seed": str(rank)}) for rank in range(1000)]
     message = _explanation(reports)
     assert "7 on rank 7; and 992 other values" in message

@@ -1,4 +1,4 @@
-"""Ranks that are killed: nothing outlives them, and fewer ranks go on from the checkpoint."""
+"""Killed ranks: nothing outlives them, and fewer ranks resume from the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worlds import ranks_of
 from dataporter import ResumableDataLoader
 
 LENGTH = rank_process.LENGTH
-# What workers take to notice that their parent is gone, with room to spare.
+# Seconds until workers notice that their parent is gone, with room to spare.
 WORKERS_LEAVE_IN = 10
 
 
@@ -37,7 +37,7 @@ def seen(directory: Path, world_size: int, before_step: int = LENGTH) -> list[tu
         (index, text)
         for log in directory.glob(f"{world_size}-*.jsonl")
         for line in log.read_text().splitlines()
-        if line.endswith("]]")  # a kill may cut the last one
+        if line.endswith("]]")  # a kill may truncate the last one
         for step, *samples in [json.loads(line)]
         if step < before_step
         for index, text in samples
@@ -58,8 +58,8 @@ def assert_nothing_is_left(directory: Path) -> None:
     assert alive == [], "workers outlive their rank"
 
 
-def assert_the_rest_comes_once(directory: Path, world_size: int, others: int) -> None:
-    """``world_size`` ranks were killed; ``others`` go on from the checkpoint to the epoch's end."""
+def assert_the_rest_appears_once(directory: Path, world_size: int, others: int) -> None:
+    """``world_size`` ranks were killed; ``others`` resume and finish the epoch."""
     state = saved_state(directory)
     assert (state["epoch"], state["world_size"]) == (0, world_size)
     done = seen(directory, world_size, state["step"])
@@ -72,25 +72,25 @@ def assert_the_rest_comes_once(directory: Path, world_size: int, others: int) ->
     )
     (batch,) = alone
     assert dict(samples) == {
-        index: digest({name: values[place] for name, values in batch.items()})
-        for place, index in enumerate(ids(batch))
-    }, "each with the augmentation that it would have had"
+        index: digest({name: values[offset] for name, values in batch.items()})
+        for offset, index in enumerate(ids(batch))
+    }, "each with the augmentation it would have had"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_rank", [0, 2])
-def test_when_one_rank_is_killed_the_others_end_and_fewer_go_on(
+def test_when_one_rank_is_killed_the_others_end_and_fewer_resume(
     kill_rank: int, tmp_path: Path
 ) -> None:
-    # Of the killed rank, or of another one whose collective failed of it, whichever is seen first.
+    # From the killed rank, or from one whose collective failed, whichever is noticed first.
     with pytest.raises(ChildFailedError, match=r"SIGKILL|Signal 9|Connection closed|reset by peer"):
         ranks_of(3, rank_body, tmp_path, kill_rank)
     assert_nothing_is_left(tmp_path)
-    assert_the_rest_comes_once(tmp_path, 3, 2)
+    assert_the_rest_appears_once(tmp_path, 3, 2)
 
 
 @pytest.mark.slow
-def test_when_all_ranks_and_their_launcher_are_killed_fewer_go_on(tmp_path: Path) -> None:
+def test_when_all_ranks_and_their_launcher_are_killed_fewer_resume(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     logs = f"--log-dir={tmp_path / 'logs'}"
     launcher = psutil.Popen([*torchrun, logs, rank_process.__file__, str(tmp_path)])
@@ -98,7 +98,7 @@ def test_when_all_ranks_and_their_launcher_are_killed_fewer_go_on(tmp_path: Path
         deadline = time.monotonic() + 60
         while not (tmp_path / "checkpoint.pt").exists() or saved_state(tmp_path)["step"] < 3:
             assert launcher.poll() is None
-            assert time.monotonic() < deadline, "the training does not come to its third step"
+            assert time.monotonic() < deadline, "the training run never reaches its third step"
             time.sleep(0.02)
     finally:
         workers = [
@@ -113,4 +113,4 @@ def test_when_all_ranks_and_their_launcher_are_killed_fewer_go_on(tmp_path: Path
     assert len(ranks) >= 3
     psutil.wait_procs(ranks, timeout=10)
     assert_nothing_is_left(tmp_path)
-    assert_the_rest_comes_once(tmp_path, 3, 2)
+    assert_the_rest_appears_once(tmp_path, 3, 2)

@@ -1,4 +1,4 @@
-"""Which rank a loader is, whom it asks, and what it asks them."""
+"""Which rank a loader has, which ranks it communicates with, and when."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def loader_of(**arguments: Any) -> ResumableDataLoader[Any]:
     return ResumableDataLoader(Indices(40), 2, **{"shuffle": True, "seed": 3, **arguments})
 
 
-def place(loader: ResumableDataLoader[Any]) -> tuple[str, int, int]:
+def world_of(loader: ResumableDataLoader[Any]) -> tuple[str, int, int]:
     return loader.strategy.name, loader.rank, loader.world_size
 
 
-# ---- where the world comes from
+# ---- the source of the world
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ def test_arguments_come_before_a_group_a_group_before_torchrun_and_torchrun_befo
     None
 ):
     explicit = {"strategy": "distributed", "rank": 2, "world_size": 4}
-    assert place(loader_of()) == ("advanced", 0, 1), "torchrun counts where it is asked for"
-    assert place(loader_of(strategy="distributed")) == ("distributed", 1, 3)
-    assert place(loader_of(strategy=DistributedResumptionStrategy())) == ("distributed", 1, 3)
-    assert place(loader_of(**explicit)) == ("distributed", 2, 4)
+    assert world_of(loader_of()) == ("advanced", 0, 1), "torchrun counts only if requested"
+    assert world_of(loader_of(strategy="distributed")) == ("distributed", 1, 3)
+    assert world_of(loader_of(strategy=DistributedResumptionStrategy())) == ("distributed", 1, 3)
+    assert world_of(loader_of(**explicit)) == ("distributed", 2, 4)
     with standing_alone():
-        assert place(loader_of(strategy="distributed")) == ("distributed", 0, 1)
-        assert place(loader_of(process_group=dist.group.WORLD)) == ("distributed", 0, 1)
-        assert place(loader_of(**explicit)) == ("distributed", 2, 4)
+        assert world_of(loader_of(strategy="distributed")) == ("distributed", 0, 1)
+        assert world_of(loader_of(process_group=dist.group.WORLD)) == ("distributed", 0, 1)
+        assert world_of(loader_of(**explicit)) == ("distributed", 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_a_torchrun_environment_that_makes_no_sense_is_an_error(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as raised:
-        # Without RANK a process group may still come up, until data is wanted.
+        # Without RANK a process group may still be initialised, until the first batch.
         next(iter(loader_of(strategy="distributed")))
     assert [name for name in names if name not in str(raised.value)] == []
     assert loader_of().world_size == 1
 
 
-def test_what_is_no_process_group_is_an_error() -> None:
+def test_anything_but_a_process_group_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"expected a torch\.distributed ProcessGroup"):
         loader_of(process_group="dp")
     with standing_alone():
@@ -82,7 +82,7 @@ def test_what_is_no_process_group_is_an_error() -> None:
         mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
         with pytest.raises(ConfigurationError, match=r"2 dimensions \('dp', 'tp'\).*new_group"):
             loader_of(process_group=mesh)
-        assert place(loader_of(process_group=mesh["dp"])) == ("distributed", 0, 1)
+        assert world_of(loader_of(process_group=mesh["dp"])) == ("distributed", 0, 1)
 
 
 def test_without_a_group_several_ranks_need_one_seed() -> None:
@@ -90,7 +90,7 @@ def test_without_a_group_several_ranks_need_one_seed() -> None:
         ResumableDataLoader(range(8), 2, rank=0, world_size=2)
 
 
-def test_copies_ask_the_same_ranks_and_pickles_nobody() -> None:
+def test_copies_keep_their_ranks_and_pickles_do_not() -> None:
     with standing_alone():
         loader = loader_of()
         for other in (copy.copy(loader), copy.deepcopy(loader)):
@@ -102,27 +102,27 @@ def test_copies_ask_the_same_ranks_and_pickles_nobody() -> None:
 
 
 def meshed_rank() -> dict[str, Any]:
-    """Two data-parallel ranks of two tensor-parallel ones each, in one world of four."""
+    """Two data-parallel ranks of two tensor-parallel ranks each, in one world of four."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     loader = loader_of(process_group=mesh["dp"], seed=None)
     seen = [index for batch in loader for index in ids(batch)]
     evens = dist.new_group([0, 2])
     evens_mesh = DeviceMesh("cpu", [0, 2])
     return {
-        "place": place(loader),
+        "world": world_of(loader),
         "dp rank": mesh.get_local_rank("dp"),
         "seen": seen,
         "seed": loader.seed,
         "evens": [
-            outcome(lambda group=group: place(loader_of(process_group=group)))
+            outcome(lambda group=group: world_of(loader_of(process_group=group)))
             for group in (evens, evens_mesh)
         ],
     }
 
 
-def test_the_ranks_of_a_mesh_dimension_share_the_data_out() -> None:
+def test_the_ranks_of_a_mesh_dimension_divide_the_data() -> None:
     ranks = ranks_of(4, meshed_rank)
-    assert [rank["place"] for rank in ranks] == [("distributed", rank // 2, 2) for rank in range(4)]
+    assert [rank["world"] for rank in ranks] == [("distributed", rank // 2, 2) for rank in range(4)]
     for column in (0, 1):
         first, second = ranks[column], ranks[2 + column]
         assert first["seed"] == second["seed"]
@@ -138,7 +138,7 @@ def test_the_ranks_of_a_mesh_dimension_share_the_data_out() -> None:
 
 
 class Striped:
-    """A sampler that knows its share, and has no seed."""
+    """A sampler that knows its share and has no seed."""
 
     def __init__(self, rank: int) -> None:
         self.rank, self.num_replicas = rank, 3
@@ -152,25 +152,25 @@ def unseeded_rank() -> dict[str, Any]:
     torch.manual_seed(100 + rank)
     own = torch.Generator().manual_seed(200 + rank)
     default, from_generator = loader_of(seed=None), loader_of(seed=None, generator=own)
-    told = {"seeds": [default.seed, from_generator.seed], "drawn": torch.initial_seed()}
-    told["next"] = int(torch.empty((), dtype=torch.int64).random_())
+    found = {"seeds": [default.seed, from_generator.seed], "drawn": torch.initial_seed()}
+    found["next"] = int(torch.empty((), dtype=torch.int64).random_())
     state = {**default.state_dict(), "seed": 77}
     default.load_state_dict(state)
-    told["taken over"] = default.seed
+    found["taken over"] = default.seed
     sampler = DistributedSampler(Indices(40), shuffle=True, seed=8)
     followed = ResumableDataLoader(Indices(40), 2, sampler=sampler)
-    told["followed"] = (*place(followed), followed.seed)
+    found["followed"] = (*world_of(followed), followed.seed)
     striped = ResumableDataLoader(Indices(40), 2, sampler=Striped(rank))
-    told["striped"] = (*place(striped), striped.seed)
-    told["odd sampler"] = outcome(
+    found["striped"] = (*world_of(striped), striped.seed)
+    found["odd sampler"] = outcome(
         lambda: ResumableDataLoader(
             Indices(40), 2, sampler=DistributedSampler(Indices(40), seed=8 + rank % 2)
         )
     )
-    # Nobody else does any of this: it would wait for the other ranks, and fail.
+    # Only this rank does the following: any communication would wait for the others and fail.
     if rank == 1:
         next(iter(default))
-        told["step"] = default.state_dict()["step"]
+        found["step"] = default.state_dict()["step"]
         default.set_epoch(4)
         default.seek(step=2)
         default.samples_at(0, 1)
@@ -179,10 +179,10 @@ def unseeded_rank() -> dict[str, Any]:
         lonely.load_state_dict(lonely.state_dict())
         copy.deepcopy(default)
         list(ResumableDataLoader(torch.utils.data.ChainDataset([]), rank=0, world_size=1))
-    return told
+    return found
 
 
-def test_the_first_rank_s_seed_is_everybody_s_and_only_building_and_loading_communicate() -> None:
+def test_all_ranks_use_the_first_ranks_seed_and_only_construction_and_loading_communicate() -> None:
     ranks = ranks_of(3, unseeded_rank)
     torch.manual_seed(100)
     default = int(torch.empty((), dtype=torch.int64).random_())
@@ -190,7 +190,7 @@ def test_the_first_rank_s_seed_is_everybody_s_and_only_building_and_loading_comm
     from_generator = int(torch.empty((), dtype=torch.int64).random_(generator=own))
     for number, rank in enumerate(ranks):
         assert rank["seeds"] == [default, from_generator]
-        assert rank["taken over"] == 77, "a seed that was not given is the state's after a load"
+        assert rank["taken over"] == 77, "without an explicit seed, a load takes the state's"
         assert rank["followed"] == ("simple", number, 3, 8)
         assert rank["striped"] == ("simple", number, 3, ranks[0]["striped"][3])
         assert "seed: 8 on ranks 0, 2; 9 on rank 1" in rank["odd sampler"][1]
@@ -205,53 +205,53 @@ def streaming_rank(steps: int, state: dict[str, Any] | None) -> dict[str, Any]:
     if state is not None:
         loader.load_state_dict(state)
     seen = [index for _, batch in zip(range(steps), loader) for index in ids(batch)]
-    return {"seen": seen, "state": loader.state_dict(), "place": place(loader)}
+    return {"seen": seen, "state": loader.state_dict(), "world": world_of(loader)}
 
 
-def test_ranks_find_their_place_and_one_state_serves_another_world() -> None:
+def test_ranks_detect_their_world_and_one_state_serves_another_world() -> None:
     two = ranks_of(2, streaming_rank, 4, None)
-    assert [rank["place"] for rank in two] == [("distributed", 0, 2), ("distributed", 1, 2)]
+    assert [rank["world"] for rank in two] == [("distributed", 0, 2), ("distributed", 1, 2)]
     assert two[0]["state"] == two[1]["state"]
     three = ranks_of(3, streaming_rank, 99, two[0]["state"])
     seen = [index for rank in [*two, *three] for index in rank["seen"]]
-    assert sorted(seen) == list(range(40)), "24 were left, which three ranks share without a repeat"
+    assert sorted(seen) == list(range(40)), "three ranks share the remaining 24 without a repeat"
 
 
-# ---- a loader that is older than the process group
+# ---- a process group that is initialised after the loader
 
 
 def built_before_the_group(meeting: str) -> Any:
     rank, size = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
     older = ResumableDataLoader(Indices(40), 2, shuffle=True)
-    said = loader_of(rank=0, world_size=1)
+    explicit = loader_of(rank=0, world_size=1)
     left, resumed = loader_of(), loader_of()
     next(iter(left))
     resumed.load_state_dict(left.state_dict())
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     length, sampler_length = len(older), len(older.sampler)
     first = [index for batch in older for index in ids(batch)]
-    alone = [index for batch in said for index in ids(batch)]
+    alone = [index for batch in explicit for index in ids(batch)]
     following = [(left.epoch, index) for batch in left for index in ids(batch)]
     rest = [index for batch in resumed for index in ids(batch)]
-    shown = (length, sampler_length, place(older), older.sampler.num_replicas, older.seed)
+    shown = (length, sampler_length, world_of(older), older.sampler.num_replicas, older.seed)
     return shown, first, alone, following, rest
 
 
-def test_a_loader_that_is_older_than_the_group_joins_it_when_it_is_used(tmp_path: Path) -> None:
+def test_a_loader_joins_a_later_process_group_on_its_next_use(tmp_path: Path) -> None:
     ranks = ranks_of(2, built_before_the_group, f"file://{tmp_path}/meeting")
     (shown_0, first_0, alone_0, *_), (shown_1, first_1, alone_1, *_) = ranks
     assert shown_0[:4] == (10, 20, ("distributed", 0, 2), 2)
     assert shown_1[:4] == (10, 20, ("distributed", 1, 2), 2)
-    assert shown_0[4] == shown_1[4], "they share the first one's seed"
+    assert shown_0[4] == shown_1[4], "they share the first rank's seed"
     assert sorted(first_0 + first_1) == list(range(40))
     assert alone_0 == alone_1
-    assert sorted(alone_0) == list(range(40)), "a world that was said stays"
-    following = [place for rank in ranks for place in rank[3]]
-    assert sorted(following) == [(1, index) for index in range(40)], "a pass that was left is over"
+    assert sorted(alone_0) == list(range(40)), "an explicit world stays"
+    following = [delivered for rank in ranks for delivered in rank[3]]
+    assert sorted(following) == [(1, index) for index in range(40)], "an abandoned pass is over"
     batch_size = loader_of().batch_size
     assert len({index for rank in ranks for index in rank[4]}) == 40 - batch_size
-    assert sum(len(rank[4]) for rank in ranks) == 40 - batch_size, "a state is gone on with by both"
+    assert sum(len(rank[4]) for rank in ranks) == 40 - batch_size, "both resume from a state"
 
 
 def alone_before_the_group(meeting: str) -> Any:
@@ -264,7 +264,7 @@ def alone_before_the_group(meeting: str) -> Any:
     return steps, loader.epoch, len(list(unread))
 
 
-def test_a_group_of_one_rank_that_comes_up_changes_nothing_in_a_pass(tmp_path: Path) -> None:
+def test_a_group_of_one_rank_that_is_initialised_mid_pass_changes_nothing(tmp_path: Path) -> None:
     (counted,) = ranks_of(1, alone_before_the_group, f"file://{tmp_path}/meeting")
     length = len(loader_of())
     assert counted == (list(range(2, length + 1)), 1, length)

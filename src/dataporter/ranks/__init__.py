@@ -1,1 +1,1 @@
-"""Ranks: which data-parallel rank this is, and that all of them agree."""
+"""Ranks: which data-parallel rank this process is, and whether all ranks agree."""

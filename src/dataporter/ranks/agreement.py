@@ -1,4 +1,4 @@
-"""Agreement: a group's ranks hold one configuration and one state, or all of them raise (C7)."""
+"""Agreement: the ranks of a group hold one configuration and one state, or all raise (C7)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranks", "Terms"]
 
-# What a rank that failed hands in for its digest; digests are never negative.
+# The digest of a rank that failed; other digests are never negative.
 _FAILED = -1
 _VALUES_SHOWN = 8
-_TELLS_AFTER = 10.0  # s
+_WARNS_AFTER = 10.0  # s
 
 
 @dataclass(slots=True)
 class Terms:
-    """What a rank brings to an agreement, and takes from it.
+    """A rank's side of an agreement.
 
     Attributes:
-        equal: by name, what has to be the same on every rank.
-        first: a number of 0 or more; once agreed, that of the group's first rank.
+        equal: the values that must be the same on every rank, by name.
+        first: a number of 0 or more; after the agreement, that of the group's first rank.
     """
 
     equal: dict[str, object] = field(default_factory=dict)
@@ -44,26 +44,25 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks that hold a loader like this one. Without a group there is nobody to ask."""
+    """The ranks that hold a loader like this one. Without a group, only this rank."""
 
     group: ProcessGroup | None = None
 
     @property
     def several(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other ranks."""
         return self.group is not None and dist.get_world_size(self.group) > 1
 
     @contextmanager
     def agreed(self, call: str) -> Iterator[Terms]:
         """A block that every rank runs; it succeeds on all of them or on none.
 
-        The block fills in its terms and changes nothing. Leaving it, by an error as well, is one
-        all-reduce of 24 bytes; only where that shows a difference are details gathered. How long
-        it waits for a rank that does not come is the group's timeout; a warning tells before that
-        whom it waits for.
+        The block fills in its terms and changes nothing. Leaving it, also by an error, costs one
+        all-reduce of 24 bytes; only if that shows a difference are details gathered. If a rank
+        never reaches the block, the others wait as long as the group's timeout, and warn before.
 
         Args:
-            call: what the ranks do, in the words of an error.
+            call: the call that the ranks make, as errors show it.
 
         Raises:
             RankMismatchError: the terms differ, or another rank's block raised.
@@ -74,50 +73,49 @@ class Ranks:
         except Exception as error:
             if self.several and self._differ(call, terms, _FAILED):
                 self.gathered(_Report(call, {}, f"{type(error).__name__}: {error}"))
-                add_note(error, f"{call}: so every other rank of the process group raises as well")
+                add_note(error, f"{call}: every other rank of the process group raises as well")
             raise
         if self.several and self._differ(call, terms, _digest(call, terms.equal)):
             shown = {name: _shown(value) for name, value in terms.equal.items()}
             raise RankMismatchError(_explanation(self.gathered(_Report(call, shown))))
 
     def gathered(self, own: Any) -> list[Any]:
-        """What each rank has brought, in the sequence of the ranks."""
+        """The object of each rank, in the order of the ranks."""
         if not self.several:
             return [own]
-        all_of_them: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(all_of_them, own, group=self.group)
-        return all_of_them
+        gathered: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(gathered, own, group=self.group)
+        return gathered
 
     def _differ(self, call: str, terms: Terms, digest: int) -> bool:
         group = self.group
         first = terms.first if dist.get_rank(group) == 0 else 0
-        # The highest digest, and of the negative ones the highest, which is minus the lowest.
+        # The maximum of the negated digests is minus the lowest digest.
         message = torch.tensor(
             [digest, -digest, first], dtype=torch.int64, device=collective_device(group)
         )
-        with _telling(call, dist.get_world_size(group)):
+        with _warning_if_slow(call, dist.get_world_size(group)):
             dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
             highest, minus_lowest, terms.first = message.tolist()
         return bool(highest != -minus_lowest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
-        # A group cannot be copied, and a loader's copy has the same ranks to ask.
+        # A group cannot be copied, and a loader's copy still has the same ranks.
         return self
 
     def __reduce__(self) -> tuple[type[Ranks], tuple[()]]:
-        # A group belongs to its process: wherever this is unpickled, nobody can be asked.
+        # A group belongs to its process: after unpickling there are no other ranks.
         return Ranks, ()
 
 
 @contextmanager
-def _telling(call: str, ranks: int) -> Iterator[None]:
-    """Tell people what is being waited for, where it takes long: a silent wait looks like a bug."""
-    told = (
-        f"{call} has waited {_TELLS_AFTER:.0f} s for the other ranks of the process group: all "
-        f"{ranks} of them have to call it. For a loader on this rank alone pass rank=0, "
-        "world_size=1"
+def _warning_if_slow(call: str, ranks: int) -> Iterator[None]:
+    """Warn if the block takes long, because a silent wait looks like a bug."""
+    message = (
+        f"{call} has waited {_WARNS_AFTER:.0f} s for the other ranks of the process group: all "
+        f"{ranks} ranks must call it. For a loader on this rank only, pass rank=0, world_size=1"
     )
-    timer = threading.Timer(_TELLS_AFTER, warnings.warn, (told, RuntimeWarning))
+    timer = threading.Timer(_WARNS_AFTER, warnings.warn, (message, RuntimeWarning))
     timer.daemon = True
     timer.start()
     try:
@@ -128,7 +126,7 @@ def _telling(call: str, ranks: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """What one rank says when they differ: its terms as text, or its failure."""
+    """What one rank reports if they differ: its terms as text, or its failure."""
 
     call: str
     terms: Mapping[str, str]
@@ -151,29 +149,29 @@ def _explanation(reports: Sequence[_Report]) -> str:
     calls = {rank: report.call for rank, report in enumerate(reports)}
     terms = {rank: report.terms for rank, report in enumerate(reports) if not report.failure}
     if len(set(calls.values())) > 1:
-        lines.append(f"call: {_told(_by_value(calls))}")
-        terms.clear()  # of different things
+        lines.append(f"call: {_listed(_by_value(calls))}")
+        terms.clear()  # different calls have different terms
     for name in dict.fromkeys(name for one in terms.values() for name in one):
         values = _by_value({rank: one[name] for rank, one in terms.items()})
         if len(values) > 1:
-            lines.append(f"{name}: {_told(values)}")
+            lines.append(f"{name}: {_listed(values)}")
     differences = "".join(f"\n  - {line}" for line in lines)
     return (
         f"{' / '.join(dict.fromkeys(calls.values()))}: the {len(reports)} ranks of the process "
-        f"group differ:{differences}\nNothing was changed on any rank. All of them must build the "
-        "same loader and load the same state; for a loader on one rank alone pass rank=0, "
+        f"group differ:{differences}\nNothing was changed on any rank. All ranks must build the "
+        "same loader and load the same state; for a loader on one rank only, pass rank=0, "
         "world_size=1."
     )
 
 
-def _told(values: Sequence[tuple[str, str]]) -> str:
-    told = "; ".join(f"{value} on {ranks}" for value, ranks in values[:_VALUES_SHOWN])
+def _listed(values: Sequence[tuple[str, str]]) -> str:
+    listed = "; ".join(f"{value} on {ranks}" for value, ranks in values[:_VALUES_SHOWN])
     more = len(values) - _VALUES_SHOWN
-    return told + (f"; and {more} other values" if more > 0 else "")
+    return listed + (f"; and {more} other values" if more > 0 else "")
 
 
 def _by_value(values: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Each value once, with the ranks that have it, as ``ranks 0, 2-7``."""
+    """Each distinct value with the ranks that have it, such as ``ranks 0, 2-7``."""
     ranks_of: dict[str, list[int]] = {}
     for rank, value in values.items():
         ranks_of.setdefault(value, []).append(rank)
@@ -182,7 +180,7 @@ def _by_value(values: Mapping[int, str]) -> list[tuple[str, str]]:
 
 def _named(ranks: Sequence[int]) -> str:
     runs = []
-    # Neighbours keep their distance to their place in the list.
+    # Consecutive ranks have the same difference to their index in the list.
     for _, group in groupby(enumerate(ranks), key=lambda pair: pair[1] - pair[0]):
         run = [rank for _, rank in group]
         runs.append(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}")
