@@ -11,7 +11,7 @@ import torch
 
 from dataporter.tools.verification.comparison import compare, compare_samples
 from dataporter.tools.verification.digest import digest_of, leaves_of
-from dataporter.tools.verification.job import Event
+from dataporter.tools.verification.recording import Event
 
 
 def event(batch: Any, indices: Any = (5, 7), step: int = 0, **more: Any) -> Event:

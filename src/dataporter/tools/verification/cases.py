@@ -7,8 +7,8 @@ from dataclasses import replace
 from statistics import median
 
 from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
-from dataporter.tools.verification.job import Recording
 from dataporter.tools.verification.processes import Outcome
+from dataporter.tools.verification.recording import Recording
 from dataporter.tools.verification.report import (
     KILLED,
     UNINTERRUPTED,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dataporter.tools.verification.digest import Leaf, path_shown
-from dataporter.tools.verification.job import Event
+from dataporter.tools.verification.recording import Event
 
 __all__ = ["Comparison", "Difference", "Kind", "Sample", "compare", "compare_samples", "samples_of"]
 

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 # Imported here once, and not by each process.
-from dataporter.tools.verification import probe, record, throughput  # noqa: F401
-from dataporter.tools.verification.record import write
+from dataporter.tools.verification import probe, recording, throughput  # noqa: F401
+from dataporter.tools.verification.recording import write
 
 __all__ = ["become", "main"]
 

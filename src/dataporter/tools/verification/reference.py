@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.job import Event, Job
 from dataporter.tools.verification.processes import Task
-from dataporter.tools.verification.record import record, state_file
+from dataporter.tools.verification.recording import Event, Job, record, state_file
 from dataporter.tools.verification.setting import Setting
 
 __all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "settings_of"]

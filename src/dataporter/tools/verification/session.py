@@ -15,7 +15,6 @@ from dataporter.errors import ConfigurationError
 from dataporter.tools.verification.cases import in_order, judged, measures_of
 from dataporter.tools.verification.diagnosis import diagnose
 from dataporter.tools.verification.factory import Factory, factory_of
-from dataporter.tools.verification.job import Job, Recording
 from dataporter.tools.verification.processes import (
     Outcome,
     Processes,
@@ -23,7 +22,7 @@ from dataporter.tools.verification.processes import (
     VerificationError,
     refuse_inside,
 )
-from dataporter.tools.verification.record import last_saved, record
+from dataporter.tools.verification.recording import Job, Recording, last_saved, record
 from dataporter.tools.verification.reference import (
     Reference,
     interruptions_in,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.streams import Stream
 
-__all__ = ["CannotVaryError", "Setting", "loader_for"]
+__all__ = ["CannotVaryError", "Setting", "facts_of", "is_stateful", "loader_for"]
 
 
 _KINDS = {"process": ("process", "processes"), "thread": ("thread", "threads")}
@@ -170,3 +171,46 @@ def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
         arguments["seed"] = loader.seed
     arguments |= changes
     return ResumableDataLoader(loader.dataset, **arguments)
+
+
+def facts_of(loader: Any) -> dict[str, Any]:
+    """What the report says of a loader."""
+    facts: dict[str, Any] = {
+        "loader": type(loader).__name__,
+        "module": type(loader).__module__,
+        "dataset": type(getattr(loader, "dataset", None)).__name__,
+        "num_workers": getattr(loader, "num_workers", 0),
+        "batch_size": getattr(loader, "batch_size", None),
+        "in_order": getattr(loader, "in_order", True),
+        "stateful": is_stateful(loader),
+        "ours": isinstance(loader, ResumableDataLoader),
+        "keeps_state": hasattr(getattr(loader, "dataset", None), "state_dict"),
+        "forks": _start_method(loader) == "fork",
+        "stream": isinstance(getattr(loader, "dataset", None), IterableDataset),
+    }
+    try:
+        facts["samples"] = len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        facts["samples"] = None
+    try:
+        facts["length"] = len(loader)
+    except (TypeError, NotImplementedError, ValueError):
+        facts["length"] = None
+    if isinstance(loader, ResumableDataLoader):
+        facts["strategy"] = loader.strategy.name
+        facts["world_size"] = loader.world_size
+        facts["worker_kind"] = loader.worker_kind
+        facts["tail"] = loader.tail
+        facts["own_sampler"] = loader.order is None and not facts["stream"]
+        facts["cut"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
+    return facts
+
+
+def _start_method(loader: Any) -> str:
+    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    return str(context.get_start_method())
+
+
+def is_stateful(loader: Any) -> bool:
+    """Whether a loader can save its state and resume from it."""
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")

@@ -8,9 +8,8 @@ from itertools import cycle, zip_longest
 
 from dataporter.tools.verification.comparison import compare
 from dataporter.tools.verification.diagnosis import RESUMING_HOSTS
-from dataporter.tools.verification.job import Event, Job
 from dataporter.tools.verification.processes import Outcome, Task
-from dataporter.tools.verification.record import state_file
+from dataporter.tools.verification.recording import Event, Job, state_file
 from dataporter.tools.verification.reference import Interruption, Reference
 from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case
 from dataporter.tools.verification.setting import Setting

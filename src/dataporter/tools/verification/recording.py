@@ -1,4 +1,4 @@
-"""Recording: carries a job out, in the process that was made for it."""
+"""A recording: what a loader gives in a process that was made for it, and how it is made."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
 from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.job import Event, Job, Recording
 from dataporter.tools.verification.reachable import is_librarys
-from dataporter.tools.verification.setting import CannotVaryError, loader_for
+from dataporter.tools.verification.setting import (
+    CannotVaryError,
+    Setting,
+    facts_of,
+    is_stateful,
+    loader_for,
+)
 
-__all__ = ["facts_of", "last_saved", "record", "state_file", "write"]
+__all__ = ["Event", "Job", "Recording", "last_saved", "record", "state_file", "write"]
 
 # Passes in a row that give nothing: the loader has nothing more to give.
 _MOST_EMPTY_PASSES = 2
@@ -40,6 +46,91 @@ _MOST_OF_NEXT_EPOCH = 50
 # As many are taken as it needs to be interrupted in the middle, unless each takes very long.
 _FEWEST_EVENTS = 4
 _TIMES_LONGER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Run a loader in a process of its own, and record what it gives.
+
+    Attributes:
+        factory, setting: what loader.
+        events: how many batches and ends of passes to record; None: as ``steps`` says.
+        steps: how many batches to record; None: an epoch and a bit of the next.
+        state: the file of the state to go on from; None: from the start.
+        replay: how many events to throw away first, of a loader without a state.
+        save: after which events to save the state; ``states`` is the directory for that.
+        is_reference: save the state before the first batch, of a loader of this package, so that
+            runs in other settings can be started with the same seed; and list the libraries.
+        kill_after: SIGKILL at some moment after so many events, with the state saved at each.
+        kill_worker_after: SIGKILL to a worker after so many events.
+        keep: bytes of batches to keep, so that a difference can be shown.
+        seconds: no further event is begun after so long; 0: no limit.
+        store: a file through which the ranks of a process group find each other.
+    """
+
+    factory: Factory
+    setting: Setting
+    events: int | None = None
+    steps: int | None = None
+    state: str | None = None
+    replay: int = 0
+    save: tuple[int, ...] = ()
+    states: str | None = None
+    is_reference: bool = False
+    kill_after: int | None = None
+    kill_worker_after: int | None = None
+    keep: int = 16 << 20
+    seconds: float = 0.0
+    store: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A batch that was delivered, or the end of a pass (which has no leaves).
+
+    Attributes:
+        epoch, step: of the batch; at the end of a pass, of what would have come.
+        leaves: of the batch.
+        indices: which samples, where the loader knows.
+        repeats: which of them are there for a second time, to make the ranks equal.
+        is_end: whether this is the end of a pass.
+    """
+
+    epoch: int
+    step: int
+    leaves: tuple[Leaf, ...] = ()
+    indices: tuple[Any, ...] | None = None
+    repeats: tuple[bool, ...] = ()
+    is_end: bool = False
+
+
+@dataclass(slots=True)
+class Recording:
+    """What came of a job.
+
+    Attributes:
+        events: what the loader gave.
+        error: why it ended early, in one line.
+        stopped: whether it was for want of time that it ended early.
+        libraries: the modules of others that it has imported, where its workers are forks.
+        varied: False where the loader could not be had with this setting, as ``error`` says.
+        facts: about the loader: class, strategy, length, workers.
+        state_seconds: what each ``state_dict()`` took.
+        state_bytes: of the largest state as ``torch.save`` writes it.
+        resume_seconds: from before ``load_state_dict`` to the first batch.
+        warnings: what the loader warned of.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    error: str | None = None
+    stopped: bool = False
+    libraries: tuple[str, ...] = ()
+    varied: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+    state_seconds: list[float] = field(default_factory=list)
+    state_bytes: int = 0
+    resume_seconds: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def state_file(directory: str | Path, after: int) -> Path:
@@ -75,44 +166,6 @@ def record(job: Job) -> Recording:
     return recording
 
 
-def facts_of(loader: Any) -> dict[str, Any]:
-    """What the report says of a loader."""
-    facts: dict[str, Any] = {
-        "loader": type(loader).__name__,
-        "module": type(loader).__module__,
-        "dataset": type(getattr(loader, "dataset", None)).__name__,
-        "num_workers": getattr(loader, "num_workers", 0),
-        "batch_size": getattr(loader, "batch_size", None),
-        "in_order": getattr(loader, "in_order", True),
-        "stateful": _is_stateful(loader),
-        "ours": isinstance(loader, ResumableDataLoader),
-        "keeps_state": hasattr(getattr(loader, "dataset", None), "state_dict"),
-        "forks": _start_method(loader) == "fork",
-        "stream": isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset),
-    }
-    try:
-        facts["samples"] = len(loader.dataset)
-    except (AttributeError, TypeError, NotImplementedError):
-        facts["samples"] = None
-    try:
-        facts["length"] = len(loader)
-    except (TypeError, NotImplementedError, ValueError):
-        facts["length"] = None
-    if isinstance(loader, ResumableDataLoader):
-        facts["strategy"] = loader.strategy.name
-        facts["world_size"] = loader.world_size
-        facts["worker_kind"] = loader.worker_kind
-        facts["tail"] = loader.tail
-        facts["own_sampler"] = loader.order is None and not facts["stream"]
-        facts["cut"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
-    return facts
-
-
-def _start_method(loader: Any) -> str:
-    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
-    return str(context.get_start_method())
-
-
 def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
     """The libraries' modules that were imported since, in that order.
 
@@ -126,10 +179,6 @@ def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
         for name in names
         if name.partition(".")[0] not in (own, "__main__") and is_librarys(sys.modules.get(name))
     )
-
-
-def _is_stateful(loader: Any) -> bool:
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def _record(job: Job, recording: Recording) -> None:
@@ -259,7 +308,7 @@ def _as_the_training_does() -> None:
 
 
 def _save_state(loader: Any, job: Job, count: int, recording: Recording) -> None:
-    if job.states is None or not _is_stateful(loader):
+    if job.states is None or not is_stateful(loader):
         return
     begun = time.perf_counter()
     state = loader.state_dict()
