@@ -187,8 +187,8 @@ def test_sound_loaders_are_exact_in_every_case(strategy: str) -> None:
     assert report.exact, str(report)
     names = {(case.setting, case.name) for case in report.cases}
     places = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
-    alone = ("left alone", "left alone, as no workers")
-    for setting, first in zip(("no workers", "2 processes"), alone):
+    whole = ("uninterrupted", "uninterrupted, as no workers")
+    for setting, first in zip(("no workers", "2 processes"), whole):
         for place in (first, *places, "SIGKILL"):
             assert (setting, place) in names
     assert ("2 processes", "mid-epoch, from no workers") in names
@@ -229,7 +229,7 @@ def test_of_a_loader_that_nothing_seeds_a_killed_run_is_compared_with_none() -> 
     report = verify(Drawn, workers=[0], steps=7, measure=False)
     assert report.exact, str(report)
     assert {case.name for case in report.cases} >= {"start", "mid-epoch"}
-    assert not any("SIGKILL" in case.name or "alone" in case.name for case in report.cases)
+    assert not any("SIGKILL" in case.name or "uninterrupted" in case.name for case in report.cases)
     assert any("nothing seeds it" in note for note in report.notes)
 
 
@@ -250,7 +250,7 @@ def test_a_state_that_says_nothing_is_found_out() -> None:
     report = verify(Forgetful, measure=False, diagnose=False, workers=[0])
     assert not report.exact
     found = {case.name: case for case in report.cases}
-    assert found["left alone"].verdict == found["start"].verdict == "exact"
+    assert found["uninterrupted"].verdict == found["start"].verdict == "exact"
     comparison = found["mid-epoch"].comparison
     assert comparison is not None
     assert comparison.first is not None
@@ -281,7 +281,7 @@ def test_what_cannot_be_carried_out_is_an_error() -> None:
         verify(nothing)
     with pytest.raises(VerificationError, match="gave no batch"):
         verify(empty)
-    with pytest.raises(VerificationError, match="no time to interrupt it"):
+    with pytest.raises(VerificationError, match="no time to interrupt the loader"):
         verify(slow, workers=[0], max_seconds=0.05)
     with pytest.raises(ConfigurationError, match="a function that returns a fresh loader"):
         verify(sound())
@@ -301,7 +301,7 @@ def test_the_command_has_its_exit_codes() -> None:
     asked = ["verify", f"{HERE}:sound", "--workers=0", "--steps=6"]
     exact = runner.invoke(main, asked)
     assert exact.exit_code == 0, exact.output
-    assert "Exact: each of" in exact.output
+    assert "Exact: all" in exact.output
     other = runner.invoke(main, ["verify", f"{HERE}:Forgetful", "--workers=0", "--no-diagnose"])
     assert other.exit_code == 1
     assert "NOT exact" in other.output
@@ -312,7 +312,7 @@ def test_the_command_has_its_exit_codes() -> None:
     assert failed.output.count("\n") == 1
     full = runner.invoke(main, [*asked, "--html=/dev/full"])
     assert full.exit_code == 2
-    assert "Exact: each of" in full.stdout
+    assert "Exact: all" in full.stdout
     assert "No space left" in full.stderr
     for wrong in (
         *("--workers=many", "--engine=steam", "--arg=nothing"),
@@ -390,14 +390,14 @@ def test_time_that_runs_out_leaves_cases_out_and_says_so(monkeypatch: pytest.Mon
     report = verify(sound, workers=[0], max_seconds=60, measure=False, on_progress=on_progress)
     assert report.exact
     assert report.not_run > 0
-    assert "for want of time" in report.summary()
+    assert "for lack of time" in report.summary()
 
 
 def test_a_loader_that_hangs_is_ended() -> None:
     limit = session._SECONDS_OVER
     session._SECONDS_OVER = 1.0
     try:
-        with pytest.raises(VerificationError, match="no end after 2 seconds"):
+        with pytest.raises(VerificationError, match="did not end within 2 seconds"):
             verify(hanging, workers=[0], max_seconds=1)
     finally:
         session._SECONDS_OVER = limit

@@ -1,4 +1,4 @@
-"""Verification: proves that a loader goes on exactly where it was interrupted, or shows where."""
+"""Verification: proves that a loader resumes exactly, or shows where and why it does not."""
 
 from dataporter.tools.verification.processes import VerificationError
 from dataporter.tools.verification.report import VerifyReport

@@ -1,4 +1,4 @@
-"""Cases: what the outcomes of trials say of the loader, and in which order a report shows it."""
+"""Cases: what the outcomes of trials say about the loader, in the order of the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dataporter.tools.verification.trials import Trial
 
 __all__ = ["in_order", "judged", "measures_of"]
 
-# In the order of a run; names that are not here come last but for the kills.
+# Names that are not here come after these and before the kills.
 _NAMES = (
     *(UNINTERRUPTED, "start", "mid-epoch", "random step"),
     *("last step", "end of epoch", "second epoch"),
@@ -31,7 +31,7 @@ _KILLS = {KILLED: len(_NAMES) + 1, WORKER_KILLED: len(_NAMES) + 2}
 
 
 def judged(trial: Trial, outcomes: Sequence[Outcome | None]) -> Case:
-    """The case that a trial comes to: not run where a process had no time to begin."""
+    """The case of a trial after its run; not run if a process had no time to start."""
     ended = [outcome for outcome in outcomes if outcome is not None]
     if len(ended) < len(outcomes):
         return trial.case
@@ -64,7 +64,7 @@ def _verdict(comparison: Comparison, error: str | None) -> Verdict:
 
 
 def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """Cases of one setting side by side, in the order in which settings were tried."""
+    """The cases grouped by setting, in the order in which the settings were tried."""
     settings = list(dict.fromkeys(case.setting for case in cases))
     names = {name: number for number, name in enumerate(_NAMES)} | _KILLS
     return tuple(
@@ -81,7 +81,7 @@ def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
 def measures_of(
     recordings: Sequence[Recording], throughput: Sequence[Throughput], *, stateful: bool
 ) -> Measures:
-    """What recordings have measured beside the events."""
+    """The measurements of recordings."""
     saving = [seconds for one in recordings for seconds in one.state_seconds]
     resuming = [one.resume_seconds for one in recordings if one.resume_seconds is not None]
     return Measures(

@@ -1,4 +1,4 @@
-"""The command `dataporter verify`: its progress bar, its table, and its exit codes."""
+"""The command `dataporter verify`: its progress bar, its table, and the options it reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FAULTS_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line asks for, as text."""
+    """The options of the command line, as text."""
 
     target: str
     workers: str | None
@@ -45,14 +45,14 @@ class Asked:
 
 
 def carry_out(asked: Asked) -> bool:
-    """Verify, and print what came of it.
+    """Verify a loader, and print the report.
 
     Returns:
         Whether the loader is exact.
 
     Raises:
-        VerificationError: it could not be carried out.
-        ConfigurationError: (a ``ValueError``) an argument is wrong.
+        VerificationError: the verification could not be carried out.
+        ConfigurationError: (a ``ValueError``) an option is wrong.
     """
     _check(asked.html)
     with _progress() as on_progress:
@@ -71,12 +71,12 @@ def carry_out(asked: Asked) -> bool:
             on_progress=on_progress,
         )
     if asked.as_json:
-        # Not through a console, which would break the lines.
+        # A console would wrap the lines.
         print(json.dumps(report.to_dict(), indent=2), flush=True)  # noqa: T201
     else:
         show(report, Console(highlight=False))
     if asked.html is not None:
-        # Last, so that a full disk takes nothing from what is printed.
+        # Last, so that the report is printed even if the disk is full.
         report.save_html(asked.html)
         Console(stderr=True, highlight=False).print(
             f"Report: {asked.html}", soft_wrap=True, markup=False
@@ -89,17 +89,17 @@ def _check(html: Path | None) -> None:
         return
     parent = html.resolve().parent
     if not parent.is_dir():
-        raise ConfigurationError(f"--html {html}: there is no directory {parent}")
+        raise ConfigurationError(f"--html {html}: there is no directory {parent}; create it first")
     if html.is_dir():
-        raise ConfigurationError(f"--html {html}: this is a directory; name a file in it")
+        raise ConfigurationError(f"--html {html}: this is a directory; give the path of a file")
     if not os.access(html if html.exists() else parent, os.W_OK):
-        raise ConfigurationError(f"--html {html}: it cannot be written to")
+        raise ConfigurationError(f"--html {html}: this path is not writable; give another one")
 
 
 def show(report: VerifyReport, console: Console) -> None:
-    """Print a report: the table, the faults, why, and what was measured."""
+    """Print a report: the table, the faults, their causes, and the measurements."""
     console.print(_table(report))
-    faults = [case for case in report.cases if case.verdict in ("not exact", "failed")]
+    faults = report.faults
     for case in faults[:_FAULTS_SHOWN]:
         _line(console, f"{case.setting}, {case.name}: {shown_fault(case)}")
     if len(faults) > _FAULTS_SHOWN:
@@ -115,7 +115,7 @@ def show(report: VerifyReport, console: Console) -> None:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    # What the user's own values say is no markup.
+    # Values of the user's dataset are not markup.
     console.print(Text(text, style=style))
 
 
@@ -123,13 +123,13 @@ def _table(report: VerifyReport) -> Table:
     facts = report.facts
     strategy = f", {facts['strategy']}" if facts.get("strategy") else ""
     table = Table(title=f"{report.subject}: {facts['loader']}{strategy}")
-    for name in ("goes on with", "interrupted", "after"):
+    for name in ("resumed with", "interrupted", "after"):
         table.add_column(name, justify="right" if name == "after" else "left")
-    for name in ("batches equal", "to first batch"):
+    for name in ("equal batches", "to first batch"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for place, case in enumerate(report.cases):
-        following = report.cases[place + 1 : place + 2]
+    for index, case in enumerate(report.cases):
+        following = report.cases[index + 1 : index + 2]
         comparison = case.comparison
         equal = (
             "-"
@@ -153,14 +153,16 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigurationError(
-            f"{option} {text}: expected whole numbers with commas between them, such as 0,2,4"
+            f"{option} {text}: expected whole numbers separated by commas, such as 0,2,4"
         ) from None
 
 
 def _names(text: str | None) -> list[str] | None:
     names = None if text is None else text.split(",")
     if names is not None and not set(names) <= {"process", "thread"}:
-        raise ConfigurationError(f"--engine {text}: expected process, thread, or both")
+        raise ConfigurationError(
+            f"--engine {text}: expected process, thread, or process,thread for both"
+        )
     return names
 
 

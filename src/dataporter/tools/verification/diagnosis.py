@@ -61,7 +61,7 @@ def diagnose(
     Returns:
         The causes that were found, and what could not be looked at.
     """
-    faults = [case for case in cases if case.verdict in ("not exact", "failed")]
+    faults = [case for case in cases if case.is_fault]
     if not faults:
         return [], []
     if not facts["ours"] and all(_is_beyond_resume(case) for case in faults):

@@ -1,4 +1,4 @@
-"""The factory: a function that makes a fresh loader, and how a new process comes to have it."""
+"""The factory: a function that makes a fresh loader, and how a new process finds it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Factory", "factory_of"]
 
 @dataclass(frozen=True, slots=True)
 class Factory:
-    """What makes the loader.
+    """The function that makes the loader.
 
     Attributes:
-        name: as people know it.
-        target: ``package.module:name`` or ``path/to/file.py:name``, which a new interpreter can
-            find; None: only a fork of this process has the function.
-        arguments: given to it by name.
-        function: where there is no target.
+        name: as a report shows it.
+        target: ``package.module:name`` or ``path/to/file.py:name``, where a new interpreter finds
+            it; None: only a fork of this process has it.
+        arguments: passed by name.
+        function: the function itself, if there is no target.
     """
 
     name: str
@@ -47,14 +47,13 @@ class Factory:
         if not callable(function):
             raise ConfigurationError(
                 f"{self.name} is a {type(function).__name__}: name a function that returns a fresh "
-                "loader each time that it is called, since a resume is a new loader in a new "
-                "process"
+                "loader on each call, since a resumed run is a new loader in a new process"
             )
         return partial(function, **self.arguments) if self.arguments else function
 
 
 def factory_of(made_by: Any, arguments: Mapping[str, Any]) -> Factory:
-    """The factory that a target or a function comes to.
+    """The factory for a target or a function.
 
     Raises:
         ConfigurationError: (a ``ValueError``) it is neither.
@@ -67,8 +66,8 @@ def factory_of(made_by: Any, arguments: Mapping[str, Any]) -> Factory:
         function = function.func
     if not callable(function):
         raise ConfigurationError(
-            f"verify() got a {type(made_by).__name__}: give it a function that returns a fresh "
-            "loader each time that it is called, since a resume is a new loader in a new process"
+            f"verify() got a {type(made_by).__name__}: pass a function that returns a fresh loader "
+            "on each call, since a resumed run is a new loader in a new process"
         )
     target = _target_of(function)
     name = str(getattr(function, "__qualname__", repr(function)))
@@ -86,7 +85,7 @@ def _can_be_sent(arguments: Mapping[str, Any]) -> bool:
 
 
 def _target_of(function: Any) -> str | None:
-    """Where a new interpreter finds a function: only one that is at the top of a module."""
+    """Where a new interpreter finds a function; None: it is not at the top of a module."""
     name, module = getattr(function, "__qualname__", None), getattr(function, "__module__", None)
     if (
         not name
@@ -105,9 +104,9 @@ def _target_of(function: Any) -> str | None:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         if spec is not None and spec.name.partition(".")[2]:  # python -m package.module
             return f"{spec.name}:{name}"
-        # A notebook's or an interpreter's has no file that could be read again.
+        # The __main__ of a notebook or an interactive interpreter has no file to read again.
         return f"{Path(file).resolve()}:{name}" if file and file.endswith(".py") else None
     if file is not None and module.partition(".")[2] == "" and Path(file).suffix == ".py":
-        # By its file: a module at the top may have been found along a path set up for it alone.
+        # By its file: the search path that found this module may not hold in a new interpreter.
         return f"{Path(file).resolve()}:{name}"
     return f"{module}:{name}"

@@ -1,11 +1,11 @@
-"""A host: an interpreter of its own that forks a process for each job it is given.
+"""A host: a separate interpreter that forks a process for each task.
 
-It has imported torch, this package and the libraries that the loader needs, and nothing of the
-user's, so each of its processes is as new as an interpreter that was just started, which would take
-seconds each; and one host's hash seed is not another's.
+It has imported torch, this package and the libraries that the loader needs, but none of the user's
+modules. So its processes are as good as new interpreters, each of which would take seconds to
+start. Hosts have different hash seeds.
 
-It reads lines of JSON, ``{"job": number, "file": path, "search": [...], "libraries": [...]}``, and
-writes lines ``{"job": number, "pid": ...}`` and ``{"job": number, "status": ...}``.
+It reads lines of JSON, ``{"task": number, "file": path, "search": [...], "libraries": [...]}``, and
+writes lines ``{"task": number, "pid": ...}`` and ``{"task": number, "status": ...}``.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from typing import Any
 import numpy as np
 import torch
 
-# Imported here once, and not by each process.
+# Imported here once, so that the processes need not.
 from dataporter.tools.verification import probe, recording, throughput  # noqa: F401
 from dataporter.tools.verification.recording import write
 
 __all__ = ["become", "main"]
 
 _SECONDS_BETWEEN_LOOKS = 0.01
-# They start threads when they are imported, and do not work in forks of such a process.
+# They start threads at import, and fail in forks of a process that has imported them.
 _HOSTILE = frozenset({"jax", "tensorflow"})
-# Somebody who starts a verification while his module is imported by one would start another in
-# each process of it, and so on.
+# Set in the processes: a module that calls verify() at import would start another verification in
+# each of them, and so on.
 INSIDE = "DATAPORTER_VERIFICATION"
 
 
 def become(file: Path, work: Callable[[], Any] | None = None) -> None:
-    """Do some work, by default that which the file has, and end the process."""
+    """Do some work, by default the work in the file, and end the process."""
     status = 1
     try:
-        # Reached by its group, with all workers, when it has to be stopped.
+        # Its group lets the parent kill it with all its workers.
         os.setsid()
         log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -53,7 +53,7 @@ def become(file: Path, work: Callable[[], Any] | None = None) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ[INSIDE] = "1"
-        # As in a new interpreter, where nobody has seeded anything yet.
+        # As in a new interpreter, where nothing has been seeded.
         random.seed()
         np.random.seed()
         torch.seed()
@@ -66,7 +66,7 @@ def become(file: Path, work: Callable[[], Any] | None = None) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        # Workers are daemons of multiprocessing, which only an orderly exit would end.
+        # Workers are daemons of multiprocessing, which os._exit() leaves alive.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM) if os.getpgid(0) == os.getpid() else None
         os._exit(status)
@@ -77,45 +77,47 @@ def _import(libraries: list[str]) -> None:
         return
     for name in libraries:
         if name not in sys.modules:
-            # What one cannot import by itself, the process that needs it imports in its own way.
+            # Some cannot be imported by themselves; the process that needs them imports them.
             with suppress(BaseException):
                 importlib.import_module(name)
 
 
 def main() -> None:
-    """Serve until the other end is closed."""
+    """Serve until standard input is closed."""
     running: dict[int, int] = {}
-    # By a descriptor of its own: what libraries print when they are imported is not for the reader.
-    told = os.fdopen(os.dup(1), "wb")
+    # A descriptor of their own keeps the replies apart from what libraries print at import.
+    replies = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    heard = b""
+    received = b""
     while True:
         readable, _, _ = select.select([0], [], [], _SECONDS_BETWEEN_LOOKS)
         if readable:
             more = os.read(0, 1 << 16)
             if not more:
                 break
-            *lines, heard = (heard + more).split(b"\n")
+            *lines, received = (received + more).split(b"\n")
             for line in lines:
-                asked = json.loads(line)
-                _import(asked["libraries"])
+                request = json.loads(line)
+                _import(request["libraries"])
                 pid = os.fork()
                 if pid == 0:
-                    sys.path[:] = [*asked["search"], *sys.path]
-                    become(Path(asked["file"]))
-                running[pid] = asked["job"]
-                told.write(json.dumps({"job": asked["job"], "pid": pid}).encode() + b"\n")
-                told.flush()
+                    sys.path[:] = [*request["search"], *sys.path]
+                    become(Path(request["file"]))
+                running[pid] = request["task"]
+                replies.write(json.dumps({"task": request["task"], "pid": pid}).encode() + b"\n")
+                replies.flush()
         for pid in list(running):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 code = os.waitstatus_to_exitcode(status)
-                told.write(json.dumps({"job": running.pop(pid), "status": code}).encode() + b"\n")
-                told.flush()
+                replies.write(
+                    json.dumps({"task": running.pop(pid), "status": code}).encode() + b"\n"
+                )
+                replies.flush()
     for pid in running:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-    # There is nothing to put away, which torch would take its time for.
+    # An orderly exit of torch takes seconds, and nothing is left to clean up.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The page: a report as one file of HTML that needs nothing else, with its plots as inline SVG."""
+"""The page: a report as one self-contained HTML file, with its plots as inline SVG."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def page(report: VerifyReport) -> str:
         f"<h1>Does <code>{escape(report.subject)}</code> resume exactly?</h1>",
         f'<p class="verdict {verdict}">{escape(report.summary())}</p>',
         f"<p>{escape(kind)}{strategy} over a {escape(str(facts.get('dataset')))}; "
-        f"{report.events} batches and ends of epochs in each run, {report.seconds:.0f} seconds in "
-        f"all. Random steps from seed {report.seed}.</p>",
+        f"{report.events} batches and ends of epochs per run, {report.seconds:.0f} s in total. "
+        f"Random steps drawn with seed {report.seed}.</p>",
         *_reasons(report),
         "<h2>The matrix</h2>",
-        "<p>How many of the batches that follow are equal to those of the run left alone; with "
-        "another batch size or number of ranks, how many samples.</p>",
+        "<p>Number of batches after the interruption that equal those of the uninterrupted run; "
+        "with another batch size or number of ranks, number of samples.</p>",
         _matrix(report.cases),
         "<h2>The timelines</h2>",
-        "<p>Each run from left to right: grey came before the interruption, green is as in the run "
-        "left alone, red is not.</p>",
+        "<p>Each run from left to right: grey is before the interruption, green equals the "
+        "uninterrupted run, red differs from it.</p>",
         _timelines(report),
         *_faults(report),
-        "<h2>Measured on the way</h2>",
+        "<h2>Measurements</h2>",
         "<ul>",
         *(f"<li>{escape(line)}</li>" for line in measured(report)),
         "</ul>",
@@ -128,7 +128,7 @@ def _bar(x: float, y: float, width: float, fill: str, title: str = "") -> str:
 
 
 def _timelines(report: VerifyReport) -> str:
-    # Cases of other batch sizes or ranks count otherwise, and have no place on this axis.
+    # With another batch size or number of ranks the batches differ, so this axis does not fit.
     cases = [case for case in report.cases if case.comparison is not None and not case.by_sample]
     total = max(1, report.events)
     scale = (_WIDTH - _LABEL - 10) / total
@@ -136,18 +136,18 @@ def _timelines(report: VerifyReport) -> str:
     for number, case in enumerate(cases):
         y = number * _ROW + 4
         parts.append(_text(_LABEL - 8, y + 11, f"{case.setting}, {case.name}", "end"))
-        begun = 0 if case.whole else case.after
-        parts.append(_bar(_LABEL, y, begun * scale, "dim"))
+        start = 0 if case.whole else case.after
+        parts.append(_bar(_LABEL, y, start * scale, "dim"))
         first = case.comparison.first if case.comparison is not None else None
-        came = case.comparison.batches if case.comparison is not None else 0
+        delivered = case.comparison.batches if case.comparison is not None else 0
         if case.verdict == "exact":
-            parts.append(_bar(_LABEL + begun * scale, y, (total - begun) * scale, "good"))
+            parts.append(_bar(_LABEL + start * scale, y, (total - start) * scale, "good"))
             continue
-        equal = first.batch if first is not None else came
-        parts.append(_bar(_LABEL + begun * scale, y, equal * scale, "good"))
-        rest = total - begun - equal
+        equal = first.batch if first is not None else delivered
+        parts.append(_bar(_LABEL + start * scale, y, equal * scale, "good"))
+        rest = total - start - equal
         fault = shown_fault(case)
-        parts.append(_bar(_LABEL + (begun + equal) * scale, y, rest * scale, "bad", fault))
+        parts.append(_bar(_LABEL + (start + equal) * scale, y, rest * scale, "bad", fault))
     if report.epoch_batches is not None:
         x = _LABEL + (report.epoch_batches + 0.5) * scale
         bottom = len(cases) * _ROW + 4
@@ -156,22 +156,21 @@ def _timelines(report: VerifyReport) -> str:
             'style="stroke:currentColor;stroke-dasharray:3 3"/>'
         )
         parts.append(_text(x, bottom + 12, "end of the epoch", "middle"))
-    label = "a timeline for each case, with the place from which it differs"
+    label = "a timeline of each case, and where it starts to differ"
     return f'<div class="wide">{_svg(len(cases) * _ROW + 22, label, parts)}</div>'
 
 
 def _faults(report: VerifyReport) -> list[str]:
-    faults = [case for case in report.cases if case.verdict in ("not exact", "failed")]
-    if not faults:
+    if not report.faults:
         return []
     rows = "".join(
         f"<tr><td>{escape(case.setting)}</td><td>{escape(case.name)}</td>"
         f"<td><code>{escape(shown_fault(case))}</code></td></tr>"
-        for case in faults
+        for case in report.faults
     )
     return [
         "<h2>The first difference of each case</h2>",
-        '<div class="wide"><table><thead><tr><th>goes on with</th><th>interrupted</th>'
+        '<div class="wide"><table><thead><tr><th>resumed with</th><th>interrupted</th>'
         f"<th>first difference</th></tr></thead><tbody>{rows}</tbody></table></div>",
     ]
 
@@ -209,7 +208,7 @@ def _rates(report: VerifyReport) -> str:
         if rate.plain is not None:
             name = f"{rate.setting}, torch's DataLoader"
             bars.append((name, rate.plain, "other", f"{rate.plain:,.0f}"))
-    return _bars("Batches a second", "batches a second of each loader", bars, "a second")
+    return _bars("Batches per second", "batches per second of each loader", bars, "per second")
 
 
 def _notes(report: VerifyReport) -> list[str]:

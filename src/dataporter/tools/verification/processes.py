@@ -1,4 +1,4 @@
-"""Processes: gives jobs to new processes, a few at a time, and waits for none without end."""
+"""Processes: runs tasks in new processes, a few at a time, each within a time limit."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ __all__ = ["Outcome", "Processes", "Task", "VerificationError", "refuse_inside"]
 _SECONDS_BETWEEN_LOOKS = 0.01
 _SECONDS_TO_DIE = 10
 _HOST = "from dataporter.tools.verification.host import main; main()"
-# What a job that restarts in a cluster finds changed about its environment, where it is set at all.
+# Variables that change when a cluster restarts a job, if they are set at all.
 _RESTARTED = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "HOSTNAME")
 
 
 class VerificationError(DataPorterError, RuntimeError):
-    """The verification could not be carried out, which says nothing about the loader."""
+    """The verification could not be carried out; this says nothing about the loader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a new process is to do.
+    """Work for a new process.
 
     Attributes:
-        work: called in it; a host's process receives it pickled.
-        host: on which host, as ``"name"``, ``"name/environment"`` or
-            ``"name/environment/which"``: those of another name have another hash seed, those of
-            another environment (by default the name) other variables.
-        expects_kill: whether it is to end by SIGKILL.
+        work: the function that the process calls; a host receives it pickled.
+        host: the host that forks the process, as ``"name"``, ``"name/environment"`` or
+            ``"name/environment/number"``: hosts of different names have different hash seeds,
+            and hosts of different environments (by default the name) different variables.
+        seconds: after which the process is killed.
+        expects_kill: whether the process ends by SIGKILL if all is well.
     """
 
     work: Callable[[], Any]
@@ -54,12 +55,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a task.
+    """The result of a task.
 
     Attributes:
-        found: what the process has left; None where it left nothing.
-        error: why, in one line.
-        killed: whether SIGKILL ended it.
+        found: what its work returned; None if it did not return.
+        error: why, in one line; or the ``error`` of what was found.
+        killed: whether SIGKILL ended the process as expected.
     """
 
     found: Any
@@ -78,11 +79,12 @@ class _Running:
 
 
 class Processes:
-    """The processes of one verification; leaving the ``with`` block leaves none of them alive.
+    """The processes of one verification; leaving the ``with`` block ends all of them.
 
     Args:
-        forked: fork this process instead, for a function that no new interpreter can find.
-        seed: of the hosts' hash seeds.
+        forked: fork this process rather than hosts, for a function that no new interpreter can
+            find.
+        seed: from which the hosts' hash seeds are derived.
     """
 
     def __init__(self, *, forked: bool, seed: int = 0) -> None:
@@ -90,10 +92,10 @@ class Processes:
         self._seed = seed
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
-        self._heard: dict[str, bytes] = {}
+        self._received: dict[str, bytes] = {}
         self._running: dict[int, _Running] = {}
         self._number = 0
-        # Imported once by each host, and not by each of its processes.
+        # Each host imports these once, so that its processes need not.
         self.libraries: tuple[str, ...] = ()
         self._search = [os.path.abspath(entry) for entry in sys.path]
 
@@ -125,12 +127,12 @@ class Processes:
         on_done: Callable[[], None] = lambda: None,
         until: float | None = None,
     ) -> list[Outcome | None]:
-        """Carry tasks out; what became of each, None where it was not begun.
+        """Run tasks; the outcome of each, None for a task that was not started.
 
         Args:
-            at_once: how many processes there are at a time.
+            at_once: number of processes at a time.
             on_done: called after each task.
-            until: when (``time.monotonic``) no further one is begun.
+            until: time (``time.monotonic``) after which no task is started.
         """
         outcomes: list[Outcome | None] = [None] * len(tasks)
         waiting = list(enumerate(tasks))[::-1]
@@ -147,7 +149,7 @@ class Processes:
 
     def _start(self, index: int, task: Task) -> None:
         self._number += 1
-        file = self.home / f"job-{self._number}"
+        file = self.home / f"task-{self._number}"
         if not self._forked:
             file.write_bytes(pickle.dumps(task.work))
         running = _Running(index, task, file, time.monotonic() + task.seconds)
@@ -156,41 +158,41 @@ class Processes:
             running.pid = _forked(task.work, file)
             return
         host = self._host(task.host)
-        asked = {
-            "job": self._number,
+        request = {
+            "task": self._number,
             "file": str(file),
             "search": self._search,
             "libraries": self.libraries,
         }
-        line = json.dumps(asked).encode() + b"\n"
+        line = json.dumps(request).encode() + b"\n"
         assert host.stdin is not None
         host.stdin.write(line)
         host.stdin.flush()
 
     def _host(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._hosts:
-            seed_of, environment_of = [*name.split("/"), name][:2]
+            seed_name, environment_name = [*name.split("/"), name][:2]
             environment = dict(os.environ)
             if environment.get("PYTHONHASHSEED", "random") == "random":
-                environment["PYTHONHASHSEED"] = str(_hash_seed(self._seed, seed_of))
+                environment["PYTHONHASHSEED"] = str(_hash_seed(self._seed, seed_name))
             for variable in _RESTARTED:
-                environment.setdefault(variable, f"verification {environment_of}")
+                environment.setdefault(variable, f"verification {environment_name}")
             host = subprocess.Popen(
                 [sys.executable, "-c", _HOST],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
-                # Ctrl-C comes to this process alone, which then stops everything in order.
+                # Ctrl-C reaches this process alone, which then ends the others in order.
                 start_new_session=True,
             )
             self._hosts[name] = host
-            self._heard[name] = b""
+            self._received[name] = b""
             assert host.stdout is not None
             self._selector.register(host.stdout, selectors.EVENT_READ, name)
         return self._hosts[name]
 
     def _ended(self) -> list[int]:
-        """The jobs that have ended since; those that take too long are ended."""
+        """The numbers of the tasks that have ended; kills those that exceed their time."""
         if self._forked:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             for running in self._running.values():
@@ -214,21 +216,22 @@ class Processes:
             more = os.read(key.fd, 1 << 16)
             if not more:
                 raise VerificationError(
-                    "an interpreter that was started for the verification has ended by itself"
+                    "an interpreter that runs the verification's processes ended unexpectedly: "
+                    "start the verification again"
                 )
-            *lines, self._heard[key.data] = (self._heard[key.data] + more).split(b"\n")
+            *lines, self._received[key.data] = (self._received[key.data] + more).split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                running = self._running.get(told["job"])
+                reply = json.loads(line)
+                running = self._running.get(reply["task"])
                 if running is None:
                     continue
-                running.pid = told.get("pid", running.pid)
-                running.status = told.get("status", running.status)
+                running.pid = reply.get("pid", running.pid)
+                running.status = reply.get("status", running.status)
 
     def _kill(self, running: _Running) -> None:
         if running.pid is None or running.status is not None:
             return
-        for kill in (os.killpg, os.kill):  # it may not have its group yet
+        for kill in (os.killpg, os.kill):  # its group may not exist yet
             with suppress(ProcessLookupError):
                 kill(running.pid, signal.SIGKILL)
         if self._forked:
@@ -238,19 +241,19 @@ class Processes:
     def _outcome(self, running: _Running) -> Outcome:
         killed = running.status == -signal.SIGKILL
         if running.status is not None and running.pid is not None:
-            # Its workers would notice by themselves, but only after seconds.
+            # Its workers would end by themselves, but only after seconds.
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
         if running.task.expects_kill and killed:
             return Outcome(None, None, killed=True)
-        left = running.file.with_suffix(".out")
-        if left.exists():
-            found = pickle.loads(left.read_bytes())
-            left.unlink()
+        output = running.file.with_suffix(".out")
+        if output.exists():
+            found = pickle.loads(output.read_bytes())
+            output.unlink()
             return Outcome(found, getattr(found, "error", None))
         if running.status is None:
-            return Outcome(None, f"it had no end after {running.task.seconds:.0f} seconds")
-        return Outcome(None, f"its process {_end(running.status)}{_said(running.file)}")
+            return Outcome(None, f"it did not end within {running.task.seconds:.0f} seconds")
+        return Outcome(None, f"its process {_end(running.status)}{_last_line(running.file)}")
 
 
 def _forked(work: Callable[[], Any], file: Path) -> int:
@@ -261,31 +264,31 @@ def _forked(work: Callable[[], Any], file: Path) -> int:
 
 
 def _hash_seed(seed: int, name: str) -> int:
-    """Hosts of different names have different ones, and the same in a verification repeated."""
+    """One for each name, which is the same when the verification is repeated."""
     return 1 + zlib.crc32(f"{seed} {name}".encode()) % ((1 << 32) - 1)
 
 
 def _end(status: int) -> str:
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
+        return f"was killed by {signal.Signals(-status).name}"
     return f"ended with code {status}"
 
 
-def _said(file: Path) -> str:
+def _last_line(file: Path) -> str:
     log = file.with_suffix(".log")
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    said = next((line.strip() for line in reversed(lines) if line.strip()), None)
-    return f" and said: {said}" if said else " and said nothing"
+    last = next((line.strip() for line in reversed(lines) if line.strip()), None)
+    return f" and printed: {last}" if last else " and printed nothing"
 
 
 def refuse_inside() -> None:
-    """A module that is imported by a verification must not start one itself.
+    """Refuse to start a verification in a process of another one.
 
     Raises:
-        VerificationError: this is a process of a verification.
+        VerificationError: this is such a process.
     """
     if os.environ.get(INSIDE):
         raise VerificationError(
-            "verify() was called while a verification imported this module, which would go on "
-            'without end: put the call under `if __name__ == "__main__":`'
+            "verify() was called while a verification imported this module, so each verification "
+            'would start another one: put the call under `if __name__ == "__main__":`'
         )

@@ -1,4 +1,4 @@
-"""A recording: what a loader gives in a process that was made for it, and how it is made."""
+"""A recording: all that a loader delivers in a process of its own, and how it is recorded."""
 
 from __future__ import annotations
 
@@ -35,37 +35,40 @@ from dataporter.tools.verification.setting import (
 
 __all__ = ["Event", "Job", "Recording", "last_saved", "record", "state_file", "write"]
 
-# Passes in a row that give nothing: the loader has nothing more to give.
+# After so many empty passes in a row the loader has nothing left to deliver.
 _MOST_EMPTY_PASSES = 2
-# A kill comes at any moment of so many steps, each of which takes so long, as if it trained.
+# A kill comes at a random moment of so many steps, each of which takes as long as training would.
 _MOST_PAUSES = 8
 _PAUSE = 0.004
 _WARNINGS_KEPT = 5
+# Of batches, so that a difference can be shown.
+_MOST_BYTES_KEPT = 16 << 20
 _MOST_STEPS_WALKED = 500
 _MOST_OF_NEXT_EPOCH = 50
-# As many are taken as it needs to be interrupted in the middle, unless each takes very long.
+# So many are recorded beyond the time limit, to have a middle, unless each takes very long.
 _FEWEST_EVENTS = 4
 _TIMES_LONGER = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Run a loader in a process of its own, and record what it gives.
+    """How to run a loader in a process of its own, and what to record.
 
     Attributes:
-        factory, setting: what loader.
-        events: how many batches and ends of passes to record; None: as ``steps`` says.
-        steps: how many batches to record; None: an epoch and a bit of the next.
-        state: the file of the state to go on from; None: from the start.
-        replay: how many events to throw away first, of a loader without a state.
-        save: after which events to save the state; ``states`` is the directory for that.
-        is_reference: save the state before the first batch, of a loader of this package, so that
-            runs in other settings can be started with the same seed; and list the libraries.
-        kill_after: SIGKILL at some moment after so many events, with the state saved at each.
-        kill_worker_after: SIGKILL to a worker after so many events.
-        keep: bytes of batches to keep, so that a difference can be shown.
-        seconds: no further event is begun after so long; 0: no limit.
-        store: a file through which the ranks of a process group find each other.
+        factory, setting: of the loader.
+        events: number of batches and ends of passes to record; None: as ``steps`` says.
+        steps: number of batches to record; None: an epoch and part of the next.
+        state: file of the state to resume from; None: start from the beginning.
+        replay: number of events to discard first, for a loader without a state.
+        save: numbers of events after which to save the state.
+        states: directory of the saved states.
+        is_reference: list the libraries that the loader imports; and if it is this package's, save
+            its state before the first batch, so that runs in other settings get the same seed.
+        kill_after: number of events after which SIGKILL ends the process at a random moment; the
+            state is saved after each further event.
+        kill_worker_after: number of events after which SIGKILL ends a worker.
+        seconds: time after which no further event is recorded; 0: no limit.
+        store: file through which the ranks of a process group find each other.
     """
 
     factory: Factory
@@ -79,7 +82,6 @@ class Job:
     is_reference: bool = False
     kill_after: int | None = None
     kill_worker_after: int | None = None
-    keep: int = 16 << 20
     seconds: float = 0.0
     store: str | None = None
 
@@ -89,10 +91,10 @@ class Event:
     """A batch that was delivered, or the end of a pass (which has no leaves).
 
     Attributes:
-        epoch, step: of the batch; at the end of a pass, of what would have come.
+        epoch, step: of the batch; at the end of a pass, of the batch that does not exist.
         leaves: of the batch.
-        indices: which samples, where the loader knows.
-        repeats: which of them are there for a second time, to make the ranks equal.
+        indices: of its samples; None: the loader does not know them.
+        repeats: for each sample, whether it is a repeat added as padding.
         is_end: whether this is the end of a pass.
     """
 
@@ -106,19 +108,19 @@ class Event:
 
 @dataclass(slots=True)
 class Recording:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
-        events: what the loader gave.
+        events: the batches and ends of passes that the loader delivered.
         error: why it ended early, in one line.
-        stopped: whether it was for want of time that it ended early.
-        libraries: the modules of others that it has imported, where its workers are forks.
-        varied: False where the loader could not be had with this setting, as ``error`` says.
+        stopped: whether it ended early for lack of time.
+        libraries: modules of libraries that it imported, if its workers are forks.
+        varied: False: the loader cannot have this setting, as ``error`` says.
         facts: about the loader: class, strategy, length, workers.
-        state_seconds: what each ``state_dict()`` took.
-        state_bytes: of the largest state as ``torch.save`` writes it.
+        state_seconds: duration of each ``state_dict()``.
+        state_bytes: size of the largest state as ``torch.save`` writes it.
         resume_seconds: from before ``load_state_dict`` to the first batch.
-        warnings: what the loader warned of.
+        warnings: those that the loader gave.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -134,23 +136,23 @@ class Recording:
 
 
 def state_file(directory: str | Path, after: int) -> Path:
-    """Where the state that was taken after so many events lies."""
+    """The file of the state that was saved after so many events."""
     return Path(directory) / f"state-{after}.pt"
 
 
 def last_saved(directory: str | Path, *, default: int) -> int:
-    """Number of events before the last state that lies in a directory."""
+    """Number of events before the last state in a directory."""
     saved = [int(path.stem.partition("-")[2]) for path in Path(directory).glob("state-*.pt")]
     return max(saved, default=default)
 
 
 def record(job: Job) -> Recording:
-    """Run the loader of a job, and record what it gives.
+    """Run the loader of a job, and record what it delivers.
 
-    An exception of the loader ends the recording, and is part of it.
+    An exception of the loader ends the recording and is part of it.
     """
     recording = Recording()
-    here = frozenset(sys.modules)
+    before = frozenset(sys.modules)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
@@ -160,17 +162,16 @@ def record(job: Job) -> Recording:
         except (Exception, SystemExit) as error:
             recording.error = in_one_line(error)
     if job.is_reference and recording.facts.get("forks"):
-        recording.libraries = _libraries(here, job.factory)
+        recording.libraries = _libraries(before, job.factory)
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
     recording.warnings = list(texts)[:_WARNINGS_KEPT]
     return recording
 
 
 def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
-    """The libraries' modules that were imported since, in that order.
+    """The modules of libraries that have been imported since, in that order.
 
-    Whatever imports them before it forks does what the loader does, whose workers are forks of a
-    process that has imported them.
+    A host may import them before it forks, as the loader's process does before it forks workers.
     """
     own = str(factory.target).partition(":")[0].partition(".")[0]
     names = [name for name in sys.modules if name not in before]
@@ -189,8 +190,8 @@ def _record(job: Job, recording: Recording) -> None:
         loader = loader_for(job.factory.load(), job.setting)
     if not hasattr(loader, "__iter__"):
         raise ConfigurationError(
-            f"{job.factory.name} returned a {type(loader).__name__}: expected a loader, which "
-            "gives batches when one goes through it"
+            f"{job.factory.name} returned a {type(loader).__name__}: expected a loader, which is "
+            "an iterable of batches"
         )
     recording.facts = facts_of(loader)
     begun = time.perf_counter()
@@ -198,9 +199,8 @@ def _record(job: Job, recording: Recording) -> None:
         loader.load_state_dict(torch.load(job.state, weights_only=True))
     others = set(multiprocessing.active_children())
     events = _events(loader)
-    if job.replay:
-        for _ in range(job.replay):
-            next(events, None)
+    for _ in range(job.replay):
+        next(events, None)
     started = time.monotonic()
     enough = _Enough(job)
     kept = 0
@@ -211,14 +211,14 @@ def _record(job: Job, recording: Recording) -> None:
             recording.resume_seconds = time.perf_counter() - begun
         leaves = () if event.is_end else tuple(leaves_of(batch))
         size = sum(_size_of(leaf) for leaf in leaves)
-        if kept + size > job.keep:
+        if kept + size > _MOST_BYTES_KEPT:
             leaves = tuple(leaf.without_value() for leaf in leaves)
         else:
             kept += size
         if not event.is_end:
             event = _described(event, leaves, loader)
         recording.events.append(event)
-        _as_the_training_does()
+        _draw_as_training_does()
         if count in job.save or (job.kill_after is not None and count >= job.kill_after):
             _save_state(loader, job, count, recording)
         if job.kill_after is not None and count >= job.kill_after:
@@ -241,12 +241,12 @@ def _record(job: Job, recording: Recording) -> None:
 
 
 class _Enough:
-    """Whether as much was recorded as the job asks for."""
+    """Whether all events that the job asks for are recorded."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._count = self._batches = 0
-        self._epoch: int | None = None  # how many batches the first epoch had
+        self._epoch: int | None = None  # number of batches in the first epoch
 
     def is_reached(self, event: Event) -> bool:
         self._count += 1
@@ -264,16 +264,16 @@ class _Enough:
 
 
 def _events(loader: Any) -> Iterator[tuple[Event, Any]]:
-    """Batches and ends of passes, one pass after the other."""
+    """Batches and ends of passes, over as many passes as there are."""
     empty, passes = 0, 0
-    knows_place = isinstance(loader, ResumableDataLoader)
+    knows_step = isinstance(loader, ResumableDataLoader)
     while empty < _MOST_EMPTY_PASSES:
         step = 0
         for batch in loader:
-            at = (loader.epoch, loader.step - 1) if knows_place else (passes, step)
+            at = (loader.epoch, loader.step - 1) if knows_step else (passes, step)
             yield Event(at[0], at[1]), batch
             step += 1
-        at = (loader.epoch, loader.step) if knows_place else (passes, step)
+        at = (loader.epoch, loader.step) if knows_step else (passes, step)
         yield Event(at[0], at[1], is_end=True), None
         passes += 1
         empty = 0 if step else empty + 1
@@ -283,7 +283,7 @@ def _described(event: Event, leaves: tuple[Leaf, ...], loader: Any) -> Event:
     indices: tuple[Any, ...] | None = None
     repeats: tuple[bool, ...] = ()
     is_indexed = isinstance(loader, ResumableDataLoader) and hasattr(loader._flow, "source")
-    # A sampler of the user's own is walked up to the step each time.
+    # Each look-up walks a custom sampler up to the step.
     if is_indexed and (loader.order is not None or event.step < _MOST_STEPS_WALKED):
         held = loader.samples_at(event.epoch, event.step)
         plain = held.tolist() if isinstance(held, np.ndarray) else held
@@ -300,7 +300,7 @@ def _size_of(leaf: Leaf) -> int:
     return 0 if value is None else len(value) if isinstance(value, str | bytes) else 8
 
 
-def _as_the_training_does() -> None:
+def _draw_as_training_does() -> None:
     """Draw from the global generators between two batches, as dropout does."""
     random.random()
     np.random.random()
@@ -323,19 +323,19 @@ def _save_state(loader: Any, job: Job, count: int, recording: Recording) -> None
 
 
 def _kill_soon(within: float) -> None:
-    """From the side, so that it comes in the middle of whatever goes on then."""
+    """Kill this process from a thread, in the middle of whatever it does then."""
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    # Not from the global generator, whose state a loader may save.
+    # A loader may save the state of the global generator, so this draws from another.
     timer = threading.Timer(random.SystemRandom().random() * within, kill)
     timer.daemon = True
     timer.start()
 
 
 def _kill_a_worker(others: set[Any]) -> None:
-    """Kill one that was begun after these, which are the dataset's own: a manager's, say."""
+    """Kill a child that is not one of these, which are the dataset's: a manager's, for example."""
     children = [child for child in multiprocessing.active_children() if child not in others]
     pids = [child.pid for child in children if child.pid is not None]
     if pids:
@@ -359,9 +359,9 @@ def _join_ranks(job: Job) -> None:
     )
 
 
-def write(recording: Any, path: Path) -> None:
-    """Leave a recording, whole or not at all."""
+def write(result: Any, path: Path) -> None:
+    """Write the result of a task, whole or not at all."""
     written = path.with_suffix(f".{os.getpid()}")
     with written.open("wb") as file:
-        pickle.dump(recording, file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump(result, file, protocol=pickle.HIGHEST_PROTOCOL)
     os.replace(written, path)

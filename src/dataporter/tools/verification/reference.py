@@ -1,4 +1,4 @@
-"""The reference: the uninterrupted run that others are compared with, and where to interrupt."""
+"""The reference: the uninterrupted run that all others are compared with."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Reference:
     Attributes:
         factory: makes the loader.
         facts: about the loader.
-        events: what the run gave.
-        settings: those of the trials; the run itself had the workers of the first one.
+        events: the batches and ends of passes that the run delivered.
+        settings: of the trials; the run itself had the workers of the first one.
         interruptions: where trials are interrupted.
         directory: below which runs save their states.
-        seconds: that one process may take: one that takes longer hangs.
+        seconds: time limit of a process: one that takes longer hangs.
     """
 
     factory: Factory
@@ -70,32 +70,32 @@ class Reference:
 
     @property
     def strategy(self) -> str:
-        """The loader's strategy, or its class where it has none, for a sentence."""
+        """The loader's strategy, or its class if it has none, for a sentence."""
         strategy = self.facts.get("strategy")
         return f"a {self.facts['loader']}" if strategy is None else f"strategy={strategy!r}"
 
     @property
     def middle(self) -> Interruption | None:
-        """The interruption in mid-epoch; None: the epoch is too short."""
+        """The interruption in mid-epoch; None: the epoch is too short for one."""
         return next((one for one in self.interruptions if one.name == "mid-epoch"), None)
 
     def states(self, name: str) -> str:
-        """The directory for the states of a run."""
+        """The directory of the states of a run."""
         return str(self.directory / name.replace(" ", "-"))
 
     def first_state(self, setting: Setting) -> str | None:
-        """The state before the first batch that fixes the seed of a run; None: it draws its own."""
+        """The state with the reference's seed from which a run starts; None: it starts without."""
         if not self.facts["ours"] or not (self.is_shared or setting == self.setting):
             return None
         return str(state_file(self.states("reference"), 0))
 
     def task(self, job: Job, host: str, *, expects_kill: bool = False) -> Task:
-        """The task that records a job."""
+        """The task to record a job."""
         return Task(partial(record, job), host, self.seconds, expects_kill)
 
 
 def interruptions_in(events: Sequence[Event], rng: random.Random) -> list[Interruption]:
-    """Where to interrupt a run: where loaders go wrong, and at random."""
+    """Where to interrupt a run: where loaders go wrong, and at a random step."""
     end = next((index for index, event in enumerate(events) if event.is_end), None)
     last = len(events) if end is None else end
     found = [Interruption("start", 0)]
@@ -116,12 +116,12 @@ def interruptions_in(events: Sequence[Event], rng: random.Random) -> list[Interr
 def settings_of(
     facts: Mapping[str, Any], workers: Sequence[int], engines: Sequence[str] | None
 ) -> tuple[list[Setting], list[str]]:
-    """The settings of workers and engine to try, and notes on those that the loader cannot have."""
+    """The settings of workers and engine to try, and notes on those the loader cannot have."""
     notes: list[str] = []
     kinds: Sequence[str] = engines or (str(facts.get("worker_kind", "process")),)
     if "thread" in kinds and (not facts.get("ours") or facts.get("stream")):
         what = "a stream" if facts.get("ours") else f"a {facts['loader']}"
-        notes.append(f"threads: {what} is read by processes only")
+        notes.append(f"threads: {what} works with processes only")
         kinds = ("process",)
     settings: list[Setting] = []
     for count in workers:
@@ -135,28 +135,28 @@ def settings_of(
 
 
 def notes_on(reference: Reference, steps: int | None, seconds: float) -> list[str]:
-    """What trials beside this run do not cover.
+    """What the trials do not cover.
 
     Args:
         steps: number of batches that the user asked for.
-        seconds: time after which the run ended in any case.
+        seconds: time limit of the reference.
     """
     notes = []
     facts = reference.facts
     if not any(event.is_end for event in reference.events):
-        limit = "" if steps else f" ({seconds:.0f} s)"
+        within = "" if steps else f" ({seconds:.0f} s)"
         notes.append(
-            f"the end of the epoch was not reached in {len(reference.events)} batches{limit}, so "
-            f"what happens there is not covered: raise --{'steps' if steps else 'max-seconds'}"
+            f"the end of the epoch was not reached in {len(reference.events)} batches{within}, so "
+            f"that is not covered: raise --{'steps' if steps else 'max-seconds'}"
         )
     if not reference.may_change_workers:
         notes.append(
-            "the stream is not cut into shards, so each worker reads it by itself and their "
-            "number has to stay; each number of workers is compared with itself"
+            "the stream has no shards, so each worker reads it independently and their number "
+            "cannot change; each number of workers is compared with itself"
         )
     if not facts["stateful"]:
         notes.append(
-            f"a {facts['loader']} has no state: the new process reads again and throws away what "
-            "was delivered before the interruption"
+            f"a {facts['loader']} has no state: the new process rereads the batches before the "
+            "interruption and discards them"
         )
     return notes

@@ -1,4 +1,4 @@
-"""The report: every case and what came of it, in words, as JSON, and as one page of HTML."""
+"""The report: every case and its verdict, as text, as JSON, and as one page of HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Names of cases; the others are those of interruptions.
-UNINTERRUPTED = "left alone"
+UNINTERRUPTED = "uninterrupted"
 KILLED = "SIGKILL"
 WORKER_KILLED = "SIGKILL to a worker"
 
@@ -38,16 +38,16 @@ class Case:
     """One interruption, or one uninterrupted run.
 
     Attributes:
-        setting: of the loader that went on, as the table shows it.
-        name: where it was interrupted, and how.
-        verdict: ``"failed"``: the loader raised; ``"not run"``: there was no time left.
-        after: how many batches and ends of passes came before.
-        comparison: with the run left alone; None where there was nothing to compare.
+        setting: of the loader that resumed, as the table shows it.
+        name: where and how the run was interrupted.
+        verdict: ``"failed"``: the loader raised; ``"not run"``: no time was left.
+        after: number of batches and ends of passes before the interruption.
+        comparison: with the uninterrupted run; None where there was nothing to compare.
         error: what the loader raised, or why the case was not run.
         resume_seconds: from ``load_state_dict`` to the first batch.
-        saved_under: the setting under which the state was taken, where that was another.
-        whole: the run went on through its interruption, and was compared from its start.
-        by_sample: samples were compared, and not batches, which are others.
+        saved_under: the setting in which the state was saved, if it is another one.
+        whole: the run survived its interruption and was compared from its start.
+        by_sample: samples were compared, since the batches differ.
     """
 
     setting: str
@@ -61,15 +61,20 @@ class Case:
     whole: bool = False
     by_sample: bool = False
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether it was run and is not exact."""
+        return self.verdict in ("not exact", "failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a loader is not exact, as far as experiments could tell.
+    """Why a loader is not exact, as far as experiments can show.
 
     Attributes:
         cause: a short name, such as ``"hash randomisation"``.
         because: what the experiments showed.
-        remedy: how to mend it.
+        remedy: how to fix it.
     """
 
     cause: str
@@ -82,7 +87,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Samples or batches a second of a loader and of torch's ``DataLoader`` on the same dataset."""
+    """Batches per second of a loader, and of torch's ``DataLoader`` on the same dataset."""
 
     setting: str
     loader: float
@@ -91,13 +96,13 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What was measured on the way.
+    """Sizes and times that were measured along the way.
 
     Attributes:
-        state_bytes: the largest state, as ``torch.save`` writes it; None: it has no state.
+        state_bytes: size of the largest state as ``torch.save`` writes it; None: it has no state.
         state_seconds: the median time of a ``state_dict()``.
         resume_seconds: the median time from ``load_state_dict`` to the first batch.
-        throughput: batches a second.
+        throughput: in batches per second.
     """
 
     state_bytes: int | None
@@ -111,16 +116,17 @@ class VerifyReport:
     """What a verification found.
 
     Attributes:
-        subject: what was verified.
-        facts: about its loader.
+        subject: the function that was verified.
+        facts: about the loader that it makes.
         cases: one for each interruption and setting.
-        epoch_batches: how many batches the first epoch had; None: its end was not reached.
-        events: how many batches and ends of passes each run had.
+        epoch_batches: number of batches in the first epoch; None: its end was not reached.
+        events: number of batches and ends of passes in each run.
         measures: sizes, times and rates.
-        diagnoses: why it is not exact; empty where it is, or where nothing could be found out.
+        diagnoses: why it is not exact; empty if it is, or if no cause was found.
         notes: what could not be varied or covered, and why.
         seed: of the random steps.
-        seconds: how long it took.
+        seconds: duration of the verification.
+        warnings: those of the loader.
     """
 
     subject: str
@@ -137,19 +143,23 @@ class VerifyReport:
 
     @property
     def exact(self) -> bool:
-        """Whether every case that was run is exact, and at least one was."""
-        run = [case for case in self.cases if case.verdict != "not run"]
-        return bool(run) and all(case.verdict == "exact" for case in run)
+        """Whether every case that was run is exact, and at least one was run."""
+        return not self.faults and self.not_run < len(self.cases)
 
     @property
     def not_run(self) -> int:
-        """How many cases there was no time for."""
+        """Number of cases that had no time left."""
         return sum(case.verdict == "not run" for case in self.cases)
 
     @property
+    def faults(self) -> tuple[Case, ...]:
+        """The cases that were run and are not exact."""
+        return tuple(case for case in self.cases if case.is_fault)
+
+    @property
     def first_fault(self) -> Case | None:
-        """The first case that is not exact."""
-        return next((c for c in self.cases if c.verdict in ("not exact", "failed")), None)
+        """The first case that was run and is not exact."""
+        return next(iter(self.faults), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -162,7 +172,7 @@ class VerifyReport:
         return made
 
     def save_html(self, path: str | Path) -> None:
-        """Write the report as one page that needs nothing else."""
+        """Write the report as one self-contained page."""
         from dataporter.tools.verification.page import page
 
         Path(path).write_text(page(self), encoding="utf-8")
@@ -170,11 +180,12 @@ class VerifyReport:
     def summary(self) -> str:
         """The verdict in one line."""
         run = len(self.cases) - self.not_run
-        left = f"; {self.not_run} were not run for want of time" if self.not_run else ""
+        left = f"; {self.not_run} were not run for lack of time" if self.not_run else ""
         if self.exact:
-            return f"Exact: each of {run} cases goes on as the run that was left alone{left}."
-        bad = sum(case.verdict in ("not exact", "failed") for case in self.cases)
-        return f"NOT exact: {bad} of {run} cases differ from the run that was left alone{left}."
+            return f"Exact: all {run} cases match the uninterrupted run{left}."
+        return (
+            f"NOT exact: {len(self.faults)} of {run} cases differ from the uninterrupted run{left}."
+        )
 
     def __str__(self) -> str:
         lines = [self.summary()]
@@ -187,14 +198,14 @@ class VerifyReport:
 
 
 def shown_fault(case: Case) -> str:
-    """What is wrong with a case."""
+    """The fault of a case, in words."""
     if case.comparison is not None and case.comparison.first is not None:
         return str(case.comparison.first)
-    return case.error or "nothing came"
+    return case.error or "no batch was delivered"
 
 
 def measured(report: VerifyReport) -> list[str]:
-    """What was measured, in sentences."""
+    """The measurements, in sentences."""
     measures = report.measures
     lines = []
     if measures.state_bytes is not None and measures.state_seconds is not None:
@@ -208,12 +219,12 @@ def measured(report: VerifyReport) -> list[str]:
         )
     for rate in measures.throughput:
         plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
-        lines.append(f"Batches a second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+        lines.append(f"Batches per second, {rate.setting}: {rate.loader:,.0f}{plain}.")
     return lines
 
 
 def time_shown(seconds: float) -> str:
-    """A time with a unit that suits it."""
+    """A time in the unit that fits."""
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -58,13 +58,13 @@ __all__ = ["OnProgress", "verify"]
 OnProgress = Callable[[str, int, int], None]
 
 _WORKERS = (0, 2, 4)
-# The reference is run again some twenty times, two at a time.
+# About twenty runs of the same length follow the reference, two at a time.
 _SHARE_OF_REFERENCE = 0.05
 _SECONDS_OVER = 20.0
-# With several workers that import all of it anew, on a busy machine.
+# Spawned workers import everything anew, perhaps on a busy machine.
 _TIMES_REFERENCE = 5
 _MOST_WORKERS_MEASURED = 2
-# More would take time from one another, and time is measured.
+# More would slow one another down, and times are measured.
 _AT_ONCE = 4
 
 
@@ -84,38 +84,40 @@ def verify(
     arguments: dict[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> VerifyReport:
-    """Prove that a loader goes on exactly where it was interrupted, or show where it does not.
+    """Prove that a loader resumes exactly, or show where it does not.
 
-    The loader is run left alone, and again and again interrupted: at its start, in mid-epoch, after
-    the last step, at the end of the epoch, in the second epoch and at random; with its state taken
-    through ``torch.save`` and ``torch.load(weights_only=True)`` into a new process of another hash
-    seed, or of a process that is killed with SIGKILL; with each number of workers; with another
-    batch size and world size where the strategy promises that. Every following batch is compared,
-    each leaf's dtype, shape and bytes.
+    One run is uninterrupted. Others are interrupted at the start, in mid-epoch, after the last
+    step, at the end of the epoch, in the second epoch and at a random step, or by SIGKILL. Each
+    state goes through ``torch.save`` and ``torch.load(weights_only=True)`` into a new process with
+    another hash seed, which resumes with each number of workers, and with another batch size and
+    world size if the strategy promises that. Every batch that follows is compared with that of the
+    uninterrupted run: keys, dtypes, shapes and bytes.
 
     Args:
-        make_loader: a function that returns a fresh loader each time (a ``ResumableDataLoader``,
-            torch's or torchdata's, or anything that is iterated over), or where it is found:
-            ``"package.module:name"`` or ``"path/to/file.py:name"``. What it takes of
-            ``num_workers``, ``worker_kind``, ``batch_size``, ``rank`` and ``world_size``, it is
-            given; what it does not is set on the loader.
-        workers: numbers of workers to go through; by default 0, 2 and 4.
+        make_loader: a function that returns a fresh loader on each call (a
+            ``ResumableDataLoader``, torch's or torchdata's loader, or any iterable of batches), or
+            where to find it: ``"package.module:name"`` or ``"path/to/file.py:name"``. It receives
+            those of ``num_workers``, ``worker_kind``, ``batch_size``, ``rank`` and ``world_size``
+            that it takes; the others are set on the loader.
+        workers: numbers of workers to try; by default 0, 2 and 4.
         engines: ``"process"``, ``"thread"`` or both; by default the loader's own.
-        batch_sizes: to go on with; by default one other than the loader's. Empty: none.
-        worlds: numbers of ranks to go through, of which the first saves the state; by default 1, 2
-            and 4 with ``strategy="distributed"``, else none.
-        spawn: let the ranks be processes of a gloo process group, instead of ranks that are told.
-        steps: how many batches each run has; by default an epoch and a bit of the next.
-        max_seconds: after so long no further case is begun.
+        batch_sizes: batch sizes to resume with; by default one that is not the loader's. Empty:
+            none.
+        worlds: numbers of ranks to try, of which the first saves the state; by default 1, 2 and 4
+            with ``strategy="distributed"``, otherwise none.
+        spawn: run the ranks in a gloo process group, rather than pass each its rank.
+        steps: number of batches per run; by default an epoch and part of the next.
+        max_seconds: time after which no further case is started.
         seed: of the random steps.
-        diagnose: find out why, where something differs.
-        measure: measure the throughput beside torch's ``DataLoader``.
-        arguments: given to ``make_loader`` by name.
-        on_progress: told what is being done, how many processes have ended and of how many.
+        diagnose: find the cause if anything differs.
+        measure: measure the throughput of the loader and of torch's ``DataLoader``.
+        arguments: passed to ``make_loader`` by name.
+        on_progress: called with the current stage, the number of its processes that have ended,
+            and the number of all its processes.
 
     Raises:
         VerificationError: (a ``RuntimeError``) it could not be carried out: the loader cannot be
-            made, or gives no batch, or there was no time to interrupt it.
+            made, delivers no batch, or could not be interrupted in time.
         ConfigurationError: (a ``ValueError``) an argument is wrong.
 
     Example:
@@ -141,9 +143,9 @@ def verify(
         session = _Session(processes, max_seconds, on_progress)
         if factory.target is None:
             session.notes.append(
-                f"{factory.name} is no function at the top of a module, so no new interpreter can "
-                "find it: its processes are forks of this one, which share what was imported and "
-                "the hash seed; hash randomisation and what happens at import are not covered"
+                f"{factory.name} is not at the top of a module, so no new interpreter can find it: "
+                "its processes are forks of this one and share its imports and its hash seed; hash "
+                "randomisation and effects of imports are not covered"
             )
         reference = session.run_reference(factory, workers, engines, steps, random.Random(seed))
         session.try_workers(reference)
@@ -170,7 +172,7 @@ def _check(**counts: Any) -> None:
 
 @dataclass
 class _Session:
-    """Runs trials within the time that there is, and keeps what was found."""
+    """Runs trials within the time limit, and collects the results."""
 
     processes: Processes
     max_seconds: float
@@ -194,10 +196,10 @@ class _Session:
         steps: int | None,
         rng: random.Random,
     ) -> Reference:
-        """The uninterrupted run that all others are compared with, or started as.
+        """Run the loader without interruption.
 
         Raises:
-            VerificationError: the loader cannot be made, fails, or gives no batch.
+            VerificationError: the loader cannot be made, fails, or delivers no batch.
         """
         seconds = self.max_seconds * _SHARE_OF_REFERENCE
         home = self.processes.home
@@ -210,15 +212,19 @@ class _Session:
             states=str(home / "reference"),
         )
         begun = time.monotonic()
-        (outcome,) = self.run("the run left alone", [Task(partial(record, job), "one", self.limit)])
+        (outcome,) = self.run(
+            "the uninterrupted run", [Task(partial(record, job), "one", self.limit)]
+        )
         self.limit += _TIMES_REFERENCE * (time.monotonic() - begun)
         found = None if outcome is None else outcome.found
         if outcome is None or found is None or found.error is not None:
-            error = "there was no time for it" if outcome is None else outcome.error
+            error = "there was no time to run it" if outcome is None else outcome.error
             made = found is not None and found.facts
-            raise VerificationError(f"left alone, the loader failed: {error}" if made else error)
+            raise VerificationError(
+                f"the loader failed without any interruption: {error}" if made else error
+            )
         if all(event.is_end for event in found.events):
-            raise VerificationError("left alone, the loader gave no batch: its dataset is empty")
+            raise VerificationError("the loader gave no batch: its dataset is empty")
         self.processes.libraries = found.libraries
         self.warnings += found.warnings
         settings, not_possible = settings_of(found.facts, workers, engines)
@@ -241,9 +247,9 @@ class _Session:
         repeated = repeats(reference, outcomes[0])
         if not repeated:
             self.notes.append(
-                f"each new {reference.facts['loader']} gives other batches, since nothing seeds "
-                "it: what a killed run would have given is not known, and SIGKILL is left out; "
-                "seed what it draws from where it is made"
+                f"each new {reference.facts['loader']} delivers other batches, since nothing seeds "
+                "it, so a killed run has nothing to be compared with: cases with SIGKILL are left "
+                "out; seed the generators that the loader draws from when it is made"
             )
         runs = []
         for trial, outcome, setting in zip(trials, outcomes, reference.settings):
@@ -253,14 +259,13 @@ class _Session:
                 continue
             if repeated and (reference.may_change_workers or setting == reference.setting):
                 self.judge(trial, [outcome])
-            # What must follow an interruption is what follows without one, in the same process.
             events = recording.events if recording is not None else []
             runs.append(Run(setting, events, reference.states(setting.shown())))
         killed = self.kill(reference, runs) if repeated else {}
         self.try_all("resuming", resumptions(reference, runs, killed, repeats=repeated))
 
     def kill(self, reference: Reference, runs: Sequence[Run]) -> dict[Setting, int]:
-        """Kill a run in each setting; the number of events of each before its last state."""
+        """Kill a run in each setting; for each, the number of events before its last state."""
         tried = [(run, trial) for run in runs if (trial := killed_run(reference, run)) is not None]
         outcomes = self.run_all("killing", [trial for _, trial in tried])
         killed = {}
@@ -269,7 +274,7 @@ class _Session:
                 states = states_of_killed(reference, run.setting)
                 killed[run.setting] = last_saved(states, default=trial.case.after)
             else:
-                error = outcome.error or "it came to its end before it could be killed"
+                error = outcome.error or "it ended before it could be killed"
                 self.cases.append(Case(run.setting.shown(), KILLED, "failed", error=error))
         return killed
 
@@ -309,27 +314,27 @@ class _Session:
                 self.throughput.append(outcome.found)
 
     def find_causes(self, reference: Reference) -> None:
-        """Diagnose what was found, if anything was."""
-        # Beyond the time for cases: it is short, and what users want most.
+        """Diagnose the faults, if there are any."""
+        # Beyond the time for cases: it is short, and users want it most.
         self.until = max(self.until, time.monotonic() + _SECONDS_OVER)
         self.diagnoses, notes = diagnose(reference.factory, reference.facts, self.cases, self.run)
         self.notes += notes
 
     def require_interruption(self) -> None:
-        """A loader that was not interrupted has shown nothing.
+        """Refuse to report on a loader that was never interrupted.
 
         Raises:
-            VerificationError: only uninterrupted runs have been made.
+            VerificationError: only uninterrupted runs were made.
         """
         run = [case for case in self.cases if case.verdict != "not run"]
         if all(case.name.startswith(UNINTERRUPTED) and case.verdict == "exact" for case in run):
             raise VerificationError(
-                f"in {self.max_seconds:.0f} seconds there was no time to interrupt it: raise "
+                f"{self.max_seconds:.0f} seconds left no time to interrupt the loader: raise "
                 "--max-seconds, or lower --steps"
             )
 
     def report(self, reference: Reference) -> VerifyReport:
-        """All that was found."""
+        """The report of all results."""
         facts = reference.facts
         ends = [index for index, event in enumerate(reference.events) if event.is_end]
         return VerifyReport(
@@ -347,32 +352,32 @@ class _Session:
     # ---- running
 
     def try_all(self, what: str, trials: Sequence[Trial], at_once: int | None = None) -> None:
-        """Run trials, and judge them."""
+        """Run trials, and judge each."""
         for trial, outcomes in zip(trials, self.run_all(what, trials, at_once)):
             self.judge(trial, outcomes)
 
     def judge(self, trial: Trial, outcomes: Sequence[Outcome | None]) -> None:
-        """Keep the case of a trial, and what it has measured."""
+        """Add the case of a trial, and its measurements."""
         self.cases.append(judged(trial, outcomes))
         if trial.case.by_sample:
             return
         for outcome in outcomes:
             if outcome is not None and outcome.found is not None:
                 self.warnings += outcome.found.warnings
-                # Without the batches, which would fill the memory.
+                # Without the batches, which would fill memory.
                 self.recordings.append(replace(outcome.found, events=[]))
 
     def run_all(
         self, what: str, trials: Sequence[Trial], at_once: int | None = None
     ) -> list[list[Outcome | None]]:
-        """The outcomes of the tasks of each trial."""
+        """The outcomes of each trial's tasks."""
         outcomes = iter(self.run(what, [task for trial in trials for task in trial.tasks], at_once))
         return [list(islice(outcomes, len(trial.tasks))) for trial in trials]
 
     def run(
         self, what: str, tasks: Sequence[Task], at_once: int | None = None
     ) -> list[Outcome | None]:
-        """The outcome of each task; None where there was no time left."""
+        """The outcome of each task; None for a task that had no time left."""
         done = 0
 
         def on_done() -> None:

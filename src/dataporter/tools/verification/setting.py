@@ -1,4 +1,4 @@
-"""Settings: what is varied from outside about a loader, and how a loader is made for one."""
+"""Settings: what is varied about a loader from outside, a loader in a setting, and its facts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _KINDS = {"process": ("process", "processes"), "thread": ("thread", "threads")}
 
 
 class CannotVaryError(ConfigurationError):
-    """This cannot be varied about the loader; says why."""
+    """The loader cannot have this setting; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a loader is to have; None leaves it as the loader has it.
+    """Arguments that a loader must have; None leaves the loader's own.
 
     Attributes:
         num_workers, worker_kind, batch_size, rank, world_size: as in
             :class:`~dataporter.ResumableDataLoader`.
-        seed: for ranks of a loader that was given none: all of them need the same.
+        seed: shared by all ranks of a loader that has none.
     """
 
     num_workers: int | None = None
@@ -42,7 +42,7 @@ class Setting:
     seed: int | None = None
 
     def shown(self) -> str:
-        """As a table shows it."""
+        """The setting as tables show it."""
         parts = []
         if self.num_workers is not None:
             one, several = _KINDS[self.worker_kind or "process"]
@@ -54,27 +54,27 @@ class Setting:
             parts.append("1 rank" if self.world_size == 1 else f"{self.world_size} ranks")
         return ", ".join(parts) or "as it is"
 
-    def asked(self) -> dict[str, Any]:
-        """What is to be varied, by name."""
+    def changes(self) -> dict[str, Any]:
+        """The arguments to vary, by name."""
         names = ("num_workers", "worker_kind", "batch_size", "rank", "world_size")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
-    """A fresh loader with a setting.
+    """A fresh loader in a setting.
 
-    What ``make`` takes as arguments of these names, it is given. The rest is set on the loader that
-    it returns: the workers of any ``DataLoader``; batch size, rank and world size of a
-    :class:`~dataporter.ResumableDataLoader`, by building another of the same attributes.
+    ``make`` receives those of the arguments that it takes. The others are set on the loader that it
+    returns: the workers of any ``DataLoader``; batch size, rank and world size of a
+    :class:`~dataporter.ResumableDataLoader`, by rebuilding it.
 
     Raises:
-        CannotVaryError: the loader cannot be had with it.
+        CannotVaryError: the loader cannot have this setting.
     """
-    taken = _taken(make, setting.asked())
+    taken = _taken(make, setting.changes())
     loader = make(**taken)
     left = {
         name: value
-        for name, value in setting.asked().items()
+        for name, value in setting.changes().items()
         if name not in taken and not _has_it(loader, name, value)
     }
     if setting.seed is not None and getattr(loader, "_given_seed", 0) is None:
@@ -83,7 +83,7 @@ def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
         return loader
     if not isinstance(loader, DataLoader):
         raise CannotVaryError(
-            f"a {type(loader).__name__} is no DataLoader: let the function that makes it take "
+            f"a {type(loader).__name__} is not a DataLoader: let the function that makes it take "
             f"{', '.join(left)} as arguments"
         )
     if isinstance(loader, ResumableDataLoader):
@@ -97,7 +97,7 @@ def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
     return loader
 
 
-def _taken(make: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(make: Callable[..., Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parameters = inspect.signature(make).parameters
     except ValueError:
@@ -105,7 +105,7 @@ def _taken(make: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: value
-        for name, value in asked.items()
+        for name, value in changes.items()
         if name in parameters and parameters[name].kind in by_name
     }
 
@@ -121,7 +121,7 @@ def _has_it(loader: Any, name: str, value: Any) -> bool:
 
 
 def _set_workers(loader: Any, left: dict[str, Any]) -> None:
-    """The number of workers, which torch lets anybody set between two passes."""
+    """Set the number of workers, which torch allows between two passes."""
     if "num_workers" not in left:
         return
     loader.num_workers = left.pop("num_workers")
@@ -141,8 +141,8 @@ def _resumable_with(loader: ResumableDataLoader[Any], left: dict[str, Any]) -> A
             return loader
         if loader.order is None:
             raise CannotVaryError(
-                f"{', '.join(left)}: the loader has a sampler of your own, which decides that; let "
-                "the function that makes it take them as arguments"
+                f"{', '.join(left)}: the loader's custom sampler decides this; let the function "
+                "that makes the loader take them as arguments"
             )
     return _rebuilt(loader, left)
 
@@ -174,7 +174,7 @@ def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
 
 
 def facts_of(loader: Any) -> dict[str, Any]:
-    """What the report says of a loader."""
+    """What a report says about a loader."""
     facts: dict[str, Any] = {
         "loader": type(loader).__name__,
         "module": type(loader).__module__,

@@ -20,7 +20,7 @@ _SECONDS_A_ROUND = 0.25
 
 
 def measure_throughput(factory: Factory, setting: Setting) -> Throughput:
-    """Measure both in turns, so that noise from outside affects both; the best rounds count."""
+    """Measure both in turns, so that noise affects both alike; the best round of each counts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = loader_for(factory.load(), setting)
@@ -34,7 +34,7 @@ def measure_throughput(factory: Factory, setting: Setting) -> Throughput:
 
 
 def _plain(loader: Any) -> DataLoader[Any] | None:
-    """torch's loader with the same dataset and arguments; None beside one that is it."""
+    """torch's loader with the same dataset and arguments; None if the loader is torch's already."""
     if not isinstance(loader, DataLoader) or type(loader) is DataLoader:
         return None
     is_stream = isinstance(loader.dataset, IterableDataset)

@@ -1,4 +1,4 @@
-"""Trials: the runs that are made, and what each of them must give, as pure functions."""
+"""Trials: which runs to make, and what each of them must deliver, as pure functions."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ __all__ = [
 
 _WORLDS = (1, 2, 4)
 _SECONDS_TO_STOP = 10.0
-_TOO_SHORT = "the epoch is too short to be interrupted in its middle"
+_TOO_SHORT = "the epoch is too short for an interruption in its middle"
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Processes to run, and what they must give.
+    """Processes to run, and what they must deliver.
 
     Attributes:
-        case: what the report says while it has not run.
-        tasks: one process, or one for each rank.
-        expected: for each rank of the run that it is compared with, the events.
-        dropped: of samples that are compared: either run may lack fewer than this at its tail.
+        case: the case as long as it is not run.
+        tasks: of one process, or of one for each rank.
+        expected: the events to compare with, for each rank of the run that delivered them.
+        dropped: if samples are compared, either run may lack fewer than this at its tail.
     """
 
     case: Case
@@ -56,8 +56,8 @@ class Run:
 
     Attributes:
         setting: of the loader.
-        events: what it gave.
-        states: the directory of its states.
+        events: the batches and ends of passes that it delivered.
+        states: directory of its states.
     """
 
     setting: Setting
@@ -84,10 +84,10 @@ def uninterrupted(reference: Reference, setting: Setting) -> Trial:
 
 
 def repeats(reference: Reference, outcome: Outcome | None) -> bool:
-    """Whether a new loader gives what the reference gave.
+    """Whether a new loader delivers what the reference's did.
 
-    A DataPorter loader receives the reference's seed with its state, and a loader without a state
-    is read again.
+    This package's loaders get the reference's seed with its state; a loader without a state is
+    reread in any case.
     """
     recording = None if outcome is None else outcome.found
     if reference.facts["ours"] or not reference.facts["stateful"] or recording is None:
@@ -96,7 +96,7 @@ def repeats(reference: Reference, outcome: Outcome | None) -> bool:
 
 
 def killed_run(reference: Reference, run: Run) -> Trial | None:
-    """A run that SIGKILL ends at some moment; None: it is too short for that."""
+    """A run that SIGKILL ends at a random moment; None: it is too short."""
     interruption = _first_within(reference, run)
     if interruption is None:
         return None
@@ -123,8 +123,8 @@ def resumptions(
     """The trials that resume runs in new processes, one of each setting in turn.
 
     Args:
-        killed: number of events after which each killed run saved its last state.
-        repeats: whether a run can be repeated, so that one of its workers can be killed.
+        killed: number of events before the last state of each killed run.
+        repeats: whether a new loader repeats a run, so that a worker can be killed in it.
     """
     hosts = cycle(RESUMING_HOSTS)
     trials = [list(_resumptions_of(reference, run, runs, hosts, repeats=repeats)) for run in runs]
@@ -133,7 +133,7 @@ def resumptions(
             case = Case(run.setting.shown(), KILLED, "not run", killed[run.setting])
             saved = replace(run, states=states_of_killed(reference, run.setting))
             trials.append([_resumption(reference, saved, case, next(hosts))])
-    # Should the time run out, every setting has been tried.
+    # If the time runs out, every setting has been tried.
     return [trial for each in zip_longest(*trials) for trial in each if trial is not None]
 
 
@@ -170,7 +170,7 @@ def _resumptions_of(
 def _resumption(
     reference: Reference, run: Run, case: Case, host: str, *, events: int | None = None
 ) -> Trial:
-    """The trial that resumes a run where a case was interrupted.
+    """The trial that resumes a run where the case says.
 
     Args:
         events: number of events to record; by default as many as the run has left.
@@ -193,7 +193,7 @@ def _first_within(reference: Reference, run: Run) -> Interruption | None:
 
 
 def _first_state(reference: Reference, run: Run) -> str | None:
-    """The state with which another process repeats a run."""
+    """The state from which another process repeats a run."""
     if not reference.facts["ours"]:
         return None
     return reference.first_state(run.setting) or str(state_file(run.states, 0))
@@ -214,9 +214,9 @@ def other_batch_sizes(
     own = int(facts.get("batch_size") or 0)
     may_change = own > 0 and facts.get("strategy") in ("advanced", "distributed")
     if not may_change or facts.get("own_sampler"):
-        why_not = f"{reference.strategy} needs it to stay"
+        why_not = f"{reference.strategy} does not allow another one"
     elif facts["stream"]:
-        why_not = "of a stream, only the loader's own is gone through"
+        why_not = "of a stream, only the loader's own is tried"
     else:
         why_not = "" if interruption else _TOO_SHORT
     if why_not or interruption is None:
@@ -241,9 +241,9 @@ def other_worlds(
     facts = reference.facts
     is_distributed = facts.get("strategy") == "distributed"
     if not is_distributed:
-        why_not = f"{reference.strategy} does not promise another number of them"
+        why_not = f"{reference.strategy} does not allow another number of them"
     elif facts["stream"] or facts.get("own_sampler"):
-        why_not = "not gone through for a stream or a sampler of your own"
+        why_not = "not tried for a stream or a custom sampler"
     else:
         why_not = "" if reference.middle else _TOO_SHORT
     if why_not:
@@ -252,10 +252,10 @@ def other_worlds(
 
 
 def ranks_that_save(reference: Reference, world: int, store: str | None) -> Trial:
-    """Ranks that save their state in mid-epoch; there is nothing to compare them with.
+    """Ranks that save their states in mid-epoch; they are compared with nothing.
 
     Args:
-        store: the file through which they form a process group; None: they form none.
+        store: file through which they form a process group; None: they form none.
     """
     tasks = _ranks(reference, world, "one", store, save=(_after_in(reference, world),))
     case = Case(Setting(world_size=world).shown(), UNINTERRUPTED, "not run", by_sample=True)
@@ -265,7 +265,7 @@ def ranks_that_save(reference: Reference, world: int, store: str | None) -> Tria
 def ranks_that_resume(
     reference: Reference, saved: Sequence[Outcome], world: int, store: str | None
 ) -> Trial:
-    """Another number of ranks, all of which resume the state that the first saving rank saved."""
+    """Another number of ranks, all of which resume the state of the first rank that saved one."""
     after = _after_in(reference, len(saved))
     state = str(state_file(_states_of_rank(reference, len(saved), 0), after))
     tasks = _ranks(reference, world, "two", store, state=state)
