@@ -2,7 +2,8 @@
 
 from dataporter.engines.engine import Engine, EngineRequests, Reply, Usage
 from dataporter.engines.inline import InlineEngine
-from dataporter.engines.process import ProcessEngine, WorkerOptions
+from dataporter.engines.options import WorkerOptions
+from dataporter.engines.process import ProcessEngine
 from dataporter.engines.thread import ThreadEngine
 
 __all__ = [

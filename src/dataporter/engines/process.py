@@ -15,32 +15,16 @@ from torch import multiprocessing
 
 from dataporter.engines.crew import Crew, Ticket, describe
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
+from dataporter.engines.options import WorkerOptions
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import Scheduled
 from dataporter.seeding.hashing import STREAM_WORKERS, fold
 
-__all__ = ["ProcessEngine", "WorkerOptions"]
+__all__ = ["ProcessEngine"]
 
 _LONGEST_WAIT = 3600.0  # s at a time, where no timeout is given
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """How to run workers: the arguments of ``torch.utils.data.DataLoader`` that concern them.
-
-    ``restarts`` is how many may be replaced in a pass.
-    """
-
-    num_workers: int
-    prefetch_factor: int
-    persistent: bool
-    in_order: bool
-    timeout: float
-    restarts: int
-    worker_init_fn: Callable[[int], None] | None
-    context: Any
 
 
 class ProcessEngine:

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
-from dataporter.engines.process import WorkerOptions
+from dataporter.engines.options import WorkerOptions
 from dataporter.errors import WorkerTimeoutError, warn
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import Scheduled
