@@ -60,9 +60,6 @@ class Engine(Protocol):
     def usage(self) -> Usage:
         """What the last pass has running, and holds."""
 
-    def close(self) -> None:
-        """Stop what the engine runs. It starts again with the next pass."""
-
 
 def refuse_inherited(owner: int) -> None:
     """Keep a forked process from taking what the workers of process ``owner`` have for that."""

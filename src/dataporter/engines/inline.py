@@ -33,9 +33,6 @@ class InlineEngine:
     def usage(self) -> Usage:
         return Usage()
 
-    def close(self) -> None:
-        """Nothing runs between two batches."""
-
 
 def _served(fetch: Fetch, pin: Callable[[Any], Any], scheduled: Scheduled) -> Reply:
     request, delivers = scheduled

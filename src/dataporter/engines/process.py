@@ -77,11 +77,6 @@ class ProcessEngine:
         crew = None if self._last_crew is None else self._last_crew()
         return Usage() if crew is None or not crew.close.alive else crew.usage()
 
-    def close(self) -> None:
-        crew, self._crew, self._pass = self._crew, None, None
-        if crew is not None:
-            crew.close()
-
     def _hired(self, first: Scheduled) -> Crew:
         options = self._options
         spec = WorkerSpec(

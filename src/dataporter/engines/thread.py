@@ -56,11 +56,6 @@ class ThreadEngine:
     def usage(self) -> Usage:
         return Usage()
 
-    def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
-
 
 class _Threads:
     """So many threads that do what they are given, in order.
