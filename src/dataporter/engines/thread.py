@@ -6,12 +6,13 @@ import itertools
 import os
 import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from dataporter.engines.ahead import ReadAhead, RequestQueue
 from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
 from dataporter.engines.options import WorkerOptions
 from dataporter.errors import WorkerTimeoutError, warn
@@ -51,51 +52,51 @@ class ThreadEngine:
             weakref.finalize(self, pool.close)
             self._pool, self._owner = pool, os.getpid()
         serve = _Serve(self._build_fetch(), self._options.worker_init_fn)
-        return _Pass(self, pool, serve, iter(requests), self._pin, self._options)
+        queue: RequestQueue[_Task] = RequestQueue(requests)
+        return _Pass(self, pool, serve, queue, self._pin, self._options)
 
     def usage(self) -> Usage:
         return Usage()
 
 
 class _Threads:
-    """So many threads that do what they are given, in order.
+    """Threads that run tasks in the order in which they are submitted.
 
-    Not a ``ThreadPoolExecutor``: at its exit Python waits for all that those were given, before
-    anybody is asked whether it is still wanted. These are daemons, and end where they are.
+    Not a ``ThreadPoolExecutor``: when Python exits, it waits for all tasks that were submitted,
+    before their owner can cancel them. These threads are daemons, which end wherever they are.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._tasks: SimpleQueue[_Work | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         for number in range(count):
             name = f"dataporter_{number}"
-            threading.Thread(target=_work_off, args=(self._tasks,), name=name, daemon=True).start()
+            threading.Thread(target=_run, args=(self._tasks,), name=name, daemon=True).start()
 
-    def submit(self, serve: _Serve, scheduled: Scheduled) -> Future[Reply]:
-        future: Future[Reply] = Future()
-        self._tasks.put((future, serve, scheduled))
-        return future
+    def submit(self, serve: _Serve, scheduled: Scheduled) -> _Task:
+        task = _Task(serve, scheduled)
+        self._tasks.put(task)
+        return task
 
     def close(self) -> None:
-        """End when what is being read is read; the rest is for its owner to cancel."""
+        """End each thread once the tasks submitted so far are done, or cancelled by their owner."""
         for _ in range(self._count):
             self._tasks.put(None)
 
 
-def _work_off(tasks: SimpleQueue[_Work | None]) -> None:
+def _run(tasks: SimpleQueue[_Task | None]) -> None:
     while (task := tasks.get()) is not None:
-        future, serve, scheduled = task
-        if future.set_running_or_notify_cancel():
+        if task.future.set_running_or_notify_cancel():
             try:
-                future.set_result(serve(scheduled))
+                task.future.set_result(task.serve(task.scheduled))
             except BaseException as error:
-                future.set_exception(error)
-        # Until the next task comes, nothing of this one is to be kept alive.
-        del task, future, serve, scheduled
+                task.future.set_exception(error)
+        # Keep nothing of this task alive while waiting for the next.
+        del task
 
 
 class _Serve:
-    """What the threads run."""
+    """Fetches requests in whichever thread it is called."""
 
     def __init__(self, fetch: Fetch, worker_init_fn: Callable[[int], None] | None) -> None:
         self._fetch = fetch
@@ -114,7 +115,11 @@ class _Serve:
             return Reply(request, delivers, failure=error)
 
 
-_Work = tuple[Future[Reply], _Serve, Scheduled]
+@dataclass(slots=True, eq=False)
+class _Task:
+    serve: _Serve
+    scheduled: Scheduled
+    future: Future[Reply] = field(default_factory=Future)
 
 
 class _Pass(Iterator[Reply]):
@@ -123,67 +128,62 @@ class _Pass(Iterator[Reply]):
         engine: ThreadEngine,
         pool: _Threads,
         serve: _Serve,
-        requests: Iterator[Scheduled],
+        queue: RequestQueue[_Task],
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
-        # The threads end with the engine, which is so kept as long as this pass goes on.
+        # The threads end with the engine, so keep it alive until this pass is over.
         self._engine = engine
         self._pool = pool
         self._serve = serve
-        self._requests = requests
+        self._queue = queue
+        self._ahead = ReadAhead(
+            queue,
+            None,
+            limit=options.num_workers * options.prefetch_factor,
+            in_order=options.in_order,
+        )
         self._pin = pin
-        self._options = options
-        self._asked: deque[tuple[Scheduled, Future[Reply]]] = deque()
+        self._timeout = options.timeout or None
         self._watched = False
         self._owner = os.getpid()
 
     def __next__(self) -> Reply:
         refuse_inherited(self._owner)
-        if not self._watched:
+        if self._watched:
+            reply = self._next()
+        else:
             self._watched = True
             before = global_state()
-            self._ask()
             reply = self._next()
-            # The training has waited meanwhile, so whoever drew was a thread of ours.
+            # The training loop has waited meanwhile, so it was our threads that drew.
             _warn_of_draws(before, global_state())
-        else:
-            reply = self._next()
-        self._ask()
         if reply.fetched is None:
             return reply
         pinned = self._pin(reply.fetched.batch)
         return reply._replace(fetched=reply.fetched._replace(batch=pinned))
 
     def __del__(self) -> None:
-        for _, future in self._asked:
-            future.cancel()
-
-    def _ask(self) -> None:
-        most = self._options.num_workers * self._options.prefetch_factor
-        while len(self._asked) < most:
-            scheduled = next(self._requests, None)
-            if scheduled is None:
-                return
-            self._asked.append((scheduled, self._pool.submit(self._serve, scheduled)))
+        self._queue.discard(lambda task: task.future.cancel())
 
     def _next(self) -> Reply:
-        if not self._asked:
+        task = self._ahead.take(self._submit, self._done)
+        if task is None:
             raise StopIteration
-        timeout = self._options.timeout or None
-        candidates = [future for _, future in self._asked]
-        candidates = candidates[:1] if self._options.in_order else candidates
-        done, _ = wait(candidates, timeout, FIRST_COMPLETED)
+        return task.future.result()
+
+    def _submit(self, scheduled: Scheduled, queue: RequestQueue[_Task]) -> _Task:
+        return self._pool.submit(self._serve, scheduled)
+
+    def _done(self, tasks: Sequence[_Task]) -> _Task:
+        """Wait until one of the tasks is done."""
+        done, _ = wait([task.future for task in tasks], self._timeout, FIRST_COMPLETED)
         if not done:
-            request = self._asked[0][0].request
             raise WorkerTimeoutError(
-                f"DataLoader timed out after {timeout} seconds: a thread has epoch "
-                f"{request.epoch}, step {request.step} to read"
+                f"DataLoader timed out after {self._timeout} seconds: a thread has not returned "
+                f"{tasks[0].scheduled.request.described()}"
             )
-        place = next(place for place, future in enumerate(candidates) if future in done)
-        _, future = self._asked[place]
-        del self._asked[place]
-        return future.result()
+        return next(task for task in tasks if task.future in done)
 
 
 def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
