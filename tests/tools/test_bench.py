@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from dataporter import ConfigurationError, ResumableDataLoader, UnsupportedDatasetError
 from dataporter.convert import KeyBasedDtypeConverter
 from dataporter.tools.bench.advice import by_estimate, by_trial
+from dataporter.tools.bench.copies import with_workers
 from dataporter.tools.bench.measure import measure
-from dataporter.tools.bench.passes import run, with_workers
+from dataporter.tools.bench.passes import run
 from dataporter.tools.bench.report import Latency, Trial, duration, rate
 from dataporter.tools.bench.stages import measure_stages
 from dataporter.tools.cli import main

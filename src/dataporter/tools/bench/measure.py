@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from dataporter.errors import UnsupportedDatasetError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.bench.advice import by_estimate, by_trial
-from dataporter.tools.bench.passes import Timings, copied, run, with_workers
+from dataporter.tools.bench.copies import copied, with_workers
+from dataporter.tools.bench.passes import Timings, run
 from dataporter.tools.bench.report import BenchReport, Latency, Stage, Trial, duration
 from dataporter.tools.bench.stages import Stages, measure_stages
 from dataporter.tools.target import in_one_line

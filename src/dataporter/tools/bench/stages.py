@@ -26,7 +26,7 @@ from dataporter.loader.indexed import IndexedFlow
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import sample_keys
-from dataporter.tools.bench.passes import is_stream
+from dataporter.tools.bench.copies import is_stream
 
 __all__ = ["Stages", "measure_stages"]
 
