@@ -1,4 +1,4 @@
-"""Measuring loaders: figures that are known beforehand come out, and the advice follows them."""
+"""Measuring loaders: times known beforehand are measured, and the advice follows from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dataporter.tools.bench.stages import measure_stages
 from dataporter.tools.cli import main
 from dataporter.tools.target import argument, load_target
 
-# Sleeping is as long on a busy machine, or longer; never shorter.
+# A sleep takes as long or longer on a busy machine, never shorter.
 READ, COLLATE = 0.002, 0.010
 
 
@@ -57,17 +57,17 @@ def slow_collate(samples: list[Any]) -> Any:
 
 @pytest.mark.parametrize("kind", [ResumableDataLoader, DataLoader])
 @pytest.mark.parametrize("dataset", [Slow(), SlowStream()])
-def test_reading_and_collating_are_told_apart(kind: Any, dataset: Any) -> None:
+def test_reading_and_collating_are_measured_separately(kind: Any, dataset: Any) -> None:
     loader = kind(dataset, batch_size=4, collate_fn=slow_collate)
     stages = measure_stages(loader, 0.3)
-    # The quickest of each, since on a busy machine a sleep may take long.
+    # The shortest of each, since a sleep takes longer on a busy machine.
     assert 4 * READ <= min(stages.read) < 4 * READ + COLLATE
     assert COLLATE <= min(stages.collate) < COLLATE + 4 * READ
     assert not stages.together
     assert len(stages.read) == len(stages.collate) >= 2
 
 
-def test_seeding_and_converting_are_told_apart_and_the_loader_stays() -> None:
+def test_seeding_and_converting_are_measured_and_the_loader_does_not_move() -> None:
     converter = KeyBasedDtypeConverter({"image": "float16"})
     loader = ResumableDataLoader(Slow(), 16, converter=converter, seed=1)
     state, generator = loader.state_dict(), torch.get_rng_state()
@@ -87,7 +87,7 @@ def test_a_gather_is_one_stage() -> None:
     assert not any(stages.collate)
 
 
-def test_a_loop_that_is_slower_than_the_loader_does_not_wait() -> None:
+def test_a_loop_slower_than_its_loader_does_not_wait() -> None:
     loader = ResumableDataLoader(Slow(), 4, num_workers=2)
     slow = run(loader, 1.0, step=0.05)
     assert slow.stepped >= 0.05 * slow.steady_batches > 0
@@ -97,7 +97,7 @@ def test_a_loop_that_is_slower_than_the_loader_does_not_wait() -> None:
     assert min(fast.waits) >= 4 * READ > min(slow.waits)
 
 
-def test_short_epochs_are_gone_through_again_and_their_first_batches_kept_apart() -> None:
+def test_short_epochs_are_repeated_and_their_first_batches_counted_separately() -> None:
     loader = ResumableDataLoader(TensorDataset(torch.rand(30, 3)), 10)
     timings = run(loader, 0.05)
     assert len(timings.firsts) > 1
@@ -109,7 +109,7 @@ def test_a_loader_without_batches_is_an_error() -> None:
         run(DataLoader(TensorDataset(torch.rand(3, 1)), 10, drop_last=True), 1)
 
 
-def test_the_report_is_of_what_was_asked_and_within_its_time() -> None:
+def test_the_report_holds_what_was_asked_for_within_its_time() -> None:
     loader = ResumableDataLoader(Slow(), 4, num_workers=1, shuffle=True, seed=1)
     before = time.perf_counter()
     report = measure(loader, seconds=2, workers=[0, 1], step=0.001)
@@ -119,11 +119,11 @@ def test_the_report_is_of_what_was_asked_and_within_its_time() -> None:
     assert {stage.name for stage in report.stages} >= {"read", "collate", "wait"}
     assert report.batch_samples == pytest.approx(4, rel=0.1)
     assert report.batch_bytes == 4 * (8 + 8 * 4)
-    assert loader.position == 0  # copies were run
+    assert loader.position == 0  # copies ran
     json.dumps(report.to_dict())
 
 
-def test_a_loader_whose_data_can_only_be_read_in_workers_is_measured_without_its_stages() -> None:
+def test_a_dataset_that_can_only_be_read_in_workers_is_measured_without_stages() -> None:
     loader = DataLoader(Slow(), 4, num_workers=1, collate_fn=in_a_worker)
     report = measure(loader, seconds=0.5)
     assert [stage.name for stage in report.stages] == ["wait"]
@@ -136,8 +136,8 @@ def in_a_worker(samples: list[Any]) -> Any:
     return torch.utils.data.default_collate(samples)
 
 
-def test_what_is_no_loader_or_cannot_have_other_workers_is_refused() -> None:
-    with pytest.raises(UnsupportedDatasetError, match="list is no DataLoader"):
+def test_other_objects_and_other_workers_of_unsharded_streams_are_refused() -> None:
+    with pytest.raises(UnsupportedDatasetError, match="list is not a DataLoader"):
         measure([1, 2])
     with pytest.raises(ConfigurationError, match="by itself"):
         measure(ResumableDataLoader(SlowStream(), 4), workers=[0, 2])
@@ -146,28 +146,28 @@ def test_what_is_no_loader_or_cannot_have_other_workers_is_refused() -> None:
 # ---- the advice
 
 
-def test_of_the_numbers_tried_the_fewest_that_come_near_the_best_are_advised() -> None:
+def test_the_smallest_number_of_workers_close_to_the_best_is_advised() -> None:
     trials = (
         Trial(0, (100.0, 110.0, 105.0)),
         Trial(2, (195.0, 198.0, 190.0)),
         Trial(4, (200.0, 199.0, 201.0)),
     )
     first, *rest = by_trial(trials)
-    assert first == "num_workers=2: 195 samples/s, within 5% of the most (200 with 4)"
+    assert first == "num_workers=2: 195 samples/s, within 5% of the best (200 with 4)"
     assert "overlap with those of 4 workers" in rest[0]
-    assert by_trial(trials[:2]) == ["num_workers=2: 195 samples/s, the most of those tried"]
+    assert by_trial(trials[:2]) == ["num_workers=2: 195 samples/s, the best of those tried"]
 
 
 @pytest.mark.parametrize(
     ("work", "handover", "step", "said"),
     [
         (0.001, 0.002, 0.0, "num_workers=0: "),
-        (0.100, 0.010, 0.0, "num_workers=8 is as many as can help"),
-        (0.030, 0.010, 0.0, "num_workers=3 is as many as can help"),
-        (0.100, None, 0.0, "--workers 0,1,8 tells"),
+        (0.100, 0.010, 0.0, "num_workers=8 is the most that can help"),
+        (0.030, 0.010, 0.0, "num_workers=3 is the most that can help"),
+        (0.100, None, 0.0, "--workers 0,1,8 shows"),
         (0.100, 0.001, 0.050, "num_workers=2: "),
         (0.100, 0.001, 0.200, "num_workers=1: "),
-        (0.900, 0.001, 0.100, "num_workers=8, as many as there are cores: "),
+        (0.900, 0.001, 0.100, "num_workers=8, the number of cores: "),
         (0.100, 0.060, 0.050, "no number of workers is enough"),
     ],
 )
@@ -184,7 +184,7 @@ def test_figures_are_shown_with_three_digits_and_a_fitting_unit() -> None:
         "12 us",
     ]
     assert [rate(value) for value in (1234567.0, 98.76, 0.5)] == ["1,230,000", "98.8", "0.5"]
-    assert Latency.of([1.0], [1.0, 2.0, 3.0])[1:] == (2.0, 2.8, 2.98, 3.0, 3)
+    assert Latency.measured([1.0], [1.0, 2.0, 3.0])[1:] == (2.0, 2.8, 2.98, 3.0, 3)
 
 
 # ---- the command
@@ -241,21 +241,21 @@ def test_the_command_prints_tables_without_colour(train: Path) -> None:
         (["loader", "--workers", "1,x"], "expected whole numbers"),
     ],
 )
-def test_what_is_wrong_is_one_line(train: Path, arguments: list[str], said: str) -> None:
+def test_an_error_is_one_line(train: Path, arguments: list[str], said: str) -> None:
     code, _, errors = ran(f"{train}:{arguments[0]}", "--seconds", 0.2, *arguments[1:])
     assert code == 2
     assert errors.count("\n") == 1
     assert said in errors
 
 
-def test_a_traceback_is_shown_when_it_is_asked_for(train: Path) -> None:
+def test_debug_shows_the_traceback(train: Path) -> None:
     result = CliRunner().invoke(main, ["bench", f"{train}:nothing", "--debug"])
     assert result.exit_code == 2
     assert result.stderr.startswith("Traceback (most recent call last)")
     assert "\ndataporter: bench: " in result.stderr
 
 
-def test_the_tables_can_be_printed_where_only_ascii_can(train: Path) -> None:
+def test_the_tables_print_in_ascii(train: Path) -> None:
     code = "from dataporter.tools.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "bench", f"{train}:loader", "--seconds", "0.3"],
@@ -267,7 +267,7 @@ def test_the_tables_can_be_printed_where_only_ascii_can(train: Path) -> None:
     assert b"####" in done.stdout
 
 
-def test_arguments_of_the_command_line_are_values(train: Path) -> None:
+def test_arguments_of_the_command_line_are_python_values(train: Path) -> None:
     assert dict(map(argument, ["a=1", "b=[1, 2]", "c=text", "d=x=y", "e="])) == {
         "a": 1,
         "b": [1, 2],

@@ -1,1 +1,1 @@
-"""Bench: how fast a loader is, where its time goes, and how many workers it should have."""
+"""Bench: the speed of a loader, where its time goes, and how many workers it needs."""

@@ -1,4 +1,4 @@
-"""The command `dataporter bench`: makes the loader, measures it, and prints the report."""
+"""The command `dataporter bench`: builds the loader, measures it and prints the report."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def show(
     arguments: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Measure a loader, and print what came of it.
+    """Measure a loader and print the report.
 
     Raises:
         DataPorterError: there is no such loader, or an argument is wrong.
-        Any exception that the dataset raises.
+        Exception: whatever the dataset raises.
     """
     numbers = _numbers(workers)
     loader = load_target(target, dict(map(argument, arguments)))
     progress = Console(stderr=True)
-    told = progress.status(f"measuring for about {seconds:g} s") if progress.is_terminal else None
-    with told or nullcontext():
+    status = progress.status(f"measuring for about {seconds:g} s") if progress.is_terminal else None
+    with status or nullcontext():
         report = measure(loader, seconds=seconds, workers=numbers, step=step_ms / 1000)
     if as_json:
-        # Not through the console, which would break the lines.
+        # Not with the console, which would wrap the lines.
         print(json.dumps(report.to_dict(), indent=2))  # noqa: T201
     else:
         report.show(Console(highlight=False))

@@ -1,4 +1,4 @@
-"""Copies: a loader like another one, which stands where it does or has other workers."""
+"""Copies: a loader with the arguments of another, at its position or with other workers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["copied", "is_stream", "with_workers"]
 
 
 def copied(loader: DataLoader[Any], at: DataLoader[Any] | None = None) -> DataLoader[Any]:
-    """A loader like this one that nobody has run; it stands where ``at`` does if it can jump there.
+    """A fresh loader with the same arguments, at the position of ``at`` if it can jump there.
 
-    So that what is measured next does not read again what the last one has left in the page cache.
+    There, it reads other samples than ``at`` did, which are not in the page cache yet.
     """
     fresh = copy.copy(loader)
     if not isinstance(fresh, ResumableDataLoader) or not isinstance(at, ResumableDataLoader):
         return fresh
-    if not is_stream(fresh):  # which may have to be read up to there
+    if not is_stream(fresh):  # a stream may have to read all samples up to the position
         fresh.load_state_dict(at.state_dict())
     return fresh
 
 
 def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
-    """The same loader with another number of workers.
+    """A fresh loader with the same arguments and another number of workers.
 
     Raises:
-        ConfigurationError: their number is part of what the loader reads.
+        ConfigurationError: (a ``ValueError``) the number of workers decides what a batch is.
     """
     flow = loader._flow if isinstance(loader, ResumableDataLoader) else None
     if (
@@ -40,18 +40,18 @@ def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
         and workers != loader.num_workers
     ):
         raise ConfigurationError(
-            f"--workers {workers}: each worker reads this stream by itself, so that their number "
-            "decides what a batch is: let the function take it as an argument, and run bench once "
-            "for each (--arg)"
+            f"--workers {workers}: each worker reads this stream by itself, so the number of "
+            f"workers ({loader.num_workers}) decides what a batch is; let the function take it as "
+            "an argument, and run bench once for each number (--arg)"
         )
     fresh = copied(loader)
     fresh.num_workers = workers
     if workers == 0:
-        fresh.timeout = 0  # which torch's loader refuses to have without workers
+        fresh.timeout = 0  # torch's loader refuses another one without workers
     fresh.prefetch_factor = (loader.prefetch_factor or 2) if workers else None
     return fresh
 
 
 def is_stream(loader: DataLoader[Any]) -> bool:
-    """Whether its dataset is iterated over."""
+    """Whether the loader's dataset is an ``IterableDataset``."""
     return isinstance(loader.dataset, IterableDataset)

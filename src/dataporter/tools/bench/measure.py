@@ -1,4 +1,4 @@
-"""`measure`: runs a loader, its stages, and other numbers of workers, within so many seconds."""
+"""`measure`: runs a loader, its stages, and other numbers of workers, for a number of seconds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dataporter.tools.target import in_one_line
 __all__ = ["measure"]
 
 _ROUNDS = 3
-# Waits that the hand-over is taken from: fewer say nothing.
+# The hand-over is the median of at least so many waits.
 _FEWEST = 5
-# What the loop sleeps, of the time in which the workers make a batch, so that one is always ready.
+# The loop sleeps so many times as long as the workers need for a batch: one is always ready.
 _SLACK = 2.0
 _MANY = 100
 _MUCH_SEEDING = 0.3
@@ -35,25 +35,26 @@ _UNEXPLAINED = 1.5
 def measure(
     loader: Any, *, seconds: float = 10.0, workers: Sequence[int] = (), step: float = 0.0
 ) -> BenchReport:
-    """How fast a loader is, and why.
+    """Measure how fast a loader is, and why.
 
     Args:
-        loader: a ``torch.utils.data.DataLoader`` or a ``ResumableDataLoader``; copies of it are
-            run.
-        seconds: for all of it, but for the start of workers and the batches under way.
-        workers: other numbers of them to try.
-        step: how long the loop sleeps after each batch.
+        loader: a ``torch.utils.data.DataLoader`` or a ``ResumableDataLoader``, which stays as it
+            is: copies of it run.
+        seconds: for the whole measurement, except for starting workers and finishing batches.
+        workers: other numbers of workers to try.
+        step: seconds the loop sleeps after each batch.
 
     Raises:
-        UnsupportedDatasetError: (a ``TypeError``) it is no loader.
-        ConfigurationError: (a ``ValueError``) it gives no batch, or cannot have other workers.
+        UnsupportedDatasetError: (a ``TypeError``) ``loader`` is not a ``DataLoader``.
+        ConfigurationError: (a ``ValueError``) the loader gives no batch, or cannot have other
+            numbers of workers.
     """
     if not isinstance(loader, DataLoader):
         raise UnsupportedDatasetError(
-            f"{type(loader).__name__} is no DataLoader: name a function that returns a "
+            f"{type(loader).__name__} is not a DataLoader: name a function that returns a "
             "torch.utils.data.DataLoader or a ResumableDataLoader"
         )
-    # All that can be refused is refused before anything is measured.
+    # First, so that a number that cannot be had is refused before the measuring.
     contestants = {number: with_workers(loader, number) for number in workers}
     cores = _cores()
     notes = _notes_on_machine(cores)
@@ -69,7 +70,8 @@ def measure(
     trials = _trials(contestants, share, step)
     if len(timings.waits) < _MANY:
         notes.append(
-            f"the percentiles are of {len(timings.waits)} batches only; --seconds measures more"
+            f"the percentiles are those of only {len(timings.waits)} batches; --seconds measures "
+            "more"
         )
     advice = by_trial(trials) if trials else []
     if not trials and stages is not None:
@@ -85,7 +87,7 @@ def measure(
         batches_per_second=timings.batches_per_second,
         step=step,
         waited=timings.waited / steady,
-        latency=Latency.of(timings.firsts, timings.waits),
+        latency=Latency.measured(timings.firsts, timings.waits),
         stages=tuple(_rows(loader, stages, handover, timings)),
         trials=trials,
         advice=tuple(advice),
@@ -99,10 +101,10 @@ def _stages(loader: DataLoader[Any], seconds: float, notes: list[str]) -> Stages
     except Exception as error:
         if loader.num_workers == 0:
             raise
-        # A dataset may need what worker_init_fn does.
+        # The dataset may rely on worker_init_fn.
         notes.append(
-            "where the time goes is not known: the dataset could not be read in this process, "
-            f"outside of its workers ({in_one_line(error)})"
+            "the stages were not measured: the dataset could not be read in this process, outside "
+            f"of its workers ({in_one_line(error)})"
         )
         return None
 
@@ -121,16 +123,16 @@ def _handover(
     seconds: float,
     notes: list[str],
 ) -> list[float]:
-    """What is left of ``next()`` where the loop is so slow that a batch always lies ready.
+    """Time of ``next()`` in a loop so slow that a batch is always ready: the hand-over alone.
 
-    A loader without workers gets one for it.
+    A loader without workers is measured with one.
     """
     workers = max(1, loader.num_workers)
     step = max(1e-3, _SLACK * median(work) / min(workers, cores))
     if step * _FEWEST > seconds:
         notes.append(
-            "the hand-over was not measured: it takes a loop that is slower than the workers, and "
-            f"{step * _FEWEST * 5:.0f} s of --seconds"
+            "the hand-over was not measured: it needs a loop slower than the workers, and so "
+            f"--seconds {step * _FEWEST * 5:.0f}"
         )
         return []
     try:
@@ -143,7 +145,7 @@ def _handover(
         return []
     if len(waits) < _FEWEST:
         notes.append(
-            "the hand-over was not measured: too few batches came; --seconds measures more"
+            "the hand-over was not measured: there were too few batches; --seconds measures more"
         )
         return []
     return waits
@@ -154,9 +156,9 @@ def _notes_on_seeding(stages: Stages) -> list[str]:
     if share < _MUCH_SEEDING:
         return []
     return [
-        f"{share:.0%} of the work is to seed the random generators before each sample, which makes "
-        'random augmentation exact; strategy="simple" does it once a batch, and a dataset that '
-        "reads whole batches (__getitems__) is seeded once, too"
+        f"{share:.0%} of the work is seeding the random generators before each sample, which makes "
+        'random augmentation exact; strategy="simple" seeds once a batch, and so does a dataset '
+        "that reads whole batches (__getitems__)"
     ]
 
 
@@ -167,7 +169,7 @@ def _notes_on_contention(
     handover: list[float],
     cores: int,
 ) -> list[str]:
-    """Where a loop that does nothing else waits longer than the stages explain."""
+    """A note if a loop without a step waits longer than the stages explain."""
     if timings.stepped or not loader.num_workers or not timings.waits:
         return []
     made = median(work) / min(loader.num_workers, cores)
@@ -176,16 +178,16 @@ def _notes_on_contention(
     if waited < _UNEXPLAINED * explained:
         return []
     return [
-        f"the loop got a batch every {duration(waited)}, and the stages explain "
-        f"{duration(explained)}: packing a batch in the worker is the rest, and that the workers, "
-        f"the loop and whatever else runs share {cores} cores, and memory"
+        f"the loop received a batch every {duration(waited)}, and the stages explain "
+        f"{duration(explained)}: the rest is packing batches in the workers, and sharing {cores} "
+        "cores and the memory with the loop and other programs"
     ]
 
 
 def _trials(
     contestants: dict[int, DataLoader[Any]], seconds: float, step: float
 ) -> tuple[Trial, ...]:
-    """Each number of workers in turn, so that a neighbour's noise falls on all of them alike."""
+    """Try the numbers of workers in alternation, so that noise affects all of them alike."""
     if not contestants:
         return ()
     each = seconds / len(contestants) / _ROUNDS
@@ -217,19 +219,19 @@ def _rows(
             "convert": stages.convert,
         }
         rows = [
-            Stage(name, making, *_middle(values), len(values))
+            Stage(name, making, *_percentiles(values), len(values))
             for name, values in measured.items()
             if any(values)
         ]
     if handover:
-        # Of a worker that the loader has not got, for comparison.
+        # In brackets, for comparison, if the loader has no workers.
         name = "hand over" if loader.num_workers else "(hand over)"
-        rows.append(Stage(name, "training", *_middle(handover), len(handover)))
+        rows.append(Stage(name, "training", *_percentiles(handover), len(handover)))
     waits = timings.waits or timings.firsts
-    return [*rows, Stage("wait", "training", *_middle(waits), len(waits))]
+    return [*rows, Stage("wait", "training", *_percentiles(waits), len(waits))]
 
 
-def _middle(values: Sequence[float]) -> tuple[float, float]:
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
     p50, p90 = np.percentile(values, [50, 90])
     return float(p50), float(p90)
 
@@ -248,6 +250,6 @@ def _notes_on_machine(cores: int) -> list[str]:
     if load < cores / 2:
         return []
     return [
-        f"the machine was busy before this began (load {load:.1f} on {cores} cores), so that the "
+        f"the machine was busy before the measurement (load {load:.1f} on {cores} cores), so the "
         "loader may be faster than it seems"
     ]

@@ -1,4 +1,7 @@
-"""Passes: a training loop that does nothing but take batches and sleep, and what it waited for."""
+"""Passes: a loop that takes batches from a loader, and the time it spends waiting for them.
+
+Verification measures its throughput with the same loop.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,18 @@ __all__ = ["Timings", "run"]
 
 @dataclass
 class Timings:
-    """What a loop has measured, in seconds.
+    """Times measured by :func:`run`, in seconds.
+
+    The steady part leaves out the first batches of each pass: the one that waits for the workers
+    to start, and those prefetched meanwhile. A pass with too few batches counts as a whole.
 
     Attributes:
-        firsts: the wait for the first batch of each pass, in which workers start.
-        waits: that for each other one.
-        steady_samples, steady_seconds: of the batches behind those that were prefetched while the
-            workers started; of all where a pass has no others.
-        waited, stepped: in the steady part.
-        batch_bytes: of the tensors of a pass's first batch, which is a whole one.
+        firsts: wait for the first batch of each pass, during which workers start.
+        waits: wait for each other batch.
+        steady_samples, steady_batches: numbers of samples and batches in the steady part.
+        waited: time the steady part waited for batches.
+        stepped: time the steady part slept after batches.
+        batch_bytes: bytes of the tensors and arrays in a pass's first batch, which is a full one.
     """
 
     firsts: list[float] = field(default_factory=list)
@@ -40,47 +46,54 @@ class Timings:
 
     @property
     def steady_seconds(self) -> float:
+        """Duration of the steady part."""
         return self.waited + self.stepped
 
     @property
     def samples_per_second(self) -> float:
+        """Rate of the steady part."""
         return self.steady_samples / max(self.steady_seconds, 1e-9)
 
     @property
     def batches_per_second(self) -> float:
+        """Rate of the steady part."""
         return self.steady_batches / max(self.steady_seconds, 1e-9)
 
 
 def run(loader: Iterable[Any], seconds: float, *, step: float = 0.0) -> Timings:
-    """Take batches for about so long, over as many passes as that is.
+    """Take batches for about ``seconds``, over as many passes as fit.
 
     Args:
-        loader: torch's or ours, or any other iterable of batches.
-        seconds: counted from the first batch on. What is under way then is waited for.
-        step: how long the loop sleeps after each batch, as a training does whose device computes.
+        loader: a ``torch.utils.data.DataLoader``, a ``ResumableDataLoader``, or any other iterable
+            of batches, each of which then counts as one sample.
+        seconds: counted from the first batch. A batch begun in this time is still waited for.
+        step: seconds to sleep after each batch, like a training whose device computes.
 
     Raises:
-        ConfigurationError: the loader gives no batch.
+        ConfigurationError: (a ``ValueError``) the loader gives no batch.
     """
     timings = Timings()
     end: float | None = None
-    # A copy may stand at the very end of an epoch, whose pass is empty.
+    # The first pass of a copy is empty if it stands at the very end of an epoch.
     for passes in count():
         rows = list[tuple[float, float, int]]()
         for wait, batch in _waits(iter(loader)):
             end = perf_counter() + seconds if end is None else end
             (timings.waits if rows else timings.firsts).append(wait)
             if not rows:
-                # Not the batch itself, which would keep its place in the workers' shared memory.
+                # Not the batch itself, which would keep its slot of the workers' shared memory.
                 timings.batch_bytes = sum(leaf.nbytes for _, leaf in leaves_of(batch))
-            rows.append((wait, _slept(step), samples_of(batch, loader)))
+            rows.append((wait, _slept(step), _samples_in(batch, loader)))
             if perf_counter() >= end:
                 break
-        _count(timings, rows, warm_up_of(loader))
+        _count(timings, rows, _warm_up(loader))
         if end is not None and perf_counter() >= end:
             return timings
         if not rows and passes:
-            raise ConfigurationError("the loader gave no batch: there is nothing to measure")
+            raise ConfigurationError(
+                "the loader gave no batch, so there is nothing to measure: give it more samples, a "
+                "smaller batch_size, or drop_last=False"
+            )
     raise AssertionError("unreachable")
 
 
@@ -111,15 +124,15 @@ def _count(timings: Timings, rows: list[tuple[float, float, int]], warm_up: int)
         timings.steady_batches += 1
 
 
-def warm_up_of(loader: Iterable[Any]) -> int:
-    """The first batch, and as many as are prefetched while it is waited for."""
+def _warm_up(loader: Iterable[Any]) -> int:
+    """How many batches are made while workers start: the first, and the prefetched ones."""
     if not isinstance(loader, DataLoader):
         return 1
     return 1 + loader.num_workers * (loader.prefetch_factor or 2)
 
 
-def samples_of(batch: Any, loader: Iterable[Any]) -> int:
-    """How many samples a batch has."""
+def _samples_in(batch: Any, loader: Iterable[Any]) -> int:
+    """Number of samples in a batch."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return 1
     for _, leaf in leaves_of(batch):

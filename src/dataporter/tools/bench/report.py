@@ -18,11 +18,13 @@ _BAR = 20
 
 
 class Latency(NamedTuple):
-    """How long the loop waited for a batch, in seconds.
+    """Time the loop waits for a batch, in seconds.
 
     Attributes:
-        first: for the first one of a pass, median over the passes; the other figures are without.
-        batches: how many they are of.
+        first: for the first batch of a pass, median over the passes; the other figures leave it
+            out.
+        p50, p90, p99, longest: for the other batches; None if there are none.
+        batches: how many other batches there are.
     """
 
     first: float
@@ -33,8 +35,8 @@ class Latency(NamedTuple):
     batches: int
 
     @classmethod
-    def of(cls, firsts: Sequence[float], waits: Sequence[float]) -> Latency:
-        """The percentiles of what was measured."""
+    def measured(cls, firsts: Sequence[float], waits: Sequence[float]) -> Latency:
+        """The percentiles of the waits for first and for other batches."""
         if not waits:
             return cls(median(firsts), None, None, None, None, 0)
         p50, p90, p99 = map(float, np.percentile(waits, [50, 90, 99]))
@@ -42,13 +44,13 @@ class Latency(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of a batch's way, in seconds.
+    """One stage on the way of a batch, in seconds.
 
     Attributes:
-        name: what is done.
-        where: it runs.
-        p50, p90: over the batches.
-        batches: how many they are.
+        name: of the stage.
+        where: the process or thread that it runs in.
+        p50, p90: percentiles over the batches.
+        batches: number of batches.
     """
 
     name: str
@@ -60,30 +62,31 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A number of workers, and the samples per second of each round."""
+    """A number of workers, and the samples per second of each round with it."""
 
     workers: int
     rates: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle round."""
+        """The rate of the middle round."""
         return median(self.rates)
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What was measured of a loader.
+    """The measurements of a loader; :meth:`show` prints them as tables.
 
     Attributes:
-        loader: its class.
-        workers, cores: that it has, and that this process may use.
-        batch_samples, batch_bytes: of a batch: samples on average, and bytes of its tensors.
-        samples_per_second, batches_per_second: of the loop, steps included.
-        step: seconds that the loop slept after each batch.
-        waited: the share of the loop's time that it waited.
-        latency: of the loop's batches.
-        stages: where a batch's time goes.
+        loader: name of its class.
+        workers: its number of workers.
+        cores: number of cores that this process may use.
+        batch_samples, batch_bytes: average samples of a batch, and bytes of its tensors.
+        samples_per_second, batches_per_second: rates of the loop, steps included.
+        step: seconds the loop slept after each batch.
+        waited: share of its time that the loop waited.
+        latency: the waits of the loop.
+        stages: where the time of a batch goes.
         trials: other numbers of workers.
         advice, notes: in words.
     """
@@ -112,7 +115,7 @@ class BenchReport:
         return found
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the report."""
         _line(console, self._heading(), "bold")
         _line(console, self._rates())
         console.print(self._latency_table())
@@ -162,12 +165,12 @@ class BenchReport:
             bar = _bar(stage.p50, longest, ascii_only=ascii_only)
             table.add_row(stage.name, stage.where, duration(stage.p50), duration(stage.p90), bar)
         if any(stage.name == "(hand over)" for stage in self.stages):
-            table.caption = "(hand over): what a worker would take; this loader has none"
+            table.caption = "(hand over): measured with one worker; this loader has none"
             table.caption_justify = "left"
         return table
 
     def _trial_table(self, *, ascii_only: bool) -> Table:
-        table = _table(f"Numbers of workers, {len(self.trials[0].rates)} rounds in turn")
+        table = _table(f"Numbers of workers, in {len(self.trials[0].rates)} alternating rounds")
         table.add_column("num_workers", justify="right")
         table.add_column("samples/s", justify="right")
         table.add_column("lowest to highest", justify="right")
@@ -184,7 +187,7 @@ class BenchReport:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in the unit that fits."""
+    """Seconds as text, in the unit that fits."""
     for unit, name in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= unit:
             return f"{seconds / unit:.3g} {name}"
@@ -192,12 +195,12 @@ def duration(seconds: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Three figures: more are noise."""
+    """A rate as text with three significant digits, since more are noise."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def size(count: int) -> str:
-    """Bytes for people, in the unit that fits."""
+    """Bytes as text, in the unit that fits."""
     for unit, name in ((1 << 20, "MB"), (1 << 10, "kB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"

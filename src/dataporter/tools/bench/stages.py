@@ -1,7 +1,7 @@
-"""Stages: what making a batch takes, apart: read, seed, collate, convert; measured in this process.
+"""Stages: the time of each stage of making a batch (read, seed, collate, convert).
 
-The fetch is that of the loader itself, with a clock around what it collates with. Nothing of the
-loader moves.
+The batches are made in this process, by the loader's own fetch with a clock around its collation.
+The loader's position does not move.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SEEDED = 200
 
 @dataclass
 class Stages:
-    """Seconds of each batch.
+    """Seconds that each batch takes, by stage.
 
     Attributes:
-        read: reading samples, without what follows.
-        seed: putting the random generators to each sample's own state; measured by itself.
-        collate: making a batch of samples.
-        convert: to the converter's dtypes.
-        together: the samples are read and collated in one go, which ``read`` stands for.
+        read: reading the samples.
+        seed: seeding the random generators before each sample; measured separately.
+        collate: collating the samples.
+        convert: converting the batch to the converter's dtypes.
+        together: reading and collating are one stage, whose time is in ``read``.
     """
 
     read: list[float] = field(default_factory=list)
@@ -53,10 +53,10 @@ class Stages:
 
 
 def measure_stages(loader: DataLoader[Any], seconds: float) -> Stages:
-    """Make batches in this process for about so long, from where the loader stands on.
+    """Make batches in this process for about ``seconds``, from the loader's position on.
 
     Raises:
-        What the dataset raises.
+        Exception: whatever the dataset raises.
     """
     with isolated_generators(), _threads_of(loader):
         if isinstance(loader, ResumableDataLoader) and loader._flow is not None:
@@ -66,10 +66,10 @@ def measure_stages(loader: DataLoader[Any], seconds: float) -> Stages:
 
 @contextmanager
 def _threads_of(loader: DataLoader[Any]) -> Iterator[None]:
-    """As many of torch's threads as there are where the loader makes its batches."""
+    """Use as many torch threads as the process that makes the loader's batches."""
     before = torch.get_num_threads()
     if loader.num_workers:
-        torch.set_num_threads(1)  # as torch's workers and ours do
+        torch.set_num_threads(1)  # as in torch's workers and ours
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
     engine = InlineEngine(lambda: timed, lambda batch: batch)
     end = perf_counter() + seconds
     progress = loader._cursor.progress
-    for _ in range(2):  # what is left of an epoch may be nothing
+    for _ in range(2):  # the rest of the current epoch may have no batch
         for reply in flow.serve(engine, progress, loader.seed):
             if reply.failure is not None:
                 raise reply.failure
@@ -128,7 +128,7 @@ def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
 def _fetch_of(
     loader: ResumableDataLoader[Any], clock: _Clock
 ) -> tuple[Fetch, Callable[[Any], int] | None]:
-    """The loader's fetch with a clock in it, and how often it seeds for a request, if it does."""
+    """The loader's fetch with a clock, and how often it seeds for a request; None if never."""
     flow = loader._resumable()
     batched = loader.batch_sampler is not None
     each = loader.strategy.seeds_each
@@ -154,17 +154,17 @@ def _fetch_of(
         return fetch, None
     if once:
         return fetch, lambda _: 1
-    return fetch, _samples_asked_for
+    return fetch, _samples_requested
 
 
-def _samples_asked_for(request: Any) -> int:
-    # A stream's request says how many, an index's which.
+def _samples_requested(request: Any) -> int:
+    # The request of a stream has their number, that of a map-style dataset their indices.
     length = getattr(request, "length", None)
     return len(request.indices) if length is None else int(length)
 
 
 def _seconds_to_seed() -> float:
-    """Of one sample."""
+    """Seconds for one sample."""
     keys = sample_keys(0, 0, np.arange(_SEEDED)).tolist()
     before = perf_counter()
     for key in keys:
