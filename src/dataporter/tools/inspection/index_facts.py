@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
 from dataporter.errors import InvalidStateError
-from dataporter.orders import (
-    BlockShuffledOrder,
-    Order,
-    SequentialOrder,
-    ShuffledOrder,
-    TorchOrder,
-)
+from dataporter.orders import Order, TorchOrder
+from dataporter.orders.by_name import order_named, order_of_state
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
@@ -30,7 +24,6 @@ __all__ = ["index_facts"]
 _TORCH_SAMPLES = 30_000_000
 # The indices of a batch are computed to show the first few: so many take a fifth of a second.
 _LARGEST_BATCH = 1 << 20
-_BLOCKS = re.compile(r"blocks\(block=(\d{1,18}), buffer=(\d{1,18})\)")
 
 
 def index_facts(
@@ -139,23 +132,17 @@ def _order(identity: Identity) -> tuple[Order | None, str]:
             f"the indices come from a custom sampler ({name.removeprefix(CUSTOM_SAMPLER)}): only "
             "the program that has it knows the next ones, and the length of an epoch"
         )
-    known: dict[str, Order] = {
-        order.name: order for order in (ShuffledOrder(), SequentialOrder(), TorchOrder())
-    }
-    order = known.get(name)
-    if (blocks := _BLOCKS.fullmatch(name)) and all(map(int, blocks.groups())):
-        order = BlockShuffledOrder(*map(int, blocks.groups()))
-    if order is None:
-        return None, (
-            f"order {name!r} is a custom one, or of a later release: only the program that has it "
-            "knows the next indices, and the length of an epoch"
-        )
-    if order.version != identity.order_version:
+    if (order := order_of_state(name, identity.order_version)) is not None:
+        return order, ""
+    if (present := order_named(name)) is not None:
         return None, (
             f"the state is of version {identity.order_version} of order {name!r}, and this release "
-            f"has version {order.version}: the release that saved it knows the next indices"
+            f"has version {present.version}: the release that saved it knows the next indices"
         )
-    return order, ""
+    return None, (
+        f"order {name!r} is a custom one, or of a later release: only the program that has it "
+        "knows the next indices, and the length of an epoch"
+    )
 
 
 # Checks a state's numbers as every strategy that counts samples does.
