@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dataporter.errors import InvalidStateError
 from dataporter.schedule.progress import Delivered, Progress
@@ -21,32 +22,19 @@ __all__ = [
     "check_type",
     "differences",
     "parse",
+    "part_of",
     "shown",
+    "types_of",
 ]
 
 SCHEMA_VERSION = 1
 SCHEMA = "dataporter"
 
-# Field → the types JSON may give back for it. `bool` is an `int` to Python, and never one here.
-_FIELDS: dict[str, tuple[type, ...]] = {
-    SCHEMA: (int,),
-    "strategy": (str,),
-    "seed": (int,),
-    "epoch": (int,),
-    "step": (int,),
-    "position": (int,),
-    "early": (list, tuple),
-    "order": (str,),
-    "order_version": (int,),
-    "order_digest": (int,),
-    "dataset_length": (int, type(None)),
-    "dataset_fingerprint": (str, type(None)),
-    "batch_size": (int, type(None)),
-    "world_size": (int,),
-    "tail": (str,),
-}
 _LIMIT = 1 << 63
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
+
+Types = tuple[type, ...]
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +58,36 @@ class State:
     identity: Identity
     seed: int
     progress: Progress
+
+
+def types_of(record: type) -> dict[str, Types]:
+    """By field of a dataclass or named tuple, the types that JSON may give back for its value."""
+    return {name: _types_in_json(hint) for name, hint in get_type_hints(record).items()}
+
+
+def _types_in_json(hint: Any) -> Types:
+    if get_origin(hint) is tuple:
+        return list, tuple
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def part_of(state: Mapping[str, Any], record: type[Part], **others: Any) -> Part:
+    """A dataclass or named tuple whose fields have the values of the keys of the same name.
+
+    Args:
+        others: values of the fields that the state has in another form or by another name.
+    """
+    values = {**state, **others}
+    return record(**{name: values[name] for name in record.__annotations__})
+
+
+_FIELDS = {
+    SCHEMA: (int,),
+    "seed": types_of(State)["seed"],
+    **types_of(Identity),
+    **types_of(Progress),
+}
+_FIELDS["order_digest"] = _FIELDS.pop("digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +133,9 @@ def parse(state: Mapping[str, Any]) -> State:
     check_schema(state, _FIELDS)
     check_numbers(state, _NOT_NEGATIVE, lowest=0)
     check_numbers(state, ("batch_size", "world_size"), lowest=1)
-    identity = Identity(
-        strategy=state["strategy"],
-        order=state["order"],
-        order_version=state["order_version"],
-        dataset_length=state["dataset_length"],
-        dataset_fingerprint=state["dataset_fingerprint"],
-        batch_size=state["batch_size"],
-        world_size=state["world_size"],
-        tail=state["tail"],
-    )
-    progress = Progress(
-        epoch=state["epoch"],
-        step=state["step"],
-        position=state["position"],
-        early=_early(state["early"], state["position"]),
-        digest=state["order_digest"],
-    )
-    return State(identity, state["seed"], progress)
+    early = _early(state["early"], state["position"])
+    progress = part_of(state, Progress, early=early, digest=state["order_digest"])
+    return State(part_of(state, Identity), state["seed"], progress)
 
 
 def differences(saved: Any, present: Any) -> list[Mismatch]:

@@ -7,38 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dataporter.errors import InvalidStateError, RankMismatchError
-from dataporter.state.schema import SCHEMA, SCHEMA_VERSION, check_numbers, check_schema, shown
+from dataporter.state.schema import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    check_numbers,
+    check_schema,
+    part_of,
+    shown,
+    types_of,
+)
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardState
 
 __all__ = ["StreamIdentity", "StreamState", "build", "joined", "parse"]
 
-# Field → the types JSON may give back for it.
-_FIELDS: dict[str, tuple[type, ...]] = {
-    SCHEMA: (int,),
-    "stream": (str,),
-    "strategy": (str,),
-    "seed": (int,),
-    "epoch": (int,),
-    "step": (int,),
-    "rank": (int, type(None)),
-    "shards": (list, tuple),
-    "num_shards": (int, type(None)),
-    "num_workers": (int, type(None)),
-    "dataset_fingerprint": (str, type(None)),
-    "batch_size": (int, type(None)),
-    "world_size": (int,),
-    "tail": (str,),
-}
 _WAYS = ("shards", "snapshots", "replay")
-_SHARD_TYPES: tuple[tuple[type, ...], ...] = (
-    (int,),
-    (int,),
-    (int,),
-    (bool,),
-    (int,),
-    (str, type(None)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +56,19 @@ class StreamState:
     seed: int
     rank: int | None
     progress: StreamProgress
+
+
+_FIELDS = {
+    SCHEMA: (int,),
+    "stream": (str,),
+    **types_of(StreamIdentity),
+    **types_of(StreamState),
+    **types_of(StreamProgress),
+    "shards": (list, tuple),
+}
+for nested in ("identity", "progress", "sharding"):  # "stream" says the sharding
+    del _FIELDS[nested]
+_SHARD_TYPES = tuple(types_of(ShardState).values())
 
 
 def build(state: StreamState) -> dict[str, Any]:
@@ -126,16 +122,6 @@ def parse(state: Mapping[str, Any]) -> StreamState:
             f"do not fit 'stream' ({way!r})"
         )
     total = state["num_shards"] or state["num_workers"] * state["world_size"]
-    identity = StreamIdentity(
-        strategy=state["strategy"],
-        sharding=sharding,
-        num_shards=state["num_shards"],
-        num_workers=state["num_workers"],
-        dataset_fingerprint=state["dataset_fingerprint"],
-        batch_size=state["batch_size"],
-        world_size=state["world_size"],
-        tail=state["tail"],
-    )
     shards: dict[int, ShardState] = {}
     for entry in state["shards"]:
         shard = _shard(entry, total)
@@ -144,7 +130,8 @@ def parse(state: Mapping[str, Any]) -> StreamState:
                 f"the state's field 'shards' holds shard {shard.shard} more than once"
             )
         shards[shard.shard] = shard
-    progress = StreamProgress(state["epoch"], state["step"], shards)
+    identity = part_of(state, StreamIdentity, sharding=sharding)
+    progress = part_of(state, StreamProgress, shards=shards)
     return StreamState(identity, state["seed"], rank, progress)
 
 
@@ -189,6 +176,6 @@ def _shard(entry: object, total: int) -> ShardState:
         if 0 <= state.shard < total and state.batches >= 0 and 0 <= state.marked <= state.offset:
             return state
     raise InvalidStateError(
-        f"the state's field 'shards' holds {shown(entry)}, expected [shard, batches, offset, "
-        f"ended, marked, snapshot] with 0 <= shard < {total} and 0 <= marked <= offset"
+        f"the state's field 'shards' holds {shown(entry)}, expected "
+        f"[{', '.join(ShardState._fields)}] with 0 <= shard < {total} and 0 <= marked <= offset"
     )
