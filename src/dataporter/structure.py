@@ -34,7 +34,7 @@ def parts_of(value: Any) -> Sequence[Part] | None:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [Part(name, name, inner) for name, inner in zip(value._fields, value)]
     if isinstance(value, list | tuple):
-        return [Part(place, place, inner) for place, inner in enumerate(value)]
+        return [Part(index, index, inner) for index, inner in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
         return [Part(name, name, getattr(value, name)) for name in names]
@@ -62,11 +62,11 @@ def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
         return value._replace(**changes)  # type: ignore[attr-defined]  # a named tuple
     if isinstance(value, list):
         items = copy(value)
-        for place, inner in changes.items():
-            items[place] = inner
+        for index, inner in changes.items():
+            items[index] = inner
         return items
     if isinstance(value, tuple):
-        return _made(value, [changes.get(place, inner) for place, inner in enumerate(value)])
+        return _made(value, [changes.get(index, inner) for index, inner in enumerate(value)])
     # Not dataclasses.replace: it refuses fields that __init__ does not take, and runs __init__.
     twin = copy(value)
     for name, inner in changes.items():
@@ -80,9 +80,9 @@ def _made(like: Any, content: Any) -> Any:
     try:
         return kind(content)
     except Exception as error:
-        of = "mapping" if isinstance(like, Mapping) else "sequence"
+        argument = "mapping" if isinstance(like, Mapping) else "sequence"
         raise ConfigurationError(
-            f"a {kind.__name__} cannot be made anew with converted or moved tensors in it "
-            f"({type(error).__name__}: {error}): let its constructor take one {of}, as torch's "
-            "collating and pinning expect, or have a dict, list, named tuple or dataclass instead"
+            f"a {kind.__name__} cannot be rebuilt with converted or moved tensors "
+            f"({type(error).__name__}: {error}): let its constructor take one {argument}, as "
+            "torch's collating and pinning expect, or use a dict, list, named tuple or dataclass"
         ) from error

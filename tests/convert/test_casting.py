@@ -99,7 +99,7 @@ def test_without_tolerance_a_cast_is_exact_or_names_the_first_value_that_is_not(
     kept = [same(was, now) for was, now in zip(values(source), became)]
     # torch's cast of a float beyond the integers is not defined, and may come out right.
     if isinstance(result, Loss):
-        place = result.place[0]
+        place = result.index[0]
         assert same(result.value, values(source)[place])
         assert all(kept[:place])
         limits = None if dtype.is_floating_point or dtype.is_complex else dtype
@@ -139,7 +139,7 @@ def test_with_a_tolerance_no_value_is_further_away(
     result = narrow(source, dtype, rtol=rtol)
     assert isinstance(result, Loss) == any(far)
     if isinstance(result, Loss):
-        assert result.place == (far.index(True),)
+        assert result.index == (far.index(True),)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -245,7 +245,7 @@ def test_a_dtype_without_a_zero_holds_none(dtype: torch.dtype) -> None:
     for values, place in (([1, 0], 1), ([0], 0)):
         result = narrow(torch.tensor(values).to(dtype), torch.float8_e8m0fnu, rtol=0)
         assert isinstance(result, Loss)
-        assert result.place == (place,)
+        assert result.index == (place,)
 
 
 def test_a_tensor_of_a_kind_that_fits_nowhere_is_said_to() -> None:
@@ -266,7 +266,7 @@ def test_the_place_is_found_in_every_block_and_in_every_order_of_dimensions(
             strided = torch.empty_like(source).copy_(source)
             loss = narrow(strided, torch.uint8)
             assert isinstance(loss, Loss)
-            assert strided[loss.place].item() == loss.value == 1000
+            assert strided[loss.index].item() == loss.value == 1000
     whole = narrow(torch.arange(24).view(2, 3, 4).transpose(0, 2), torch.uint8)
     assert isinstance(whole, torch.Tensor)
     assert torch.equal(whole.long(), torch.arange(24).view(2, 3, 4).transpose(0, 2))

@@ -166,11 +166,11 @@ def test_what_comes_out_is_what_went_in(objects: list[Any]) -> None:
     assert len(shared) == length
     assert same(list(shared), objects)
     assert same(list(reversed(shared)), objects[::-1])
-    places = random.Random(length).sample(range(-length, length), min(50, 2 * length))
-    for place in places:
-        assert same(shared[place], objects[place])
-        assert same(shared[np.int64(place)], objects[place])
-    assert same(shared.__getitems__(places), [objects[place] for place in places])
+    indices = random.Random(length).sample(range(-length, length), min(50, 2 * length))
+    for index in indices:
+        assert same(shared[index], objects[index])
+        assert same(shared[np.int64(index)], objects[index])
+    assert same(shared.__getitems__(indices), [objects[index] for index in indices])
     for beyond in (length, -length - 1):
         with pytest.raises(IndexError, match="index"):
             shared[beyond]

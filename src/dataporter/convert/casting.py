@@ -25,9 +25,9 @@ __all__ = [
     "OnLoss",
     "cast",
     "dense",
+    "index_of",
     "narrowest",
     "new",
-    "place_of",
     "seen_as",
 ]
 
@@ -57,13 +57,13 @@ class Loss:
     """The first value of a tensor that a cast would change.
 
     Attributes:
-        place: where in the tensor, an index for each dimension.
+        index: of the element, a number for each dimension.
         value: as a Python number.
         becomes: what it would be.
         fits: the smallest dtype in which no value of the tensor changes.
     """
 
-    place: tuple[int, ...]
+    index: tuple[int, ...]
     value: Any
     becomes: Any
     fits: torch.dtype | None
@@ -98,7 +98,7 @@ def cast(
     target = empty(rows.shape, dtype)
     flat, into = rows.view(-1), target.view(-1)
     copy = _copying(flat, into)
-    passes = None if check is None else check.of(flat, into)
+    passes = None if check is None else check.bound_to(flat, into)
     for start in range(0, len(flat), BLOCK):
         stop = min(start + BLOCK, len(flat))
         copy(start, stop)
@@ -111,7 +111,7 @@ def cast(
         if on_loss == "error":
             first = int(changed.argmax())
             return Loss(
-                place_of(start + first, rows.shape, order),
+                index_of(start + first, rows.shape, order),
                 part[first].item(),
                 cast_part[first].item(),
                 narrowest(source, (), like=dtype, rtol=rtol),
@@ -179,7 +179,7 @@ def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> 
     flat = _values(values).reshape(-1)
     for part in flat.split(BLOCK):  # type: ignore[no-untyped-call]  # torch's
         cast_part = _castable(part, dtype).to(dtype)
-        if check.of(part, cast_part)(0, len(part)):
+        if check.bound_to(part, cast_part)(0, len(part)):
             continue
         changed = changes_in(part, cast_part, rtol)
         if changed.any():
@@ -205,7 +205,7 @@ class _Check:
     most: int = 0
     infinite: tuple[int, torch.dtype, Any] | None = None
 
-    def of(self, flat: torch.Tensor, into: torch.Tensor) -> Callable[[int, int], bool]:
+    def bound_to(self, flat: torch.Tensor, into: torch.Tensor) -> Callable[[int, int], bool]:
         """The look at a stretch of a tensor and of what it was cast to, from and up to a place."""
         if self.within is not None:
             return _whole_within(flat.numpy(), *self.within, self.most)
@@ -327,11 +327,11 @@ def seen_as(rows: torch.Tensor, order: list[int] | None) -> torch.Tensor:
     return rows.permute([order.index(axis) for axis in range(len(order))])
 
 
-def place_of(number: int, shape: Sequence[int], order: list[int] | None) -> tuple[int, ...]:
+def index_of(number: int, shape: Sequence[int], order: list[int] | None) -> tuple[int, ...]:
     """Where in a tensor the element of this number of its dense form is."""
-    place = [int(axis) for axis in np.unravel_index(number, tuple(shape))]
+    index = [int(axis) for axis in np.unravel_index(number, tuple(shape))]
     return tuple(
-        place if order is None else [place[order.index(axis)] for axis in range(len(order))]
+        index if order is None else [index[order.index(axis)] for axis in range(len(order))]
     )
 
 
@@ -363,9 +363,9 @@ def _cast_other(
     if on_loss == "saturate" and source.layout is torch.strided and not source.is_nested:
         nearest = saturated(_values(source).view(-1), dtype).view(source.shape)
         return nearest.to(source.device)
-    place: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()
     if source.layout is torch.strided and not source.is_nested:
         flat = _values(source).view(-1)
         changed = changes_in(flat, flat.to(dtype), rtol)
-        place = tuple(map(int, np.unravel_index(int(changed.argmax()), source.shape)))
-    return Loss(place, loss.value, loss.becomes, narrowest(source, (), like=dtype, rtol=rtol))
+        index = tuple(map(int, np.unravel_index(int(changed.argmax()), source.shape)))
+    return Loss(index, loss.value, loss.becomes, narrowest(source, (), like=dtype, rtol=rtol))

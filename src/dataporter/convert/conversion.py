@@ -149,10 +149,10 @@ class _Walk:
     def _lossy(
         self, loss: Loss, tensor: torch.Tensor, form: Form, path: tuple[Step, ...]
     ) -> LossyConversionError:
-        sample = loss.place[0] if self.in_batch and loss.place else None
+        sample = loss.index[0] if self.in_batch and loss.index else None
         where = "" if sample is None else f" of sample {sample} of the batch"
-        if len(loss.place) > (sample is not None):
-            where += f", at {list(loss.place)} of {list(tensor.shape)}"
+        if len(loss.index) > (sample is not None):
+            where += f", at {list(loss.index)} of {list(tensor.shape)}"
         rounding = "" if self.conversion.rtol is None else f" within rtol={self.conversion.rtol}"
         fits = None if loss.fits is None else name_of(loss.fits)
         advice = (

@@ -16,9 +16,9 @@ from dataporter.convert.casting import (
     OnLoss,
     cast,
     dense,
+    index_of,
     narrowest,
     new,
-    place_of,
     seen_as,
 )
 from dataporter.errors import ConfigurationError
@@ -131,7 +131,7 @@ class Scaled:
             if changed.any():
                 first = int(changed.argmax())
                 return Loss(
-                    place_of(start + first, rows.shape, order),
+                    index_of(start + first, rows.shape, order),
                     part[first].item(),
                     again[first].item(),
                     # Exactly, as the scale is asked to be.
@@ -208,8 +208,8 @@ class Bits:
                     "the same length; widen them before they are padded, cut, or joined"
                 )
             length += longest - 8
-        places = torch.arange(8, dtype=torch.uint8, device=tensor.device)
-        bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
+        shifts = torch.arange(8, dtype=torch.uint8, device=tensor.device)
+        bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1)
         return bits.flatten(-2)[..., :length].to(original)
 
 

@@ -25,7 +25,7 @@ Pattern = tuple[Step | Wildcard, ...]
 # Steps to remember: batches may have ever new keys, and each rule such as **.a.**.b may double the
 # number of matches.
 _MOST_KNOWN = 1 << 14
-_ELEMENT = re.compile(r"\[(?P<place>\d+)\]|(?P<name>(?:\\.|[^.\[\]\\])+)", re.DOTALL)
+_ELEMENT = re.compile(r"\[(?P<index>\d+)\]|(?P<name>(?:\\.|[^.\[\]\\])+)", re.DOTALL)
 _SYNTAX = (
     "write keys joined by dots, [0] for places in lists and tuples, * for one level, ** for any "
     "number of levels, and a backslash before a dot, star or bracket that is part of a key"
@@ -48,17 +48,17 @@ def parse(text: str) -> Pattern:
     end = 0
     while end < len(text):
         # A dot stands before each name but the first, and before no place.
-        is_place, has_dot = text[end] == "[", bool(steps) and text[end] == "."
+        is_index, has_dot = text[end] == "[", bool(steps) and text[end] == "."
         found = _ELEMENT.match(text, end + has_dot)
         if (
             found is None
-            or (found["place"] is not None) != is_place
-            or not (is_place or has_dot or not steps)
+            or (found["index"] is not None) != is_index
+            or not (is_index or has_dot or not steps)
         ):
             raise ConfigurationError(
                 f"path {text!r}: cannot be read from {text[end:]!r} on; {_SYNTAX}"
             )
-        steps.append(int(found["place"]) if found["place"] else _level(found["name"], text))
+        steps.append(int(found["index"]) if found["index"] else _level(found["name"], text))
         end = found.end()
     return tuple(steps)
 

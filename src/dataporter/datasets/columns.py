@@ -87,10 +87,10 @@ def gather(columns: Columns, indices: NDArray[np.int64]) -> Any:
     """The batch of these rows: each column's rows, in the columns' container."""
     if columns.subset is not None:
         indices = columns.subset[indices]
-    places = torch.from_numpy(indices)
+    chosen = torch.from_numpy(indices)
     rows = [
-        # Three times as fast as array[places], for tensors and arrays alike.
-        array.index_select(0, places) if isinstance(array, torch.Tensor) else _taken(array, indices)
+        # Three times as fast as array[chosen], for tensors and arrays alike.
+        array.index_select(0, chosen) if isinstance(array, torch.Tensor) else _taken(array, indices)
         for array in columns.arrays
     ]
     if columns.container is None:

@@ -64,11 +64,11 @@ def _converted(form: Any, conversion: Conversion, wrap: _Wrap, unwrap: _Wrap) ->
                 raise
             # Row by row below, to say which one it is.
     rows = []
-    for place, row in enumerate(_rows(form)):
+    for number, row in enumerate(_rows(form)):
         try:
             rows.append(unwrap(conversion.sample(wrap(row)).batch))
         except LossyConversionError as error:
-            error.sample = place
+            error.sample = number
             raise
     return stacked(rows)
 

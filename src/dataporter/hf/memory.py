@@ -29,28 +29,28 @@ class Where(NamedTuple):
 
     Attributes:
         chunks: which chunk each is in, int64; None where the column has but one.
-        places: and where in it, int64.
+        offsets: and where in it, int64.
     """
 
     chunks: NDArray[np.int64] | None
-    places: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
-    def at(self, places: NDArray[np.int64]) -> Where:
-        """Other places in the same chunks."""
-        return Where(self.chunks, places)
+    def at(self, offsets: NDArray[np.int64]) -> Where:
+        """Other offsets in the same chunks."""
+        return Where(self.chunks, offsets)
 
     def only(self, chosen: NDArray[Any]) -> Where:
         """Some of the elements."""
         chunks = self.chunks
-        return Where(None if chunks is None else chunks[chosen], self.places[chosen])
+        return Where(None if chunks is None else chunks[chosen], self.offsets[chosen])
 
     def stretched(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Where:
         """For each element a run of places, one after the other."""
         ends = lengths.cumsum()
-        places = np.arange(ends[-1] if len(ends) else 0)
-        places += np.repeat(starts - (ends - lengths), lengths)
+        offsets = np.arange(ends[-1] if len(ends) else 0)
+        offsets += np.repeat(starts - (ends - lengths), lengths)
         chunks = self.chunks
-        return Where(None if chunks is None else np.repeat(chunks, lengths), places)
+        return Where(None if chunks is None else np.repeat(chunks, lengths), offsets)
 
 
 class Layout:
@@ -120,7 +120,7 @@ class Memory:
             shape: of a run.
             dtype: of its numbers.
         """
-        starts, size = where.places * item, prod(shape) * dtype.itemsize
+        starts, size = where.offsets * item, prod(shape) * dtype.itemsize
         if where.chunks is not None:
             starts += self._begins[where.chunks]
         elif len(self._begins):
@@ -144,24 +144,24 @@ class Memory:
         begins = self._begins + firsts
         unit = gcd(size, stride, *begins.tolist())
         if not size or not len(begins):
-            return lambda where: torch.empty((len(where.places), *shape), dtype=dtype)
+            return lambda where: torch.empty((len(where.offsets), *shape), dtype=dtype)
         begins, stride, units = begins // unit, stride // unit, np.arange(size // unit)
         first = begins[0]
 
         def read(where: Where) -> torch.Tensor:
-            places = where.places * stride
-            places += first if where.chunks is None else begins[where.chunks]
+            starts = where.offsets * stride
+            starts += first if where.chunks is None else begins[where.chunks]
             return self._taken(
-                places if len(units) == 1 else places[:, None] + units, unit, shape, dtype
+                starts if len(units) == 1 else starts[:, None] + units, unit, shape, dtype
             )
 
         return read
 
     def _taken(
-        self, places: NDArray[np.int64], unit: int, shape: tuple[int, ...], dtype: torch.dtype
+        self, indices: NDArray[np.int64], unit: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> torch.Tensor:
-        count, small = len(places), _NUMPY[dtype]
-        if not places.size:
+        count, small = len(indices), _NUMPY[dtype]
+        if not indices.size:
             return torch.empty((count, *shape), dtype=dtype)
         seen = self._by_unit.get(unit)
         if seen is None:
@@ -170,22 +170,22 @@ class Memory:
             seen = self._by_unit[unit] = self._bytes[:whole].view(f"V{unit}")
         # Without "clip" NumPy would write to a copy first. The places are sound: rows are checked
         # where they are asked for, and all else is what Arrow says of itself.
-        if places.size * unit < _LARGE:
-            found = seen.take(places, mode="clip").reshape(-1).view(small)
+        if indices.size * unit < _LARGE:
+            found = seen.take(indices, mode="clip").reshape(-1).view(small)
             return torch.from_numpy(found.reshape(count, *shape))
         # In memory of torch's: in a worker that is the place where the batch has to go.
         rows = torch.empty((count, *shape), dtype=dtype)
-        into = rows.numpy().reshape(-1).view(seen.dtype).reshape(places.shape)
-        seen.take(places, out=into, mode="clip")
+        into = rows.numpy().reshape(-1).view(seen.dtype).reshape(indices.shape)
+        seen.take(indices, out=into, mode="clip")
         return rows
 
     def bits(self, where: Where, skipped: NDArray[np.int64]) -> NDArray[np.bool_]:
         """A bit at each place, where ``skipped`` bits of each chunk come before its first."""
-        if not len(where.places):
+        if not len(where.offsets):
             return np.empty(0, dtype=np.bool_)
-        places = where.places + (skipped[0] if where.chunks is None else skipped[where.chunks])
-        found = self.read(where.at(places >> 3), 1, (), torch.uint8).numpy()
-        return ((found >> (places & 7).astype(np.uint8)) & 1).view(np.bool_)
+        bits = where.offsets + (skipped[0] if where.chunks is None else skipped[where.chunks])
+        found = self.read(where.at(bits >> 3), 1, (), torch.uint8).numpy()
+        return ((found >> (bits & 7).astype(np.uint8)) & 1).view(np.bool_)
 
 
 class Validity:
@@ -207,7 +207,7 @@ class Validity:
         if where.chunks is None:
             mask = self._memory.bits(where, self._skipped)
         else:
-            mask = np.ones(len(where.places), dtype=np.bool_)
+            mask = np.ones(len(where.offsets), dtype=np.bool_)
             looked = self._has[where.chunks]
             mask[looked] = self._memory.bits(where.only(looked), self._skipped)
         return None if mask.all() else mask

@@ -57,7 +57,7 @@ def _without_nulls(valid: NDArray[np.bool_] | None, where: Where, node: Callable
     if valid is None:
         return node(where)
     there = where.only(valid)
-    found = iter(rows_of(node(there), len(there.places)))
+    found = iter(rows_of(node(there), len(there.offsets)))
     return [next(found) if is_there else None for is_there in valid.tolist()]
 
 
@@ -111,14 +111,14 @@ class Bits:
     def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
         def read(where: Where) -> torch.Tensor:
             skipped = 0 if not len(firsts) else firsts[0 if where.chunks is None else where.chunks]
-            return self.runs(where.at(where.places * length + skipped), (length,))
+            return self.runs(where.at(where.offsets * length + skipped), (length,))
 
         return read
 
     def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
-        lengths = np.full(len(where.places), prod(shape), dtype=np.int64)
-        found = self._found(where.stretched(where.places, lengths))
-        return found.view(len(where.places), *shape)
+        lengths = np.full(len(where.offsets), prod(shape), dtype=np.int64)
+        found = self._found(where.stretched(where.offsets, lengths))
+        return found.view(len(where.offsets), *shape)
 
     def _found(self, where: Where) -> torch.Tensor:
         return torch.from_numpy(self._memory.bits(where, self._skipped))
@@ -131,12 +131,12 @@ class Objects:
         self._arrays, self._decode = arrays, decode
 
     def read(self, where: Where) -> list[Any]:
-        arrays, places = self._arrays, where.places.tolist()
+        arrays, offsets = self._arrays, where.offsets.tolist()
         if where.chunks is None:
-            found = [arrays[0][place].as_py() for place in places]
+            found = [arrays[0][offset].as_py() for offset in offsets]
         else:
             chunks = where.chunks.tolist()
-            found = [arrays[chunk][place].as_py() for chunk, place in zip(chunks, places)]
+            found = [arrays[chunk][offset].as_py() for chunk, offset in zip(chunks, offsets)]
         if self._decode is None:
             return found
         return [None if value is None else self._decode(value) for value in found]
@@ -162,7 +162,7 @@ class Images:
         self._stored, self._decode, self._mode, self._dtype = stored, decode, mode, dtype
 
     def read(self, where: Where) -> Any:
-        if not len(where.places):
+        if not len(where.offsets):
             return torch.empty((0, 0, 0, 0), dtype=self._dtype or torch.uint8)
         form = stacked(
             [
@@ -219,12 +219,12 @@ class Extents:
         if len(counts) and not self.validity.has_nulls and counts.sum() <= _MOST_LOOKED_AT:
             self._find_even(counts)
 
-    def of(self, where: Where) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def spans(self, where: Where) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Starts and lengths, in elements of the lists' content."""
         if self.length is None:
             offsets = self._offsets(where).numpy().astype(np.int64)
             return offsets[:, 0], offsets[:, 1] - offsets[:, 0]
-        starts = where.places * self.length
+        starts = where.offsets * self.length
         if len(starts):
             starts += self.firsts[0 if where.chunks is None else where.chunks]
         return starts, np.full(len(starts), self.length, dtype=np.int64)
@@ -232,14 +232,14 @@ class Extents:
     def _find_even(self, counts: NDArray[np.int64]) -> None:
         """Look once whether all lists have one length, which saves looking in each batch."""
         several = np.arange(len(counts)) if len(counts) > 1 else None
-        first, length = self.of(Where(several, np.zeros_like(counts)))
-        last, _ = self.of(Where(several, counts - 1))
+        first, length = self.spans(Where(several, np.zeros_like(counts)))
+        last, _ = self.spans(Where(several, counts - 1))
         # In most columns that are not even this shows at the ends of the chunks.
         if not (last - first == length[0] * (counts - 1)).all():
             return
         for chunk, count in enumerate(counts.tolist()):
             chunks = None if several is None else np.full(count, chunk)
-            _, lengths = self.of(Where(chunks, np.arange(count)))
+            _, lengths = self.spans(Where(chunks, np.arange(count)))
             if not (lengths == length[0]).all():
                 return
         self.length, self.firsts = int(length[0]), first
@@ -258,12 +258,12 @@ class Blocks:
         return _without_nulls(validity.mask(where), where, self._found)
 
     def _found(self, where: Where) -> torch.Tensor:
-        starts, lengths = where.places, np.ones(len(where.places), dtype=np.int64)
+        starts, lengths = where.offsets, np.ones(len(where.offsets), dtype=np.int64)
         size, count = prod(self._shape), 1
         for level, extent in zip(self._levels if size else (), self._shape):
             ends = starts + lengths - 1
-            starts, _ = level.of(where.at(starts))
-            last_starts, last = level.of(where.at(ends))
+            starts, _ = level.spans(where.at(starts))
+            last_starts, last = level.spans(where.at(ends))
             lengths = last_starts + last - starts
             count *= extent
             if (wrong := lengths != count).any():
@@ -298,11 +298,11 @@ class Lists:
         return _without_nulls(self._extents.validity.mask(where), where, self._found)
 
     def _found(self, where: Where) -> Any:
-        if not len(where.places):
-            return self._of_none(where)
+        if not len(where.offsets):
+            return self._without_any(where)
         if self._even is not None:
             return self._even(where)
-        starts, lengths = self._extents.of(where)
+        starts, lengths = self._extents.spans(where)
         length = int(lengths[0])
         is_even = bool((lengths == length).all())
         if self._plain is not None and is_even:
@@ -318,7 +318,7 @@ class Lists:
         nothing = self._nothing()
         return [row if len(row) else nothing for row in ragged.rows()]
 
-    def _of_none(self, where: Where) -> Any:
+    def _without_any(self, where: Where) -> Any:
         """No lists at all: a tensor that says what an empty list's shape and dtype are."""
         content = self._content.read(where)
         if not isinstance(content, torch.Tensor):

@@ -108,12 +108,12 @@ def _padded(form: Any, value: float, name: str) -> tuple[torch.Tensor, torch.Ten
 
 
 def _ragged(rows: Sequence[Any], name: str) -> Ragged:
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         if not isinstance(row, torch.Tensor) or row.ndim == 0:
             kind = "null" if row is None else f"a {type(row).__name__}"
             raise ConfigurationError(
-                f"pad names {name!r}, and sample {place} of the batch is {kind} there: filter such "
-                "rows, or fill them"
+                f"pad names {name!r}, and sample {number} of the batch is {kind} there: filter "
+                "such rows, or fill them"
             )
     if len({row.shape[1:] for row in rows}) > 1:
         raise ConfigurationError(

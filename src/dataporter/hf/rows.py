@@ -64,10 +64,10 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
         return len(self.hf_dataset)
 
     def __getitem__(self, index: int) -> Any:
-        place = self._place(index)
+        row = self._row(index)
         if self._is_formatted:
-            return self._formatted(place)
-        rows = np.array([place], dtype=np.int64)
+            return self._formatted(row)
+        rows = np.array([row], dtype=np.int64)
         if self.transform is not None and self.batched:
             return rows_of(self.transform(self._batch(rows)), 1)[0]
         sample = rows_of(self._forms(rows), 1)[0]
@@ -108,11 +108,11 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
             self._table = Table(self.hf_dataset, self.columns, decoding)
         return self._table
 
-    def _place(self, index: Any) -> int:
-        place, length = operator.index(index), len(self)
-        if not -length <= place < length:
-            raise IndexError(f"index {place} is out of bounds for a dataset of {length} samples")
-        return place % length
+    def _row(self, index: Any) -> int:
+        row, length = operator.index(index), len(self)
+        if not -length <= row < length:
+            raise IndexError(f"index {row} is out of bounds for a dataset of {length} samples")
+        return row % length
 
     def _forms(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         forms = self._read_from().read(rows)
@@ -129,8 +129,8 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
             padded.update(_narrow(masks, self._conversion, rows))
         return settled(padded)
 
-    def _formatted(self, place: int) -> Any:
-        sample = self.hf_dataset[place]
+    def _formatted(self, row: int) -> Any:
+        sample = self.hf_dataset[row]
         if self.columns is not None:
             columns_checked(self.columns, list(sample))
             sample = {name: sample[name] for name in self.columns}
@@ -143,13 +143,13 @@ class BatchedRows(Rows, reads="batches"):
     """A dataset that is read batch by batch."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        rows = self._places(indices)
+        rows = self._rows(indices)
         if self.transform is not None:
             return rows_of(self.transform(self._batch(rows)), len(rows))
         return rows_of(self._forms(rows), len(rows))
 
     def __getbatch__(self, indices: NDArray[np.int64]) -> Any:
-        batch = self._batch(self._places(indices))
+        batch = self._batch(self._rows(indices))
         return batch if self.transform is None else self.transform(batch)
 
     @property
@@ -157,11 +157,11 @@ class BatchedRows(Rows, reads="batches"):
         """Whether reading a batch may draw from a random generator."""
         return self.transform is not None
 
-    def _places(self, indices: Any) -> NDArray[np.int64]:
+    def _rows(self, indices: Any) -> NDArray[np.int64]:
         rows, length = np.array(indices, dtype=np.int64), len(self)
         if len(rows) and not (rows.min() >= 0 and rows.max() < length):
             for index in rows.tolist():
-                self._place(index)
+                self._row(index)
             rows %= length
         return rows
 

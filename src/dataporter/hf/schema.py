@@ -127,9 +127,9 @@ class _Builder:
     ) -> _Built:
         features = feature if isinstance(feature, dict) else {}
         inner = {}
-        for place in range(kind.num_fields):
-            field = kind.field(place)
-            fields = [array.field(place) for array in arrays]
+        for number in range(kind.num_fields):
+            field = kind.field(number)
+            fields = [array.field(number) for array in arrays]
             found = self.built(fields, field.type, features.get(field.name), (*path, field.name))
             inner[field.name] = found.node
         return _Built(Structs(arrays, inner))
@@ -190,7 +190,7 @@ def _needs_reading(kind: Any, feature: Any) -> bool:
     if pa.types.is_struct(kind):
         features = feature if isinstance(feature, dict) else {}
         return any(
-            _needs_reading(kind.field(place).type, features.get(kind.field(place).name))
-            for place in range(kind.num_fields)
+            _needs_reading(kind.field(number).type, features.get(kind.field(number).name))
+            for number in range(kind.num_fields)
         )
     return False

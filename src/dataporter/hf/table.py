@@ -54,5 +54,5 @@ class Table:
         if self._mapping is not None:
             where = self._mapping_layout.where(rows)
             rows = self._mapping.single(where).numpy().view(np.int64)
-        places = {id(layout): layout.where(rows) for layout in self._layouts}
-        return {name: node.read(places[id(layout)]) for name, layout, node in self._columns}
+        wheres = {id(layout): layout.where(rows) for layout in self._layouts}
+        return {name: node.read(wheres[id(layout)]) for name, layout, node in self._columns}

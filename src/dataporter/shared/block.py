@@ -45,13 +45,13 @@ class Handle:
     Attributes:
         token: the block's first bytes, which no other block has.
         size: of the block, in bytes.
-        places: processes that had it open, and the descriptors they had it under.
+        holders: processes that had it open, and the descriptors they had it under.
         content: the block itself, where descriptors of other processes cannot be opened.
     """
 
     token: bytes
     size: int
-    places: tuple[tuple[int, int], ...] = ()
+    holders: tuple[tuple[int, int], ...] = ()
     content: bytes | None = None
 
 
@@ -83,8 +83,8 @@ class Block:
             return Handle(self._token, len(self.memory), content=bytes(self.memory))
         here = (os.getpid(), self._descriptor)
         made_at = self._made_at or here
-        places = (here,) if here == made_at else (here, made_at)
-        return Handle(self._token, len(self.memory), places)
+        holders = (here,) if here == made_at else (here, made_at)
+        return Handle(self._token, len(self.memory), holders)
 
 
 def create_block(size: int, write: Callable[[Writer], None]) -> Block:
@@ -120,8 +120,8 @@ def find_block(handle: Handle) -> Block:
         memory = mmap.mmap(-1, handle.size)
         memory.write(handle.content)
         return Block(handle.token, memoryview(memory).toreadonly())
-    for place in handle.places:
-        descriptor = _opened(place, handle)
+    for holder in handle.holders:
+        descriptor = _opened(holder, handle)
         if descriptor is None:
             continue
         try:
@@ -129,8 +129,8 @@ def find_block(handle: Handle) -> Block:
         except BaseException:
             os.close(descriptor)
             raise
-        return Block(handle.token, mapped, descriptor, handle.places[-1])
-    processes = " and ".join(str(pid) for pid, _ in handle.places)
+        return Block(handle.token, mapped, descriptor, handle.holders[-1])
+    processes = " and ".join(str(pid) for pid, _ in handle.holders)
     raise ConfigurationError(
         f"the shared memory behind this pickle ({handle.size:,} bytes) is gone or out of reach: "
         f"a pickle of shared memory holds none of its content, only the way to it through a "
@@ -148,8 +148,8 @@ _BLOCKS: weakref.WeakValueDictionary[bytes, Block] = weakref.WeakValueDictionary
 _STARTING: weakref.WeakKeyDictionary[Any, list[Block]] = weakref.WeakKeyDictionary()
 
 
-def _opened(place: tuple[int, int], handle: Handle) -> int | None:
-    path = "/proc/{}/fd/{}".format(*place)
+def _opened(holder: tuple[int, int], handle: Handle) -> int | None:
+    path = "/proc/{}/fd/{}".format(*holder)
     try:
         status = os.stat(path)
         # Nothing else is opened: that alone may change, or wait for, a device or a pipe.

@@ -114,10 +114,10 @@ class Records:
         if values is None:
             self._columns = [_pickles_of(self._drain())]
             self._container, values = None, [chunk]
-        for place, column in enumerate(values):
-            if not self._columns[place].extend(column, self.length):
-                self._columns[place] = _pickles_of(self._columns[place].drain())
-                self._columns[place].extend(column, self.length)
+        for number, column in enumerate(values):
+            if not self._columns[number].extend(column, self.length):
+                self._columns[number] = _pickles_of(self._columns[number].drain())
+                self._columns[number].extend(column, self.length)
         self.length += len(chunk)
 
     def _drain(self) -> Iterator[Any]:
@@ -134,7 +134,7 @@ class Records:
         """How many bytes the columns take, and what writes them and thereby gives them up."""
         at, planned = TOKEN_SIZE, []
         for column in self._columns:
-            described, at = column.place(at)
+            described, at = column.planned(at)
             planned.append(described)
         layout = pickle.dumps(Layout(self._container, self._keys, tuple(planned), self.length))
         footer = layout + _FOOTER.pack(at, len(layout))
@@ -157,10 +157,10 @@ def read_records(memory: memoryview) -> tuple[Callable[[int], Any], int]:
     if layout.container is dict:
         # As the keys of a program's own are, so that finding one needs no comparison of texts.
         fields = list(zip(map(sys.intern, layout.keys), readers))
-        return (lambda place: {key: read(place) for key, read in fields}), layout.length
+        return (lambda index: {key: read(index) for key, read in fields}), layout.length
     if layout.container is tuple:
-        return (lambda place: tuple([read(place) for read in readers])), layout.length
-    return (lambda place: [read(place) for read in readers]), layout.length
+        return (lambda index: tuple([read(index) for read in readers])), layout.length
+    return (lambda index: [read(index) for read in readers]), layout.length
 
 
 def _column_reader(memory: memoryview, column: Column, length: int) -> Callable[[int], Any]:
@@ -170,16 +170,16 @@ def _column_reader(memory: memoryview, column: Column, length: int) -> Callable[
     blob = memory[slice(*column.blob)]
     loads = pickle.loads
     if column.kind == "text":
-        return lambda place: str(blob[ends[place] : ends[place + 1]], "utf-8", "surrogatepass")
-    return lambda place: loads(blob[ends[place] : ends[place + 1]])
+        return lambda index: str(blob[ends[index] : ends[index + 1]], "utf-8", "surrogatepass")
+    return lambda index: loads(blob[ends[index] : ends[index + 1]])
 
 
 def _cast(memory: memoryview, start: int, kind: Any, length: int) -> memoryview[Any]:
     return memory[start : start + length * struct.calcsize(kind)].cast(kind)
 
 
-def _nothing(place: int) -> Any:
-    raise IndexError(place)
+def _nothing(index: int) -> Any:
+    raise IndexError(index)
 
 
 class _Pieces:
@@ -239,7 +239,7 @@ class _Numbers:
         pieces = (memoryview(piece).cast(kind) for piece in self._pieces.drain())
         return chain.from_iterable(pieces)
 
-    def place(self, at: int) -> tuple[Column, int]:
+    def planned(self, at: int) -> tuple[Column, int]:
         """Where it is in the block if it begins there, and where it ends."""
         return Column(self.kind, at), _aligned(at + self.size)
 
@@ -275,7 +275,7 @@ class _Blobs:
                 return False
             encoded = [value.encode("utf-8", "surrogatepass") for value in values]
         else:
-            encoded = [_pickled(value, first + place) for place, value in enumerate(values)]
+            encoded = [_pickled(value, first + number) for number, value in enumerate(values)]
         # In one piece, so that no value goes over the end of one.
         self._pieces.append(b"".join(encoded))
         self._lengths.extend(list(map(len, encoded)), first)
@@ -285,17 +285,17 @@ class _Blobs:
     def drain(self) -> Iterator[Any]:
         """The values, which are given up."""
         pieces, piece, at = self._pieces.drain(), memoryview(b""), 0
-        for place, length in enumerate(self._lengths.drain()):
+        for index, length in enumerate(self._lengths.drain()):
             if length and at == len(piece):
                 piece, at = memoryview(next(pieces)), 0
             data, at = piece[at : at + length], at + length
             yield (
                 str(data, "utf-8", "surrogatepass")
                 if self._kind == "text"
-                else _loaded(data, place)
+                else _loaded(data, index)
             )
 
-    def place(self, at: int) -> tuple[Column, int]:
+    def planned(self, at: int) -> tuple[Column, int]:
         """Where it is in the block if it begins there, and where it ends."""
         ends = next(kind for kind in "HIQ" if self._pieces.size < 256 ** struct.calcsize(kind))
         start = _aligned(at + (self._count + 1) * struct.calcsize(ends))

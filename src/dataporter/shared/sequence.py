@@ -60,10 +60,10 @@ class SharedSequence(Sequence[T]):
         True
     """
 
-    __slots__ = ("__weakref__", "_block", "_places", "_read")
+    __slots__ = ("__weakref__", "_block", "_read", "_rows")
 
     _block: Block
-    _places: range
+    _rows: range
     _read: Callable[[int], T]
 
     def __init__(self, objects: Iterable[T]) -> None:
@@ -75,7 +75,7 @@ class SharedSequence(Sequence[T]):
         size, write = Records(objects).plan()
         self._block = create_block(size, write)
         self._read, length = _reader(self._block)
-        self._places = range(length)
+        self._rows = range(length)
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +83,7 @@ class SharedSequence(Sequence[T]):
         return len(self._block.memory)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -93,30 +93,30 @@ class SharedSequence(Sequence[T]):
 
     def __getitem__(self, index: int | slice) -> T | SharedSequence[T]:
         if type(index) is slice:
-            return _view(self._block, self._read, self._places[index])
+            return _view(self._block, self._read, self._rows[index])
         try:
-            place = self._places[index]
+            row = self._rows[index]
         except (IndexError, TypeError) as error:
             raise self._wrong(index, error) from None
-        return self._read(place)
+        return self._read(row)
 
     def __getitems__(self, indices: Iterable[int]) -> list[T]:
         """The objects of a batch, as loaders ask for them."""
         return [self[index] for index in indices]
 
     def __iter__(self) -> Iterator[T]:
-        return map(self._read, self._places)
+        return map(self._read, self._rows)
 
     def __reversed__(self) -> Iterator[T]:
-        return map(self._read, reversed(self._places))
+        return map(self._read, reversed(self._rows))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SharedSequence | list | tuple):
             return NotImplemented
         if len(self) != len(other):
             return False
-        here = (self._block, self._places)
-        if isinstance(other, SharedSequence) and here == (other._block, other._places):
+        here = (self._block, self._rows)
+        if isinstance(other, SharedSequence) and here == (other._block, other._rows):
             return True
         return all(mine == theirs for mine, theirs in zip(self, other))
 
@@ -130,7 +130,7 @@ class SharedSequence(Sequence[T]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._block.handle(), self._places)
+        return _restored, (self._block.handle(), self._rows)
 
     def __repr__(self) -> str:
         return f"<SharedSequence of {len(self):,} objects, {self.nbytes / 1e6:,.1f} MB shared>"
@@ -162,12 +162,12 @@ def _reader(block: Block) -> tuple[Callable[[int], Any], int]:
     return reader
 
 
-def _view(block: Block, read: Callable[[int], T], places: range) -> SharedSequence[T]:
+def _view(block: Block, read: Callable[[int], T], rows: range) -> SharedSequence[T]:
     view: SharedSequence[T] = SharedSequence.__new__(SharedSequence)
-    view._block, view._read, view._places = block, read, places
+    view._block, view._read, view._rows = block, read, rows
     return view
 
 
-def _restored(handle: Handle, places: range) -> SharedSequence[Any]:
+def _restored(handle: Handle, rows: range) -> SharedSequence[Any]:
     block = find_block(handle)
-    return _view(block, _reader(block)[0], places)
+    return _view(block, _reader(block)[0], rows)

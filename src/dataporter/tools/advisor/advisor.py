@@ -72,7 +72,7 @@ def suggest_conversions(
     What a sample raises comes with a note that names its index.
 
     Example:
-        >>> dataset = [{"ids": torch.arange(9) + place, "mask": True} for place in range(300)]
+        >>> dataset = [{"ids": torch.arange(9) + number, "mask": True} for number in range(300)]
         >>> plan = suggest_conversions(dataset, samples=100, maximum={"ids": 50_000})
         >>> plan.as_rules()
         {'ids': 'int32'}
@@ -206,8 +206,8 @@ def _notes_on(
     if maximum is not None:
         yield f"numbers up to {maximum} are provided for"
     if Wildcard.ONE not in path and leaf.items < survey.items:
-        of = "batches" if survey.in_batches else "samples"
-        yield f"there in {leaf.items:,} of {survey.items:,} {of}"
+        looked_at = "batches" if survey.in_batches else "samples"
+        yield f"there in {leaf.items:,} of {survey.items:,} {looked_at}"
     if leaf.has_more:
         yield "holds infinity or nan as well"
     size = leaf.before if best is None else ways[best]

@@ -142,8 +142,8 @@ class ConversionPlan:
         text = io.StringIO()
         # A width of its own, since what is printed here may be read elsewhere.
         console = Console(file=text, width=_WIDTH, color_system=None, highlight=False)
-        of = f"{self.samples:,} samples" if self.length is None else _share(self)
-        console.print(f"Suggested conversions, by {of}:")
+        share = f"{self.samples:,} samples" if self.length is None else _share(self)
+        console.print(f"Suggested conversions, by {share}:")
         if self.suggestions:
             console.print(_table(self))
         for line in _lines(self):

@@ -19,7 +19,7 @@ __all__ = ["Leaf", "Survey"]
 
 # From so many places of lists, and so many keys, on, all at their level are taken together as "*":
 # they are a sequence of like things, or ids, and a rule for each would be no rule.
-_MOST_PLACES = 16
+_MOST_INDICES = 16
 _MOST_KEYS = 256
 # Levels of several wildcards multiply; what lies beyond so many paths is left out, and counted.
 _MOST_PATHS = 4096
@@ -262,8 +262,8 @@ class Survey:
                 return None
             node.children[step] = _Node()
             self._paths += 1
-            places = sum(isinstance(known, int) for known in node.children)
-            if places > _MOST_PLACES or len(node.children) - places > _MOST_KEYS:
+            indices = sum(isinstance(known, int) for known in node.children)
+            if indices > _MOST_INDICES or len(node.children) - indices > _MOST_KEYS:
                 node.unite()
                 self._paths = self._root.size()
                 return node.children[Wildcard.ONE]
@@ -281,7 +281,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _as_numbers(value: Any) -> torch.Tensor | None:
     """A long list of Python's numbers as what they would be one by one."""
-    if type(value) not in (list, tuple) or len(value) <= _MOST_PLACES:
+    if type(value) not in (list, tuple) or len(value) <= _MOST_INDICES:
         return None
     kinds = set(map(type, value))
     if len(kinds) != 1 or not kinds <= {bool, int, float}:
