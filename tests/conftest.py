@@ -1,5 +1,6 @@
 """What all tests run under."""
 
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,17 @@ from dataporter.tools.verification import session
 from dataporter.tools.verification.processes import Processes
 
 torch.set_num_threads(1)
+
+# Ranks and workers that are forked off a server find there what takes seconds to import.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch.distributed.launcher.api",
+        "torch.distributed.checkpoint",
+        "dataporter",
+        "hypothesis",
+        "pytest",
+    ]
+)
 
 # No deadlines: the machines that run this are shared, and a case's time says nothing.
 FULL = settings(

@@ -20,17 +20,15 @@ __all__ = ["outcome", "ranks_of", "standing_alone"]
 
 # What a rank waits for another one at most: no test waits for it, unless something hangs.
 TIMEOUT = timedelta(seconds=30)
-# By the process that ranks are forked off.
-_IMPORTED_BEFORE = ["torch.distributed.launcher.api", "dataporter", "hypothesis", "pytest"]
 
 
 def ranks_of(world_size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What ``body(*arguments)``, a function of a module, returned on each rank.
 
-    The ranks are forked off a server that has imported torch. Forking this process itself, in which
-    the launcher's and gloo's threads run, leaves a rank in a hundred waiting for a lock for good.
+    The ranks are forked off a server that has imported torch: see conftest.py. Forking this process
+    itself, in which the launcher's and gloo's threads run, leaves a rank in a hundred waiting for a
+    lock for good.
     """
-    multiprocessing.set_forkserver_preload(_IMPORTED_BEFORE)
     with _handlers_put_back(), tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,

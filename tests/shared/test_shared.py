@@ -387,7 +387,9 @@ def as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"]
+)
 @pytest.mark.parametrize("loader_type", [DataLoader, ResumableDataLoader])
 def test_loaders_workers_read_it(loader_type: Any, method: str) -> None:
     shared = SharedSequence(EXAMPLES)
@@ -633,6 +635,7 @@ print((family() - start) // 1024)
 
 
 @on_linux
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["torch", "ours"])
 def test_a_family_does_not_grow_over_an_epoch_as_with_a_list(which: str) -> None:
     def growth(what: str) -> int:
