@@ -1,4 +1,4 @@
-"""Checkpoints: a kill at any moment leaves a whole one, and damage is found and passed over."""
+"""Checkpoints: a kill at any moment leaves a complete one; damage is detected and skipped."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_newest_are_kept_and_nothing_else(keeps: list[int]) -> None:
             assert [torch.load(older)["number"] for older in found] == previous
 
 
-def test_a_checkpoint_is_read_by_torch_and_zip_as_any_other(tmp_path: Path) -> None:
+def test_torch_and_zipfile_read_a_checkpoint_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "model"  # no suffix
     model = torch.nn.Linear(3, 2)
     loader = ResumableDataLoader(range(10), 2, shuffle=True)
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_read_by_torch_and_zip_as_any_other(tmp_path: Path) -> N
     assert zipfile.ZipFile(path).testzip() is None
 
 
-def test_series_in_one_folder_do_not_touch_one_another_or_anything_else(tmp_path: Path) -> None:
+def test_series_in_one_folder_do_not_touch_each_other_or_other_files(tmp_path: Path) -> None:
     others = [
         *("checkpoint.000001.pt", "checkpoint.previous-1.pt", "checkpoint.previous-000001.bin"),
         *("checkpointXprevious-000001.pt", "my-checkpoint.previous-000001.pt"),
@@ -105,7 +105,7 @@ def test_series_in_one_folder_do_not_touch_one_another_or_anything_else(tmp_path
     assert load_latest(tmp_path / "best.pt") == -5
 
 
-def test_numbers_go_on_past_six_digits(tmp_path: Path) -> None:
+def test_numbers_continue_past_six_digits(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_atomically(0, path)
     (tmp_path / "checkpoint.pt").rename(tmp_path / "checkpoint.previous-999999.pt")
@@ -116,14 +116,14 @@ def test_numbers_go_on_past_six_digits(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_of_somebody_elses_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
+def test_an_unrelated_file_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"by": "hand"}, path)
     save_atomically({"by": "dataporter"}, path)
     assert torch.load(tmp_path / "checkpoint.previous-000001.pt") == {"by": "hand"}
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place_and_the_place_before_any_is_removed(
+def test_a_file_is_on_disk_before_it_is_renamed_and_renamed_before_any_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint.pt"
@@ -143,7 +143,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place_and_the_place_before_an
     assert calls == ["fsync", "link", "replace", "fsync folder", "unlink"]
 
 
-# ---- what cannot be saved
+# ---- objects that cannot be saved
 
 
 class Unpicklable:
@@ -151,7 +151,7 @@ class Unpicklable:
         raise pickle.PicklingError("this object stays here")
 
 
-def test_what_cannot_be_pickled_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_an_object_that_cannot_be_pickled_leaves_everything_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_atomically(content(1), path)
     with pytest.raises(pickle.PicklingError, match="stays here"):
@@ -160,7 +160,7 @@ def test_what_cannot_be_pickled_leaves_everything_as_it_was(tmp_path: Path) -> N
     assert number_of(load_latest(path)) == 1
 
 
-def test_a_full_disk_is_an_oserror_and_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_oserror_and_leaves_everything_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     ran = subprocess.run(
         [*WRITER, "full", path], capture_output=True, text=True, timeout=60, check=True
@@ -172,7 +172,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_everything_as_it_was(tmp_path: Pat
 
 @pytest.mark.parametrize("call", ["fsync", "link", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_whatever_the_disk_refuses_leaves_everything_as_it_was(
+def test_any_failing_call_leaves_everything_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     path = tmp_path / "checkpoint.pt"
@@ -187,12 +187,12 @@ def test_whatever_the_disk_refuses_leaves_everything_as_it_was(
             save_atomically(content(2), path)
     assert unfinished(tmp_path) == []
     assert number_of(load_latest(path)) == 1
-    # The number that was given already is not given again.
+    # The number already used is not used again.
     save_atomically(content(3), path)
     assert names(tmp_path) == ["checkpoint.previous-000001.pt", "checkpoint.pt"]
 
 
-def test_a_file_system_without_hard_links_is_named_with_the_way_out(
+def test_without_hard_links_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -207,7 +207,7 @@ def test_a_file_system_without_hard_links_is_named_with_the_way_out(
     assert load_latest(path) == 3
 
 
-def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_atomically(1, tmp_path / "nowhere" / "checkpoint.pt")
     assert names(tmp_path) == []
@@ -220,7 +220,7 @@ def test_keep_is_a_number_from_1(tmp_path: Path, keep: Any) -> None:
 
 
 @pytest.mark.parametrize("call", [lambda path: save_atomically(1, path), load_latest])
-def test_a_folder_is_no_path(tmp_path: Path, call: Any) -> None:
+def test_a_folder_is_not_accepted_as_a_path(tmp_path: Path, call: Any) -> None:
     with pytest.raises(ConfigurationError, match="is a folder: name a file in it"):
         call(tmp_path)
 
@@ -248,7 +248,7 @@ def flip(path: Path, bit: int) -> None:
 
 @settings(max_examples=cases(150))
 @given(data=st.data())
-def test_any_flipped_bit_and_any_cut_is_found(data: st.DataObject) -> None:
+def test_any_flipped_bit_and_any_truncation_is_detected(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         newest, second, _ = three(Path(folder))
         size = newest.stat().st_size
@@ -256,36 +256,36 @@ def test_any_flipped_bit_and_any_cut_is_found(data: st.DataObject) -> None:
             flip(newest, data.draw(st.integers(0, 8 * size - 1)))
         else:
             cut(newest, data.draw(st.integers(0, size - 1)))
-        with pytest.warns(RuntimeWarning, match=r"checkpoint\.pt, because") as told:
+        with pytest.warns(RuntimeWarning, match=r"checkpoint\.pt, because") as warned:
             assert load_latest(newest)["number"] == 2
-        assert len(told) == 1
-        # A save on top of a damaged one goes on as ever.
+        assert len(warned) == 1
+        # A save over a damaged one works as usual.
         save_atomically({"number": 4}, newest)
         with no_warnings():
             assert load_latest(newest) == {"number": 4}
         assert second.exists()
 
 
-def test_each_that_was_passed_over_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_each_skipped_checkpoint_is_reported_with_its_reason(tmp_path: Path) -> None:
     newest, second, _ = three(tmp_path)
     cut(newest, 0)
     flip(second, 5000)
-    with pytest.warns(RuntimeWarning) as told:
+    with pytest.warns(RuntimeWarning) as warned:
         assert load_latest(newest)["number"] == 1
-    first_told, second_told = (str(one.message) for one in told)
-    assert "checkpoint.pt, because it was cut short" in first_told
-    assert "checkpoint.previous-000002.pt, because its bytes are not those" in second_told
-    assert "checkpoint.previous-000001.pt is taken instead" in first_told
-    assert [Path(one.filename) for one in told] == [Path(__file__)] * 2
+    first_message, second_message = (str(one.message) for one in warned)
+    assert "checkpoint.pt, because it is truncated" in first_message
+    assert "checkpoint.previous-000002.pt, because its bytes differ" in second_message
+    assert "loaded checkpoint.previous-000001.pt instead" in first_message
+    assert [Path(one.filename) for one in warned] == [Path(__file__)] * 2
 
 
-def test_none_whole_is_an_error_that_names_each_and_the_folder(tmp_path: Path) -> None:
+def test_if_none_is_complete_the_error_names_each_and_the_folder(tmp_path: Path) -> None:
     files = three(tmp_path)
     for number, file in enumerate(files):
         cut(file, 100 * number)
     with pytest.raises(CheckpointNotFoundError) as caught:
         load_latest(files[0])
-    for part in (str(tmp_path), *(file.name for file in files), "cut short", "backup"):
+    for part in (str(tmp_path), *(file.name for file in files), "truncated", "backup"):
         assert part in str(caught.value)
 
 
@@ -297,13 +297,13 @@ def test_no_checkpoint_is_a_file_not_found_error_that_names_the_folder(tmp_path:
         assert f"no checkpoint checkpoint.pt in {folder}" in str(caught.value)
 
 
-def test_a_lost_newest_is_replaced_by_the_one_before(tmp_path: Path) -> None:
+def test_if_the_newest_is_lost_the_previous_one_is_loaded(tmp_path: Path) -> None:
     newest, *_ = three(tmp_path)
     newest.unlink()
     assert load_latest(newest)["number"] == 2
 
 
-def test_an_error_of_torch_load_is_not_taken_for_damage(tmp_path: Path) -> None:
+def test_an_error_from_torch_load_does_not_count_as_damage(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_atomically({"number": 1}, path)
     save_atomically({"path": tmp_path}, path)
@@ -317,10 +317,10 @@ def test_an_error_of_torch_load_is_not_taken_for_damage(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("writers", "times"), [(1, 60), (2, 30)])
-def test_writers_killed_at_any_moment_leave_what_they_announced(
+def test_writers_killed_at_any_moment_leave_the_checkpoints_they_announced(
     tmp_path: Path, writers: int, times: int
 ) -> None:
-    """Each life dies at random; the next removes its half-written file."""
+    """Each run is killed at random; the next removes its unfinished file."""
     seed = str(random.randrange(10**9))
     print(f"kills drawn from seed {seed}")
     path = tmp_path / "checkpoint.pt"
@@ -331,7 +331,7 @@ def test_writers_killed_at_any_moment_leave_what_they_announced(
         timeout=60,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert int(ran.stdout) > times / 4, "hardly a kill has hit the writing of a file"
+    assert int(ran.stdout) > times / 4, "hardly any kill interrupted the writing of a file"
     save_atomically(content(0), path)
     assert len(names(tmp_path)) == 3
     assert unfinished(tmp_path) == []
@@ -339,7 +339,7 @@ def test_writers_killed_at_any_moment_leave_what_they_announced(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "link", "replace"])
-def test_a_death_between_the_parts_of_a_save_leaves_the_last_good_one(
+def test_a_death_between_the_steps_of_a_save_leaves_the_last_good_one(
     tmp_path: Path, call: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
@@ -353,7 +353,7 @@ def test_a_death_between_the_parts_of_a_save_leaves_the_last_good_one(
     assert [number_of(torch.load(file)) for file in sorted(tmp_path.glob("*.previous-*"))] == [2, 3]
 
 
-def test_the_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+def test_the_file_of_a_living_writer_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
 
     class SavesMeanwhile:

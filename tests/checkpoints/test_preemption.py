@@ -1,4 +1,4 @@
-"""PreemptionGuard: a signal to any rank is the same last step on all, and leaves no trace."""
+"""PreemptionGuard: a signal to any rank becomes the same last step on all, without a trace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
-def _handlers_stay() -> Iterator[None]:
+def _handlers_are_unchanged() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -57,7 +57,7 @@ def test_a_signal_stops_at_the_next_call_and_is_named(number: signal.Signals) ->
     assert guard.received is number
 
 
-def test_a_guard_used_again_begins_anew() -> None:
+def test_a_reused_guard_starts_afresh() -> None:
     guard = PreemptionGuard()
     for _ in range(2):
         with guard:
@@ -66,7 +66,7 @@ def test_a_guard_used_again_begins_anew() -> None:
             assert guard.should_stop()
 
 
-def test_a_signal_reaches_every_guard_it_is_meant_for() -> None:
+def test_a_signal_reaches_every_guard_that_catches_it() -> None:
     with PreemptionGuard() as outer, PreemptionGuard(signals=[signal.SIGTERM]) as inner:
         signal.raise_signal(signal.SIGUSR1)
         assert outer.should_stop()
@@ -83,7 +83,7 @@ def test_a_signal_reaches_every_guard_it_is_meant_for() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("ending", [None, RuntimeError])
-def test_the_handlers_before_are_back_and_were_not_called(
+def test_the_previous_handlers_are_restored_and_were_not_called(
     number: signal.Signals, ending: type[Exception] | None
 ) -> None:
     called = []
@@ -101,7 +101,7 @@ def test_the_handlers_before_are_back_and_were_not_called(
             assert called.pop() == 1
 
 
-def test_a_handler_that_is_not_pythons_is_back_as_well(tmp_path: Path) -> None:
+def test_a_handler_set_without_python_is_restored(tmp_path: Path) -> None:
     with (tmp_path / "traceback.txt").open("w+") as file:
         faulthandler.register(signal.SIGUSR1, file)
         try:
@@ -111,15 +111,15 @@ def test_a_handler_that_is_not_pythons_is_back_as_well(tmp_path: Path) -> None:
             assert file.read() == ""
             signal.raise_signal(signal.SIGUSR1)
             file.seek(0)
-            assert "test_a_handler_that_is_not_pythons_is_back_as_well" in file.read()
+            assert "test_a_handler_set_without_python_is_restored" in file.read()
         finally:
             faulthandler.unregister(signal.SIGUSR1)
 
 
-def test_a_handler_that_python_does_not_know_is_back_as_well(
+def test_a_handler_set_before_python_started_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that was there before Python: ``signal.signal`` says None, and would not take it."""
+    """``signal.signal`` returns None for it, and would not accept it."""
     called = []
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(called.append)
     plain = signal.signal
@@ -144,7 +144,7 @@ def test_a_handler_that_python_does_not_know_is_back_as_well(
     [
         ({"every": 0}, "every=0: expected a whole number of 1"),
         ({"every": True}, "every=True"),
-        ({"signals": []}, "expected one signal or more"),
+        ({"signals": []}, "expected at least one signal"),
         ({"signals": ["SIGTERM"]}, "expected signals"),
         ({"signals": [12345]}, "expected signals"),
         ({"signals": [signal.SIGKILL, signal.SIGTERM]}, "SIGKILL cannot be caught"),
@@ -159,28 +159,28 @@ def test_wrong_uses_are_named() -> None:
     guard = PreemptionGuard()
     with pytest.raises(ConfigurationError, match="with block"):
         guard.should_stop()
-    with guard, pytest.raises(ConfigurationError, match="in use already"):
+    with guard, pytest.raises(ConfigurationError, match="already in use"):
         guard.__enter__()
     with pytest.raises(ConfigurationError, match=r"expected a torch\.distributed ProcessGroup"):
         PreemptionGuard(process_group="dp").__enter__()
 
 
-def test_a_thread_is_told_to_leave_it_to_the_main_thread() -> None:
-    said: list[str] = []
+def test_entering_in_a_thread_is_an_error_that_names_the_main_thread() -> None:
+    messages: list[str] = []
 
     def enter() -> None:
         try:
             PreemptionGuard().__enter__()
         except ConfigurationError as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join(10)
-    assert "only the main thread" in said[0]
+    assert "only the main thread" in messages[0]
 
 
-# ---- processes that are forked inside
+# ---- processes forked inside the block
 
 
 def asleep(awake: Any) -> None:
@@ -190,7 +190,7 @@ def asleep(awake: Any) -> None:
 
 @contextmanager
 def child_asleep(*, awake: bool) -> Iterator[Any]:
-    """A forked process, as soon as it is started, or once it does what it is there for."""
+    """A forked process, as soon as it has started, or once its own code runs."""
     event = FORK.Event()
     child = FORK.Process(target=asleep, args=(event,), daemon=True)
     child.start()
@@ -212,7 +212,7 @@ def test_a_child_can_be_terminated_at_any_moment(awake: bool) -> None:
                 assert child.exitcode == -signal.SIGTERM
 
 
-def test_a_child_survives_what_a_cluster_sends_to_all() -> None:
+def test_a_child_survives_the_signals_that_a_cluster_sends_to_all() -> None:
     with PreemptionGuard() as guard, child_asleep(awake=True) as child:
         os.kill(child.pid, signal.SIGUSR1)
         child.join(0.2)
@@ -220,7 +220,7 @@ def test_a_child_survives_what_a_cluster_sends_to_all() -> None:
         assert not guard.should_stop()
 
 
-def test_a_fork_leaves_the_signals_of_its_parent_and_its_child_as_they_were() -> None:
+def test_a_fork_keeps_the_blocked_signals_of_parent_and_child() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         with PreemptionGuard() as guard:
@@ -269,7 +269,7 @@ def test_workers_can_be_terminated(build: Callable[..., Any]) -> None:
 def test_a_signal_to_all_workers_costs_no_sample_and_no_restart(
     start: str, number: signal.Signals
 ) -> None:
-    """Launchers signal whole sessions, and the training still has to reach its last step."""
+    """Launchers signal whole sessions, but the training loop must still reach its last step."""
     loader: ResumableDataLoader[Any] = ResumableDataLoader(
         Slow(), 2, num_workers=3, worker_restarts=0, multiprocessing_context=start
     )
@@ -290,7 +290,7 @@ def test_a_signal_to_all_workers_costs_no_sample_and_no_restart(
 
 
 def records(directory: Path, ranks: int) -> dict[str, list[dict[str, Any]]]:
-    """Scenario → what each rank logged of it."""
+    """Scenario → the record of each rank."""
     found: dict[str, list[dict[str, Any]]] = {}
     for rank in range(ranks):
         for line in (directory / f"rank-{rank}.jsonl").read_text().splitlines():
@@ -300,7 +300,7 @@ def records(directory: Path, ranks: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def pid_of(directory: Path, rank: int, started: Any) -> int:
-    """The process of a rank that is training."""
+    """The process of a training rank."""
     file = directory / f"rank-{rank}.pid"
     deadline = time.monotonic() + 60
     while not (file.exists() and file.read_text()):
@@ -311,7 +311,7 @@ def pid_of(directory: Path, rank: int, started: Any) -> int:
 
 
 def left_over(directory: Path, scenario: str, world_size: int) -> list[int]:
-    """What a world of another size is given, going on from the state that was saved."""
+    """The samples that a world of a different size receives from the saved state."""
     seen: list[int] = []
     for rank in range(world_size):
         loader: ResumableDataLoader[Any] = ResumableDataLoader(
@@ -336,7 +336,7 @@ def assert_exactly_once(directory: Path, scenario: str, ranks: list[dict[str, An
 
 
 @pytest.mark.slow
-def test_ranks_stop_at_one_step_whichever_of_them_was_told(tmp_path: Path) -> None:
+def test_ranks_stop_at_the_same_step_whichever_received_the_signal(tmp_path: Path) -> None:
     scenarios = ("outside", "every-5", "usr1", "mesh", "others")
     with torchrun(RANKS, 4, tmp_path, 0, *scenarios, directory=tmp_path) as started:
         os.kill(pid_of(tmp_path, 2, started), signal.SIGTERM)
@@ -360,15 +360,15 @@ def test_ranks_stop_at_one_step_whichever_of_them_was_told(tmp_path: Path) -> No
     assert seen("usr1", "steps") == [4] * 4
     assert seen("usr1", "received") == ["SIGUSR1"] * 4
     assert seen("others", "received") == ["SIGUSR2"] * 4
-    # One half of the mesh was told, and the other trains on to the end.
+    # One half of the mesh received the signal, and the other trains to the end.
     assert seen("mesh", "stopped") == [False, False, True, True]
     assert seen("mesh", "steps") == [0, 0, 9, 9]
     assert seen("mesh", "received") == [None, None, "SIGUSR1", "SIGUSR1"]
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_told_to_end_gives_its_ranks_the_time_to_save(tmp_path: Path) -> None:
-    """torchrun sends SIGTERM to the session of each rank: to its workers, too."""
+def test_a_launcher_that_receives_a_signal_gives_its_ranks_time_to_save(tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to the session of each rank, which includes its workers."""
     with torchrun(RANKS, 2, tmp_path, 4, "outside", directory=tmp_path) as started:
         for rank in (0, 1):
             pid_of(tmp_path, rank, started)

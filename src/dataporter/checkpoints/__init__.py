@@ -1,1 +1,1 @@
-"""Checkpoints: files that a kill cannot damage, and a common last step for all ranks."""
+"""Checkpoints: files that a kill cannot damage, and the same last step on all ranks."""

@@ -1,6 +1,6 @@
-"""Checkpoints that a kill cannot harm: written beside, sealed, and moved into place when whole.
+"""Checkpoints that a kill cannot damage: written to a new file, sealed, and renamed when complete.
 
-`path` is always the newest checkpoint. Those before it lie beside it, as
+`path` is always the newest checkpoint. Older ones are in the same folder, as
 `NAME.previous-NUMBER.SUFFIX`; the higher the number, the newer.
 """
 
@@ -22,13 +22,13 @@ from dataporter.errors import CheckpointNotFoundError, ConfigurationError, warn
 
 try:
     import fcntl
-except ImportError:  # Windows, which does not let a file be removed that somebody has open
+except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["fault_of", "is_sealed", "load_latest", "previous_of", "save_atomically"]
 
-# Follows the zip archive that torch.save writes. Readers of zip archives look for the directory
-# from the end backwards, so torch.load and zipfile read the file as if this were not there.
+# Follows the zip archive that torch.save writes. Readers of zip archives search for the directory
+# from the end of the file, so torch.load and zipfile ignore it.
 _SEAL = b"\ndataporter checkpoint, sha256 %s\n"
 _SEAL_LENGTH = len(_SEAL % (b"0" * 64))
 _UNFINISHED = ".unfinished"
@@ -37,30 +37,30 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str], keep: int = 3) -> Path:
-    """``torch.save``, so that a kill or a power cut at any moment leaves the last good checkpoint.
+    """``torch.save``, such that a kill or a power cut at any moment leaves a complete checkpoint.
 
-    The object is written to a file of its own in the same folder, sealed with a SHA-256, and forced
-    to the disk; then it takes the place of ``path`` in one step. What was there is kept under
-    a number: ``checkpoint.pt`` becomes ``checkpoint.previous-000001.pt``. ``path`` is a file that
-    plain ``torch.load`` reads; :func:`load_latest` checks the seal as well.
+    Writes the object to a new file in the same folder, seals it with a SHA-256, forces it to disk,
+    and replaces ``path`` with it in one step. The previous checkpoint is kept under a number:
+    ``checkpoint.pt`` becomes ``checkpoint.previous-000001.pt``. Plain ``torch.load`` reads the
+    files; :func:`load_latest` also checks the seal.
 
-    One process should write to a path, which in distributed training is rank 0. Two at a time do
-    each other no harm: every file is whole, and the one that comes last is the newest. What
-    a killed process left half-written is removed by a later save.
+    Only one process should write to a path; in distributed training, rank 0. Concurrent writers do
+    not damage each other's files: every file is complete, and the last one written is the newest.
+    A later save removes the unfinished file of a killed process.
 
     Args:
-        obj: what ``torch.save`` takes.
-        path: the file of the newest checkpoint, in a folder that exists.
-        keep: how many checkpoints to leave, the new one included. More than one takes a file system
-            with hard links.
+        obj: any object that ``torch.save`` accepts.
+        path: the file of the newest checkpoint, in an existing folder.
+        keep: how many checkpoints to keep, including the new one. More than one requires a file
+            system with hard links.
 
     Returns:
         ``path``.
 
     Raises:
         ConfigurationError: (a ``ValueError``) ``path`` is a folder, or ``keep`` is less than 1.
-        OSError: the disk is full, the folder is missing or cannot be written to. Like any other
-            exception, of pickling for instance, it leaves the checkpoints as they were.
+        OSError: the disk is full, or the folder is missing or cannot be written to. Like any other
+            exception, such as one from pickling, it leaves the existing checkpoints unchanged.
 
     Example:
         >>> import tempfile
@@ -94,18 +94,19 @@ def save_atomically(obj: Any, path: str | os.PathLike[str], keep: int = 3) -> Pa
 def load_latest(
     path: str | os.PathLike[str], *, weights_only: bool = True, **torch_load_arguments: Any
 ) -> Any:
-    """Load the newest whole checkpoint that :func:`save_atomically` has left at ``path``.
+    """Load the newest complete checkpoint that :func:`save_atomically` has written to ``path``.
 
-    A file is whole when every byte of it is as it was written. One that is cut short or has changed
-    is passed over, with a ``RuntimeWarning`` that says so, and the one before it is taken. An error
-    of ``torch.load`` itself is raised, since an older checkpoint would have it as well.
+    A file is complete if every byte of it is as it was written. A truncated or changed file is
+    skipped with a ``RuntimeWarning``, and the previous one is loaded. An error from ``torch.load``
+    itself is raised, because an older checkpoint would cause it as well.
 
     Args:
-        path: as it was given to :func:`save_atomically`.
-        weights_only, torch_load_arguments: of ``torch.load``.
+        path: the path that was passed to :func:`save_atomically`.
+        weights_only, torch_load_arguments: passed to ``torch.load``.
 
     Raises:
-        CheckpointNotFoundError: (a ``FileNotFoundError``) there is no checkpoint, or none is whole.
+        CheckpointNotFoundError: (a ``FileNotFoundError``) there is no checkpoint, or none is
+            complete.
         ConfigurationError: (a ``ValueError``) ``path`` is a folder.
     """
     path = _file(path)
@@ -116,9 +117,9 @@ def load_latest(
             continue
         fault = fault_of(candidate)
         if fault is None:
-            for passed_over in damaged:
+            for skipped in damaged:
                 warn(
-                    f"passed over the checkpoint {passed_over}; {candidate.name} is taken instead",
+                    f"skipped the checkpoint {skipped}; loaded {candidate.name} instead",
                     RuntimeWarning,
                 )
             return torch.load(candidate, weights_only=weights_only, **torch_load_arguments)
@@ -126,13 +127,13 @@ def load_latest(
     folder = path.parent.absolute()
     if not damaged:
         raise CheckpointNotFoundError(
-            f"there is no checkpoint {path.name} in {folder}: train from the start, or give the "
-            "path that save_atomically was given"
+            f"there is no checkpoint {path.name} in {folder}: train from the start, or pass the "
+            "path that was passed to save_atomically"
         )
     raise CheckpointNotFoundError(
-        f"no checkpoint of {path.name} in {folder} is whole:"
+        f"no checkpoint of {path.name} in {folder} is complete:"
         + "".join(f"\n  - {one}" for one in damaged)
-        + "\nRestore one from a backup. To train from the start, move these files away"
+        + "\nRestore one from a backup, or move these files away to train from the start"
     )
 
 
@@ -150,7 +151,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 
 def previous_of(path: Path) -> list[tuple[int, Path]]:
-    """The checkpoints before the newest with their numbers, oldest first."""
+    """The checkpoints before the newest and their numbers, oldest first."""
     named = re.compile(
         rf"{re.escape(path.stem)}\.previous-(\d{{6,}}){re.escape(path.suffix)}", re.ASCII
     )
@@ -165,18 +166,18 @@ def previous_of(path: Path) -> list[tuple[int, Path]]:
 
 
 def _set_aside(path: Path) -> None:
-    """Give the newest checkpoint a second name, by which it stays when its place is taken."""
+    """Give the newest checkpoint a second name, which remains when ``path`` is replaced."""
     previous = previous_of(path)
     number, newest = previous[-1] if previous else (0, None)
     if newest is not None and _are_one_file(path, newest):
-        return  # a save before this one was killed after it got here
+        return  # an earlier save was killed after this step
     while True:
         number += 1
         older = path.with_name(f"{path.stem}.previous-{number:06}{path.suffix}")
         try:
             os.link(path, older)
         except FileExistsError:
-            continue  # somebody else writes here, too
+            continue  # another process writes here too
         except FileNotFoundError:
             return  # this is the first checkpoint
         except OSError as error:
@@ -184,8 +185,8 @@ def _set_aside(path: Path) -> None:
                 raise
             raise OSError(
                 error.errno,
-                "older checkpoints are kept by hard links, which this file system refuses: "
-                "use keep=1, or another folder",
+                "older checkpoints are kept as hard links, which this file system does not "
+                "support: use keep=1, or a folder on a different file system",
                 str(path),
             ) from error
         return
@@ -198,7 +199,7 @@ def _are_one_file(one: Path, other: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk. Windows has no such thing."""
+    """Force the names in a folder to disk, which Windows cannot do."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -212,7 +213,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _Hashing:
-    """Where ``torch.save`` writes to: a file, and a hash of all that went there."""
+    """The file that ``torch.save`` writes to, with a hash of everything written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -235,9 +236,9 @@ class _Hashing:
 def _write_sealed(obj: Any, file: BinaryIO) -> None:
     hashing = _Hashing(file)
     try:
-        torch.save(obj, hashing)  # type: ignore[arg-type]  # needs no more than these two methods
+        torch.save(obj, hashing)  # type: ignore[arg-type]  # needs only these two methods
     except Exception:
-        # torch turns a full disk into a RuntimeError about the place in its archive.
+        # torch reports a full disk as a RuntimeError about a position in its archive.
         if hashing.failure is not None:
             raise hashing.failure from None
         raise
@@ -247,14 +248,14 @@ def _write_sealed(obj: Any, file: BinaryIO) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file ends as those of :func:`save_atomically` do; its bytes are not looked at."""
+    """Whether a file ends like those of :func:`save_atomically`; its contents are not checked."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _SEAL_LENGTH))
         return file.read().startswith(_SEAL.partition(b"%")[0])
 
 
 def fault_of(path: Path) -> str | None:
-    """Why a file is no whole checkpoint; None where it is one."""
+    """Why a file is not a complete checkpoint; None if it is one."""
     sha256 = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -268,16 +269,16 @@ def fault_of(path: Path) -> str | None:
     if seal == _SEAL % sha256.hexdigest().encode():
         return None
     if len(seal) == _SEAL_LENGTH and seal.startswith(_SEAL.partition(b"%")[0]):
-        return "its bytes are not those that were saved"
-    return "it was cut short, or is not from save_atomically"
+        return "its bytes differ from those that were saved"
+    return "it is truncated, or was not written by save_atomically"
 
 
-# ---- files under way
+# ---- unfinished files
 
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside ``path``, removed unless it is moved away."""
+    """A new file beside ``path``, removed unless the block renames it."""
     file = _created(path)
     try:
         with file:
@@ -289,7 +290,7 @@ def _unfinished(path: Path) -> Iterator[BinaryIO]:
 
 
 def _created(path: Path) -> BinaryIO:
-    """A new file, locked as long as its writer lives, so that nobody takes it for abandoned."""
+    """A new file, locked while its writer lives, so that no other writer removes it."""
     while True:
         name = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
         file = name.open("xb")
@@ -298,17 +299,17 @@ def _created(path: Path) -> BinaryIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()  # it is being removed, by somebody who saw it before it was locked
+            file.close()  # another writer saw it before it was locked, and is removing it
             continue
         except OSError:
-            return file  # the file system has no locks; then what is abandoned stays
+            return file  # the file system has no locks, so abandoned files stay
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed writers have left, and nothing that a living one is writing."""
+    """Remove the files of killed writers, but not those that a living one is writing."""
     unfinished = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
     with suppress(FileNotFoundError), os.scandir(path.parent) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""`PreemptionGuard`: a signal to one rank, or to all, becomes the same last step on every rank."""
+"""`PreemptionGuard`: a signal to one or more ranks becomes the same last step on all ranks."""
 
 from __future__ import annotations
 
@@ -23,44 +23,43 @@ if TYPE_CHECKING:
 
 __all__ = ["PreemptionGuard"]
 
-# SIGUSR1 is what SLURM is usually told to send; Windows does not have it.
+# SLURM is usually configured to send SIGUSR1, which Windows does not have.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _UNCATCHABLE = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
-# What is sent to end a process; the others tell it something.
+# Signals that are meant to end a process; others only notify it.
 _ENDING = {
     getattr(signal, name)
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     if hasattr(signal, name)
 }
-# Room for C's struct sigaction, which is 152 bytes with glibc on 64 bits.
+# Room for C's struct sigaction, which has 152 bytes with glibc on 64 bits.
 _ACTION_SIZE = 512
 
 
 class PreemptionGuard:
-    """Catches the signals that announce the end of a job, and says when to stop for it.
+    """Catches the signals that announce the end of a job, and says when to stop.
 
-    Inside its ``with`` block a signal sets a flag and does nothing else. :meth:`should_stop`, which
-    every rank calls once a step, compares the flags and is True on all ranks at the same step,
-    whichever of them was told, so that nobody waits for a rank that has gone. Then there is time to
-    save: further signals change nothing, until the block ends and the handlers that were there
-    before are back.
+    Inside its ``with`` block a signal only sets a flag. Every rank calls :meth:`should_stop` once
+    per step; it compares the flags and returns True on all ranks at the same step, whichever rank
+    received the signal, so that no rank waits for one that has gone. Then there is time to save:
+    further signals change nothing until the block ends and restores the previous handlers.
 
-    Those handlers are not called in the meantime; who needs one of them sends the signal again
-    after the block (``signal.raise_signal(guard.received)``). Guards may be nested, and a signal
-    reaches all of them. A process that is forked inside the block has its old SIGTERM back (and
-    SIGINT, SIGHUP, SIGQUIT), so that it can be terminated; SIGUSR1 and the like, which a cluster
-    sends to all processes of a job, do nothing to it.
+    Those handlers are not called meanwhile; to run one, send the signal again after the block
+    (``signal.raise_signal(guard.received)``). Guards may be nested, and a signal reaches all of
+    them. A process that is forked inside the block has the previous handlers of SIGTERM, SIGINT,
+    SIGHUP and SIGQUIT, so that it can be terminated; SIGUSR1 and the like, which a cluster sends to
+    all processes of a job, have no effect on it.
 
     Args:
-        every: ask the other ranks every so many calls. Each time is an all-reduce of one integer,
-            which on a group of GPUs alone also waits for the work that is queued there.
+        every: communicate only on every n-th call, with an all-reduce of one integer. On a
+            GPU-only group this also waits for the work that is queued on the GPU.
         process_group: the ranks that stop together, as a ``ProcessGroup`` or a one-dimensional
-            ``DeviceMesh``; by default all, where ``torch.distributed`` is initialised.
-        signals: what to catch.
+            ``DeviceMesh``; by default all ranks, if ``torch.distributed`` is initialised.
+        signals: the signals to catch.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) an argument is wrong. On entering: this is not the
-            main thread, or not a rank of ``process_group``.
+        ConfigurationError: (a ``ValueError``) an argument is wrong. On entering the block: this is
+            not the main thread, or not a rank of ``process_group``.
 
     Example:
         >>> with PreemptionGuard() as guard:
@@ -92,12 +91,12 @@ class PreemptionGuard:
     def __enter__(self) -> PreemptionGuard:
         if self in _entered:
             raise ConfigurationError(
-                "this PreemptionGuard is in use already: make another one for a block inside"
+                "this PreemptionGuard is already in use: create another one for a nested block"
             )
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError(
                 "PreemptionGuard in a thread: Python lets only the main thread handle signals; "
-                "enter it there, and pass it on"
+                "enter it there and pass it to the thread"
             )
         self._group = _group(self.process_group)
         self._calls = self._caught = self._agreed = 0
@@ -112,21 +111,21 @@ class PreemptionGuard:
 
     def __exit__(self, *exception: object) -> None:
         while self._replaced:
-            self._replaced.pop().put_back()
+            self._replaced.pop().restore()
         _entered.remove(self)
 
     def should_stop(self) -> bool:
-        """Whether to stop now: True at the same call on every rank, and ever after.
+        """Whether to stop now: True at the same call on every rank, and from then on.
 
-        Every rank must call it, and equally often; each ``every``-th call waits for the others.
+        Every rank must call it equally often; each ``every``-th call waits for the other ranks.
 
         Raises:
-            ConfigurationError: outside of the ``with`` block, where signals are not caught.
+            ConfigurationError: called outside the ``with`` block, where no signal is caught.
         """
         if self not in _entered:
             raise ConfigurationError(
-                "should_stop() outside of its PreemptionGuard's with block: no signal is caught "
-                "there; put the training loop inside"
+                "should_stop() was called outside its PreemptionGuard's with block, where no "
+                "signal is caught: put the training loop inside the block"
             )
         self._calls += 1
         if self._group is None:
@@ -139,20 +138,20 @@ class PreemptionGuard:
 
     @property
     def received(self) -> signal.Signals | None:
-        """The signal that came: to this rank, and once ``should_stop()`` is True, to any rank.
+        """The received signal: of this rank, and once ``should_stop()`` is True, of any rank.
 
-        Of several on one rank the first, and of several ranks' the greatest number.
+        If one rank received several, the first; if several ranks did, the highest number.
         """
         number = self._agreed or self._caught
         return signal.Signals(number) if number else None
 
 
-# The guards whose blocks are being run, outermost first. Only the main thread changes it.
+# The guards whose blocks are running, outermost first. Only the main thread changes the list.
 _entered: list[PreemptionGuard] = []
 
 
 def _catch(number: int, frame: object) -> None:
-    """The handler: sets flags, which is all that is safe in the middle of anything."""
+    """The handler: only sets flags, because nothing else is safe at any point of a program."""
     for guard in _entered:
         if number in guard.signals:
             guard._caught = guard._caught or number
@@ -160,20 +159,20 @@ def _catch(number: int, frame: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Replaced:
-    """What a signal did before.
+    """The previous handler of a signal.
 
     Attributes:
         number: the signal.
-        handler: as Python knows it; None for one that was there before Python.
-        action: as C knows it, because libraries (``faulthandler`` is one) set handlers without
-            telling Python's ``signal``; None on Windows.
+        handler: Python's handler; None for one that was set before Python started.
+        action: C's ``struct sigaction``, because libraries such as ``faulthandler`` set handlers
+            without Python's ``signal``; None on Windows.
     """
 
     number: int
     handler: Any
     action: Any
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         signal.signal(self.number, signal.SIG_DFL if self.handler is None else self.handler)
         if self.action is not None:
             _sigaction()(self.number, self.action, None)
@@ -192,7 +191,7 @@ def _sigaction() -> Any:
 
 
 class _Fork(threading.local):
-    """What this thread, which is forking, had blocked before; None where no guard is in use."""
+    """The signals that the forking thread had blocked before; None if no guard is in use."""
 
     blocked: set[int] | None = None
 
@@ -201,8 +200,8 @@ _fork = _Fork()
 
 
 def _before_fork() -> None:
-    # What comes for a child before its own handlers are back would set flags there, or be dropped:
-    # Python forgets signals in a child that it has seen and not yet handled.
+    # A signal that reaches a child before its handlers are restored would set flags there or be
+    # lost: in a child, Python discards signals that it has seen but not yet handled.
     if _entered:
         _fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
@@ -214,11 +213,11 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Let a forked process be ended by whoever wants to end it."""
+    """Restore the handlers that let other processes end this forked process."""
     for guard in reversed(_entered):
         for replaced in reversed(guard._replaced):
             if replaced.number in _ENDING:
-                replaced.put_back()
+                replaced.restore()
     _after_fork()
 
 
@@ -234,7 +233,7 @@ def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"signals={signals!r}: {error}; expected signals") from error
     if not checked:
-        raise ConfigurationError(f"signals={signals!r}: expected one signal or more")
+        raise ConfigurationError(f"signals={signals!r}: expected at least one signal")
     if refused := _UNCATCHABLE.intersection(checked):
         names = ", ".join(sorted(one.name for one in refused))
         raise ConfigurationError(f"signals: {names} cannot be caught; leave it out")
@@ -242,6 +241,6 @@ def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
 
 
 def _group(process_group: ProcessGroup | DeviceMesh | None) -> ProcessGroup | None:
-    """The group to agree in; None where there is nobody to ask."""
+    """The group that stops together; None if this is its only rank."""
     _, size, group = find_world(None, None, process_group)
     return group if size > 1 else None
