@@ -1,4 +1,7 @@
-"""The command line: reads the arguments, calls the library, and turns errors into one line."""
+"""The command line: parses the arguments, calls the library, and turns errors into one line.
+
+Each command imports what it needs when it runs, so that ``--help`` imports none of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-# Libraries that only some commands need, and the extra of this package that brings them.
+# Libraries that only some commands need, and the extra that installs them.
 _EXTRAS = {"matplotlib": "examples", "sklearn": "examples"}
 
 main = typer.Typer(
@@ -44,16 +47,16 @@ def demo(
     ] = None,
     world: Annotated[
         str | None,
-        typer.Option(help="Numbers of ranks, such as 4,2: kill the first, go on with the next."),
+        typer.Option(help="Numbers of ranks, such as 4,2: kill the first, resume with the next."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
-    """Kill a training run, resume it, and compare every step with a run left alone.
+    """Kill a training run, resume it, and compare every step with an uninterrupted run.
 
-    Trains on scikit-learn's handwritten digits. With --world the training is distributed (gloo, on
-    the CPU) and goes on with another number of ranks after each kill; no plot is drawn then. Exit
-    code: 0 when every sample, every byte and (without --world) every loss is the same, 1 when
-    anything differs, 2 when the demo could not be carried out.
+    Trains on scikit-learn's handwritten digits. With --world, the training is distributed (gloo, on
+    the CPU), resumes with another number of ranks after each kill, and draws no plot. Exit code: 0
+    if every sample, every byte and (without --world) every loss is the same, 1 if anything differs,
+    2 if the demo could not run.
     """
     with _one_line("demo", debug=debug, interrupted="its training processes are stopped"):
         from dataporter.tools.demo.show import show
@@ -71,23 +74,23 @@ def analyze(
     target: Annotated[
         str, typer.Argument(help="package.module:name or path/to/file.py:name of a dataset.")
     ],
-    samples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to read.")] = 1000,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="How far a float may be rounded, relatively.")
+        float | None, typer.Option(min=0, help="Largest relative rounding error of a float.")
     ] = None,
     maximum: Annotated[
-        list[str] | None, typer.Option(metavar="PATH=N", help="The largest number of a path.")
+        list[str] | None, typer.Option(metavar="PATH=N", help="The largest number at a path.")
     ] = None,
     widened: Annotated[
-        bool, typer.Option("--widened", help="Batches are widened again on the device.")
+        bool, typer.Option("--widened", help="Batches are converted back on the device.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
-    """Look at samples of a dataset, and suggest narrower dtypes that keep every value.
+    """Read samples of a dataset, and suggest narrower dtypes that keep every value.
 
     TARGET names a dataset, a loader, or a function without arguments that returns one. Exit code: 2
-    when it cannot be read.
+    if it cannot be read.
     """
     limits = dict(map(_limit, maximum or ()))
     with _one_line("analyze", debug=debug):
@@ -109,43 +112,45 @@ def verify(
         ),
     ],
     workers: Annotated[
-        str | None, typer.Option(help="Numbers of workers to go through. By default 0,2,4.")
+        str | None, typer.Option(help="Numbers of workers to try. By default 0,2,4.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="process, thread or both. By default the loader's own.")
+        str | None, typer.Option(help="process, thread or both. By default the loader's.")
     ] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Batch sizes to go on with, where they may change.")
+        str | None, typer.Option(help="Batch sizes to resume with, if they may change.")
     ] = None,
     world: Annotated[
-        str | None, typer.Option(help="Numbers of ranks, such as 1,2,4; the first one saves.")
+        str | None, typer.Option(help="Numbers of ranks, such as 1,2,4; the first saves.")
     ] = None,
     spawn: Annotated[
-        bool, typer.Option("--spawn", help="Let the ranks be processes of a gloo group.")
+        bool, typer.Option("--spawn", help="Run the ranks as processes of a gloo group.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Batches a run. By default an epoch and a bit.")
+        int | None,
+        typer.Option(min=1, help="Batches a run. By default a little over an epoch."),
     ] = None,
     max_seconds: Annotated[
-        float, typer.Option(min=1, help="Begin no further case after so long.")
+        float, typer.Option(min=1, help="Start no further case after so many seconds.")
     ] = 60,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the random steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the random steps.")] = None,
     argument: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+        list[str] | None,
+        typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function."),
     ] = None,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose/--no-diagnose", help="Find out why, where it differs.")
+        bool, typer.Option("--diagnose/--no-diagnose", help="Search for the cause of a difference.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
-    """Prove that a loader goes on exactly where it was interrupted, or show where and why not.
+    """Prove that a loader resumes exactly where it was interrupted, or show where and why not.
 
-    Runs it left alone, then interrupts it at the start, in mid-epoch, at the last step, at the end
-    of the epoch, in the next one and at random, takes its state into new processes, and compares
-    every batch that follows. The loader may be DataPorter's, torch's, torchdata's or your own. Exit
-    code: 0 exact, 1 not exact, 2 when it could not be carried out.
+    Runs the loader uninterrupted. Then interrupts it at the start, in mid-epoch, at the last step,
+    at the end of the epoch, in the next epoch and at random steps, loads its state in new
+    processes, and compares every batch that follows. The loader may be DataPorter's, torch's,
+    torchdata's or a custom one. Exit code: 0 if exact, 1 if not, 2 if the comparison could not run.
     """
     from dataporter.tools.verification.command import Asked, carry_out
 
@@ -165,20 +170,20 @@ def inspect_(
         Path, typer.Argument(help="A checkpoint, a JSON file, or a folder of checkpoints.")
     ],
     ranks: Annotated[
-        int, typer.Option(min=1, help="Of how many ranks the next batch is shown.")
+        int, typer.Option(min=1, help="For how many ranks to show the next batch.")
     ] = 4,
-    indices: Annotated[int, typer.Option(min=0, help="How many of its indices.")] = 8,
+    indices: Annotated[int, typer.Option(min=0, help="How many of its indices to show.")] = 8,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare the checksum of files above 1 GB as well.")
+        bool, typer.Option("--check", help="Compare checksums also for files above 1 GB.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
-    """Show where the loaders stand that have their state in a checkpoint, and what comes next.
+    """Show the position of each loader whose state is in a checkpoint, and what comes next.
 
-    States are found wherever they lie in it. Nothing in the file is executed, and the dataset is
-    not needed. Exit code: 0 when a state was found, 1 when there is none, 2 when the file is
-    damaged or cannot be read.
+    States are found at any depth. Nothing in the file is executed, and the dataset is not needed.
+    Exit code: 0 if there is a state, 1 if there is none, 2 if the file is damaged or cannot be
+    read.
     """
     from dataporter.tools.inspection.command import show
 
@@ -197,24 +202,25 @@ def bench(
             "returns one."
         ),
     ],
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, about.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long to measure.")] = 10,
     workers: Annotated[
-        str | None, typer.Option(help="Numbers of workers to try as well, such as 0,1,2,4.")
+        str | None, typer.Option(help="Other numbers of workers to try, such as 0,1,2,4.")
     ] = None,
     step_ms: Annotated[
-        float, typer.Option(min=0, help="How long the training's own step takes, in milliseconds.")
+        float, typer.Option(min=0, help="Duration of the training's own step in milliseconds.")
     ] = 0,
     argument: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="For the function.")
+        list[str] | None,
+        typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
-    """Measure how fast a loader is, where its time goes, and how many workers it should have.
+    """Measure how fast a loader is, where its time goes, and how many workers it needs.
 
-    TARGET may be torch's DataLoader or a ResumableDataLoader. A loop takes its batches, and sleeps
-    --step-ms after each, as a training does whose device computes. Exit code: 2 when the loader
-    cannot be made or read.
+    TARGET may be torch's DataLoader or a ResumableDataLoader. A loop takes its batches and sleeps
+    --step-ms after each, like a training whose device computes. Exit code: 2 if the loader cannot
+    be built or read.
     """
     from dataporter.tools.bench.command import show
 
@@ -231,16 +237,16 @@ def bench(
 
 @contextmanager
 def _one_line(command: str, *, debug: bool, interrupted: str = "") -> Iterator[None]:
-    """Errors as one line; with ``--debug`` as Python shows them, and the same exit code.
+    """Print an error as one line, with ``--debug`` after its traceback, and exit with code 2.
 
     Args:
-        interrupted: what there is to say then.
+        interrupted: what to add to the line after Ctrl-C, which exits with code 130.
     """
     try:
         yield
     except KeyboardInterrupt:
-        said = f"; {interrupted}" if interrupted else ""
-        _fail(f"{command}: interrupted{said}", exit_code=130)
+        addition = f"; {interrupted}" if interrupted else ""
+        _fail(f"{command}: interrupted{addition}", exit_code=130)
     except Exception as error:
         from dataporter.tools.target import in_one_line
 
@@ -248,8 +254,8 @@ def _one_line(command: str, *, debug: bool, interrupted: str = "") -> Iterator[N
             traceback.print_exc()
         library = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and library in _EXTRAS:
-            brings = f"pip install 'dataporter[{_EXTRAS[library]}]'"
-            _fail(f"{command}: {library} is not installed: {brings}")
+            install = f"pip install 'dataporter[{_EXTRAS[library]}]'"
+            _fail(f"{command}: {library} is not installed: {install}")
         _fail(f"{command}: {in_one_line(error)}")
 
 

@@ -1,4 +1,4 @@
-"""Targets: a dataset or loader that the command line names, found in a module or a file."""
+"""Targets: the dataset, loader or function that the command line names."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _EXPECTED = "expected package.module:name or path/to/file.py:name"
 
 
 def load_target(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
-    """What ``package.module:name`` or ``path/to/file.py:name`` names.
+    """The object that ``package.module:name`` or ``path/to/file.py:name`` names.
 
-    The current directory, and the file's own, can be imported from, as for ``python -m`` and
-    ``python file.py``. A function or class is called with ``arguments``, by default with none; the
-    name may have dots.
+    Modules can be imported from the current directory and from the file's, as with ``python -m``
+    and ``python file.py``. The name may have dots. A function or class is called with
+    ``arguments``, by default with none, and its result is returned.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) there is no such thing, its module cannot be
+        ConfigurationError: (a ``ValueError``) there is no such object, its module cannot be
             imported, or the function fails or takes other arguments.
     """
     arguments = arguments or {}
-    thing = find_target(target)
-    if inspect.isroutine(thing) or inspect.isclass(thing) or isinstance(thing, partial):
-        return _called(thing, target, arguments)
+    found = find_target(target)
+    if inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, partial):
+        return _called(found, target, arguments)
     if arguments:
         raise ConfigurationError(
-            f"{target!r} is a {type(thing).__name__} and takes no arguments: name a function to "
+            f"{target!r} is a {type(found).__name__} and takes no arguments: name a function to "
             f"give it {', '.join(arguments)}"
         )
-    return thing
+    return found
 
 
 def find_target(target: str) -> Any:
-    """What ``package.module:name`` or ``path/to/file.py:name`` names, and nothing is called.
+    """The object that ``package.module:name`` or ``path/to/file.py:name`` names, uncalled.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) there is no such thing, or its module cannot be
+        ConfigurationError: (a ``ValueError``) there is no such object, or its module cannot be
             imported.
     """
     where, _, name = target.rpartition(":")
@@ -64,19 +64,19 @@ def find_target(target: str) -> Any:
         raise ConfigurationError(
             f"{target!r}: importing {where} failed: {in_one_line(error)}"
         ) from error
-    thing: Any = module
+    found: Any = module
     for step in name.split("."):
-        if not hasattr(thing, step):
+        if not hasattr(found, step):
             names = [known for known in vars(module) if not known.startswith("_")]
             raise ConfigurationError(
                 f"{target!r}: {where} has no {name}; it has {', '.join(names) or 'nothing'}"
             )
-        thing = getattr(thing, step)
-    return thing
+        found = getattr(found, step)
+    return found
 
 
 def argument(text: str) -> tuple[str, Any]:
-    """``key=value`` of a command line; a value that is no number, list or the like is a text.
+    """Parse ``key=value``; a value that is no Python literal is taken as a string.
 
     >>> argument("batch_size=32"), argument("split=train")
     (('batch_size', 32), ('split', 'train'))
@@ -91,7 +91,7 @@ def argument(text: str) -> tuple[str, Any]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """An exception's message and notes for a terminal, and its type where it is not one of ours."""
+    """An exception in one line: its message and notes, and its type unless it is DataPorter's."""
     kind = "" if isinstance(error, DataPorterError) else f"{type(error).__name__}: "
     notes: list[str] = getattr(error, "__notes__", [])
     return " ".join(f"{kind}{'; '.join([str(error), *notes])}".split())
@@ -107,36 +107,37 @@ def _file(path: Path, target: str) -> ModuleType:
         raise ConfigurationError(f"{target!r}: there is no file {path}; {_EXPECTED}")
     path = path.resolve()
     _importable_from(str(path.parent))
-    # By its own name, so that spawned workers, who are given sys.path, find its classes; unless
-    # that is taken: nothing that others have imported is to be replaced.
+    # Under its own name, so that spawned workers, which receive sys.path, can import its classes;
+    # unless another module has that name already.
     name = path.stem
     if name in sys.modules:
         name = f"_target_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{target!r}: {path.name} is no Python file; {_EXPECTED}")
+        raise ConfigurationError(f"{target!r}: {path.name} is not a Python file; {_EXPECTED}")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickle look a class's module up while it is being made.
+    # Dataclasses and pickle look up the module of a class while the module runs.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def _called(thing: Any, target: str, arguments: Mapping[str, Any]) -> Any:
+def _called(function: Any, target: str, arguments: Mapping[str, Any]) -> Any:
     try:
-        inspect.signature(thing).bind(**arguments)
-    except ValueError:  # no signature is known of it
+        inspect.signature(function).bind(**arguments)
+    except ValueError:  # its signature is not known
         pass
     except TypeError as error:
         if arguments:
             raise ConfigurationError(
-                f"{target!r} takes other arguments than {', '.join(arguments)} ({error})"
+                f"{target!r} takes other arguments than {', '.join(arguments)} ({error}); give "
+                "those of the function with --arg key=value"
             ) from error
         raise ConfigurationError(
             f"{target!r} needs arguments ({error}): name a function that needs none and returns a "
             "dataset or a loader"
         ) from error
     try:
-        return thing(**arguments)
+        return function(**arguments)
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{target!r} raised {in_one_line(error)}") from error
