@@ -2,8 +2,8 @@
 
 Each is verified by `dataporter verify` on handwritten digits, once as they are and once with random
 augmentation, and seeded as its documentation says: all global generators and the loader's own. With
-augmentation the other two are there a second time, as somebody careful uses them: the states of the
-global generators are saved with the loader's, and put back when it goes on.
+augmentation the other two appear a second time, as a careful user would use them: the states of the
+global generators are saved with the loader's, and restored when it resumes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The pytest plugin: a fixture that is there wherever DataPorter is installed.
+"""The pytest plugin: a fixture that pytest finds wherever DataPorter is installed.
 
-A module of its own, beside the package: pytest imports it at each start, and the package imports
-torch, which takes seconds.
+This module is outside the package, since pytest imports it at each start, and importing the package
+imports torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["assert_exact_resume"]
 
 @pytest.fixture(scope="session")
 def assert_exact_resume() -> Callable[..., VerifyReport]:
-    """``assert_exact_resume(make_loader, ...)``: fails with the report unless it is exact.
+    """``assert_exact_resume(make_loader, ...)`` fails with the report unless the loader is exact.
 
-    It takes what :func:`dataporter.verify` takes, and returns its report. By default it measures no
-    throughput and goes through no workers and 2 of them.
+    It takes the arguments of :func:`dataporter.verify` and returns its report. By default it tries
+    0 and 2 workers, and measures no throughput.
     """
 
     def check(make_loader: Callable[..., Any] | str, **options: Any) -> VerifyReport:

@@ -1,4 +1,4 @@
-"""What all tests run under."""
+"""Settings and fixtures of all tests."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dataporter.tools.verification.processes import Processes
 
 torch.set_num_threads(1)
 
-# Ranks and workers that are forked off a server find there what takes seconds to import.
+# Ranks and workers that a fork server starts find imported here what takes seconds to import.
 multiprocessing.set_forkserver_preload(
     [
         "torch.distributed.launcher.api",
@@ -26,7 +26,7 @@ multiprocessing.set_forkserver_preload(
     ]
 )
 
-# No deadlines: the machines that run this are shared, and a case's time says nothing.
+# No deadlines: on a shared machine the time of a case says nothing.
 FULL = settings(
     max_examples=100,
     deadline=None,
@@ -48,7 +48,7 @@ def hosts() -> Iterator[Processes]:
 
 @pytest.fixture
 def shared_hosts(hosts: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets verifications use these: each would take seconds to start three of its own."""
+    """Let verifications use these hosts: each would take seconds to start three others."""
 
     @contextmanager
     def processes(*, forked: bool, seed: int) -> Iterator[Processes]:

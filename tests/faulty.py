@@ -1,4 +1,4 @@
-"""Loaders with one fault each, of the kinds that people write, and what their diagnosis is."""
+"""Loaders with one common fault each, and the diagnosis of each fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEEN_SO_FAR = {"longest": 0}
 
 
 class Rows(Dataset[Any]):
-    """Rows that a function makes of their index."""
+    """Rows that a function computes from their index."""
 
     def __init__(self, row: Callable[[int], Any]) -> None:
         self.row = row
@@ -91,7 +91,7 @@ def closure_that_counts() -> Any:
 class Classes(Dataset[Any]):
     def __init__(self) -> None:
         names = {f"class {number % 7}" for number in range(LENGTH)}
-        self.number = {name: place for place, name in enumerate(names)}
+        self.number = {name: number for number, name in enumerate(names)}
 
     def __len__(self) -> int:
         return LENGTH
@@ -130,7 +130,7 @@ def uuid_in_a_sample() -> Any:
 
 
 class Caching(Dataset[Any]):
-    """Keeps what it has augmented."""
+    """Caches augmented samples."""
 
     def __init__(self) -> None:
         self.cache: dict[int, float] = {}
@@ -224,7 +224,7 @@ def collate_that_remembers() -> Any:
 
 
 class Dtypes(Dataset[Any]):
-    """The dtype is that of what was read before."""
+    """The dtype depends on the index that was read before."""
 
     last = 0
 
@@ -246,7 +246,7 @@ def global_generators_in_threads() -> Any:
 
 
 class Buffered(Dataset[Any]):
-    """Has one buffer for all that read."""
+    """Has one buffer for all readers."""
 
     def __init__(self) -> None:
         self.buffer = 0
@@ -278,7 +278,7 @@ def generator_in_a_stream() -> Any:
 
 
 class Drawing:
-    """A sampler with chance of its own."""
+    """A custom sampler with an unseeded generator."""
 
     def __iter__(self) -> Any:
         return iter(random.Random().sample(range(LENGTH), LENGTH))
@@ -321,7 +321,7 @@ def plain_loader_with_augmentation() -> Any:
 
 
 class ChangedInPlace(Dataset[Any]):
-    """Augments what it holds."""
+    """Augments its rows in place."""
 
     def __init__(self) -> None:
         self.rows = torch.ones(LENGTH, 2)
@@ -357,7 +357,7 @@ class InOneFile(Dataset[Any]):
     """Has its file open when the workers start."""
 
     def __init__(self) -> None:
-        self.file = open(__file__, "rb")  # noqa: SIM115  # held open, which is the fault
+        self.file = open(__file__, "rb")  # noqa: SIM115  # an open file is the fault
 
     def __len__(self) -> int:
         return LENGTH
@@ -373,7 +373,7 @@ def file_that_workers_share() -> Any:
 
 
 class CountingStream(IterableDataset[Any]):
-    """Goes on counting in its next pass."""
+    """Continues to count in its next pass."""
 
     count = 0
 
@@ -388,25 +388,25 @@ def stream_that_counts() -> Any:
 
 
 class ForgetfulStream(IterableDataset[Any]):
-    """Its state has its place, and not what it has read ahead."""
+    """Its state has its position, but not the samples that it has read ahead."""
 
-    place = 0
+    position = 0
 
     def __iter__(self) -> Any:
         ahead: list[int] = []
-        while self.place < LENGTH:
-            ahead.append(self.place)
-            self.place += 1
+        while self.position < LENGTH:
+            ahead.append(self.position)
+            self.position += 1
             if len(ahead) > 3:
                 yield ahead.pop(0)
         yield from ahead
-        self.place = 0
+        self.position = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.place = state["place"]
+        self.position = state["position"]
 
 
 def stream_whose_state_forgets() -> Any:
@@ -423,11 +423,11 @@ def plain_loader_that_depends_on_its_workers(num_workers: int = 0) -> Any:
     return DataLoader(rows, 4, shuffle=True, generator=generator, num_workers=num_workers)
 
 
-# What is wrong → how the diagnosis calls it, and what it must name.
+# Fault → the cause in its diagnosis, and what the evidence must name.
 FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
-    generator_made_at_import: ("a generator of the dataset's own", "MADE_AT_IMPORT"),
-    numpy_generator_in_the_dataset: ("a generator of the dataset's own", "dataset.rng"),
-    torch_generator_in_a_transform: ("a generator of the dataset's own", "variable generator"),
+    generator_made_at_import: ("a generator in the dataset", "MADE_AT_IMPORT"),
+    numpy_generator_in_the_dataset: ("a generator in the dataset", "dataset.rng"),
+    torch_generator_in_a_transform: ("a generator in the dataset", "variable generator"),
     transform_that_counts: ("state kept in the dataset", "dataset.row.calls"),
     closure_that_counts: ("state kept in the dataset", "variable calls"),
     order_of_a_set: ("hash randomisation", "PYTHONHASHSEED"),
@@ -449,7 +449,7 @@ FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
     dtype_of_the_one_before: ("state kept in the dataset", "dataset.last"),
     global_generators_in_threads: ("global generators in threads", "Python's random"),
     threads_that_share_a_buffer: ("threads that share the dataset", "threads"),
-    generator_in_a_stream: ("a generator of the dataset's own", "dataset.rng"),
+    generator_in_a_stream: ("a generator in the dataset", "dataset.rng"),
     sampler_with_fresh_randomness: ("fresh randomness when the loader is made", "order"),
     counter_of_the_class: ("state kept in the dataset", ""),
     rows_changed_in_place: ("samples are changed in place", "dataset.rows"),
@@ -457,11 +457,11 @@ FAULTS: dict[Callable[[], Any], tuple[str, str]] = {
     address_in_a_sample: ("the address of an object", "id()"),
     file_that_workers_share: ("an open file that the workers share", "dataset.file"),
     stream_that_counts: ("state kept in the dataset", "dataset.count"),
-    stream_whose_state_forgets: ("the stream's own state does not hold all", "load_state_dict"),
+    stream_whose_state_forgets: ("the stream's state is incomplete", "load_state_dict"),
     plain_loader_without_a_seed: ("unseeded torch random when the loader is made", "order"),
-    batches_out_of_order: ("in_order=False", "another one each time"),
+    batches_out_of_order: ("in_order=False", "which varies"),
     plain_loader_with_augmentation: (
-        "global generators that the state does not hold",
+        "global generators missing from the state",
         "Python's random",
     ),
 }

@@ -1,4 +1,4 @@
-"""Digests and comparison: any byte, dtype, shape, key or sample that differs is named."""
+"""Digests and comparison: each difference in a byte, dtype, shape, key or sample is named."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_first_difference_is_named(
         assert text in f"{found.first.expected} / {found.first.found}"
 
 
-def test_other_samples_are_told_from_other_values() -> None:
+def test_other_samples_are_distinguished_from_other_values() -> None:
     found = compare([event(BATCH)], [event(BATCH, (5, 8))])
     assert found.first is not None
     assert (found.first.kind, found.first.row, found.first.sample) == ("samples", 1, 7)
@@ -96,12 +96,12 @@ def test_a_pass_that_ends_early_is_a_difference_and_all_after_it_count() -> None
     assert (only_the_end.batches, only_the_end.differing) == (3, 0)
 
 
-def test_what_is_missing_because_of_an_error_or_for_want_of_time_is_no_difference() -> None:
+def test_events_missing_because_of_an_error_or_lack_of_time_are_no_difference() -> None:
     found = compare([event(BATCH), event(BATCH)], [event(BATCH)], incomplete=True)
     assert (found.batches, found.differing, found.first) == (1, 0, None)
 
 
-def test_sets_and_objects_are_compared_by_what_is_in_them() -> None:
+def test_sets_and_objects_are_compared_by_their_content() -> None:
     class Thing:
         def __init__(self, value: Any) -> None:
             self.value = value
@@ -154,7 +154,7 @@ def test_samples_are_compared_across_batch_sizes_and_ranks() -> None:
     assert compare_samples([one], two).batches == 5
     fewer = [one[0], END]
     assert compare_samples([one], [fewer]).first is not None
-    assert compare_samples([one], [fewer], dropped=4).first is None  # a tail that is dropped
+    assert compare_samples([one], [fewer], dropped=4).first is None  # a dropped tail
     assert compare_samples([one], [fewer], dropped=1).first is not None
     two[1][0] = rows([12, 99], [2, 3], 0)
     found = compare_samples([one], two)

@@ -1,4 +1,4 @@
-"""Diagnosis: each planted fault is found and called by its name."""
+"""Diagnosis: each planted fault is found and named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dataporter.tools.verification.report import Case
 
 pytestmark = pytest.mark.usefixtures("shared_hosts")
 
-# The others are seen without workers as well, which takes less time.
+# The others show without workers as well, which takes less time.
 SEEN_WITH_WORKERS = (
     faulty.worker_in_a_sample,
     faulty.worker_init_fn_with_the_clock,
@@ -32,7 +32,7 @@ SEEN_WITH_WORKERS = (
     faulty.batches_out_of_order,
     faulty.file_that_workers_share,
 )
-# The others are seen within an epoch.
+# The others show within an epoch.
 SEEN_IN_THE_SECOND_EPOCH = (
     *SEEN_WITH_WORKERS,
     faulty.stream_that_counts,
@@ -54,12 +54,12 @@ def test_each_fault_has_its_diagnosis(make_loader: Callable[[], Any]) -> None:
     assert diagnosis.remedy
 
 
-def test_a_number_of_workers_that_has_to_stay_is_called_so() -> None:
+def test_a_number_of_workers_that_cannot_change_is_named() -> None:
     make_loader = faulty.plain_loader_that_depends_on_its_workers
     report = verify(make_loader, workers=[0, 1], steps=6, measure=False)
     causes = {diagnosis.cause for diagnosis in report.diagnoses}
     assert causes == {
-        "the number of workers has to stay",
+        "the number of workers cannot change",
         "a worker's death ends the training",
     }, str(report)
 
@@ -83,7 +83,7 @@ def sound(name: str) -> Any:
 
 @pytest.mark.parametrize("name", SOUND)
 def test_nothing_is_found_in_a_sound_loader(name: str, hosts: Processes) -> None:
-    """Whatever is asked: here, as if a case had differed."""
+    """The diagnosis runs as if a case had differed."""
     stream = name in KINDS
     facts = {
         "stream": stream,

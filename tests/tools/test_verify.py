@@ -1,4 +1,4 @@
-"""Verification: sound loaders are exact in every case, and what is not exact is found."""
+"""Verification: sound loaders are exact in every case, and faults are found."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def no_loader() -> Any:
 
 
 class Slow(Augmented):
-    """Takes its time."""
+    """Reads slowly."""
 
     def __getitem__(self, index: int) -> Any:
         time.sleep(0.02)
@@ -84,7 +84,7 @@ def with_arguments(num_workers: int = 1, batch_size: int = 4) -> Any:
 
 
 class Forgetful:
-    """A loader whose state says nothing."""
+    """A loader whose state is always the same."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -114,7 +114,7 @@ def unseeded(kind: str) -> Any:
 
 
 class WithManager(Augmented):
-    """Has a process of its own beside the workers."""
+    """Starts a manager process beside the workers."""
 
     def __init__(self, length: int) -> None:
         super().__init__(length)
@@ -131,7 +131,7 @@ def with_manager() -> Any:
 
 
 class Drawn:
-    """A loader of somebody's own: nothing seeds it, and its state has all that it needs."""
+    """A custom loader: nothing seeds it, and its state is complete."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -150,21 +150,21 @@ class Drawn:
 
 
 class Careful:
-    """A loader of somebody's own that saves the generator that it draws from."""
+    """A custom loader that saves the generator from which it draws."""
 
-    place = 0
+    position = 0
 
     def __iter__(self) -> Any:
-        while self.place < 10:
-            self.place += 1
+        while self.position < 10:
+            self.position += 1
             yield torch.tensor(random.randrange(1 << 20))
-        self.place = 0
+        self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"place": self.place, "random": list(random.getstate()[1])}
+        return {"position": self.position, "random": list(random.getstate()[1])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.place = state["place"]
+        self.position = state["position"]
         random.setstate((3, tuple(state["random"]), None))
 
 
@@ -186,11 +186,11 @@ def test_sound_loaders_are_exact_in_every_case(strategy: str) -> None:
     report = verify(sound, arguments={"strategy": strategy}, workers=[0, 2], measure=False)
     assert report.exact, str(report)
     names = {(case.setting, case.name) for case in report.cases}
-    places = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
+    order = ["start", "mid-epoch", "random step", "last step", "end of epoch", "second epoch"]
     whole = ("uninterrupted", "uninterrupted, as no workers")
     for setting, first in zip(("no workers", "2 processes"), whole):
-        for place in (first, *places, "SIGKILL"):
-            assert (setting, place) in names
+        for name in (first, *order, "SIGKILL"):
+            assert (setting, name) in names
     assert ("2 processes", "mid-epoch, from no workers") in names
     assert ("2 processes", "SIGKILL to a worker") in names
     assert any("batch size" in setting for setting, _ in names) == (strategy != "simple")
@@ -215,17 +215,17 @@ def test_a_seed_is_not_needed(kind: str) -> None:
     assert report.exact, str(report)
 
 
-def test_another_process_of_the_datasets_is_not_taken_for_a_worker() -> None:
+def test_a_process_of_the_dataset_is_not_mistaken_for_a_worker() -> None:
     report = verify(with_manager, workers=[2], measure=False)
     assert report.exact, str(report)
     assert any(case.name == "SIGKILL to a worker" for case in report.cases)
 
 
-def test_nothing_of_the_verification_disturbs_a_generator_that_is_saved() -> None:
+def test_verification_does_not_disturb_a_generator_that_is_saved() -> None:
     assert verify(careful, workers=[0], steps=8, measure=False, seed=1).exact
 
 
-def test_of_a_loader_that_nothing_seeds_a_killed_run_is_compared_with_none() -> None:
+def test_a_killed_run_of_an_unseeded_loader_is_not_compared() -> None:
     report = verify(Drawn, workers=[0], steps=7, measure=False)
     assert report.exact, str(report)
     assert {case.name for case in report.cases} >= {"start", "mid-epoch"}
@@ -246,7 +246,7 @@ def test_ranks_of_a_process_group_are_exact() -> None:
     assert {"1 rank", "2 ranks"} < {case.setting for case in report.cases}
 
 
-def test_a_state_that_says_nothing_is_found_out() -> None:
+def test_a_state_without_a_position_is_found() -> None:
     report = verify(Forgetful, measure=False, diagnose=False, workers=[0])
     assert not report.exact
     found = {case.name: case for case in report.cases}
@@ -259,9 +259,9 @@ def test_a_state_that_says_nothing_is_found_out() -> None:
     assert comparison.differing == comparison.batches
 
 
-def test_a_plain_loader_without_a_state_is_read_again() -> None:
+def test_a_plain_loader_without_a_state_is_reread() -> None:
     report = verify(plain, workers=[0], measure=False, diagnose=False)
-    assert not report.exact  # its augmentation draws from generators that nobody has saved
+    assert not report.exact  # its augmentation draws from generators that are not saved
     assert any("has no state" in note for note in report.notes)
 
 
@@ -274,7 +274,7 @@ def test_a_local_function_is_forked_and_the_report_says_so() -> None:
     assert any("hash randomisation" in note for note in report.notes)
 
 
-def test_what_cannot_be_carried_out_is_an_error() -> None:
+def test_a_verification_that_cannot_be_carried_out_is_an_error() -> None:
     with pytest.raises(VerificationError, match="the disk is gone"):
         verify(no_loader)
     with pytest.raises(VerificationError, match="nothing returned a NoneType"):
@@ -289,7 +289,7 @@ def test_what_cannot_be_carried_out_is_an_error() -> None:
         verify(sound, workers=[-1])
 
 
-def test_a_run_that_is_cut_short_says_what_is_not_covered() -> None:
+def test_a_short_run_notes_what_is_not_covered() -> None:
     report = verify(sound, workers=[0], steps=5, measure=False)
     assert report.exact
     assert (report.events, report.epoch_batches) == (5, None)
@@ -322,7 +322,7 @@ def test_the_command_has_its_exit_codes() -> None:
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
 
 
-def test_a_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
+def test_a_report_is_one_self_contained_page(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     asked = ["verify", f"{HERE}:Forgetful", "--workers=0", f"--html={page}", "--no-diagnose"]
     assert CliRunner().invoke(main, asked).exit_code == 1
@@ -340,7 +340,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
 
 
 class Checker(HTMLParser):
-    """Whether tags are closed, and whether anything is asked for from elsewhere."""
+    """Collects open tags, and links to other files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,7 +357,7 @@ class Checker(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_names_that_a_dataset_gives_are_no_markup() -> None:
+def test_names_from_a_dataset_are_not_markup() -> None:
     case = Case("no workers", "mid-epoch", "failed", 3, error="<script>alert(1)</script> [bold]")
     facts = {"loader": "<b>", "dataset": "[red]", "stream": False}
     report = VerifyReport("<i>", facts, (case,), 3, 5, Measures(None, None, None))
@@ -380,7 +380,7 @@ def test_state_times_and_rates_are_measured() -> None:
     assert verify(plain, workers=[0], steps=4, diagnose=False).measures.state_bytes is None
 
 
-def test_time_that_runs_out_leaves_cases_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_without_time_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = time.monotonic
 
     def on_progress(what: str, done: int, of: int) -> None:
@@ -393,7 +393,7 @@ def test_time_that_runs_out_leaves_cases_out_and_says_so(monkeypatch: pytest.Mon
     assert "for lack of time" in report.summary()
 
 
-def test_a_loader_that_hangs_is_ended() -> None:
+def test_a_loader_that_hangs_is_killed() -> None:
     limit = session._SECONDS_OVER
     session._SECONDS_OVER = 1.0
     try:
@@ -403,7 +403,7 @@ def test_a_loader_that_hangs_is_ended() -> None:
         session._SECONDS_OVER = limit
 
 
-def test_the_loader_gets_the_arguments_that_its_function_takes() -> None:
+def test_a_function_receives_the_arguments_that_it_takes() -> None:
     report = verify(with_arguments, workers=[0, 2], measure=False)
     assert report.exact, str(report)
     assert {case.setting for case in report.cases} >= {"no workers", "2 processes"}
@@ -420,7 +420,7 @@ def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
         "RNG = random.Random()\n"
         "def sound():\n    return ResumableDataLoader(range(12), 2, shuffle=True)\n"
         "def faulty():\n    return ResumableDataLoader(Rows(), 2, shuffle=True)\n"
-        # Found by no new interpreter, so that none is started.
+        # No new interpreter can find a lambda, so none is started.
         "def test_sound(assert_exact_resume):\n"
         "    assert_exact_resume(lambda: sound(), workers=[0])\n"
         "def test_faulty(assert_exact_resume):\n"
@@ -431,7 +431,7 @@ def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
         command += ["-p", "pytest_dataporter"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
-    assert "a generator of the dataset's own" in ran.stdout
+    assert "a generator in the dataset" in ran.stdout
     assert "test_mine.RNG" in ran.stdout
 
 
@@ -441,7 +441,7 @@ def test_the_plugin_does_not_import_torch() -> None:
     assert ran.stdout.strip() == "False", ran.stderr
 
 
-def test_the_documents_code_runs_as_printed() -> None:
+def test_the_code_in_the_guide_runs() -> None:
     document = (HERE.parents[2] / "docs" / "verify.md").read_text()
     block, fixture = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     exec(block, {})
@@ -458,7 +458,7 @@ def test_the_command_gives_json() -> None:
     assert {case["verdict"] for case in found["cases"]} == {"exact"}
 
 
-def test_a_script_that_verifies_itself_needs_its_guard(tmp_path: Path) -> None:
+def test_a_script_that_verifies_its_own_loader_needs_a_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from dataporter import ResumableDataLoader, verify\n"

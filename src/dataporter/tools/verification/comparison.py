@@ -1,4 +1,4 @@
-"""Comparison: where two recordings differ first, and in how many batches (C1, C2)."""
+"""Comparison: where two recordings first differ, and in how many batches (C1, C2)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Difference:
     """The first difference.
 
     Attributes:
-        kind: other samples came; the same sample has other values; its dtype, or its shape, or the
-            keys of the batch are others; or a pass was longer or shorter.
-        batch: how many batches after the interruption, counted from 0.
-        epoch, step: which batch it should have been.
-        path: of the leaf, as text; "" where the whole batch is another.
-        row: its place in the batch.
-        sample: the index in the dataset of the sample in that row, where the loader knows.
+        kind: what differs: which samples were delivered; the values, dtype or shape of a leaf; the
+            keys of the batch; or the length of the pass.
+        batch: number of batches between the interruption and this one.
+        epoch, step: of the batch that was expected.
+        path: of the leaf, as text; "" if the whole batch differs.
+        row: offset in the batch.
+        sample: index of the sample in that row; None: the loader does not know it.
         expected, found: the two values.
     """
 
@@ -56,10 +56,10 @@ class Comparison:
     """How far two recordings agree.
 
     Attributes:
-        batches: how many were compared, ends of passes not counted.
-        differing: how many of them differ.
-        kinds: all kinds of difference that there are.
-        first: the first one.
+        batches: number that were compared; ends of passes do not count.
+        differing: number of those that differ.
+        kinds: of all differences.
+        first: the first difference.
     """
 
     batches: int
@@ -71,17 +71,17 @@ class Comparison:
 def compare(
     expected: Sequence[Event], found: Sequence[Event], *, incomplete: bool = False
 ) -> Comparison:
-    """Compare what came after an interruption with what should have come.
+    """Compare the events after an interruption with those that were expected.
 
     Args:
-        incomplete: ``found`` ended early, by an error or for want of time: then what is missing is
+        incomplete: ``found`` ended early, by an error or for lack of time, so missing events are
             no difference.
     """
     batches = differing = 0
     kinds: set[Kind] = set()
     first: Difference | None = None
-    for place, should in enumerate(expected):
-        if place >= len(found):
+    for index, should in enumerate(expected):
+        if index >= len(found):
             if incomplete:
                 break
             difference: Difference | None = Difference(
@@ -89,14 +89,14 @@ def compare(
                 *(_named(should), "nothing more"),
             )
         else:
-            difference = _difference(should, found[place], batches)
+            difference = _difference(should, found[index], batches)
         if difference is None:
             batches += not should.is_end
             continue
         kinds.add(difference.kind)
         first = first or difference
-        if difference.kind == "length":  # from here on nothing lies beside what it should
-            missing = sum(not event.is_end for event in expected[place:])
+        if difference.kind == "length":  # all that follows is shifted
+            missing = sum(not event.is_end for event in expected[index:])
             batches, differing = batches + missing, differing + missing
             break
         batches, differing = batches + 1, differing + 1
@@ -104,10 +104,10 @@ def compare(
 
 
 def _named(event: Event) -> str:
-    return "the end of the epoch" if event.is_end else f"a batch{_of(event)}"
+    return "the end of the epoch" if event.is_end else f"a batch{_samples_of(event)}"
 
 
-def _of(event: Event) -> str:
+def _samples_of(event: Event) -> str:
     if not event.indices:
         return ""
     shown = ", ".join(map(str, event.indices[:6]))
@@ -131,7 +131,9 @@ def _difference(should: Event, did: Event, batch: int) -> Difference | None:
     if should.indices != did.indices:
         pairs = enumerate(zip(should.indices or (), did.indices or ()))
         row = next((row for row, (one, other) in pairs if one != other), None)
-        return difference("samples", f"a batch{_of(should)}", f"a batch{_of(did)}", row=row)
+        return difference(
+            "samples", f"a batch{_samples_of(should)}", f"a batch{_samples_of(did)}", row=row
+        )
     paths, others = [leaf.path for leaf in should.leaves], [leaf.path for leaf in did.leaves]
     if paths != others:
         in_order = "" if sorted(map(str, paths)) != sorted(map(str, others)) else " in this order"
@@ -140,7 +142,7 @@ def _difference(should: Event, did: Event, batch: int) -> Difference | None:
         )
     for leaf, other in zip(should.leaves, did.leaves):
         if leaf.digest != other.digest:
-            kind, expected, found, row = _of_leaves(leaf, other, should)
+            kind, expected, found, row = _difference_in_leaf(leaf, other, should)
             return difference(kind, expected, found, path_shown(leaf.path), row)
     return None
 
@@ -150,7 +152,7 @@ def _keys_shown(leaves: Sequence[Leaf]) -> str:
     return f"the keys {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
-def _of_leaves(leaf: Leaf, other: Leaf, event: Event) -> tuple[Kind, str, str, int | None]:
+def _difference_in_leaf(leaf: Leaf, other: Leaf, event: Event) -> tuple[Kind, str, str, int | None]:
     if leaf.path[-1:] == ("()",):
         return "keys", _text(leaf.value), _text(other.value), None
     if (leaf.kind, leaf.dtype) != (other.kind, other.dtype):
@@ -160,7 +162,7 @@ def _of_leaves(leaf: Leaf, other: Leaf, event: Event) -> tuple[Kind, str, str, i
     pairs = enumerate(zip(leaf.rows, other.rows))
     row = next((row for row, (one, another) in pairs if one != another), None)
     if row is None:
-        # A list of strings, one for each sample.
+        # A list with an item for each sample, such as strings, is a leaf for each item.
         in_list = event.indices is not None and isinstance(leaf.path[-1:], tuple) and leaf.path
         last = leaf.path[-1] if in_list else None
         row = last if isinstance(last, int) and last < len(event.indices or ()) else None
@@ -168,13 +170,13 @@ def _of_leaves(leaf: Leaf, other: Leaf, event: Event) -> tuple[Kind, str, str, i
     if leaf.value is None or other.value is None:
         return "values", f"bytes of digest {leaf.rows[row].hex()}", other.rows[row].hex(), row
     one, another = np.asarray(leaf.value[row]), np.asarray(other.value[row])
-    place = _first_unequal(one, another)
-    at = "" if one.size < 2 else f" at {list(map(int, np.unravel_index(place, one.shape)))}"
-    return "values", _text(one.reshape(-1)[place]) + at, _text(another.reshape(-1)[place]), row
+    offset = _first_unequal(one, another)
+    at = "" if one.size < 2 else f" at {list(map(int, np.unravel_index(offset, one.shape)))}"
+    return "values", _text(one.reshape(-1)[offset]) + at, _text(another.reshape(-1)[offset]), row
 
 
 def _first_unequal(one: Any, other: Any) -> int:
-    """The place of the first element whose bytes differ: NaN is equal to itself."""
+    """The offset of the first element whose bytes differ: NaN equals itself."""
     size = one.dtype.itemsize
     pairs = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other)]
     return int(np.argmax((pairs[0] != pairs[1]).reshape(-1, size).any(axis=1)))
@@ -190,7 +192,7 @@ def _text(value: Any) -> str:
 
 
 class Sample(NamedTuple):
-    """A sample as it came in a batch: its index, and the rows of the leaves that are its own."""
+    """A sample as a batch delivered it: its index, and its row of each leaf."""
 
     index: Any
     rows: tuple[tuple[str, bytes], ...]
@@ -199,9 +201,9 @@ class Sample(NamedTuple):
 
 
 def samples_of(ranks: Sequence[Sequence[Event]]) -> list[Sample]:
-    """The samples of what is left of an epoch, in their order over all ranks, each once.
+    """The samples in the rest of an epoch, in order over all ranks and without padding.
 
-    Of a leaf that has no row for each sample nothing is taken.
+    Leaves that do not have a row for each sample are left out.
     """
     left = [list(_until_end(events)) for events in ranks]
     samples: list[Sample] = []
@@ -233,28 +235,26 @@ def _until_end(events: Sequence[Event]) -> Any:
 def compare_samples(
     expected: Sequence[Sequence[Event]], found: Sequence[Sequence[Event]], dropped: int = 0
 ) -> Comparison:
-    """Compare what is left of an epoch, sample by sample, whatever batches and ranks it came in.
+    """Compare the rest of an epoch sample by sample, across batch sizes and numbers of ranks.
 
     Args:
-        expected, found: the recordings of all ranks.
-        dropped: of a loader that drops an incomplete last batch: how many samples one of the two
-            may have for that reason that the other has not, fewer than this.
+        expected, found: the events of each rank.
+        dropped: of a loader that drops an incomplete last batch: one run may lack fewer than this.
     """
-    should_be, came = samples_of(expected), samples_of(found)
-    count = min(len(should_be), len(came))
+    should_be, delivered = samples_of(expected), samples_of(found)
+    count = min(len(should_be), len(delivered))
     differing, first = 0, None
     kinds: set[Kind] = set()
-    surplus = abs(len(should_be) - len(came))
+    surplus = abs(len(should_be) - len(delivered))
     if surplus >= max(1, dropped) and _have_ended(expected) and _have_ended(found):
         differing += surplus
         kinds.add("length")
-        at = (should_be or came)[-1]
+        at = (should_be or delivered)[-1]
         first = Difference(
             *("length", count, at.epoch, at.step, "", None, None),
-            *(f"{len(should_be)} samples to the end of the epoch", str(len(came))),
+            *(f"{len(should_be)} samples to the end of the epoch", str(len(delivered))),
         )
-    for place in range(count):
-        should, did = should_be[place], came[place]
+    for number, (should, did) in enumerate(zip(should_be, delivered)):
         if should.index == did.index and _rows_agree(should.rows, did.rows):
             continue
         differing += 1
@@ -265,7 +265,7 @@ def compare_samples(
             named = ("sample {}", "the values it had")[kind == "values"]
             other = ("sample {}", "others")[kind == "values"]
             first = Difference(
-                *(kind, place, should.epoch, should.step, path, None, should.index),
+                *(kind, number, should.epoch, should.step, path, None, should.index),
                 *(named.format(should.index), other.format(did.index)),
             )
     return Comparison(count, differing, frozenset(kinds), first)

@@ -1,4 +1,4 @@
-"""Digests: a batch taken apart into its leaves, each with dtype, shape and a hash of its bytes."""
+"""Digests: the leaves of a batch, each with its dtype, its shape and a hash of its bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Leaf", "digest_of", "leaves_of", "path_shown"]
 
 Path = tuple[Step, ...]
 
-# Rows of longer leaves are not told apart: they are no samples.
+# Rows of longer leaves have no digests: they are not samples.
 _MOST_ROWS = 4096
 _ROW_BYTES = 8
 _DEEPEST = 32
@@ -27,16 +27,16 @@ _PLAIN = (str, bytes, bytearray, int, float, complex)
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What is kept of one leaf of a batch.
+    """One leaf of a batch.
 
     Attributes:
         path: the steps that lead to it.
         kind: the name of its class.
-        dtype: of a tensor or an array, else of no meaning ("").
-        shape: of a tensor or an array.
+        dtype: of a tensor or an array; "" for others.
+        shape: of a tensor or an array; () for others.
         digest: of kind, dtype, shape and bytes.
-        rows: a digest of each row of a tensor or an array; empty where it has none, or very many.
-        value: the leaf itself, as an array where it is one; None where it was not kept.
+        rows: a digest of each row of a tensor or an array; empty if it has none, or very many.
+        value: the leaf itself, a tensor as an array; None if it was not kept.
     """
 
     path: Path
@@ -48,20 +48,21 @@ class Leaf:
     value: Any
 
     def without_value(self) -> Leaf:
-        """The same, without what takes memory."""
+        """The same leaf without its value, which takes memory."""
         return Leaf(self.path, self.kind, self.dtype, self.shape, self.digest, self.rows, None)
 
 
 def leaves_of(batch: Any) -> list[Leaf]:
-    """The leaves of a batch in its own order, which is part of what is compared.
+    """The leaves of a batch in its own order, since that order is compared as well.
 
-    Containers are those of :mod:`dataporter.structure`; of other objects, the attributes are taken.
+    Containers are those of :mod:`dataporter.structure`; other objects are replaced by their
+    attributes.
     """
     return [_leaf(path, value) for path, value in _walk(batch, (), frozenset())]
 
 
 def digest_of(value: Any) -> bytes:
-    """One digest of anything that :func:`leaves_of` takes apart."""
+    """One digest of all leaves of a value."""
     hashed = blake2b(digest_size=16)
     for leaf in leaves_of(value):
         hashed.update(repr(leaf.path).encode())
@@ -70,7 +71,7 @@ def digest_of(value: Any) -> bytes:
 
 
 def path_shown(path: Sequence[Step]) -> str:
-    """A path as people write it."""
+    """A path as users write it."""
     return ".".join(map(str, path)) or "the batch"
 
 
@@ -79,13 +80,13 @@ def _walk(value: Any, path: Path, above: frozenset[int]) -> Iterator[tuple[Path,
         return
     parts = parts_of(value)
     if parts is not None:
-        # An empty container, and the class of any, are content too.
+        # That a container is empty, and its class, are compared as well.
         yield (*path, "()"), f"{type(value).__name__} of {len(parts)}"
         for part in parts:
             yield from _walk(part.value, (*path, part.step), above | {id(value)})
     else:
         attributes = {} if _is_array(value) else _attributes(value)
-        # A class derived from one of these has its value, beside what else it has.
+        # A subclass of one of these has a value beside its attributes.
         is_value = _is_array(value) or isinstance(value, _PLAIN) or not _has_attributes(value)
         yield (path, value) if is_value else ((*path, "()"), type(value).__name__)
         for name, inner in attributes.items():
@@ -99,10 +100,11 @@ def _is_array(value: Any) -> bool:
 def _has_attributes(value: Any) -> bool:
     if callable(value) or hasattr(value, "tobytes"):
         return False
-    # What has slots mostly says what is in them; those of a path hold its hash, never the same.
+    # The repr of a class with slots mostly shows them; and slots may hold a hash that differs in
+    # each process, as those of a Path do.
     own_repr: Any = type(value).__repr__
-    says_nothing = own_repr is object.__repr__
-    return hasattr(value, "__dict__") or (says_nothing and bool(_slots(value)))
+    shows_nothing = own_repr is object.__repr__
+    return hasattr(value, "__dict__") or (shows_nothing and bool(_slots(value)))
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _leaf(path: Path, value: Any) -> Leaf:
         dtype = str(value.dtype).removeprefix("torch.")
         return _array_leaf(path, kind, dtype, _as_array(value))
     content = _content(value)
-    # Of exactly these classes: one of the user's could not be unpickled where his modules are not.
+    # Exactly these classes: a user's subclass cannot be unpickled where its module is missing.
     kept = value if type(value) in (str, bytes, int, float, bool, type(None)) else None
     return Leaf(path, kind, "", (), _hash(kind, "", (), [content]), (), kept)
 
@@ -148,7 +150,7 @@ def _bytes_of_rows(array: Any) -> Iterator[Any]:
 
 
 def _as_array(value: Any) -> Any:
-    """A tensor's or an array's content as an array of its own, dtypes NumPy lacks as bits."""
+    """A copy of a tensor or an array as an array; dtypes that NumPy lacks become integers."""
     if not isinstance(value, torch.Tensor):
         return np.array(value)
     dense = value if value.layout is torch.strided else value.to_dense()
@@ -164,13 +166,13 @@ def _content(value: Any) -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, set | frozenset):
-        # Its content, not the order in which it happens to be gone through.
+        # Independent of the order of iteration.
         return b"".join(sorted(digest_of(item) for item in value))
-    if hasattr(value, "tobytes"):  # an image of PIL
+    if hasattr(value, "tobytes"):  # a PIL image
         size = f"{getattr(value, 'size', '')}{getattr(value, 'mode', '')}"
         return size.encode() + bytes(value.tobytes())
     for kind in (str, int, float, complex):
-        if isinstance(value, kind):  # whatever a class derived from it shows of itself
+        if isinstance(value, kind):  # a subclass may have a repr of its own
             return kind.__repr__(value).encode()
     return _ADDRESS.sub("", repr(value)).encode()
 

@@ -1,8 +1,8 @@
-"""Probes: experiments on a loader in a process of its own, to find out why it is not exact.
+"""Probes: experiments on a loader in a process of its own, to find why it is not exact.
 
-Each experiment reads the same samples in a fork of the process in which the loader was made, so
-that all of them begin with the very same objects. As DataPorter does, the global generators are
-seeded before each sample, so that what still differs has another cause.
+Each experiment reads the same samples in a fork of the process that made the loader, so that all
+of them start with the same objects. The global generators are seeded before each sample, as
+DataPorter does, so that a remaining difference has another cause.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from dataporter.tools.verification.reachable import (
     Generators,
     generator_state,
     is_open_file,
-    put_back,
     reachable,
+    restore_generator,
     snapshot,
 )
 from dataporter.tools.verification.setting import Setting, loader_for
 
-__all__ = ["Found", "Probe", "carry_out"]
+__all__ = ["Found", "Probe", "run_probe"]
 
 _SECONDS_AN_EXPERIMENT = 20
-# Clocks go on between two experiments.
+# Clocks must advance between two experiments.
 _PAUSE = 0.003
 _MOST_NAMED = 4
 _GENERATORS = ("Python's random", "numpy.random", "torch's default generator")
@@ -52,13 +52,13 @@ Digests = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What to find out, in one process.
+    """The experiments of one process.
 
     Attributes:
-        factory: the loader.
-        samples: which samples to read, of a dataset with an index; of a stream, how many.
-        fixed: sources of chance that are taken away, see ``randomness.py``.
-        whole: carry all experiments out, and not only the two that begin alike.
+        factory: makes the loader.
+        samples: indices of the samples to read; of a stream, one for each sample to read.
+        fixed: sources of randomness to fix, see ``randomness.py``.
+        whole: run all experiments, rather than only read the samples twice.
     """
 
     factory: Factory
@@ -69,19 +69,18 @@ class Probe:
 
 @dataclass(slots=True)
 class Found:
-    """What a probe has found; an experiment that failed is not in it.
+    """The results of a probe; experiments that failed are missing.
 
     Attributes:
-        digests: of the samples read, by experiment, one for each; the last one is of the batch.
-        draws: the global generators that reading draws from.
-        generators: the dataset's own ones without which reading twice gives the same.
-        changed: what reading changes about the dataset, by name.
-        containers: those of them that grow.
-        arrays: those of them that are tensors or arrays of many numbers.
-        files: open files of the dataset's.
-        has_init: whether there is a ``worker_init_fn``.
-        order: a digest of the first indices, where a sampler of the user's own gives them.
-        error: why nothing was found.
+        digests: by experiment, a digest of each sample, and one of the batch at the end.
+        draws: global generators from which reading draws.
+        generators: generators of the dataset that make a sample differ when it is read twice.
+        changed: names of the dataset's objects that reading changes.
+        containers: those of them that are containers or caches.
+        arrays: those of them that are tensors or arrays with dimensions.
+        files: names of the dataset's open files.
+        order: a digest of the first indices of a custom sampler; None: there is none.
+        error: why there are no results.
     """
 
     digests: dict[str, Digests] = field(default_factory=dict)
@@ -91,17 +90,16 @@ class Found:
     containers: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    has_init: bool = False
     order: bytes | None = None
     error: str | None = None
 
 
-def carry_out(probe: Probe) -> Found:
-    """Carry the experiments of a probe out."""
+def run_probe(probe: Probe) -> Found:
+    """Run the experiments of a probe."""
     for source in probe.fixed:
         fix(source)
     try:
-        return _Experiments(probe).carry_out()
+        return _Experiments(probe).run()
     except (Exception, SystemExit) as error:
         return Found(error=in_one_line(error))
 
@@ -118,15 +116,15 @@ class _Experiments:
         self._is_stream = isinstance(self._data, IterableDataset)
         self._collate = getattr(loader, "collate_fn", None) or (lambda samples: samples)
         if isinstance(loader, DataLoader) and loader.batch_sampler is None and not self._is_stream:
-            self._collate = list  # samples are handed out one by one
+            self._collate = list  # samples are delivered one by one
         self._init = getattr(loader, "worker_init_fn", None)
         self._roots = {
             "dataset": getattr(loader, "dataset", None),
             "collate_fn": getattr(loader, "collate_fn", None),
         }
 
-    def carry_out(self) -> Found:
-        found = Found(has_init=self._init is not None, order=self._in_fork(self._order))
+    def run(self) -> Found:
+        found = Found(order=self._in_fork(self._order))
         experiments: dict[str, Callable[[], Any]] = {
             "plain": self._read,
             "again": self._read,
@@ -160,17 +158,17 @@ class _Experiments:
 
     def _samples(self, indices: Sequence[Any] | None = None, *, seeded: bool = True) -> list[Any]:
         wanted = list(self._probe.samples if indices is None else indices)
-        known = {index: place for place, index in enumerate(self._probe.samples)}
+        offsets = {index: offset for offset, index in enumerate(self._probe.samples)}
         positions = np.arange(len(self._probe.samples), dtype=np.int64)
         samples = []
         stream = iter(self._data) if self._is_stream else None
         with reading(1, 0, positions) as current:
             for index in wanted:
-                place = known[index]
+                offset = offsets[index]
                 if seeded:
-                    seed_generators(sample_key(1, 0, place))
-                    current.generators.pop(place, None)
-                current.offset = place
+                    seed_generators(sample_key(1, 0, offset))
+                    current.generators.pop(offset, None)
+                current.offset = offset
                 if stream is None:
                     samples.append(self._data[index])
                 else:
@@ -203,7 +201,7 @@ class _Experiments:
         return tuple(map(digest_of, samples))
 
     def _read_in_worker(self, number: int) -> Digests:
-        # A loader with the same arguments, so that "workers" is all that is new.
+        # Of a loader with the same arguments, so that only the worker is new.
         become_worker(number, 2, number, getattr(self._loader, "dataset", None))
         return tuple(map(digest_of, self._samples()))
 
@@ -213,16 +211,16 @@ class _Experiments:
         assert get_worker_info() is not None
         seed_generators(0)
         self._init(0)
-        # Unseeded where the loader does not seed either: then it counts what it has seeded.
+        # Not seeded if the loader does not seed either: then the seeds of worker_init_fn count.
         seeded = isinstance(self._loader, ResumableDataLoader)
         return tuple(map(digest_of, self._samples(seeded=seeded)))
 
     def _read_after_others(self) -> Digests:
-        """The batch of all samples but the last, by itself and after batches of the others."""
+        """The batch of the first sample, by itself and after batches of the others."""
         samples = self._samples()
         collated = self._in_fork(lambda: self._collated(samples[:1]))
-        for place in range(1, len(samples)):
-            self._collated(samples[place : place + 1])
+        for sample in samples[1:]:
+            self._collated([sample])
         self._collated(samples)
         return (collated or b"", self._collated(samples[:1]))
 
@@ -232,7 +230,7 @@ class _Experiments:
         if isinstance(self._loader, ResumableDataLoader) and self._loader.order is not None:
             return None
         if isinstance(self._loader, ResumableDataLoader):
-            seed_generators(0)  # as it does itself; what seeds another's is part of the question
+            seed_generators(0)  # as it does itself; whether others are seeded is to be found
         sampler: Any = self._loader.batch_sampler or self._loader.sampler
         return digest_of(list(islice(sampler, 64)))
 
@@ -260,12 +258,12 @@ class _Experiments:
         return tuple(found[:_MOST_NAMED])
 
     def _is_cause(self, generators: dict[str, Any]) -> bool:
-        """Whether a sample read twice is the same when these are put back in between."""
+        """Whether a sample read twice is the same if these are restored in between."""
         index = self._probe.samples[:1]
         states = {name: generator_state(thing) for name, thing in generators.items()}
         first = [digest_of(sample) for sample in self._samples(index)]
         for name, thing in generators.items():
-            put_back(thing, states[name])
+            restore_generator(thing, states[name])
         second = [digest_of(sample) for sample in self._samples(index)]
         third = [digest_of(sample) for sample in self._samples(index)]
         return first == second and second != third
@@ -299,22 +297,22 @@ class _Experiments:
     # ---- forks
 
     def _in_fork(self, experiment: Callable[[], Any]) -> Any:
-        """What an experiment gives in a fork of this process; None where it fails or hangs."""
+        """The result of an experiment in a fork of this process; None if it fails or hangs."""
         reads, writes = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 signal.alarm(_SECONDS_AN_EXPERIMENT)
-                given = pickle.dumps(experiment())
+                result = pickle.dumps(experiment())
                 with os.fdopen(writes, "wb") as pipe:
-                    pipe.write(given)
+                    pipe.write(result)
             finally:
                 os._exit(0)
         os.close(writes)
         with os.fdopen(reads, "rb") as pipe:
-            given = pipe.read()
+            result = pipe.read()
         os.waitpid(pid, 0)
-        return pickle.loads(given) if given else None
+        return pickle.loads(result) if result else None
 
 
 def _array(thing: Any) -> Any:

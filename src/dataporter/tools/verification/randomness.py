@@ -1,4 +1,4 @@
-"""Freezing: takes one source of chance away from a process, to see whether it was the cause."""
+"""Randomness: its sources in a process, each of which can be fixed to see if it is the cause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PID = 4242
 
 
 def fix(source: str) -> None:
-    """Make it the same in every process; before the user's modules are imported."""
+    """Make a source the same in every process; call this before the user's modules are imported."""
     SOURCES[source]()
 
 
@@ -60,7 +60,7 @@ def _entropy() -> None:
         seed(self, next(counter) if a is None else a, version)
 
     os.urandom = urandom
-    # What SystemRandom, and so `secrets` and NumPy's unseeded generators, take theirs from.
+    # SystemRandom reads this one, and with it `secrets` and NumPy's unseeded generators.
     if hasattr(random, "_urandom"):
         random._urandom = urandom
     patched: Any = random.Random

@@ -1,4 +1,4 @@
-"""Belongings: all that a dataset has about it, by name, so that what changes in it can be named."""
+"""Reachable objects: all that a dataset refers to, by name, so that a report can name a change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import torch
 __all__ = [
     "Generators",
     "generator_state",
-    "is_librarys",
+    "is_of_library",
     "is_open_file",
-    "put_back",
     "reachable",
+    "restore_generator",
     "snapshot",
 ]
 
@@ -32,15 +32,15 @@ _MOST = 5000
 _MOST_ITEMS = 64
 _DEEPEST = 8
 _MOST_BYTES = 1 << 20
-_DATA_BASES = ("sqlite3", "h5py", "lmdb")
+_DATABASES = ("sqlite3", "h5py", "lmdb")
 _OURS = ("dataporter", "torch", "torchdata", "numpy")
 
 
 def reachable(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What can be reached from some objects, each with its name.
+    """The objects that can be reached from some roots, each with its name.
 
-    Attributes, entries of containers, what functions close over, classes of the user's, and the
-    globals of the modules that those are from.
+    These are attributes, items of containers, variables that functions close over, the user's
+    classes, and the globals of the modules that define those.
     """
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [(name, thing, 0) for name, thing in roots.items()]
@@ -57,13 +57,13 @@ def reachable(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def snapshot(roots: Mapping[str, Any]) -> dict[str, Any]:
-    """What can be compared of each thing, by name."""
+    """A comparable value of each reachable object that has one, by name."""
     return {name: token for name, thing in reachable(roots) if (token := _token(thing)) is not None}
 
 
 def is_open_file(thing: Any) -> bool:
-    """Whether it is an open file, or a data base, that a fork would share."""
-    if type(thing).__module__.partition(".")[0] in _DATA_BASES:
+    """Whether an object is an open file or database that a fork would share."""
+    if type(thing).__module__.partition(".")[0] in _DATABASES:
         return True
     try:
         return isinstance(thing, io.IOBase) and thing.fileno() > 2
@@ -82,8 +82,8 @@ def generator_state(generator: Any) -> Any:
     return generator.get_state()
 
 
-def put_back(generator: Any, state: Any) -> None:
-    """The reverse."""
+def restore_generator(generator: Any, state: Any) -> None:
+    """Set a generator to a state from :func:`generator_state`."""
     if isinstance(generator, random.Random):
         generator.setstate(state)
     elif isinstance(generator, np.random.Generator):
@@ -95,15 +95,15 @@ def put_back(generator: Any, state: Any) -> None:
 def _parts(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(thing, ModuleType):
         for key, value in vars(thing).items():
-            # Of what was imported into it, only what keeps something.
+            # Modules that it imports are not the user's.
             if not key.startswith("__") and not isinstance(value, ModuleType):
                 yield f"{name}.{key}", value
     elif isinstance(thing, Mapping):
         for key, value in list(thing.items())[:_MOST_ITEMS]:
             yield f"{name}[{key!r}]", value
     elif isinstance(thing, list | tuple):
-        for place, value in enumerate(thing[:_MOST_ITEMS]):
-            yield f"{name}[{place}]", value
+        for index, value in enumerate(thing[:_MOST_ITEMS]):
+            yield f"{name}[{index}]", value
     elif isinstance(thing, partial):
         yield f"{name}.func", thing.func
         yield f"{name}.args", thing.args
@@ -140,15 +140,15 @@ def _module_of(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_users(thing: Any) -> bool:
-    """Whether a class or function is neither a library's nor Python's own."""
+    """Whether a class or function belongs neither to a library nor to Python."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     if getattr(module, "__file__", None) is None or module is None:
         return False
-    return module.__name__.partition(".")[0] not in _OURS and not is_librarys(module)
+    return module.__name__.partition(".")[0] not in _OURS and not is_of_library(module)
 
 
-def is_librarys(module: Any) -> bool:
-    """Whether a module lies where libraries are installed."""
+def is_of_library(module: Any) -> bool:
+    """Whether a module is in a directory where libraries are installed."""
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and any(map(Path(file).resolve().is_relative_to, _libraries()))
 
@@ -161,7 +161,7 @@ def _libraries() -> tuple[Path, ...]:
 
 def _token(thing: Any) -> Any:
     if isinstance(thing, Generators):
-        return None  # these are looked at by themselves
+        return None  # these are examined separately
     if hasattr(thing, "cache_info") and callable(thing):
         return ("cache", thing.cache_info().currsize)
     if isinstance(thing, int | float | str | bytes | bool | None):

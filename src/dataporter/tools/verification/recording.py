@@ -24,7 +24,7 @@ from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
 from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.reachable import is_librarys
+from dataporter.tools.verification.reachable import is_of_library
 from dataporter.tools.verification.setting import (
     CannotVaryError,
     Setting,
@@ -178,7 +178,7 @@ def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
     return tuple(
         name
         for name in names
-        if name.partition(".")[0] not in (own, "__main__") and is_librarys(sys.modules.get(name))
+        if name.partition(".")[0] not in (own, "__main__") and is_of_library(sys.modules.get(name))
     )
 
 
