@@ -20,8 +20,10 @@ from dataporter.errors import (
     WorkerTimeoutError,
 )
 from dataporter.hf import UnifiedHFDatasetWrapper
+from dataporter.integrations import callers as _callers  # noqa: F401  # installs the hooks
+from dataporter.loader.create import create_resumable_dataloader
 from dataporter.loader.device import DevicePrefetcher
-from dataporter.loader.loader import ResumableDataLoader, create_resumable_dataloader
+from dataporter.loader.loader import ResumableDataLoader
 from dataporter.loader.samplers import ResumableDistributedSampler, ResumableSampler
 from dataporter.orders import (
     BlockShuffledOrder,

@@ -486,7 +486,7 @@ def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
         Remembering(), 1, num_workers=1, collate_fn=as_it_is, persistent_workers=True
     )
     assert [int(batch[-1]) for batch in loader] == list(range(40))
-    (member,) = loader._engine._pass._crew._members  # type: ignore[union-attr]
+    (member,) = loader._serving._engine._pass._crew._members  # type: ignore[union-attr]
     assert member.slots._slots
     assert max(member.slots._slots) < 12, "the number of slots that were made"
 
@@ -823,7 +823,8 @@ class Slow(Indices):
 def asked_of(loader: Any) -> list[tuple[int, int]]:
     """(epoch, step) of what the persistent workers have been asked ahead."""
     return [
-        (t.request.epoch, t.request.step) for t in loader._engine._pass._ahead.following.tickets
+        (t.request.epoch, t.request.step)
+        for t in loader._serving._engine._pass._ahead.following.tickets
     ]
 
 

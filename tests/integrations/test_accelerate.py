@@ -25,7 +25,6 @@ from example_streams import Stateful, numbers
 from killed_example import left_alone_and_resumed
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
-from torch.utils.data.datapipes.iter import IterableWrapper
 from torchrun import finished
 from torchrun import torchrun as launched
 
@@ -225,12 +224,6 @@ def test_accelerates_function_that_builds_a_loader_is_refused() -> None:
     for loader in (loader_of(4), ResumableDataLoader(Stateful(12), 4)):
         with pytest.raises(ConfigurationError, match=r"use accelerator\.prepare\(\)"):
             prepare_data_loader(loader, num_processes=1, process_index=0)
-
-
-def test_torchs_pipes_are_left_to_accelerate() -> None:
-    pipe = IterableWrapper(range(6))
-    loader = accelerator_with().prepare(ResumableDataLoader(pipe, 2))
-    assert lists(loader) == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

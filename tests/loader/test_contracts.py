@@ -139,32 +139,48 @@ def test_the_state_of_a_loop_that_reads_ahead_is_where_the_loop_stands() -> None
         resumed.load_state_dict(state)
         return [ids(batch) for batch in resumed]
 
+    def behind(read_ahead: int) -> dict[str, Any]:
+        return loader.state_dict(at=loader.mark(read_ahead=read_ahead))
+
     loader, expected = loader_of(shuffle=True), epoch_of(0)
     batches = iter(loader)
-    assert rest(loader.state_dict(read_ahead=0)) == expected
+    assert rest(behind(0)) == expected
     for delivered, _ in enumerate(batches, start=1):
-        assert rest(loader.state_dict(read_ahead=1)) == expected[delivered - 1 :]
-        assert rest(loader.state_dict(read_ahead=0)) == expected[delivered:]
-        assert rest(loader.state_dict(read_ahead=2)) == expected[max(0, delivered - 2) :]
-        assert loader.state_dict(read_ahead=0) == loader.state_dict()
-    assert rest(loader.state_dict(read_ahead=2)) == expected[-1:], (
-        "it has asked for the end as well"
-    )
+        assert rest(behind(1)) == expected[delivered - 1 :]
+        assert rest(behind(0)) == expected[delivered:]
+        assert rest(behind(2)) == expected[max(0, delivered - 2) :]
+        assert behind(0) == loader.state_dict()
+    assert rest(behind(2)) == expected[-1:], "it has asked for the end as well"
     for read_ahead in (0, 1):
-        ended = loader.state_dict(read_ahead=read_ahead)
+        ended = behind(read_ahead)
         assert (ended["epoch"], ended["step"]) == (0, 5), "its loop has not begun another pass"
         assert rest(ended) == []
     assert next(batches, None) is None
-    assert rest(loader.state_dict(read_ahead=2)) == [], "it has asked for the end twice"
+    assert rest(behind(2)) == [], "it has asked for the end twice"
     assert rest(loader.state_dict()) == epoch_of(1)
     next(iter(loader))
-    assert rest(loader.state_dict(read_ahead=1)) == epoch_of(1)
-    assert rest(loader.state_dict(read_ahead=2)) == expected[-1:]
+    assert rest(behind(1)) == epoch_of(1)
+    assert rest(behind(2)) == expected[-1:]
     loader.seek(epoch=2, step=1)
-    assert loader.state_dict(read_ahead=1) == loader.state_dict()
+    assert behind(1) == loader.state_dict()
     for further in (4, -1):
         with pytest.raises(ConfigurationError, match=f"read_ahead={further}: expected"):
-            loader.state_dict(read_ahead=further)
+            loader.mark(read_ahead=further)
+    with pytest.raises(ConfigurationError, match=r"at=3: expected what mark\(\) returned"):
+        loader.state_dict(at=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mark_is_the_state_as_of_its_batch_whatever_has_come_since(workers: int) -> None:
+    loader = loader_of(shuffle=True, num_workers=workers)
+    marks = [loader.mark()]
+    states = [loader.state_dict()]
+    for _ in range(2):
+        for _ in loader:
+            marks.append(loader.mark())
+            states.append(loader.state_dict())
+    loader.seek(epoch=9, step=3)
+    assert [loader.state_dict(at=mark) for mark in marks] == states
 
 
 def test_a_loaded_state_is_the_state_and_takes_effect_at_the_next_iter() -> None:

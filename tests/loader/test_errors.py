@@ -15,6 +15,7 @@ import pytest
 import torch
 from subjects import Indices, ids
 from torch.utils.data import DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 from dataporter import (
     ConfigurationError,
@@ -711,3 +712,8 @@ def test_every_error_is_of_the_family_and_of_a_built_in_type() -> None:
     for kind, built_in in BUILT_IN.items():
         assert issubclass(kind, DataPorterError)
         assert issubclass(kind, built_in)
+
+
+def test_torchs_pipes_are_refused_at_construction() -> None:
+    with pytest.raises(UnsupportedDatasetError, match="IterableWrapper is a DataPipe"):
+        ResumableDataLoader(IterableWrapper(range(6)), 2)

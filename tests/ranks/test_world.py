@@ -94,8 +94,8 @@ def test_copies_keep_their_ranks_and_pickles_do_not() -> None:
     with standing_alone():
         loader = loader_of()
         for other in (copy.copy(loader), copy.deepcopy(loader)):
-            assert other._ranks.group is loader._ranks.group
-        assert pickle.loads(pickle.dumps(loader))._ranks.group is None
+            assert other.setup.ranks.group is loader.setup.ranks.group
+        assert pickle.loads(pickle.dumps(loader)).setup.ranks.group is None
 
 
 # ---- real ranks

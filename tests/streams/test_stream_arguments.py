@@ -134,7 +134,7 @@ def test_nothing_is_left_to_a_rank_whose_shards_have_ended() -> None:
         batches = iter(loader)
         for _ in range(3):  # the first one has two
             next(batches, None)
-    whole = begun[0]._flow.joined([loader.state_dict() for loader in begun])
+    whole = begun[0].setup.format.join([loader.state_dict() for loader in begun])
     for loader in (resumed := ranks()):
         loader.load_state_dict(whole)
     assert [loader.remaining for loader in resumed] == [0, 1]

@@ -164,7 +164,7 @@ def test_ranks_come_and_go_and_each_sample_comes_once(
         for a_pass in passes:
             found += numbers(list(itertools.islice(a_pass, stop)))
         parts = [loader.state_dict() for loader in loaders]
-        whole = through_a_file(loaders[0]._flow.joined(parts))
+        whole = through_a_file(loaders[0].setup.format.join(parts))
         if whole["epoch"] == 1:
             break
     if whole is not None and whole["epoch"] == 0:

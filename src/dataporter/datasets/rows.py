@@ -11,6 +11,7 @@ from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 
 __all__ = [
     "fingerprint_of",
+    "length_if_any",
     "length_of",
     "rows_of",
 ]
@@ -53,6 +54,14 @@ def length_of(rows: Any) -> int:
             f"dataset of type {kind} has no length ({error}): give it __len__ and __getitem__, "
             "pass a sampler that says which indices to read, or make it an IterableDataset"
         ) from error
+
+
+def length_if_any(rows: Any) -> int | None:
+    """The number of samples, or None: a dataset that a custom sampler indexes needs no length."""
+    try:
+        return length_of(rows)
+    except UnsupportedDatasetError:
+        return None
 
 
 def fingerprint_of(dataset: Any) -> str | None:

@@ -1,1 +1,5 @@
-"""What makes a loader at home elsewhere: one file for each framework, imported only on use."""
+"""Integrations: one module for each framework, imported only where it is used; the hooks always."""
+
+from dataporter.integrations import callers
+
+__all__ = ["callers"]

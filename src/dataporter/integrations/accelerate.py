@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import ReferenceType, WeakSet, ref
 
 import torch.distributed as dist
@@ -18,10 +18,11 @@ from accelerate.utils import send_to_device
 from torch.utils.data import BatchSampler
 
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
+from dataporter.loader.arguments import SETTABLE, Arguments
 from dataporter.loader.delivery import Delivery
 from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.rebuild import rebuild
 from dataporter.ranks.world import World, world_of_sampler
-from dataporter.streams import Stream
 
 __all__ = ["prepare_for_caller", "skip_first_batches"]
 
@@ -53,8 +54,7 @@ def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> b
     """
     asking = caller.f_locals
     accelerator = asking.get("self")
-    # torch's pipes are run by torch's own loader, and so left to Accelerate's.
-    if isinstance(accelerator, Accelerator) and loader._flow is not None:
+    if isinstance(accelerator, Accelerator):
         placed = asking.get("device_placement")
         placed = accelerator.device_placement if placed is None else placed
         _watch_loading(accelerator)
@@ -66,7 +66,7 @@ def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> b
                 f"prepare() could not fit this {type(loader).__name__} to the accelerator, since "
                 f"an attribute is missing in what it was built with: {error}"
             ) from error
-    return isinstance(loader.pass_through, _Passes)
+    return isinstance(loader.adapter, _Passes)
 
 
 class _Settings(NamedTuple):
@@ -87,28 +87,32 @@ class _Passes:
         device: where the batches go; None: nowhere.
         samples: how many samples an epoch has over all processes, where the loader does not know
             which of them are padding.
+        given: the loader's arguments as the user gave them.
     """
+
+    gathers_state: ClassVar[bool] = True
 
     loader: ReferenceType[ResumableDataLoader[Any]]
     settings: _Settings
     device: Any
     non_blocking: bool
     samples: int | None
+    given: Arguments
 
-    def __call__(self, batches: Delivery[Any]) -> Iterator[Any]:
+    def passes(self, batches: Delivery[Any]) -> Iterator[Any]:
         loader: Any = self.loader()
         _check_tail(loader)
         state = GradientState()
         loader.end_of_dataloader, loader.remainder = False, -1
         state._add_dataloader(loader)
         try:
-            position = None
+            delivered = None
             for batch in batches:
-                before = loader._cursor.origin.delivered if position is None else position
-                position = loader.position
+                before = batches.delivered_before if delivered is None else delivered
+                delivered = loader.delivered
                 if batches.exhausted():
                     loader.end_of_dataloader = True
-                    loader.remainder = self._remainder(loader, position - before)
+                    loader.remainder = self._remainder(loader, delivered - before)
                 if self.device is not None:
                     batch = send_to_device(batch, self.device, non_blocking=self.non_blocking)
                 yield batch
@@ -119,7 +123,7 @@ class _Passes:
         """How many samples an incomplete last global batch has, by which ``gather_for_metrics``
         cuts it; -1 where it has no padding.
         """
-        if loader.tail != "pad" or isinstance(loader._flow, Stream):
+        if loader.tail != "pad" or loader.setup.stream is not None:
             return -1
         remainder: int = (last if self.samples is None else self.samples) % loader.total_batch_size
         return remainder
@@ -159,16 +163,18 @@ def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed:
             "dispatch_batches=True has the main process read for all, and of a ResumableDataLoader "
             "each process reads its own share: leave dispatch_batches= out"
         )
-    said = loader._arguments["rank"] is not None
-    knows_ranks = said or loader._ranks.several
+    before = loader.adapter if isinstance(loader.adapter, _Passes) else None
+    given = loader.setup.arguments if before is None else before.given
+    said, ranks = given.rank is not None, loader.setup.ranks
+    knows_ranks = said or ranks.several
     processes = loader.world_size if knows_ranks else accelerator.num_processes
     settings = _Settings(processes, bool(accelerator.split_batches), bool(accelerator.even_batches))
-    before = loader.pass_through.settings if isinstance(loader.pass_through, _Passes) else None
-    if settings != before:
-        changes = _changes(loader, settings)
+    if before is None or settings != before.settings:
+        changes = _changes(loader, given, settings)
         # A loader that was built before the accelerator found no process group.
         if changes or before is not None or not (knows_ranks or processes == 1):
-            loader._rebuild(**changes)
+            fixed = {name: value for name, value in given.by_name().items() if name not in SETTABLE}
+            rebuild(loader, **{**fixed, **changes})
     _check_shares(loader, accelerator, said)
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard):
@@ -182,25 +188,27 @@ def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed:
     prepared: Any = loader  # has Accelerate's attributes from here on
     prepared.total_batch_size = (per_process or 1) * loader.world_size
     prepared.end_of_dataloader, prepared.remainder = False, -1
-    prepared.pass_through = _Passes(
+    prepared.adapter = _Passes(
         ref(loader),
         settings,
         accelerator.device if placed else None,
         accelerator.non_blocking,
         samples,
+        given,
     )
-    prepared.gathers_state = True
 
 
-def _changes(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str, Any]:
+def _changes(
+    loader: ResumableDataLoader[Any], given: Arguments, settings: _Settings
+) -> dict[str, Any]:
     """The arguments in which the loader must be another than the user has built."""
-    given, processes = loader._arguments, settings.processes
+    processes = settings.processes
     changes: dict[str, Any] = {}
-    own = given["batch_sampler"] if given["sampler"] is None else given["sampler"]
+    own = given.custom_sampler
     if own is not None:
         is_shared_out = processes == 1 or world_of_sampler(own, World(0, 1)).size > 1
         return changes if is_shared_out else _share_out(loader, settings)
-    batch_size = given["batch_size"]
+    batch_size = given.batch_size
     if settings.split_batches and batch_size is not None:
         if batch_size % processes:
             raise ConfigurationError(
@@ -208,7 +216,7 @@ def _changes(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str,
                 f"{processes} processes: expected a multiple of {processes}"
             )
         changes["batch_size"] = batch_size // processes
-    if not (settings.even_batches or given["tail"] or given["drop_last"]):
+    if not (settings.even_batches or given.tail or given.drop_last):
         changes["tail"] = "uneven"
     return changes
 
@@ -223,7 +231,7 @@ def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[st
             "a sampler of your own without batches (batch_size=None) gives processes "
             "the same samples: pass batch_size="
         )
-    rank = dist.get_rank(loader._ranks.group)
+    rank = dist.get_rank(loader.setup.ranks.group)
     shard = BatchSamplerShard(batches, settings.processes, rank, *settings[1:])
     # Where the loader looks for what is in it: generators to set, epochs to tell.
     shard.sampler = batches
@@ -239,7 +247,7 @@ def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[st
 def _check_tail(loader: ResumableDataLoader[Any]) -> None:
     """Refuse what ``join_uneven_inputs()`` may have set, but in a shard of Accelerate's own."""
     batches, is_even = loader.batch_sampler, loader.tail == "pad"
-    if isinstance(batches, BatchSamplerShard) or isinstance(loader._flow, Stream):
+    if isinstance(batches, BatchSamplerShard) or loader.setup.stream is not None:
         return
     if loader.tail == "drop":  # without a tail, ranks are even whatever is said
         return
@@ -259,14 +267,15 @@ def _samples_of(shard: Any) -> int | None:
 
 def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, said: bool) -> None:
     """Refuse what would give several processes the same samples, or not be saved."""
-    flow, processes = loader._flow, accelerator.num_processes
-    if isinstance(flow, Stream) and flow.sharding.name == "workers" and processes > 1:
+    stream, ranks = loader.setup.stream, loader.setup.ranks
+    processes = accelerator.num_processes
+    if stream is not None and stream.sharding.name == "workers" and processes > 1:
         raise UnsupportedDatasetError(
             f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out: "
             f"each of {processes} processes would read all of it, and Accelerate saves one state "
             "for all of them: give it num_shards and shard(); see dataporter.ShardedStream"
         )
-    if said or (loader._ranks.several and loader._ranks.group is not dist.group.WORLD):
+    if said or (ranks.several and ranks.group is not dist.group.WORLD):
         return
     sharing, mesh = processes, getattr(accelerator, "torch_device_mesh", None)  # not in 1.5
     if mesh is not None:

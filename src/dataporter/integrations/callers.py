@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
+from dataporter.loader.hooks import install
 
-__all__ = ["is_fabrics_count", "refuse_copy", "refuse_takeover"]
+__all__ = ["FrameworkHooks", "is_fabrics_count", "refuse_copy", "refuse_takeover"]
 
 
 def refuse_takeover(loader: Any, caller: FrameType) -> None:
@@ -23,7 +25,8 @@ def refuse_takeover(loader: Any, caller: FrameType) -> None:
     taker = caller.f_locals.get("self")
     if taker is loader or not isinstance(taker, DataLoader):
         return
-    if vars(taker).get("_cursor") is loader._cursor:
+    # It has taken the loader's attributes over.
+    if vars(taker).get("_membership") is vars(loader)["_membership"]:
         raise ConfigurationError(
             f"a {type(taker).__name__} has been put around this loader. It reads a batch ahead of "
             "the training, which state_dict() would count, so that a resume would leave it out: "
@@ -42,8 +45,6 @@ def refuse_copy(loader: Any, caller: FrameType | None) -> None:
     if caller is not None and caller.f_code.co_name == "<dictcomp>":  # a frame up to Python 3.11
         caller = caller.f_back
     if caller is None or caller.f_globals.get("__name__") != "accelerate.data_loader":
-        return
-    if loader._flow is None:  # torch's pipes are run by torch's own loader, or by Accelerate's
         return
     name = caller.f_code.co_name
     advice = (
@@ -67,3 +68,26 @@ def is_fabrics_count(caller: FrameType) -> bool:
     """
     begins = caller.f_back if caller.f_code.co_name == "_set_sampler_epoch" else None
     return begins is not None and "_num_iter_calls" in vars(begins.f_locals.get("self", object))
+
+
+class FrameworkHooks:
+    """The hooks that every loader asks, see :mod:`dataporter.loader.hooks`."""
+
+    def iterating(self, loader: Any, caller: FrameType) -> None:
+        refuse_takeover(loader, caller)
+
+    def reading_arguments(self, loader: Any, caller: FrameType) -> None:
+        refuse_copy(loader, caller)
+
+    def is_prepared(self, loader: Any, caller: FrameType) -> bool:
+        if "accelerate" not in sys.modules:
+            return False
+        from dataporter.integrations.accelerate import prepare_for_caller
+
+        return prepare_for_caller(loader, caller)
+
+    def counts_passes(self, caller: FrameType) -> bool:
+        return is_fabrics_count(caller)
+
+
+install(FrameworkHooks())

@@ -74,7 +74,9 @@ class LoaderHooks:
             checkpoint[_KEY] = {
                 "epoch": epoch,
                 "loaders": [
-                    loader.state_dict(gather=True, read_ahead=ahead + (more and not ends))
+                    loader.state_dict(
+                        gather=True, at=loader.mark(read_ahead=ahead + (more and not ends))
+                    )
                     for loader, more in _ours_and_ahead(fit)
                 ],
                 "ended": list(ended),

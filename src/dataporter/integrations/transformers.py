@@ -121,7 +121,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         (epochs, updates, examples, samples, total_batch_size, steps_in_epoch, max_steps) = (
             super().set_initial_training_values(args, dataloader)
         )
-        if not isinstance(dataloader, ResumableDataLoader) or dataloader.pass_through is None:
+        if not isinstance(dataloader, ResumableDataLoader) or dataloader.adapter is None:
             raise ConfigurationError(
                 f"get_train_dataloader() gave a {type(dataloader).__name__}, which is not prepared "
                 "or not resumable: a ResumableTrainer needs "
@@ -151,7 +151,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         With another batch size, what is left of an epoch need not be a multiple of
         ``gradient_accumulation_steps``, and the loop counts from the epoch's end.
         """
-        self._before_update = self.state.global_step, self._train_loader._cursor.progress
+        self._before_update = self.state.global_step, self._train_loader.mark()
         num_batches -= self._missing_in_group
         self._missing_in_group = 0
         found: tuple[list[Any], Any] = super().get_batch_samples(
@@ -198,9 +198,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         """
         loader = self._train_loader
         if self._before_update is not None:
-            step, progress = self._before_update
+            step, mark = self._before_update
             if self.state.global_step == step:
-                return loader._state_at(progress, loader.gathers_state)
+                return loader.state_dict(at=mark)
         return loader.state_dict()
 
     def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:

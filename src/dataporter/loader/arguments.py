@@ -1,33 +1,34 @@
-"""Arguments of a loader, checked and turned into what they mean; every mistake named at once."""
+"""The arguments of a loader, each checked by itself and against the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from torch.utils.data import IterableDataset, IterDataPipe
+import torch
+from torch.utils.data import IterableDataset, IterDataPipe, Sampler
 
-from dataporter.errors import ConfigurationError
+from dataporter.checks import positive_number, seed_checked, whole_number
+from dataporter.convert import KeyBasedDtypeConverter, Rules
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import OnError
-from dataporter.ranks.world import World
+from dataporter.orders import Order
 from dataporter.schedule.plan import Tail
-from dataporter.state.strategies import ResumptionStrategy, strategy_named
+from dataporter.state.strategies import ResumptionStrategy
 
 __all__ = [
     "SETTABLE",
-    "arguments_of",
+    "Arguments",
+    "WorkerKind",
     "batch_size_checked",
-    "on_error_checked",
-    "reject",
-    "reject_misplaced",
-    "strategy_for",
-    "stream_workers",
-    "tail_for",
-    "tail_of_stream",
-    "worker_kind_checked",
-    "world_checked",
+    "check_arguments",
+    "tail_checked",
 ]
-# The loader's attributes that may be set between two passes, beside its place.
+
+WorkerKind = Literal["process", "thread"]
+
+# The loader's attributes that users may set between two passes.
 SETTABLE = (
     *("num_workers", "prefetch_factor", "timeout", "worker_init_fn", "collate_fn", "in_order"),
     *("pin_memory", "pin_memory_device", "generator"),
@@ -35,14 +36,118 @@ SETTABLE = (
 )
 
 
-def arguments_of(names: Mapping[str, Any]) -> dict[str, Any]:
-    """What a constructor was called with, of all names in it; a process group only as its ranks."""
-    left_out = ("self", "__class__", "process_group")
-    return {name: value for name, value in names.items() if name not in left_out}
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a loader was called with. The attributes are those of ``ResumableDataLoader``.
+
+    ``process_group`` is not among them: it belongs to this process, and a loader's copy in another
+    process has none.
+    """
+
+    dataset: Any
+    batch_size: int | None
+    shuffle: bool | None
+    sampler: Sampler[Any] | Iterable[Any] | None
+    batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None
+    num_workers: int
+    collate_fn: Callable[[list[Any]], Any] | None
+    pin_memory: bool
+    drop_last: bool
+    timeout: float
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+    generator: torch.Generator | None
+    prefetch_factor: int | None
+    persistent_workers: bool
+    pin_memory_device: str
+    in_order: bool
+    strategy: str | ResumptionStrategy | None
+    seed: int | None
+    order: str | Order | None
+    rank: int | None
+    world_size: int | None
+    tail: Tail | None
+    on_error: OnError
+    converter: KeyBasedDtypeConverter | Rules | None
+    worker_kind: WorkerKind
+    worker_restarts: int
+    num_shards: int | None
+    snapshot_every: int
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the dataset is iterated over, and not indexed."""
+        return isinstance(self.dataset, IterableDataset)
+
+    @property
+    def custom_sampler(self) -> Any:
+        """The user's sampler or batch sampler; None where the loader's order decides."""
+        return self.batch_sampler if self.sampler is None else self.sampler
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the loader's own order and plan give the batches."""
+        return not self.is_stream and self.custom_sampler is None
+
+    def by_name(self) -> dict[str, Any]:
+        """The arguments as the class takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def for_torch(self, sampler: Any) -> dict[str, Any]:
+        """The arguments of torch's class.
+
+        Args:
+            sampler: the sampler of the loader's own order, in place of ``shuffle``; None where
+                torch's class makes one, or the user has.
+        """
+        changes: dict[str, Any] = {"drop_last": self.drop_last or self.tail == "drop"}
+        if sampler is not None:
+            changes |= {"sampler": sampler, "shuffle": None}
+        return {name: changes.get(name, getattr(self, name)) for name in _TORCHS}
+
+
+_TORCHS = (
+    *("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "num_workers", "collate_fn"),
+    *("pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context"),
+    *("generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order"),
+)
+
+
+def check_arguments(given: Mapping[str, Any]) -> Arguments:
+    """The arguments of these names, checked.
+
+    Args:
+        given: by name; other names are ignored, so that ``locals()`` may be passed.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset is one of torch's DataPipes.
+    """
+    raw = Arguments(**{field.name: given[field.name] for field in fields(Arguments)})
+    _refuse_pipes(raw.dataset)
+    _refuse_misplaced(raw)
+    checked = {
+        **raw.by_name(),
+        "seed": seed_checked(raw.seed),
+        "on_error": _on_error_checked(raw.on_error),
+        "worker_kind": _worker_kind_checked(raw.worker_kind),
+        "worker_restarts": whole_number("worker_restarts", raw.worker_restarts),
+    }
+    tail_checked(raw.tail, drop_last=bool(raw.drop_last), is_stream=raw.is_stream)
+    if raw.is_planned:
+        checked["batch_size"] = batch_size_checked(raw.batch_size)
+    if raw.is_stream:
+        checked["snapshot_every"] = positive_number("snapshot_every", raw.snapshot_every)
+        if raw.worker_kind == "thread":
+            raise ConfigurationError(
+                "worker_kind='thread': the samples of a stream are read one after the other, by "
+                "one process for itself; use worker_kind='process'"
+            )
+    return Arguments(**checked)
 
 
 def batch_size_checked(batch_size: Any) -> int | None:
-    """A positive whole number, or None for no batching."""
+    """A whole number of 1 or more, or None for single samples."""
     if batch_size is None:
         return None
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -53,10 +158,16 @@ def batch_size_checked(batch_size: Any) -> int | None:
     return batch_size
 
 
-def tail_for(tail: Any, *, drop_last: bool) -> Tail:
-    """What becomes of an incomplete last global batch."""
+def tail_checked(tail: Any, *, drop_last: bool, is_stream: bool = False) -> Tail:
+    """The treatment of an incomplete last batch that ``tail=`` and ``drop_last=`` ask for."""
+    if is_stream and tail == "pad":
+        raise ConfigurationError(
+            "tail='pad': the number of samples of a stream is unknown before its end, so its ranks "
+            "cannot be made equal; use tail='uneven' or 'drop', and stop all ranks at the same "
+            "step, or make the stream endless"
+        )
     if tail is None:
-        return "drop" if drop_last else "pad"
+        return "drop" if drop_last else "uneven" if is_stream else "pad"
     if tail not in ("pad", "drop", "uneven"):
         raise ConfigurationError(f"tail={tail!r}: expected 'pad', 'drop' or 'uneven'")
     if drop_last and tail != "drop":
@@ -66,25 +177,13 @@ def tail_for(tail: Any, *, drop_last: bool) -> Tail:
     return tail  # type: ignore[no-any-return]  # narrowed by value
 
 
-def worker_kind_checked(worker_kind: Any) -> Literal["process", "thread"]:
-    """Processes or threads."""
+def _worker_kind_checked(worker_kind: Any) -> WorkerKind:
     if worker_kind not in ("process", "thread"):
         raise ConfigurationError(f"worker_kind={worker_kind!r}: expected 'process' or 'thread'")
     return worker_kind  # type: ignore[no-any-return]  # one of the two
 
 
-def stream_workers(num_workers: int, worker_kind: str) -> int:
-    """How many read a stream: the training process where there are no workers."""
-    if worker_kind == "thread":
-        raise ConfigurationError(
-            "worker_kind='thread': a stream is read one sample after another, by a process that "
-            "has it to itself; use worker_kind='process'"
-        )
-    return max(1, num_workers)
-
-
-def on_error_checked(on_error: Any) -> OnError:
-    """``"raise"``, ``"skip"`` or a callable."""
+def _on_error_checked(on_error: Any) -> OnError:
     if on_error in ("raise", "skip") or callable(on_error):
         return on_error  # type: ignore[no-any-return]  # narrowed by value
     raise ConfigurationError(
@@ -92,86 +191,35 @@ def on_error_checked(on_error: Any) -> OnError:
     )
 
 
-def strategy_for(
-    strategy: str | ResumptionStrategy | None, world: World, own_sampler: object | None
-) -> ResumptionStrategy:
-    """The strategy that was asked for, or the one that suits (C7)."""
-    if strategy is None:
-        if own_sampler is not None:
-            return strategy_named("simple")
-        in_world = world.group is not None or world.size > 1
-        return strategy_named("distributed" if in_world else "advanced")
-    chosen = strategy_named(strategy)
-    if own_sampler is not None and chosen.counts != "batches":
-        raise ConfigurationError(
-            f"strategy={chosen.name!r} needs an order to jump in, and a sampler of your own (a "
-            f"{type(own_sampler).__name__}) can only be counted through: use strategy='simple', or "
-            "order= and shuffle= instead of the sampler. If a framework has put the sampler there "
-            "to shard the data, tell it not to (Lightning: use_distributed_sampler=False, and "
-            "torch's DataLoader for predict() and overfit_batches); this loader shards by itself"
-        )
-    return chosen
-
-
-def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
-    """What a world of several ranks needs so that all of them hold one state."""
-    if world.size == 1:
-        return
-    if seed is None and world.group is None:
-        raise ConfigurationError(
-            f"a world of {world.size} ranks that no process group joins needs seed=, the same on "
-            "every rank: drawn by each rank for itself it would differ, and with it the order"
-        )
-    if not in_order:
-        raise ConfigurationError(
-            f"in_order=False in a world of {world.size} ranks: each rank would deliver other "
-            "batches early, and the ranks share one state; leave in_order=True"
+def _refuse_pipes(dataset: Any) -> None:
+    if isinstance(dataset, IterDataPipe):
+        raise UnsupportedDatasetError(
+            f"dataset of type {type(dataset).__name__} is a DataPipe, which torch has deprecated "
+            "and only torch's own loader can run: make it an IterableDataset, or "
+            "use torch.utils.data.DataLoader for it"
         )
 
 
-def tail_of_stream(tail: Any, *, drop_last: bool) -> Tail:
-    """What becomes of a shard's incomplete last batch; ranks cannot be evened out."""
-    if tail == "pad":
-        raise ConfigurationError(
-            "tail='pad': how many samples a stream has is not known before its end, so its ranks "
-            "cannot be made equal; use tail='uneven' or 'drop', and stop all ranks at the same "
-            "step, or make the stream endless"
-        )
-    return tail_for(tail or ("drop" if drop_last else "uneven"), drop_last=drop_last)
+def _refuse_misplaced(arguments: Arguments) -> None:
+    """Refuse arguments that have no meaning for this dataset or sampler."""
 
+    def refuse(reason: str, *names: str) -> None:
+        given = {name: value for name in names if (value := getattr(arguments, name))}
+        if given:
+            shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            them = "it" if len(given) == 1 else "them"
+            raise ConfigurationError(f"{shown}: {reason}; leave {them} out")
 
-def reject_misplaced(arguments: Mapping[str, Any], process_group: object) -> None:
-    """Refuse what a loader's dataset or sampler leaves no room for; by name what it was given."""
-    given = {**arguments, "process_group": process_group}
-
-    def reject_all(reason: str, *names: str) -> None:
-        reject(reason, **{name: given[name] for name in names})
-
-    if given["sampler"] is not None or given["batch_sampler"] is not None:
-        reject_all(
-            "a sampler of your own decides the order and what is repeated or left out (or a "
-            "framework has rebuilt the loader around a sampler of its own, as Lightning does for "
+    if arguments.custom_sampler is not None:
+        refuse(
+            "a custom sampler decides the order and which samples are repeated or left out (or a "
+            "framework has rebuilt the loader around its own sampler, as Lightning does for "
             "predict() and overfit_batches: give it torch's DataLoader there; and on several "
             "devices, for a sampler that is no DistributedSampler: pass one, or build the loader "
             "in train_dataloader())",
             *("shuffle", "order", "tail"),
         )
-    if isinstance(given["dataset"], IterableDataset):
-        reject_all("an IterableDataset has no indices to order", "order")
+    if arguments.is_stream:
+        refuse("an IterableDataset has no indices to order", "order")
     else:
-        reject_all("the dataset is read by index, in any order", "num_shards")
-    if isinstance(given["dataset"], IterDataPipe):
-        reject_all(
-            "a DataPipe is run by torch's own loader",
-            *("strategy", "world_size", "process_group", "num_shards"),
-        )
-
-
-def reject(reason: str, **arguments: object) -> None:
-    """Refuse the arguments that were given although they have no meaning here."""
-    given = {name: value for name, value in arguments.items() if value}
-    if given:
-        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ConfigurationError(
-            f"{shown}: {reason}; leave {'it' if len(given) == 1 else 'them'} out"
-        )
+        refuse("the dataset is read by index, in any order", "num_shards")

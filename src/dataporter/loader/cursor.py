@@ -1,20 +1,28 @@
-"""The cursor: a loader's place in its stream, and the one object that changes (C1-C3)."""
+"""The cursor: a loader's position, and the one object that changes (C1-C3)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
 from dataporter.schedule.progress import EpochProgress
 
-__all__ = ["MOST_READ_AHEAD", "Cursor"]
+__all__ = ["MOST_READ_AHEAD", "AnyCursor", "Cursor", "Mark"]
 
 MOST_READ_AHEAD = 3
 
 P = TypeVar("P", bound=EpochProgress)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A position that was taken at a batch; ``state_dict(at=mark)`` is the state as of then."""
+
+    seed: int
+    progress: Any
 
 
 @dataclass(slots=True)
@@ -24,11 +32,11 @@ class Cursor(Generic[P]):
     Attributes:
         beginning: the progress of an epoch of which nothing was delivered.
         progress: what was delivered of the current epoch.
-        origin: from where on this epoch goes by the present batch size and world: the place that
-            the last pass began at, or was set to since.
+        origin: the progress from which on the present batch size and world count in this epoch:
+            where the last pass began, or where the position was set to since.
         seed: the loader's; None until it is needed for the first time.
-        generator: what the seed is drawn from then; by default torch's own.
-        waiting: the next pass goes on from ``progress``; otherwise a pass has begun on this epoch,
+        generator: what the seed is drawn from then; by default torch's default generator.
+        waiting: the next pass resumes at ``progress``; otherwise a pass has begun in this epoch,
             and the next one starts the epoch after it.
     """
 
@@ -38,28 +46,29 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
-    # Where the pass has stood, so many moves back, the last place last; then how often it has said
-    # that it is over, and which it was.
-    _places: tuple[P, ...] = ()
+    # The last progresses of the pass, the present one last; how often the pass has ended since;
+    # and which pass that was.
+    _trail: tuple[P, ...] = ()
     _ends: int = 0
     _ended: object | None = None
-    # The pass that moves the cursor: the last that began, unless somebody has set the place since.
+    # The pass that moves the cursor: the last that began, unless the position was set since.
     _pass: object | None = None
 
     @classmethod
-    def at_first_epoch(
+    def at_epoch(
         cls,
         beginning: Callable[[int], P],
+        epoch: int,
         seed: int | None,
         generator: torch.Generator | None = None,
     ) -> Cursor[P]:
-        """A cursor that nothing has moved."""
-        first = beginning(0)
+        """A cursor at the start of an epoch."""
+        first = beginning(epoch)
         return cls(first, first, beginning, seed, generator)
 
     @property
     def moved(self) -> bool:
-        """Whether it stands elsewhere than where it began."""
+        """Whether it stands elsewhere than at the start of epoch 0."""
         return not (self.waiting and self.progress == self.beginning(0))
 
     def settled_seed(self) -> int:
@@ -73,49 +82,61 @@ class Cursor(Generic[P]):
         """Where a pass that starts now begins."""
         return self.progress if self.waiting else self.beginning(self.progress.epoch + 1)
 
-    def begin(self, a_pass: object) -> P:
+    def begin(self, this_pass: object) -> P:
         """Where a pass that starts now begins; from here on it moves the cursor."""
         self.progress = self.origin = self.upcoming()
-        self._pass, self.waiting = a_pass, True
-        # The end of a pass is where the next one begins, for who has still to use what came before.
-        self._places = (*(self._places[:-1] if self._ends else ()), self.progress)
+        self._pass, self.waiting = this_pass, True
+        # The end of a pass is where the next one begins, for a loop that lags behind.
+        self._trail = (*(self._trail[:-1] if self._ends else ()), self.progress)
         self._ends, self._ended = 0, None
         return self.progress
 
-    def in_pass(self, read_ahead: int) -> P:
-        """How far the last pass has come for a loop that has not used what it asked for last.
-
-        The loop is in its pass until it begins another, whether it has seen the end or not.
+    def mark(self, read_ahead: int | None) -> Mark:
+        """The present position, or that of a loop which lags behind.
 
         Args:
-            read_ahead: how many times it has asked, up to ``MOST_READ_AHEAD``: for a batch, or for
-                the end.
+            read_ahead: how many times the loop has asked, for a batch or for the end of the pass,
+                beyond what it has used: 0 to ``MOST_READ_AHEAD``. Such a loop is in its pass until
+                it begins another, whether it has seen the end or not. None: nothing was asked
+                beyond, and after its end the pass is over.
         """
-        places = self._places or (self.progress,)
-        return places[max(0, len(places) - 1 - max(0, read_ahead - self._ends))]
+        progress = self.progress
+        if read_ahead is not None:
+            trail = self._trail or (progress,)
+            progress = trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
+        return Mark(self.settled_seed(), progress)
 
-    def deliver(self, a_pass: object, delivers: Any) -> None:
+    def deliver(self, this_pass: object, delivers: Any) -> None:
         """Count what a batch delivers, unless its pass no longer moves the cursor."""
-        if a_pass is self._pass:
+        if this_pass is self._pass:
             self.progress = self.progress.after(delivers)
-            self._places = (*self._places[-MOST_READ_AHEAD:], self.progress)
+            self._trail = (*self._trail[-MOST_READ_AHEAD:], self.progress)
             self.waiting = False
 
-    def finish(self, a_pass: object) -> None:
-        """A pass came to its end, or says so again: the next epoch is waiting."""
-        if a_pass is self._pass:
-            places = self._places
+    def finish(self, this_pass: object) -> None:
+        """A pass has ended, or its loop has asked again: the next epoch is waiting."""
+        if this_pass is self._pass:
+            trail = self._trail
             self.jump(self.beginning(self.progress.epoch + 1))
-            self._places, self._ends, self._ended = places, 1, a_pass
-        elif a_pass is self._ended:
+            self._trail, self._ends, self._ended = trail, 1, this_pass
+        elif this_pass is self._ended:
             self._ends += 1
 
     def jump(self, progress: P) -> None:
-        """Go on from here at the next pass, whatever is under way now."""
+        """Resume here at the next pass, whatever pass is under way now."""
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
-        self._places, self._ends, self._ended = (), 0, None
+        self._trail, self._ends, self._ended = (), 0, None
+
+    def move(self, seed: int, progress: P) -> None:
+        """Stand at the same position of another world; a pass that was left is over."""
+        waiting, self.seed = self.waiting, seed
+        self.jump(progress)
+        self.waiting = waiting
 
     def set_epoch(self, epoch: int) -> None:
         """The start of this epoch, unless it is the current one."""
         if epoch != self.progress.epoch:
             self.jump(self.beginning(epoch))
+
+
+AnyCursor: TypeAlias = Cursor[Any]

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
 from dataporter.fetch.fetched import Fetched, warn_of_skipped
 from dataporter.loader.cursor import Cursor
 
-__all__ = ["Delivery"]
+__all__ = ["Adapter", "Delivery"]
 
 Batch = TypeVar("Batch")
 
 
+class Adapter(Protocol):
+    """A framework's part in the passes of a loader that it drives."""
+
+    @property
+    def gathers_state(self) -> bool:
+        """Whether ``state_dict()`` joins the ranks' parts by default."""
+
+    def passes(self, batches: Delivery[Any]) -> Iterator[Any]:
+        """A pass on its way to the training loop."""
+
+
 class Delivery(Generic[Batch], Iterator[Batch]):
-    """One pass of the training loop over a loader; what ``iter(loader)`` returns.
+    """One pass of the training loop over a loader: the iterator of ``iter(loader)``.
 
     Args:
         cursor: is moved by what this pass delivers.
         begin: settles where this pass begins and starts an engine on it. Called at the first
             ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
-        length: what ``len()`` of this iterator says.
-        note: is told of what was fetched before it is delivered, and may refuse it by raising.
+        length: the ``len()`` of this iterator.
+        note: receives each batch before it is delivered, and may refuse it by raising.
     """
 
     def __init__(
@@ -37,10 +48,10 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._begin = begin
         self._length = length
         self._note = note
-        # Stands for this pass at the cursor, which must not keep a forgotten iterator alive.
+        # Represents this pass to the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
-        # What was asked for ahead: a reply, or the engine's failure, to be raised in its turn.
+        # The reply that exhausted() has fetched; or the engine's failure, raised in its turn.
         self._ahead: Reply | BaseException | None = None
         self._failed: list[Any] = []  # what failed batches would have delivered
         self._broken = False
@@ -54,22 +65,29 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             except StopIteration:
                 if not self._broken:
                     self._cursor.finish(self._pass)
-                # Ends for good, whoever the workers serve next.
+                # Ends for good, whichever pass the workers serve next.
                 self._replies = iter(())
                 raise
             except BaseException:
-                # The engine or the user's sampler failed, so this pass is over, but its epoch not.
+                # The engine or a custom sampler failed: this pass is over, but its epoch is not.
                 self._replies, self._broken = iter(()), True
                 raise
             try:
                 return self._deliver(reply)
             finally:
-                # A failure's traceback holds this frame: with the failure in it, a cycle that would
-                # keep the workers until the garbage collector comes, and stall it for 5 s each.
+                # A failure's traceback holds this frame. With the failure in the frame, that is a
+                # cycle, which keeps the workers until the garbage collector runs, and stalls it
+                # for 5 s each.
                 del reply
 
     def __len__(self) -> int:
         return self._length()
+
+    @property
+    def delivered_before(self) -> int:
+        """Samples of the epoch that were delivered before this pass began to deliver."""
+        delivered: int = self._cursor.origin.delivered
+        return delivered
 
     def exhausted(self) -> bool:
         """Whether no batch is left. Waits for the next one, which stays undelivered."""
@@ -90,7 +108,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 raise ahead
             return next(replies) if ahead is None else ahead
         finally:
-            del ahead  # as below: a failure's traceback must not hold the failure
+            del ahead  # as above: a failure's traceback must not hold the failure
 
     def _deliver(self, reply: Reply) -> Batch:
         try:
@@ -101,7 +119,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             # Before it counts: with warnings as errors the loop does not get this batch.
             warn_of_skipped(reply.request, reply.fetched)
         except BaseException:
-            # Not delivered: a state taken now comes back to this batch. Who asks for the next one
+            # Not delivered: a state taken now resumes with this batch. Asking for the next one
             # passes it over.
             self._failed.append(reply.delivers)
             raise

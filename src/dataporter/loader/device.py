@@ -11,6 +11,7 @@ import torch
 
 from dataporter.convert import KeyBasedDtypeConverter
 from dataporter.errors import ConfigurationError
+from dataporter.loader.loader import ResumableDataLoader
 from dataporter.structure import parts_of, rebuilt
 
 __all__ = ["DevicePrefetcher"]
@@ -60,18 +61,19 @@ class DevicePrefetcher(Generic[Batch]):
         self.loader = loader
         self.device = torch.device(device)
         self.widen = widen
-        # The loader's state before the batch that is on its way: that one is not delivered yet.
-        self._state: dict[str, Any] | None = None
+        # The loader's position before the batch that is on its way, which is not delivered yet: a
+        # mark, or the state of a loader that takes no marks.
+        self._before: Callable[[], dict[str, Any]] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        if getattr(self.loader, "pass_through", None) is not None:
+        if getattr(self.loader, "adapter", None) is not None:
             raise ConfigurationError(
                 "Accelerate has prepared this loader: its batches go to the device by themselves, "
                 "and save_state() and end_of_dataloader would be a batch ahead of the training "
                 "behind a DevicePrefetcher: iterate over the loader itself (in place of widen=: "
                 "converter.widen(batch) in the loop)"
             )
-        self._state = None
+        self._before = None
         if not self.reads_ahead:
             return iter(self.loader) if self.widen is None else map(self.widen.widen, self.loader)
         return self._ahead()
@@ -91,8 +93,8 @@ class DevicePrefetcher(Generic[Batch]):
         Raises:
             AttributeError: the loader has none.
         """
-        if self._state is not None:
-            return self._state
+        if self._before is not None:
+            return self._before()
         state: dict[str, Any] = self.loader.state_dict()  # type: ignore[attr-defined]
         return state
 
@@ -104,7 +106,7 @@ class DevicePrefetcher(Generic[Batch]):
             DataPorterError: what the loader raises for the state.
         """
         self.loader.load_state_dict(state)  # type: ignore[attr-defined]
-        self._state = None
+        self._before = None
 
     def _ahead(self) -> Iterator[Batch]:
         on_cuda = self.device.type == "cuda"
@@ -122,21 +124,30 @@ class DevicePrefetcher(Generic[Batch]):
             del source
             on_its_way = self._send(batches, stream)
             yield batch
-        self._state = None
+        self._before = None
 
     def _send(self, batches: Iterator[Batch], stream: Any) -> tuple[Batch, Batch] | None:
-        state_dict = getattr(self.loader, "state_dict", None)
-        state = None if state_dict is None else state_dict()
+        before = _state_of(self.loader)
         try:
             batch = next(batches)
         except StopIteration:
             # The training has the last batch, and its epoch has not ended yet.
-            self._state = state
+            self._before = before
             return None
-        self._state = state
+        self._before = before
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             moved = _moved(batch, lambda value: value.to(self.device, non_blocking=True))
             return batch, moved if self.widen is None else self.widen.widen(moved, like=batch)
+
+
+def _state_of(loader: Any) -> Callable[[], dict[str, Any]] | None:
+    """Gives the present state of a loader later on; None where it has none."""
+    if isinstance(loader, ResumableDataLoader):
+        return partial(loader.state_dict, at=loader.mark())
+    if not hasattr(loader, "state_dict"):
+        return None
+    state: dict[str, Any] = loader.state_dict()
+    return lambda: state
 
 
 def _used_on(stream: Any, tensor: Any) -> Any:

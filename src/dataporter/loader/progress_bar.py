@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from tqdm.auto import tqdm
+
+from dataporter.schedule.progress import EpochProgress
 
 if TYPE_CHECKING:
     from dataporter.loader.loader import ResumableDataLoader
@@ -15,29 +16,24 @@ __all__ = ["bar_over"]
 
 
 def bar_over(
-    loader: ResumableDataLoader[Any],
-    epoch: int,
-    step: int,
-    remaining: Callable[[], int],
-    options: dict[str, Any],
+    loader: ResumableDataLoader[Any], begins: EpochProgress, options: dict[str, Any]
 ) -> tqdm[Any]:
-    """A bar over the pass of ``loader`` that begins next.
+    """A bar over the next pass of ``loader``.
 
     Args:
-        epoch, step: where it begins.
-        remaining: batches that it has; raises a TypeError where nobody knows.
-        options: for tqdm, before what is set here.
+        begins: where the pass begins.
+        options: for tqdm; they override what is set here.
     """
     try:
-        # Not len(loader): with another batch size since, the steps made are none of its steps.
-        total = step + remaining()
+        # Not len(loader): after a change of the batch size, its steps are of another size.
+        total = begins.step + loader.setup.schedule.steps(begins)
     except (TypeError, NotImplementedError):
         total = None
     shown: dict[str, Any] = {
         "iterable": loader,
-        "initial": step,
+        "initial": begins.step,
         "total": total,
-        "desc": f"epoch {epoch}",
+        "desc": f"epoch {begins.epoch}",
         "unit": "batch",
         "disable": loader.rank != 0 or not _is_first_process(),
     }

@@ -1,4 +1,4 @@
-"""A course: the place in its stream of a sampler that a plain `DataLoader` draws from."""
+"""The position of a sampler that a plain `DataLoader` draws from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from dataporter.checks import seed_checked, whole_number
 from dataporter.datasets.rows import fingerprint_of, length_of, rows_of
 from dataporter.errors import ConfigurationError
-from dataporter.loader import arguments as configure
+from dataporter.loader.arguments import batch_size_checked, tail_checked
 from dataporter.loader.cursor import Cursor
+from dataporter.loader.setup import world_checked
 from dataporter.orders import Order
 from dataporter.orders.by_name import order_for
 from dataporter.ranks.agreement import Ranks
@@ -18,16 +19,16 @@ from dataporter.ranks.world import World
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
-from dataporter.state.resume import OnMismatch, place_of
+from dataporter.state.resume import OnMismatch, resume_at
 from dataporter.state.schema import Identity, State, build, parse
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
 
-__all__ = ["Course"]
+__all__ = ["SamplerPosition"]
 
 
 @dataclass(slots=True)
-class Course:
-    """What is drawn moves nothing but the epoch: who draws may be batches ahead of the training."""
+class SamplerPosition:
+    """Drawing moves nothing but the epoch: the loader that draws may be batches ahead."""
 
     requests: PlannedSchedule
     cursor: Cursor[Progress]
@@ -50,8 +51,8 @@ class Course:
         seed: int | None,
         drop_last: bool,
         tail: Tail | None,
-    ) -> Course:
-        """The course that a sampler's arguments ask for, the same on all ranks of a group."""
+    ) -> SamplerPosition:
+        """The position that a sampler's arguments give, the same on all ranks of a group."""
         ranks = Ranks(world.group)
         with ranks.agreed(call) as terms:
             if batch_size is None:
@@ -63,15 +64,15 @@ class Course:
             requests = PlannedSchedule.of(
                 ordered,
                 length,
-                configure.batch_size_checked(batch_size) or 1,
+                batch_size_checked(batch_size) or 1,
                 world.rank,
                 world.size,
-                configure.tail_for(tail, drop_last=drop_last),
+                tail_checked(tail, drop_last=drop_last),
             )
             plan = requests.plan
             given_seed = seed_checked(seed)
-            configure.world_checked(world, given_seed, in_order=True)
-            cursor = Cursor.at_first_epoch(Progress, given_seed)
+            world_checked(world, given_seed, in_order=True)
+            cursor = Cursor.at_epoch(Progress, 0, given_seed)
             identity = Identity(
                 strategy=strategy,
                 order=ordered.name,
@@ -118,7 +119,7 @@ class Course:
         """Let the next pass go on from a state; on all ranks of the group, or on none."""
         with self.ranks.agreed("load_state_dict()") as terms:
             saved = parse(state)
-            seed, progress = place_of(
+            seed, progress = resume_at(
                 saved, self.identity, self.strategy, self.requests, self.given_seed, on_mismatch
             )
             terms.equal = build(saved)

@@ -10,9 +10,11 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from dataporter.checks import whole_number
 from dataporter.errors import ConfigurationError
-from dataporter.integrations.callers import is_fabrics_count
 from dataporter.loader.cursor import Cursor
-from dataporter.loader.sampler_position import Course
+from dataporter.loader.hooks import installed
+from dataporter.loader.joining import Membership
+from dataporter.loader.sampler_position import SamplerPosition
+from dataporter.loader.setup import Setup
 from dataporter.orders import Order
 from dataporter.ranks.world import World, find_world
 from dataporter.schedule.plan import Tail
@@ -40,59 +42,79 @@ class OrderSampler(DistributedSampler[int]):
     Ray).
     """
 
-    def __init__(self, requests: PlannedSchedule, cursor: Cursor[Progress]) -> None:
-        self._cursor = cursor
-        self._requests, plan = requests, requests.plan
+    # Until the loader is set up. Not torch's __init__, which wants a dataset and a world.
+    def __init__(self) -> None:
+        self._membership: Membership | None = None
+        self._cursor: Cursor[Progress] | None = None
+
+    def follow(self, membership: Membership, cursor: Cursor[Progress]) -> None:
+        """Show the order of a loader at its cursor."""
+        self._membership, self._cursor = membership, cursor
+
+    def show(self, setup: Setup) -> None:
+        """Set the attributes of torch's class by a loader's setup."""
+        schedule: Any = setup.schedule
+        plan = schedule.plan
         super().__init__(
-            range(requests.dataset_length),  # type: ignore[arg-type]  # needs a length alone
+            range(schedule.dataset_length),  # type: ignore[arg-type]  # needs a length alone
             num_replicas=plan.world_size,
-            rank=requests.rank,
-            shuffle=requests.order.name != "sequential",
-            seed=cursor.seed or 0,
+            rank=schedule.rank,
+            shuffle=schedule.order.name != "sequential",
+            seed=setup.seed or 0,
             drop_last=plan.tail == "drop",
         )
-        # torch counts them in another way: sample by sample, and not by whole global batches.
+        # torch counts sample by sample, and not by whole global batches.
         self.num_samples = len(self)
         self.total_size = sum(map(plan.rank_length, range(plan.world_size)))
 
     def __iter__(self) -> Iterator[int]:
-        plan = self._requests.plan
-        if plan.world_size > 1:
+        schedule, cursor = self._schedule(), self._followed()
+        if schedule.plan.world_size > 1:
             raise ConfigurationError(
-                f"this sampler already gives rank {self._requests.rank}'s share of "
-                f"{plan.world_size}, and whoever draws from it (a framework that rebuilds the "
-                "loader) may share it out again: hand the ResumableDataLoader over as it is "
-                "(Lightning: use_distributed_sampler=False, and torch's DataLoader for predict()), "
-                "or leave the sharding to the framework with world_size=1, rank=0"
+                f"this sampler already gives rank {schedule.rank}'s share of "
+                f"{schedule.plan.world_size}, and a framework that rebuilds the loader around it "
+                "may shard it again: pass the ResumableDataLoader as it is (Lightning: "
+                "use_distributed_sampler=False, and torch's DataLoader for predict()), or leave "
+                "the sharding to the framework with world_size=1, rank=0"
             )
-        epoch = Progress(self._cursor.progress.epoch)
-        for scheduled in self._requests.requests(epoch, self._cursor.settled_seed()):
+        epoch = Progress(cursor.progress.epoch)
+        for scheduled in schedule.requests(epoch, cursor.settled_seed()):
             request: Any = scheduled.request
             yield from (int(index) for index in request.indices)
 
     def __len__(self) -> int:
-        return self._requests.plan.rank_length(self._requests.rank)
+        schedule = self._schedule()
+        return schedule.plan.rank_length(schedule.rank)
 
     @property
     def epoch(self) -> int:
         """The loader's current epoch."""
-        return self._cursor.progress.epoch
+        return self._followed().progress.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        """torch's class sets it when it is built, which says nothing."""
+        """torch's class sets it at construction, which means nothing here."""
 
     def set_epoch(self, epoch: int) -> None:
         """The loader's ``set_epoch``, but that it never goes back.
 
-        Frameworks call it, with a count of their own: of passes since the program was started
+        Frameworks call it with counts of their own: of passes since the program was started
         (Fabric, which the loader does not follow), or of epochs of the longest of several loaders
-        (Lightning). Such a count may be behind the loader's, and a state that was loaded has to
-        survive it.
+        (Lightning). Such a count may be behind the loader's, and a loaded state must survive it.
         """
-        forward = whole_number("epoch", epoch) > self._cursor.progress.epoch
-        if forward and not is_fabrics_count(sys._getframe(1)):
-            self._cursor.set_epoch(epoch)
+        cursor = self._followed()
+        forward = whole_number("epoch", epoch) > cursor.progress.epoch
+        if forward and not installed().counts_passes(sys._getframe(1)):
+            cursor.set_epoch(epoch)
+
+    def _schedule(self) -> PlannedSchedule:
+        assert self._membership is not None
+        schedule: Any = self._membership.upcoming().schedule
+        return schedule  # type: ignore[no-any-return]  # loaders with an order have one
+
+    def _followed(self) -> Cursor[Progress]:
+        assert self._cursor is not None
+        return self._cursor
 
 
 class ResumableSampler(Sampler[int]):
@@ -147,7 +169,7 @@ class ResumableSampler(Sampler[int]):
         drop_last: bool = False,
         tail: Tail | None = None,
     ) -> None:
-        self._course = Course.of(
+        self._position = SamplerPosition.of(
             "ResumableSampler()",
             dataset,
             batch_size,
@@ -161,20 +183,20 @@ class ResumableSampler(Sampler[int]):
         )
 
     def __iter__(self) -> Iterator[int]:
-        return self._course.indices()
+        return self._position.indices()
 
     def __len__(self) -> int:
         """Samples of a whole epoch, wherever in it the sampler stands."""
-        return self._course.length
+        return self._position.length
 
     @property
     def epoch(self) -> int:
         """The current epoch: that of the pass that began last, or of the one that is set to."""
-        return self._course.progress.epoch
+        return self._position.progress.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Start ``epoch`` at the next pass; the current epoch stays as it is."""
-        self._course.set_epoch(epoch)
+        self._position.set_epoch(epoch)
 
     def state_dict(self, *, delivered: int) -> dict[str, Any]:
         """The place after ``delivered`` batches of the pass that began last.
@@ -187,11 +209,11 @@ class ResumableSampler(Sampler[int]):
         Raises:
             ConfigurationError: the pass has not so many batches.
         """
-        return self._course.state(delivered)
+        return self._position.state(delivered)
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
-        self._course.load(state, on_mismatch)
+        self._position.load(state, on_mismatch)
 
 
 class ResumableDistributedSampler(DistributedSampler[Any]):
@@ -238,7 +260,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         tail: Tail | None = None,
     ) -> None:
         world = find_world(rank, world_size, process_group, launched=True)
-        self._course = course = Course.of(
+        self._position = position = SamplerPosition.of(
             "ResumableDistributedSampler()",
             dataset,
             batch_size,
@@ -254,35 +276,35 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
             range(dataset) if isinstance(dataset, int) else dataset,  # type: ignore[arg-type]  # needs a length alone
             num_replicas=world.size,
             rank=world.rank,
-            shuffle=course.identity.order != "sequential",
-            seed=course.cursor.settled_seed(),
-            drop_last=course.identity.tail == "drop",
+            shuffle=position.identity.order != "sequential",
+            seed=position.cursor.settled_seed(),
+            drop_last=position.identity.tail == "drop",
         )
         # torch counts them in another way: sample by sample, and not by whole global batches.
-        plan = course.requests.plan
-        self.num_samples = course.length
+        plan = position.requests.plan
+        self.num_samples = position.length
         self.total_size = sum(map(plan.rank_length, range(world.size)))
 
     def __iter__(self) -> Iterator[int]:
-        return self._course.indices()
+        return self._position.indices()
 
     def __len__(self) -> int:
         """Samples of a whole epoch on this rank, wherever in it the sampler stands."""
-        return self._course.length
+        return self._position.length
 
     @property
     def epoch(self) -> int:
         """The current epoch: that of the pass that began last, or of the one that is set to."""
-        return self._course.progress.epoch
+        return self._position.progress.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         # torch's class sets it when it is built.
-        self._course.set_epoch(epoch)
+        self._position.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Start ``epoch`` at the next pass; the current epoch stays as it is."""
-        self._course.set_epoch(epoch)
+        self._position.set_epoch(epoch)
 
     def state_dict(self, *, delivered: int) -> dict[str, Any]:
         """The place after so many batches of the pass; see :meth:`ResumableSampler.state_dict`.
@@ -293,12 +315,12 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         Raises:
             ConfigurationError: the pass has not so many batches.
         """
-        return self._course.state(delivered)
+        return self._position.state(delivered)
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
-        self._course.load(state, on_mismatch)
-        self.seed = self._course.cursor.settled_seed()
+        self._position.load(state, on_mismatch)
+        self.seed = self._position.cursor.settled_seed()
 
 
 def refuse_resumable(sampler: Any) -> None:

@@ -1,37 +1,97 @@
-"""Serving: the engine that a loader's arguments ask for."""
+"""Serving: holds a loader's engine, and begins passes on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
-
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING, Any
 
 from dataporter._torch import pin_function
-from dataporter.convert import Conversion, Empty, new
-from dataporter.engines import Engine, InlineEngine, ProcessEngine, ThreadEngine, WorkerOptions
+from dataporter.convert import (
+    Conversion,
+    Converted,
+    Empty,
+    KeyBasedDtypeConverter,
+    converter_for,
+    new,
+)
+from dataporter.engines import (
+    Engine,
+    InlineEngine,
+    ProcessEngine,
+    Reply,
+    ThreadEngine,
+    Usage,
+    WorkerOptions,
+)
 from dataporter.fetch.fetch import Fetch, converting, undisturbing
+from dataporter.fetch.fetched import Fetched
+from dataporter.loader.setup import Setup
 
-__all__ = ["WorkerKind", "engine_for"]
+if TYPE_CHECKING:
+    from dataporter.loader.loader import ResumableDataLoader
 
-WorkerKind = Literal["process", "thread"]
+__all__ = ["Serving", "engine_for"]
+
+
+class Serving:
+    """The engine of a loader, built anew where the loader's attributes may have changed."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._converter: KeyBasedDtypeConverter | None = None
+        self._workers = 0
+
+    def begin(
+        self, loader: ResumableDataLoader[Any], setup: Setup, progress: Any, seed: int
+    ) -> Iterator[Reply]:
+        """The replies of a pass over the rest of an epoch."""
+        setup.check_dataset()
+        engine = self._engine_of(loader, setup)
+        requests = setup.schedule.requests(progress, seed)
+        ahead = setup.schedule.ahead(progress.epoch + 1, seed)
+        return requests.batches(engine.start(requests, ahead))
+
+    def note(self, fetched: Fetched) -> None:
+        """Let the converter of the pass know which dtypes a delivered batch had before."""
+        # Not the loader's converter: the user may have set another one since.
+        if self._converter is not None:
+            self._converter.note(Converted(fetched.batch, fetched.originals))
+
+    def usage(self) -> Usage:
+        """The worker processes of the last pass, and the memory they share with this one."""
+        return Usage() if self._engine is None else self._engine.usage()
+
+    def _engine_of(self, loader: ResumableDataLoader[Any], setup: Setup) -> Engine:
+        loader.converter = converter = converter_for(loader.converter)
+        before = self._converter, self._workers
+        # torch lets users set collate_fn, num_workers and the like, or change the dataset, between
+        # two passes. Persistent workers keep what they started with, except for the converter,
+        # since widening uses the present one, and for their number.
+        persists = loader.persistent_workers and before == (converter, loader.num_workers)
+        if self._engine is None or not persists:
+            self._converter, self._workers = converter, loader.num_workers
+            conversion = None if converter is None else converter.conversion
+            self._engine = engine_for(loader, setup, conversion)
+        return self._engine
 
 
 def engine_for(
-    loader: DataLoader[Any],
-    build_fetch: Callable[..., Fetch],
-    *,
-    worker_kind: WorkerKind,
-    worker_restarts: int,
-    conversion: Conversion | None,
+    loader: ResumableDataLoader[Any], setup: Setup, conversion: Conversion | None
 ) -> Engine:
-    """An engine by the loader's present attributes, which torch lets people set at any time.
+    """An engine by the loader's present attributes.
 
     Args:
-        build_fetch: makes what reads and collates.
-        conversion: what becomes of the batches, if anything does.
+        conversion: is applied to the batches.
     """
+    seeded = loader.num_workers == 0 or loader.worker_kind == "process"
+    build_fetch = partial(
+        setup.fetch,
+        loader.collate_fn,
+        batched=loader.batch_sampler is not None,
+        seeds_each=setup.strategy.seeds_each if seeded else "nothing",
+        on_error=loader.on_error,
+    )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
         return InlineEngine(
@@ -44,12 +104,12 @@ def engine_for(
         persistent=loader.persistent_workers,
         in_order=loader.in_order,
         timeout=loader.timeout,
-        restarts=worker_restarts,
+        restarts=loader.worker_restarts,
         worker_init_fn=loader.worker_init_fn,
         context=loader.multiprocessing_context,
     )
     converting_fetch = partial(_converting_fetch, build_fetch, conversion)
-    if worker_kind == "thread":
+    if loader.worker_kind == "thread":
         return ThreadEngine(converting_fetch, pin, options)
     return ProcessEngine(converting_fetch, loader.dataset, pin, options)
 

@@ -1,56 +1,249 @@
-"""Wiring: the flow that a loader's dataset and arguments ask for, by index or as a stream."""
+"""The setup: what a loader's arguments mean on one rank of a world; frozen, and a pure function."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from dataporter.checks import positive_number
-from dataporter.datasets.rows import fingerprint_of
-from dataporter.loader import arguments as configure
-from dataporter.loader.flow import Flow
-from dataporter.loader.indexed import IndexedFlow, length_if_any
-from dataporter.schedule.schedule import Schedule
+from dataporter.datasets.rows import fingerprint_of, length_if_any, length_of, rows_of
+from dataporter.errors import ConfigurationError, DatasetChangedError
+from dataporter.fetch.fetch import Fetch, fetch_for
+from dataporter.loader.arguments import Arguments, tail_checked
+from dataporter.orders import Order
+from dataporter.orders.by_name import generator_seed, order_for
+from dataporter.ranks.agreement import Ranks
+from dataporter.ranks.world import World, seed_of_sampler, world_of_sampler
+from dataporter.schedule.plan import Tail
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.schedule.progress import Progress
+from dataporter.schedule.sampled import SampledSchedule
+from dataporter.schedule.sampler_epochs import SamplerEpochs
+from dataporter.schedule.schedule import Lookup, Schedule
+from dataporter.state.format import IndexFormat, StateFormat
 from dataporter.state.schema import Identity
-from dataporter.streams import Stream, sharding_of
+from dataporter.state.strategies import ResumptionStrategy, strategy_named
+from dataporter.streams import Stream, StreamProgress, sharding_of
+from dataporter.streams.fetch import StreamFetch
+from dataporter.streams.format import StreamFormat
+from dataporter.streams.reader import ReadOptions
+from dataporter.streams.stream import StreamLookup, StreamSchedule
 
-if TYPE_CHECKING:
-    from dataporter.loader.loader import ResumableDataLoader
-
-__all__ = ["flow_for"]
+__all__ = ["Setup", "setup_of", "world_checked"]
 
 
-def flow_for(loader: ResumableDataLoader[Any], rows: Any, source: Schedule | None) -> Flow:
-    """A flow by the attributes of ``loader``, once torch's class has set its own.
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that a loader is made of, but for its position and its engine.
+
+    Attributes:
+        arguments: as given.
+        ranks: the process group's ranks, which hold equal loaders.
+        rank, world_size: of this loader.
+        strategy, order, tail: as given, or by default; ``order`` is None with a custom sampler and
+            with a stream.
+        seed: the one that the arguments settle; None where it is drawn.
+        rows: the dataset as something that is indexed by row; None for a stream.
+        stream: the dataset as this rank reads it; None for a map-style dataset.
+        schedule: the requests from a progress on.
+        lookup: answers about any step.
+        format: reads and writes states.
+        fetch: builds what turns requests into batches: takes ``collate_fn``, ``batched=``,
+            ``seeds_each=``, ``on_error=``, and in a worker ``whole=``.
+        epochs: of the custom sampler, if there is one.
+    """
+
+    arguments: Arguments
+    ranks: Ranks
+    rank: int
+    world_size: int
+    strategy: ResumptionStrategy
+    order: Order | None
+    tail: Tail
+    seed: int | None
+    rows: Any
+    stream: Stream | None
+    schedule: Schedule
+    lookup: Lookup
+    format: StateFormat
+    fetch: Callable[..., Fetch]
+    epochs: SamplerEpochs
+
+    def beginning(self, epoch: int) -> Any:
+        """The progress of an epoch of which nothing was delivered."""
+        return Progress(epoch) if self.stream is None else StreamProgress(epoch)
+
+    def with_workers(self, num_workers: int, progress: Any) -> Setup:
+        """This setup for another number of workers, on which a stream's shards depend."""
+        if self.stream is None or max(1, num_workers) == self.stream.num_workers:
+            return self
+        stream = self.stream.with_workers(num_workers, progress)
+        return replace(self, **_parts_of_stream(stream, self.strategy))
+
+    def check_dataset(self) -> None:
+        """Raise where a map-style dataset has another length than at construction."""
+        if self.stream is not None:
+            return
+        before, present = self.format.terms()["dataset_length"], length_if_any(self.rows)
+        if before != present:
+            raise DatasetChangedError(
+                f"the dataset had {before} samples when the loader was built and has {present} "
+                "now: build a new loader for it"
+            )
+
+
+def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None = None) -> Setup:
+    """The setup of a loader with these arguments.
 
     Args:
-        rows: the dataset as something that is indexed by row.
-        source: where the requests come from; None for an ``IterableDataset``.
+        world: as found; a custom sampler such as ``DistributedSampler`` may know another.
+        batches: what gives a custom sampler's batches of indices, or single indices where
+            ``batch_size`` is None: torch's ``BatchSampler`` or the sampler itself.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
     """
-    dataset: Any = loader.dataset
-    fingerprint = fingerprint_of(dataset)
-    given = loader._arguments
-    if source is None:
-        return Stream(
-            sharding=sharding_of(dataset, given["num_shards"], loader.world_size),
-            strategy=loader.strategy,
-            rank=loader.rank,
-            world_size=loader.world_size,
-            batch_size=loader.batch_size,
-            num_workers=configure.stream_workers(loader.num_workers, loader.worker_kind),
-            drop_last=loader.tail == "drop",
-            snapshot_every=positive_number("snapshot_every", given["snapshot_every"]),
-            fingerprint=fingerprint,
+    custom = arguments.custom_sampler
+    if custom is not None:
+        world = world_of_sampler(custom, world)
+    strategy = _strategy_for(arguments.strategy, world, custom)
+    tail = tail_checked(
+        arguments.tail, drop_last=bool(arguments.drop_last), is_stream=arguments.is_stream
+    )
+    common: dict[str, Any] = {
+        "arguments": arguments,
+        "ranks": Ranks(world.group),
+        "rank": world.rank,
+        "world_size": world.size,
+        "strategy": strategy,
+        "tail": tail,
+    }
+    in_order = arguments.in_order or arguments.is_stream
+    if arguments.is_stream:
+        world_checked(world, arguments.seed, in_order=in_order)
+        stream = Stream(
+            sharding=sharding_of(arguments.dataset, arguments.num_shards, world.size),
+            rank=world.rank,
+            world_size=world.size,
+            batch_size=arguments.batch_size,
+            num_workers=max(1, arguments.num_workers),
+            drop_last=tail == "drop",
+            snapshot_every=arguments.snapshot_every,
         )
-    order = loader.order
-    own_sampler = given["batch_sampler"] if given["sampler"] is None else given["sampler"]
+        return Setup(
+            **common,
+            order=None,
+            seed=arguments.seed,
+            rows=None,
+            epochs=SamplerEpochs(),
+            **_parts_of_stream(stream, strategy),
+        )
+    rows = rows_of(arguments.dataset)
+    order, epochs, seed = None, SamplerEpochs(), arguments.seed
+    schedule: PlannedSchedule | SampledSchedule
+    if custom is None:
+        order = order_for(arguments.order, arguments.shuffle)
+        seed = generator_seed(order, arguments.generator) if seed is None else seed
+        batch_size = arguments.batch_size or 1
+        schedule = PlannedSchedule.of(
+            order, length_of(rows), batch_size, world.rank, world.size, tail
+        )
+    else:
+        assert batches is not None
+        seed = seed_of_sampler(custom) if seed is None else seed
+        batched = arguments.sampler is None or arguments.batch_size is not None
+        schedule = SampledSchedule(batches, batched=batched, rank=world.rank, world_size=world.size)
+        epochs = schedule.epochs
+    world_checked(world, seed, in_order=in_order)
     identity = Identity(
-        strategy=loader.strategy.name,
-        order=f"sampler {type(own_sampler).__name__}" if order is None else order.name,
+        strategy=strategy.name,
+        order=f"sampler {type(custom).__name__}" if order is None else order.name,
         order_version=0 if order is None else order.version,
         dataset_length=length_if_any(rows),
-        dataset_fingerprint=fingerprint,
-        batch_size=loader.batch_size,
-        world_size=loader.world_size,
-        tail=loader.tail,
+        dataset_fingerprint=fingerprint_of(arguments.dataset),
+        batch_size=None if arguments.batch_sampler is not None else arguments.batch_size,
+        world_size=world.size,
+        tail=tail,
     )
-    return IndexedFlow(rows, source, loader.strategy, identity)
+    return Setup(
+        **common,
+        order=order,
+        seed=seed,
+        rows=rows,
+        stream=None,
+        schedule=schedule,
+        lookup=schedule,
+        format=IndexFormat(identity, strategy, schedule),
+        fetch=partial(fetch_for, rows),
+        epochs=epochs,
+    )
+
+
+def _parts_of_stream(stream: Stream, strategy: ResumptionStrategy) -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "schedule": StreamSchedule(stream),
+        "lookup": StreamLookup(stream.sharding.dataset),
+        "format": StreamFormat(stream, strategy, fingerprint_of(stream.sharding.dataset)),
+        "fetch": partial(_stream_fetch, stream),
+    }
+
+
+def _stream_fetch(
+    stream: Stream,
+    collate_fn: Callable[[Any], Any],
+    *,
+    batched: bool,
+    seeds_each: Any,
+    on_error: Any,
+    whole: Any = None,
+) -> Fetch:
+    return StreamFetch(
+        stream.sharding,
+        collate_fn,
+        ReadOptions(stream.batch_size or 1, seeds_each, on_error),
+        batched=batched,
+        drop_last=stream.drop_last,
+        snapshot_every=stream.snapshot_every,
+        whole=whole,
+    )
+
+
+def _strategy_for(
+    strategy: str | ResumptionStrategy | None, world: World, custom_sampler: object | None
+) -> ResumptionStrategy:
+    """The strategy that was asked for, or the one that suits (C7)."""
+    if strategy is None:
+        if custom_sampler is not None:
+            return strategy_named("simple")
+        in_world = world.group is not None or world.size > 1
+        return strategy_named("distributed" if in_world else "advanced")
+    chosen = strategy_named(strategy)
+    if custom_sampler is not None and chosen.counts != "batches":
+        raise ConfigurationError(
+            f"strategy={chosen.name!r} needs an order to jump in, and a custom sampler (a "
+            f"{type(custom_sampler).__name__}) can only be walked through: use strategy='simple', "
+            "or order= and shuffle= instead of the sampler. If a framework has put the sampler "
+            "there to shard the data, tell it not to (Lightning: use_distributed_sampler=False, "
+            "and torch's DataLoader for predict() and overfit_batches); this loader shards by "
+            "itself"
+        )
+    return chosen
+
+
+def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
+    """Refuse arguments by which the ranks of a world could not share one state."""
+    if world.size == 1:
+        return
+    if seed is None and world.group is None:
+        raise ConfigurationError(
+            f"a world of {world.size} ranks that no process group joins needs seed=, the same on "
+            "every rank: drawn by each rank for itself it would differ, and with it the order"
+        )
+    if not in_order:
+        raise ConfigurationError(
+            f"in_order=False in a world of {world.size} ranks: each rank would deliver other "
+            "batches early, and the ranks share one state; leave in_order=True"
+        )

@@ -49,7 +49,11 @@ class PlannedSchedule:
         plan = Plan(order.epoch_length(dataset_length), batch_size, world_size, tail)
         return cls(order, plan, rank, dataset_length)
 
-    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
+    def requests(self, progress: Progress, seed: int) -> Requests:
+        return Requests(self, progress, seed)
+
+    def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
+        """The requests themselves, computed a block of positions at a time."""
         plan = self._plan(progress)
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
             indices = self._indices(positions, seed, progress.epoch)
@@ -70,6 +74,11 @@ class PlannedSchedule:
         return self.plan.last_step
 
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
+        if step > (steps := self.epoch_steps()):
+            raise ConfigurationError(
+                f"step={step} of epoch {epoch}: an epoch has {steps} steps, so step must be within "
+                f"0..{steps}"
+            )
         return Progress(epoch, step, self.plan.position_before(step))
 
     def progress_after(self, origin: Progress, steps: int) -> Progress:
@@ -87,12 +96,12 @@ class PlannedSchedule:
         early = tuple(stretch for stretch in origin.early if stretch.start > position)
         return Progress(origin.epoch, step, position, early)
 
-    def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64]:
-        plan = self._plan_with(progress, step)
-        return self._indices(plan.positions(step, self.rank), seed, progress.epoch)
+    def samples_at(self, origin: Progress, step: int, seed: int) -> NDArray[np.int64]:
+        plan = self._plan_with(origin, step)
+        return self._indices(plan.positions(step, self.rank), seed, origin.epoch)
 
-    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
-        return self._plan_with(progress, step).padding(step, self.rank)
+    def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
+        return self._plan_with(origin, step).padding(step, self.rank)
 
     def within(self, progress: Progress) -> Progress:
         position = min(progress.position, self.plan.length)
@@ -100,7 +109,7 @@ class PlannedSchedule:
         cut = progress._replace(position=position, early=early)
         return cut._replace(step=min(progress.step, cut.delivered))
 
-    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+    def counted_at(self, progress: Progress, seed: int) -> tuple[int, int]:
         # An order says by its name and version what its indices are, so the digest is 0. Batches
         # that came early count as steps, and say nothing of the position.
         fits = progress.early or self.plan.position_before(progress.step) == progress.position

@@ -35,6 +35,9 @@ class EpochProgress(Protocol):
     def step(self) -> int: ...
 
     @property
+    def position(self) -> int: ...
+
+    @property
     def delivered(self) -> int: ...
 
     def after(self, delivers: Any) -> Any:

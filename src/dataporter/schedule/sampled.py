@@ -1,4 +1,4 @@
-"""Requests from a sampler of the user's own: its indices are walked through, not jumped to."""
+"""The schedule of a custom sampler: its indices are walked through, not jumped to."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Generator
-from torch.utils.data import DataLoader, DistributedSampler
 
 from dataporter.errors import ConfigurationError
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.schedule.request import Request, Scheduled
+from dataporter.schedule.sampler_epochs import SamplerEpochs, parts_of_sampler
+from dataporter.schedule.schedule import Requests
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_SAMPLER, fold
 
 __all__ = ["SampledSchedule"]
-
-_LONGEST_CHAIN = 8
 
 
 class SampledSchedule:
@@ -46,39 +45,19 @@ class SampledSchedule:
         self._batched = batched
         self._rank = rank
         self._world_size = world_size
-        self._chain = _chain(sampler)
+        parts = parts_of_sampler(sampler)
+        self.epochs = SamplerEpochs(parts)
         self._generators = [
             (generator, generator.get_state())
-            for part in self._chain
+            for part in parts
             if isinstance(generator := getattr(part, "generator", None), Generator)
         ]
-        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
 
-    @classmethod
-    def of(cls, loader: DataLoader[Any], rank: int, world_size: int) -> SampledSchedule:
-        """What a loader's batch sampler gives, or its sampler where it does not batch."""
-        batched = loader.batch_sampler is not None
-        sampler = loader.batch_sampler if batched else loader.sampler
-        return cls(sampler, batched=batched, rank=rank, world_size=world_size)  # type: ignore[arg-type]  # not None
+    def requests(self, progress: Progress, seed: int) -> Requests:
+        return Requests(self, progress, seed)
 
-    def built_at_epoch(self) -> int | None:
-        """The epoch that was set on the sampler before the loader got it."""
-        set_before = (epoch for epoch in self._epochs if isinstance(epoch, int) and epoch > 0)
-        return next(set_before, None)
-
-    def overlook_requested_epoch(self) -> None:
-        """Whatever epoch was set on the sampler, something later has decided otherwise."""
-        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
-
-    def requested_epoch(self) -> int | None:
-        """The epoch that somebody has set on the sampler itself since it was last looked at."""
-        for part, known in zip(self._chain, self._epochs):
-            epoch = getattr(part, "epoch", None)
-            if isinstance(epoch, int) and epoch != known:
-                return epoch
-        return None
-
-    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
+    def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
+        """The requests themselves: the sampler is walked through up to the progress."""
         done, walk = progress.done, self._walk(progress.epoch, seed)
         if not done:
             # By the step, since a batch sampler may give an empty batch, which moves no position.
@@ -90,7 +69,7 @@ class SampledSchedule:
                 yield scheduled
 
     def ahead(self, epoch: int, seed: int) -> None:
-        # A sampler has one place, and a later epoch's would be lost with it.
+        # A sampler has one position, which a walk through a later epoch would lose.
         return None
 
     def steps(self, progress: Progress) -> int:
@@ -105,11 +84,11 @@ class SampledSchedule:
         delivered = self._scheduled_at(epoch, step - 1, seed).delivers[0]
         return Progress(epoch, step, delivered.stop, (), delivered.digest)
 
-    def samples_at(self, progress: Progress, step: int, seed: int) -> list[Any]:
-        request: Any = self._scheduled_at(progress.epoch, step, seed).request
+    def samples_at(self, origin: Progress, step: int, seed: int) -> list[Any]:
+        request: Any = self._scheduled_at(origin.epoch, step, seed).request
         return list(request.indices)
 
-    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
+    def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         raise ConfigurationError(
             f"which samples a {type(self._sampler).__name__} gives twice only itself can say: "
             "padding() is known for order= and shuffle=, which share the samples out themselves"
@@ -118,7 +97,7 @@ class SampledSchedule:
     def within(self, progress: Progress) -> Progress:
         return progress
 
-    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+    def counted_at(self, progress: Progress, seed: int) -> tuple[int, int]:
         step, position, digest = 0, 0, 0
         with self._undisturbed():
             for scheduled in self._walk(progress.epoch, seed):
@@ -146,15 +125,12 @@ class SampledSchedule:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Walk aside without disturbing an iteration of the sampler that is under way."""
-        known, epochs = self._epochs, [getattr(part, "epoch", None) for part in self._chain]
+        epochs = self.epochs.saved()
         states = [generator.get_state() for generator, _ in self._generators]
         try:
             yield
         finally:
-            for part, before in zip(self._chain, epochs):
-                if before is not None and callable(getattr(part, "set_epoch", None)):
-                    part.set_epoch(before)
-            self._epochs = known
+            self.epochs.restore(epochs)
             for (generator, _), state in zip(self._generators, states):
                 generator.set_state(state)
 
@@ -184,34 +160,12 @@ class SampledSchedule:
             position, step = stop, step + 1
 
     def _start_epoch(self, epoch: int, key: int) -> None:
-        for part in self._chain:
-            set_epoch = getattr(part, "set_epoch", None)
-            if callable(set_epoch):
-                set_epoch(epoch)
-        self._epochs = [getattr(part, "epoch", None) for part in self._chain]
+        self.epochs.begin(epoch)
         for generator, built_with in self._generators:
             if epoch == 0:
                 generator.set_state(built_with)
             else:
                 generator.manual_seed(key)
-
-
-def _chain(sampler: Any) -> list[Any]:
-    """The sampler and what it wraps, as ``BatchSampler`` wraps its ``sampler``."""
-    chain = [sampler]
-    while len(chain) < _LONGEST_CHAIN and (inner := _wrapped_by(chain[-1])) is not None:
-        chain.append(inner)
-    return chain
-
-
-def _wrapped_by(sampler: Any) -> Any:
-    inner = getattr(sampler, "sampler", None)
-    if inner is None and isinstance(sampler, DistributedSampler):
-        dataset: Any = sampler.dataset
-        # Lightning shares a sampler out as if what it yields were a dataset.
-        if type(dataset).__name__ == "_DatasetSamplerWrapper":
-            inner = dataset._sampler
-    return inner
 
 
 def _digest(indices: list[Any], before: int) -> int:

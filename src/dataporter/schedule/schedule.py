@@ -1,10 +1,10 @@
-"""The schedule: what a rank asks for over an epoch."""
+"""The schedule: a rank's requests over an epoch, and three protocols for those who ask it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,50 +12,77 @@ from numpy.typing import NDArray
 from dataporter.schedule.progress import Progress
 from dataporter.schedule.request import Scheduled
 
-__all__ = [
-    "Requests",
-    "Schedule",
-]
+__all__ = ["Lookup", "PassRequests", "Recount", "Requests", "Schedule"]
+
+R = TypeVar("R")
+
+
+class PassRequests(Iterable[Scheduled], Protocol):
+    """The requests of a pass, drawn anew by each ``iter()``."""
+
+    def batches(self, replies: Iterator[R]) -> Iterator[R]:
+        """Those of an engine's replies to these requests that hold a batch."""
 
 
 class Schedule(Protocol):
-    """Where a loader's requests come from: an order and a plan, or a sampler of the user's own."""
+    """A rank's requests over an epoch, of an order and a plan, a custom sampler or a stream."""
 
-    def requests(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
-        """What is left of the epoch, batch by batch."""
+    def requests(self, progress: Any, seed: int) -> PassRequests:
+        """The rest of the epoch, batch by batch."""
 
-    def ahead(self, epoch: int, seed: int) -> Requests | None:
-        """A later epoch, if it does no harm to draw its requests early."""
+    def ahead(self, epoch: int, seed: int) -> PassRequests | None:
+        """A later epoch; None where its requests cannot be drawn early."""
 
-    def steps(self, progress: Progress) -> int:
-        """How many batches that is."""
+    def steps(self, progress: Any) -> int:
+        """Number of batches in the rest of the epoch."""
+
+
+class Lookup(Protocol):
+    """Answers questions about any step of any epoch without reading data."""
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> Any:
+        """The progress of an epoch when ``step`` of its batches have been delivered."""
+
+    def samples_at(self, origin: Any, step: int, seed: int) -> NDArray[np.int64] | list[Any]:
+        """Indices of a batch of an epoch that was resumed at ``origin``."""
+
+    def padding(self, origin: Any, step: int) -> NDArray[np.bool_]:
+        """Which samples of that batch are repeats, added as padding."""
+
+
+class Recount(Protocol):
+    """Checks a saved progress against what an epoch of this schedule can be."""
 
     def epoch_steps(self) -> int:
-        """How many batches a whole epoch has, on the ranks that have most."""
+        """Batches of a whole epoch, on the ranks with the most."""
 
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         """The progress of an epoch when ``step`` of its batches have been delivered."""
 
-    def samples_at(self, progress: Progress, step: int, seed: int) -> NDArray[np.int64] | list[Any]:
-        """Indices of a batch of an epoch that goes, or went, on from ``progress``."""
-
-    def padding(self, progress: Progress, step: int) -> NDArray[np.bool_]:
-        """Which samples of that batch are there for a second time, to even the ranks."""
-
     def within(self, progress: Progress) -> Progress:
-        """The progress, cut down to what an epoch can have come to."""
+        """The progress, limited to the length of an epoch."""
 
-    def place_at(self, progress: Progress, seed: int) -> tuple[int, int]:
-        """Step and digest at ``progress.position``, as this source would count them."""
+    def counted_at(self, progress: Progress, seed: int) -> tuple[int, int]:
+        """Step and digest at ``progress.position``; the step is -1 where none begins there."""
+
+
+class Draws(Protocol):
+    """A schedule whose requests can be drawn from any progress on."""
+
+    def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a pass asks for, drawn anew by each ``iter()``. Equal ones give the same requests."""
+    """The requests of a pass by index. Equal ones give the same requests."""
 
-    source: Schedule
+    schedule: Draws
     progress: Progress
     seed: int
 
     def __iter__(self) -> Iterator[Scheduled]:
-        return self.source.requests(self.progress, self.seed)
+        return self.schedule.scheduled(self.progress, self.seed)
+
+    def batches(self, replies: Iterator[R]) -> Iterator[R]:
+        """All of the replies."""
+        return replies

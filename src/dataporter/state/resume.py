@@ -1,4 +1,4 @@
-"""A state beside the loader that is to go on from it: where that is, or why it is refused (C6)."""
+"""Where a loader resumes from a state, or why it refuses the state (C6)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Literal
 
 from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError, warn
 from dataporter.schedule.progress import Progress
-from dataporter.schedule.schedule import Schedule
+from dataporter.schedule.schedule import Recount
 from dataporter.state.schema import Identity, Mismatch, State
 from dataporter.state.strategies import ResumptionStrategy, explain
 
-__all__ = ["OnMismatch", "place_of"]
+__all__ = ["OnMismatch", "resume_at"]
 
 OnMismatch = Literal["error", "warn"]
 
 
-def place_of(
+def resume_at(
     saved: State,
     present: Identity,
     strategy: ResumptionStrategy,
-    source: Schedule,
+    schedule: Recount,
     given_seed: int | None,
     on_mismatch: OnMismatch,
 ) -> tuple[int, Progress]:
-    """Seed and progress with which a loader goes on that has ``present`` for its identity.
+    """Seed and progress at which a loader with the identity ``present`` resumes.
 
     Args:
         given_seed: the seed that the loader was built with; without one it takes the state's.
@@ -40,9 +40,9 @@ def place_of(
     if seed != saved.seed:
         mismatches.append(Mismatch("seed", saved.seed, seed))
     if not mismatches:
-        if source.within(progress) != progress:
+        if schedule.within(progress) != progress:
             raise _contradiction(progress)
-        step, digest = source.place_at(progress, seed)
+        step, digest = schedule.counted_at(progress, seed)
         if digest != progress.digest:
             mismatches.append(Mismatch("order_digest", progress.digest, digest))
         elif strategy.counts == "batches" and step != progress.step:
@@ -51,7 +51,7 @@ def place_of(
         raise StateMismatchError(explain(mismatches))
     if mismatches:
         warn(explain(mismatches), RuntimeWarning)
-    return seed, source.within(strategy.resume(saved, present, source, seed))
+    return seed, schedule.within(strategy.resume(saved, present, schedule, seed))
 
 
 def _contradiction(progress: Progress) -> InvalidStateError:

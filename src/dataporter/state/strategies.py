@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from dataporter.errors import ConfigurationError
 from dataporter.schedule.progress import Progress
-from dataporter.schedule.schedule import Schedule
+from dataporter.schedule.schedule import Recount
 from dataporter.state.schema import Identity, Mismatch, State, differences
 
 __all__ = [
@@ -53,7 +53,7 @@ class ResumptionStrategy:
             if difference.field not in may_change
         ]
 
-    def resume(self, state: State, present: Identity, source: Schedule, seed: int) -> Progress:
+    def resume(self, state: State, present: Identity, schedule: Recount, seed: int) -> Progress:
         """The progress at which a loader goes on that has ``present`` for its identity.
 
         Exact when the state has no mismatches. Otherwise (``on_mismatch="warn"``) as near as the
@@ -65,8 +65,8 @@ class ResumptionStrategy:
             for field in ("strategy", "batch_size", "world_size")
         )
         if self.counts == "batches" and not counted_alike:
-            step = min(progress.step, source.epoch_steps())
-            return source.progress_at(progress.epoch, step, seed)
+            step = min(progress.step, schedule.epoch_steps())
+            return schedule.progress_at(progress.epoch, step, seed)
         return progress
 
 

@@ -83,6 +83,11 @@ class StreamProgress:
         return StreamProgress(self.epoch, self.step + 1, shards)
 
     @property
+    def position(self) -> int:
+        """As :attr:`delivered`: a shard's samples are delivered in sequence."""
+        return self.delivered
+
+    @property
     def delivered(self) -> int:
         """How many samples."""
         return sum(state.offset for state in self.shards.values())

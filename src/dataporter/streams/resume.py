@@ -11,10 +11,10 @@ from dataporter.state.strategies import ResumptionStrategy, explain
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.state import StreamIdentity, StreamState
 
-__all__ = ["place_of"]
+__all__ = ["resume_at"]
 
 
-def place_of(
+def resume_at(
     saved: StreamState,
     present: StreamIdentity,
     strategy: ResumptionStrategy,

@@ -1,118 +1,59 @@
-"""A stream: the flow of a dataset that is iterated over, as one rank of a world reads it (C10)."""
+"""A stream as one rank reads it, and its schedule: which shards this rank reads, in turns (C10)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 from uuid import uuid4
 
-from dataporter.engines import Engine, Reply
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
-from dataporter.fetch.fetch import Fetch, OnError
-from dataporter.loader.flow import Resumption
-from dataporter.state.resume import OnMismatch
-from dataporter.state.strategies import ResumptionStrategy
-from dataporter.streams import state as states
-from dataporter.streams import turns
-from dataporter.streams.fetch import StreamFetch
-from dataporter.streams.reader import ReadOptions
-from dataporter.streams.request import StreamProgress
-from dataporter.streams.resume import place_of
-from dataporter.streams.shard import Sharding, ShardState
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Stream", "warn_of_length"]
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
+from dataporter.streams.request import StreamProgress
+from dataporter.streams.shard import Sharding, ShardState
+from dataporter.streams.turns import Turns
+
+__all__ = ["Stream", "StreamLookup", "StreamSchedule", "warn_of_length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A dataset that is iterated over, cut into shards, as one rank of a world reads it.
+    """An iterable dataset, divided into shards, as one rank of a world reads it.
 
     Attributes:
-        sharding: where the shards come from.
-        strategy, rank, world_size, batch_size: as in the loader.
-        num_workers: how many read on this rank, the training process itself where it has none.
-        drop_last: leave out a shard's last batch where it is incomplete.
-        snapshot_every: how many batches of a shard come with one snapshot.
-        fingerprint: tells the data from other data, if anything does.
+        sharding: opens the shards.
+        rank, world_size, batch_size: as in the loader.
+        num_workers: number of readers on this rank; 1 where the training process reads.
+        drop_last: discard a shard's last batch where it is incomplete.
+        snapshot_every: number of batches of a shard per snapshot.
     """
 
     sharding: Sharding
-    strategy: ResumptionStrategy
     rank: int
     world_size: int
     batch_size: int | None
     num_workers: int
     drop_last: bool
     snapshot_every: int
-    fingerprint: str | None
 
-    def beginning(self, epoch: int) -> StreamProgress:
-        return StreamProgress(epoch)
+    def shards(self) -> range:
+        """The shards that this rank reads."""
+        return self.shards_of(self.rank)
 
-    def terms(self) -> Mapping[str, Any]:
-        terms = asdict(self._identity())
-        if self.sharding.name == "workers":  # each rank may have been given data of its own
-            del terms["dataset_fingerprint"]
-        return terms
+    def shards_of(self, rank: int) -> range:
+        """The shards that a rank reads."""
+        return self.sharding.shards(rank, self.world_size, self.num_workers)
 
-    def length(self) -> int:
-        dataset: Any = self.sharding.dataset
-        return self._steps_of(len(dataset))
+    def with_workers(self, num_workers: int, progress: StreamProgress) -> Stream:
+        """This stream with another number of workers, which users may set between two passes.
 
-    def remaining(self, progress: StreamProgress) -> int:
-        dataset: Any = self.sharding.dataset
-        done = {shard for shard, state in progress.shards.items() if state.ended}
-        if done.issuperset(self._shards()):  # of another rank's, nobody knows how long they were
-            return 0
-        try:
-            # By samples: the steps that were made may have been of another size.
-            left = len(dataset) - progress.delivered * self._sharing
-            return self._steps_of(max(0, left))
-        except (TypeError, NotImplementedError) as error:
-            raise UnsupportedDatasetError(
-                f"a {type(self.sharding.dataset).__name__} is an IterableDataset that does not say "
-                f"how long it is ({error}): give it __len__ to know how many batches are left"
-            ) from error
-
-    @property
-    def _sharing(self) -> int:
-        """How many ranks the dataset is shared out to."""
-        return self.world_size if self.sharding.name == "shards" else 1
-
-    def _steps_of(self, samples: int) -> int:
-        # The last batch of each shard may be incomplete, so that it can come to more.
-        batch = (self.batch_size or 1) * self._sharing
-        return samples // batch if self.drop_last else -(-samples // batch)
-
-    def requested_epoch(self) -> None:
-        return None
-
-    def overlook_requested_epoch(self) -> None:
-        """There is none."""
-
-    def fetch_builder(
-        self,
-        collate_fn: Callable[[Any], Any],
-        *,
-        batched: bool,
-        seeds_each: Literal["sample", "batch", "nothing"],
-        on_error: OnError,
-    ) -> Callable[..., Fetch]:
-        return partial(
-            StreamFetch,
-            self.sharding,
-            collate_fn,
-            ReadOptions(self.batch_size or 1, seeds_each, on_error),
-            batched=batched,
-            drop_last=self.drop_last,
-            snapshot_every=self.snapshot_every,
-        )
-
-    def for_pass(self, num_workers: int, progress: StreamProgress) -> Stream:
+        Raises:
+            ConfigurationError: the workers share the stream out, and are in the middle of an epoch.
+        """
         num_workers = max(1, num_workers)
-        if self.sharding.name == "workers" and num_workers != self.num_workers and progress.shards:
+        moved = self.sharding.name == "workers" and num_workers != self.num_workers
+        if moved and progress.shards:
             raise ConfigurationError(
                 f"num_workers was {self.num_workers} when this epoch of the stream began, and is "
                 f"{num_workers} now: each worker reads a stream like this by itself, so set it "
@@ -120,62 +61,81 @@ class Stream:
             )
         return replace(self, num_workers=num_workers)
 
-    def serve(self, engine: Engine, progress: StreamProgress, seed: int) -> Iterator[Reply]:
-        return turns.replies(
-            partial(engine.start, ahead=None),
-            progress,
-            {shard: progress.shards.get(shard, ShardState(shard)) for shard in self._shards()},
-            seed=seed,
-            pass_id=uuid4().hex,
-            batch_size=self.batch_size or 1,
-        )
+    def steps_of(self, samples: int) -> int:
+        """Number of batches of so many samples, over all ranks that share them."""
+        # The last batch of each shard may be incomplete, so the true number may be higher.
+        batch = (self.batch_size or 1) * self.sharing
+        return samples // batch if self.drop_last else -(-samples // batch)
 
-    def state(self, seed: int, progress: StreamProgress) -> dict[str, Any]:
-        rank = self.rank if self.world_size > 1 else None
-        return states.build(states.StreamState(self._identity(), seed, rank, progress))
+    @property
+    def sharing(self) -> int:
+        """Number of ranks that share the dataset."""
+        return self.world_size if self.sharding.name == "shards" else 1
 
-    def joined(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        parsed = [states.parse(part) for part in parts]
-        return states.build(states.joined(parsed, self._shards_of))
 
-    def resumption(
-        self, saved: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
-    ) -> Resumption:
-        parsed = states.parse(saved)
-        seed, progress = place_of(
-            parsed,
-            self._identity(),
-            self.strategy,
-            self.rank,
-            self._shards(),
-            given_seed,
-            on_mismatch,
-        )
-        common = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
-        return Resumption(seed, progress, dict(saved) if parsed.rank is None else common)
+@dataclass(frozen=True, slots=True)
+class StreamSchedule:
+    """The requests of a stream: one shard after the other, a batch at a time."""
 
-    def _shards(self) -> range:
-        return self._shards_of(self.rank)
+    stream: Stream
 
-    def _shards_of(self, rank: int) -> range:
-        return self.sharding.shards(rank, self.world_size, self.num_workers)
+    def requests(self, progress: StreamProgress, seed: int) -> Turns:
+        starts = {
+            shard: progress.shards.get(shard, ShardState(shard)) for shard in self.stream.shards()
+        }
+        return Turns(progress, starts, seed, uuid4().hex, self.stream.batch_size or 1)
 
-    def _identity(self) -> states.StreamIdentity:
-        sharding, shards = self.sharding, len(self.sharding.shards(0, 1, self.num_workers))
-        return states.StreamIdentity(
-            strategy=self.strategy.name,
-            sharding=sharding.name,
-            num_shards=shards if sharding.name == "shards" else None,
-            num_workers=shards if sharding.name == "workers" else None,
-            dataset_fingerprint=self.fingerprint,
-            batch_size=self.batch_size,
-            world_size=self.world_size,
-            tail="drop" if self.drop_last else "uneven",
+    def ahead(self, epoch: int, seed: int) -> None:
+        # A worker has one position in each shard, which reading the next epoch would lose.
+        return None
+
+    def steps(self, progress: StreamProgress) -> int:
+        """Number of batches in the rest of the epoch, by the dataset's length.
+
+        Raises:
+            UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
+        """
+        stream, dataset = self.stream, self.stream.sharding.dataset
+        ended = {shard for shard, state in progress.shards.items() if state.ended}
+        # The samples of other ranks' shards are unknown, so this is the only certain zero.
+        if ended.issuperset(stream.shards()):
+            return 0
+        try:
+            # By samples: the steps so far may have been of another size.
+            left = len(dataset) - progress.delivered * stream.sharing
+        except (TypeError, NotImplementedError) as error:
+            raise UnsupportedDatasetError(
+                f"the length of this {type(dataset).__name__} is unknown ({error}): an "
+                "IterableDataset needs __len__ for len(loader) and loader.remaining"
+            ) from error
+        return stream.steps_of(max(0, left))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLookup:
+    """The answers of a stream about other steps: it has none before they are read."""
+
+    dataset: Any
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> NoReturn:
+        self._refuse()
+
+    def samples_at(self, origin: Any, step: int, seed: int) -> NoReturn:
+        self._refuse()
+
+    def padding(self, origin: Any, step: int) -> NDArray[np.bool_]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedDatasetError(
+            f"dataset of type {type(self.dataset).__name__} is an IterableDataset: its samples are "
+            "known only once they are read, so that no step can be looked up or jumped to; "
+            "state_dict() and load_state_dict() resume it"
         )
 
 
 def warn_of_length(dataset: Any, said: int, delivered: int) -> None:
-    """Tell, as torch does, when there are more batches than ``len()`` has promised."""
+    """Warn, as torch does, about more batches than ``len()`` has promised."""
     if delivered > said:
         warn(
             f"len() of this loader over a {type(dataset).__name__} said {said} batches, and this "

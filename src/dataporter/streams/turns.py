@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from tqdm import tqdm
 
-from dataporter.engines import EngineRequests, Reply
+from dataporter.engines import Reply
 from dataporter.errors import warn
 from dataporter.fetch.fetched import NO_BATCH, warn_of_skipped
 from dataporter.schedule.request import Scheduled
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
-__all__ = ["next_shard", "replies"]
+__all__ = ["Turns", "next_shard"]
 
 # Samples of a shard that one request replays: few enough for the bar to move, and for a timeout.
 _REPLAYED_AT_ONCE = 4096
 _SHOWS_AFTER = 1.0  # s
 
 
-def replies(
-    start: Callable[[EngineRequests], Iterator[Reply]],
-    progress: StreamProgress,
-    starts: dict[int, ShardState],
-    *,
-    seed: int,
-    pass_id: str,
-    batch_size: int,
-) -> Iterator[Reply]:
-    """The batches of a pass.
-
-    Args:
-        start: starts an engine on requests.
-        progress: how far the epoch has come.
-        starts: how far each of this rank's shards has.
-        seed: the loader's.
-        pass_id: tells this pass from the loader's others.
-        batch_size: samples of a batch.
-    """
-    asking = _Asking(progress, starts, seed, pass_id, batch_size)
-    return _Answers(asking, start(asking))
-
-
-class _Asking:
+class Turns:
     """What a pass asks for: the shards take turns, a batch each, until every one has ended.
 
     The next is always the shard of which fewest batches came, and among these the first. So the
@@ -88,6 +65,10 @@ class _Asking:
                 self._batch_size,
             )
             step += 1
+
+    def batches(self, replies: Iterator[Any]) -> Iterator[Any]:
+        """The replies that hold a batch; the others report ends, replays and skipped samples."""
+        return _Batches(self, replies)
 
     def note(self, state: ShardState) -> None:
         """A shard has come so far."""
@@ -142,12 +123,12 @@ class _Asking:
         return Scheduled(request, None)
 
 
-class _Answers(Iterator[Reply]):
+class _Batches(Iterator[Reply]):
     """The replies that hold a batch; the others tell of ends, replays and samples that were left
     out, and are heard here.
     """
 
-    def __init__(self, asking: _Asking, replies: Iterator[Reply]) -> None:
+    def __init__(self, asking: Turns, replies: Iterator[Reply]) -> None:
         self._asking = asking
         self._replies = replies
         self._step = asking.progress.step

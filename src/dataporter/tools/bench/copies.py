@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.streams import Stream
 
 __all__ = ["copied", "is_stream", "with_workers"]
 
@@ -33,12 +32,9 @@ def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
     Raises:
         ConfigurationError: (a ``ValueError``) the number of workers decides what a batch is.
     """
-    flow = loader._flow if isinstance(loader, ResumableDataLoader) else None
-    if (
-        isinstance(flow, Stream)
-        and flow.sharding.name == "workers"
-        and workers != loader.num_workers
-    ):
+    stream = loader.setup.stream if isinstance(loader, ResumableDataLoader) else None
+    by_workers = stream is not None and stream.sharding.name == "workers"
+    if by_workers and workers != loader.num_workers:
         raise ConfigurationError(
             f"--workers {workers}: each worker reads this stream by itself, so the number of "
             f"workers ({loader.num_workers}) decides what a batch is; let the function take it as "

@@ -22,7 +22,6 @@ from dataporter.engines import InlineEngine
 from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetch import Fetch, SampleFetch, WholeFetch
 from dataporter.fetch.fetched import NO_BATCH, Fetched
-from dataporter.loader.indexed import IndexedFlow
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import sample_keys
@@ -59,8 +58,8 @@ def measure_stages(loader: DataLoader[Any], seconds: float) -> Stages:
         Exception: whatever the dataset raises.
     """
     with isolated_generators(), _threads_of(loader):
-        if isinstance(loader, ResumableDataLoader) and loader._flow is not None:
-            return _of_flow(loader, seconds)
+        if isinstance(loader, ResumableDataLoader):
+            return _of_resumable(loader, seconds)
         return _of_plain(loader, seconds)
 
 
@@ -95,8 +94,8 @@ class _Clock:
         return seconds
 
 
-def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
-    flow = loader._resumable()
+def _of_resumable(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
+    setup = loader.setup
     collating, fetching = _Clock(), _Clock()
     stages = Stages()
     fetch, seeds = _fetch_of(loader, collating)
@@ -107,9 +106,10 @@ def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
     timed = fetching.around(fetch)
     engine = InlineEngine(lambda: timed, lambda batch: batch)
     end = perf_counter() + seconds
-    progress = loader._cursor.progress
+    progress = loader.mark().progress
     for _ in range(2):  # the rest of the current epoch may have no batch
-        for reply in flow.serve(engine, progress, loader.seed):
+        requests = setup.schedule.requests(progress, loader.seed)
+        for reply in requests.batches(engine.start(requests, None)):
             if reply.failure is not None:
                 raise reply.failure
             assert reply.fetched is not None
@@ -121,7 +121,7 @@ def _of_flow(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
             stages.convert.append(_seconds_to_convert(reply.fetched, conversion))
             if perf_counter() >= end:
                 return stages
-        progress = flow.beginning(progress.epoch + 1)
+        progress = setup.beginning(progress.epoch + 1)
     return stages
 
 
@@ -129,20 +129,20 @@ def _fetch_of(
     loader: ResumableDataLoader[Any], clock: _Clock
 ) -> tuple[Fetch, Callable[[Any], int] | None]:
     """The loader's fetch with a clock, and how often it seeds for a request; None if never."""
-    flow = loader._resumable()
+    setup = loader.setup
     batched = loader.batch_sampler is not None
     each = loader.strategy.seeds_each
     in_threads = loader.worker_kind == "thread" and loader.num_workers > 0
     collate = loader.collate_fn
-    if not isinstance(flow, IndexedFlow):
+    if setup.stream is not None:
         known = batched and collate is default_collate
         collate = clock.around(collate_of(loader.dataset) if known else collate)
-    fetch = flow.fetch_builder(
+    fetch = setup.fetch(
         collate,
         batched=batched,
         seeds_each="nothing" if in_threads else each,
         on_error=loader.on_error,
-    )()
+    )
     once = each == "batch"
     if isinstance(fetch, WholeFetch):
         seeds = fetch.draws and not in_threads

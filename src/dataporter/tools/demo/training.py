@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dataporter.checkpoints.atomic import save_atomically
-from dataporter.loader.loader import ResumableDataLoader, create_resumable_dataloader
+from dataporter.loader.create import create_resumable_dataloader
+from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.demo.steps import Step, write_step
 
 __all__ = ["BATCH_SIZE", "CHECKPOINT", "CHECKPOINT_EVERY", "LoaderName"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataporter.checkpoints.atomic import load_latest, save_atomically
-from dataporter.loader.loader import create_resumable_dataloader
+from dataporter.loader.create import create_resumable_dataloader
 from dataporter.tools.demo.steps import Step, write_step
 from dataporter.tools.demo.training import CHECKPOINT, SEED, AugmentedDigits, build_model
 

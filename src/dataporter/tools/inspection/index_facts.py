@@ -12,7 +12,7 @@ from dataporter.orders.by_name import order_named, order_of_state
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
-from dataporter.state.resume import place_of
+from dataporter.state.resume import resume_at
 from dataporter.state.schema import Identity, State
 from dataporter.state.strategies import strategy_named
 from dataporter.tools.inspection.changes import CUSTOM_SAMPLER, index_changes, strategy_of
@@ -54,7 +54,7 @@ def index_facts(
     if schedule is None:
         notes.append(unknown)
     else:
-        _, progress = place_of(saved, identity, strategy or _COUNTING, schedule, None, "error")
+        _, progress = resume_at(saved, identity, strategy or _COUNTING, schedule, None, "error")
         length = schedule.progress_after(progress, schedule.steps(progress)).delivered
         batches, hidden = _next_batches(schedule, progress, saved.seed, ranks, indices)
         if hidden:

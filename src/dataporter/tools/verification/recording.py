@@ -282,7 +282,7 @@ def _events(loader: Any) -> Iterator[tuple[Event, Any]]:
 def _described(event: Event, leaves: tuple[Leaf, ...], loader: Any) -> Event:
     indices: tuple[Any, ...] | None = None
     repeats: tuple[bool, ...] = ()
-    is_indexed = isinstance(loader, ResumableDataLoader) and hasattr(loader._flow, "source")
+    is_indexed = isinstance(loader, ResumableDataLoader) and loader.setup.stream is None
     # Each look-up walks a custom sampler up to the step.
     if is_indexed and (loader.order is not None or event.step < _MOST_STEPS_WALKED):
         held = loader.samples_at(event.epoch, event.step)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.streams import Stream
+from dataporter.loader.rebuild import rebuilt
 
 __all__ = ["CannotVaryError", "Setting", "facts_of", "is_stateful", "loader_for"]
 
@@ -77,7 +77,7 @@ def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
         for name, value in setting.changes().items()
         if name not in taken and not _has_it(loader, name, value)
     }
-    if setting.seed is not None and getattr(loader, "_given_seed", 0) is None:
+    if setting.seed is not None and _has_no_seed(loader):
         left["seed"] = setting.seed
     if not left:
         return loader
@@ -95,6 +95,10 @@ def loader_for(make: Callable[..., Any], setting: Setting) -> Any:
             "the function that makes it take them as arguments"
         )
     return loader
+
+
+def _has_no_seed(loader: Any) -> bool:
+    return isinstance(loader, ResumableDataLoader) and loader.setup.arguments.seed is None
 
 
 def _taken(make: Callable[..., Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,29 +152,8 @@ def _resumable_with(loader: ResumableDataLoader[Any], left: dict[str, Any]) -> A
 
 
 def _rebuilt(loader: ResumableDataLoader[Any], changes: dict[str, Any]) -> Any:
-    workers = changes.get("num_workers", loader.num_workers)
-    arguments: dict[str, Any] = {
-        name: getattr(loader, name)
-        for name in (
-            *("batch_size", "collate_fn", "pin_memory", "worker_init_fn", "in_order", "strategy"),
-            *("tail", "on_error", "converter", "worker_kind", "worker_restarts", "order"),
-        )
-    }
-    if workers:
-        arguments["timeout"] = loader.timeout
-        arguments["prefetch_factor"] = loader.prefetch_factor
-        arguments["persistent_workers"] = loader.persistent_workers
-        arguments["multiprocessing_context"] = loader.multiprocessing_context
-    flow = loader._flow
-    if isinstance(flow, Stream):
-        arguments["snapshot_every"] = flow.snapshot_every
-        if flow.sharding.name == "shards":
-            arguments["num_shards"] = len(flow.sharding.shards(0, 1, 1))
-    arguments |= {"rank": loader.rank, "world_size": loader.world_size, "num_workers": workers}
-    if loader._given_seed is not None:
-        arguments["seed"] = loader.seed
-    arguments |= changes
-    return ResumableDataLoader(loader.dataset, **arguments)
+    # With rank and world size given, building it talks to no other rank.
+    return rebuilt(loader, **{"rank": loader.rank, "world_size": loader.world_size, **changes})
 
 
 def facts_of(loader: Any) -> dict[str, Any]:
@@ -202,7 +185,8 @@ def facts_of(loader: Any) -> dict[str, Any]:
         facts["worker_kind"] = loader.worker_kind
         facts["tail"] = loader.tail
         facts["own_sampler"] = loader.order is None and not facts["stream"]
-        facts["cut"] = getattr(getattr(loader._flow, "sharding", None), "name", None)
+        stream = loader.setup.stream
+        facts["cut"] = None if stream is None else stream.sharding.name
     return facts
 
 

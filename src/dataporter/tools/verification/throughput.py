@@ -43,8 +43,7 @@ def _plain(loader: Any) -> DataLoader[Any] | None:
         arguments["prefetch_factor"] = loader.prefetch_factor
     dataset: Any = loader.dataset
     if isinstance(loader, ResumableDataLoader) and not is_stream:
-        flow: Any = loader._flow
-        dataset = flow.rows
+        dataset = loader.setup.rows
         if loader.order is None:
             return None
     if not is_stream:

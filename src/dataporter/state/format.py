@@ -1,0 +1,78 @@
+"""The state format: a position becomes a state, and a state a position again (C2, C5, C6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from dataporter.schedule.schedule import Recount
+from dataporter.state.resume import OnMismatch, resume_at
+from dataporter.state.schema import Identity, State, build, parse
+from dataporter.state.strategies import ResumptionStrategy
+
+__all__ = ["IndexFormat", "Resumption", "StateFormat"]
+
+
+class Resumption(NamedTuple):
+    """The meaning of a state for the loader that it is loaded into.
+
+    Attributes:
+        seed, progress: where the loader resumes.
+        terms: by name, the values that must be equal on every rank that loads the state.
+    """
+
+    seed: int
+    progress: Any
+    terms: Mapping[str, Any]
+
+
+class StateFormat(Protocol):
+    """Reads and writes the states of one loader."""
+
+    def terms(self) -> Mapping[str, Any]:
+        """By name, the values that must be equal on every rank."""
+
+    def build(self, seed: int, progress: Any) -> dict[str, Any]:
+        """The state of this rank at a progress."""
+
+    def resume(
+        self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
+    ) -> Resumption:
+        """Where a saved state resumes; raises where it is damaged or belongs to another loader."""
+
+    def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """One state of the states of all ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFormat:
+    """The states of a map-style dataset: the same on every rank.
+
+    Attributes:
+        identity: the fields that a state has beside seed and progress.
+        strategy: says which of them may change at a resume.
+        schedule: recounts a saved progress.
+    """
+
+    identity: Identity
+    strategy: ResumptionStrategy
+    schedule: Recount
+
+    def terms(self) -> Mapping[str, Any]:
+        return asdict(self.identity)
+
+    def build(self, seed: int, progress: Any) -> dict[str, Any]:
+        return build(State(self.identity, seed, progress))
+
+    def resume(
+        self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
+    ) -> Resumption:
+        saved = parse(state)
+        seed, progress = resume_at(
+            saved, self.identity, self.strategy, self.schedule, given_seed, on_mismatch
+        )
+        return Resumption(seed, progress, build(saved))
+
+    def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        return parts[0]

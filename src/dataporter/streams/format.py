@@ -1,0 +1,76 @@
+"""The states of a stream: of this rank's shards, or of all ranks' once they are joined (C5, C6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dataporter.state.format import Resumption
+from dataporter.state.resume import OnMismatch
+from dataporter.state.strategies import ResumptionStrategy
+from dataporter.streams import state as states
+from dataporter.streams.request import StreamProgress
+from dataporter.streams.resume import resume_at
+from dataporter.streams.stream import Stream
+
+__all__ = ["StreamFormat"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """Reads and writes the states of one rank's loader over a stream.
+
+    Attributes:
+        stream: as this rank reads it.
+        strategy: says what may change at a resume.
+        fingerprint: tells the data from other data; None where the dataset has none.
+    """
+
+    stream: Stream
+    strategy: ResumptionStrategy
+    fingerprint: str | None
+
+    def terms(self) -> Mapping[str, Any]:
+        terms = asdict(self._identity())
+        if self.stream.sharding.name == "workers":  # each rank may have data for itself
+            del terms["dataset_fingerprint"]
+        return terms
+
+    def build(self, seed: int, progress: StreamProgress) -> dict[str, Any]:
+        rank = self.stream.rank if self.stream.world_size > 1 else None
+        return states.build(states.StreamState(self._identity(), seed, rank, progress))
+
+    def resume(
+        self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
+    ) -> Resumption:
+        saved = states.parse(state)
+        seed, progress = resume_at(
+            saved,
+            self._identity(),
+            self.strategy,
+            self.stream.rank,
+            self.stream.shards(),
+            given_seed,
+            on_mismatch,
+        )
+        common = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
+        return Resumption(seed, progress, dict(state) if saved.rank is None else common)
+
+    def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        parsed = [states.parse(part) for part in parts]
+        return states.build(states.joined(parsed, self.stream.shards_of))
+
+    def _identity(self) -> states.StreamIdentity:
+        stream, sharding = self.stream, self.stream.sharding
+        shards = len(sharding.shards(0, 1, stream.num_workers))
+        return states.StreamIdentity(
+            strategy=self.strategy.name,
+            sharding=sharding.name,
+            num_shards=shards if sharding.name == "shards" else None,
+            num_workers=shards if sharding.name == "workers" else None,
+            dataset_fingerprint=self.fingerprint,
+            batch_size=stream.batch_size,
+            world_size=stream.world_size,
+            tail="drop" if stream.drop_last else "uneven",
+        )
