@@ -459,7 +459,7 @@ ARGUMENTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"order": 5}, ("order=5", "epoch_length")),
     (
         {"order": "torch", "seed": None, "generator": drawn_from()},
-        ("'torch'", "seed 1", "drawn from", "manual_seed"),
+        ("'torch'", "seed 1", "already been used", "manual_seed"),
     ),
     ({"seed": -1}, ("seed=-1", "0 to")),
     ({"seed": 2**63}, ("seed=", str(2**63), "0 to")),
@@ -715,5 +715,5 @@ def test_every_error_is_of_the_family_and_of_a_built_in_type() -> None:
 
 
 def test_torchs_pipes_are_refused_at_construction() -> None:
-    with pytest.raises(UnsupportedDatasetError, match="IterableWrapper is a DataPipe"):
+    with pytest.raises(UnsupportedDatasetError, match="IterDataPipe is a DataPipe"):
         ResumableDataLoader(IterableWrapper(range(6)), 2)

@@ -78,7 +78,7 @@ def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
         (Sharded(3), {"rank": 0, "world_size": 5, "seed": 1}, "5 ranks"),
         (Sharded(3), {"order": "shuffled"}, "no indices to order"),
         (Sharded(3), {"tail": "pad"}, "cannot be made equal"),
-        (Sharded(3), {"worker_kind": "thread", "num_workers": 2}, "one sample after another"),
+        (Sharded(3), {"worker_kind": "thread", "num_workers": 2}, "one after the other"),
         (Sharded(3), {"snapshot_every": 0}, "snapshot_every=0"),
         ([1, 2], {"num_shards": 2}, "read by index"),
     ],

@@ -105,8 +105,8 @@ class StreamSchedule:
             left = len(dataset) - progress.delivered * stream.sharing
         except (TypeError, NotImplementedError) as error:
             raise UnsupportedDatasetError(
-                f"the length of this {type(dataset).__name__} is unknown ({error}): an "
-                "IterableDataset needs __len__ for len(loader) and loader.remaining"
+                f"dataset of type {type(dataset).__name__} is an IterableDataset without a length "
+                f"({error}): give it __len__ for len(loader) and loader.remaining"
             ) from error
         return stream.steps_of(max(0, left))
 

@@ -109,8 +109,9 @@ class _Experiments:
         self._probe = probe
         loader = loader_for(probe.factory.load(), Setting(num_workers=0))
         self._loader = loader
-        flow = getattr(loader, "_flow", None)
-        self._data: Any = getattr(flow, "rows", getattr(loader, "dataset", None))
+        self._data: Any = getattr(loader, "dataset", None)
+        if isinstance(loader, ResumableDataLoader) and loader.setup.stream is None:
+            self._data = loader.setup.rows
         if self._data is None:
             raise ValueError(f"a {type(loader).__name__} has no dataset to look at")
         self._is_stream = isinstance(self._data, IterableDataset)
