@@ -1,5 +1,6 @@
 """Exactly resumable, drop-in data loading for PyTorch."""
 
+from dataporter._version import __version__
 from dataporter.checkpoints.atomic import load_latest, save_atomically
 from dataporter.checkpoints.preemption import PreemptionGuard
 from dataporter.convert import KeyBasedDtypeConverter
@@ -47,8 +48,6 @@ from dataporter.tools.inspection import CheckpointReport, inspect_checkpoint
 from dataporter.tools.memory_report import MemoryReport, memory_report
 from dataporter.tools.verification import VerificationError, VerifyReport, verify
 
-__version__ = "0.1.0"
-
 __all__ = [
     "AdvancedResumptionStrategy",
     "BlockShuffledOrder",
@@ -88,6 +87,7 @@ __all__ = [
     "VerifyReport",
     "WorkerDiedError",
     "WorkerTimeoutError",
+    "__version__",
     "create_resumable_dataloader",
     "inspect_checkpoint",
     "load_latest",

@@ -32,7 +32,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from dataporter import __version__
+        from dataporter._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit
