@@ -25,7 +25,7 @@ from subjects import Augmented, Indices, digest, ids, outcome_in_a_fork
 from torch.utils.data import default_collate, get_worker_info
 
 from dataporter import ResumableDataLoader, WorkerDiedError, WorkerTimeoutError
-from dataporter.engines import channel, crew, patience, worker
+from dataporter.engines import channel, crew, spinning, worker
 
 
 class Filled:
@@ -323,7 +323,7 @@ def test_without_memfd_and_without_sending_memory_the_stream_is_the_same(
         for module in (channel, worker):
             monkeypatch.setattr(module, "CAN_SEND_MEMORY", False)
         monkeypatch.setattr(channel, "_DO_NOT_WAIT", None)
-        monkeypatch.setattr(patience, "_CAN_YIELD", False)
+        monkeypatch.setattr(spinning, "_CAN_YIELD", False)
     loader = ResumableDataLoader(Filled(), 4, shuffle=True, seed=1, num_workers=2)
     expected = inline(loader)
     assert [digest(batch) for batch in list(loader)] == expected

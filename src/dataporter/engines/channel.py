@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 
-from dataporter.engines.patience import Patience
+from dataporter.engines.spinning import AdaptiveSpin
 
 __all__ = ["CAN_SEND_MEMORY", "Channel", "channels"]
 
@@ -40,7 +40,7 @@ class Channel:
         self._socket = connection
         self._unsent = bytearray()
         self._unread = bytearray()
-        self._patience = Patience()
+        self._spin = AdaptiveSpin()
         self._descriptors: deque[int] = deque()
         self.ended = False
 
@@ -88,7 +88,7 @@ class Channel:
             if data is None:
                 if received or not wait:
                     return received
-                data = self._patience.wait(self._look, lambda: self._socket.recv(_READ_SIZE))
+                data = self._spin.wait(self._look, lambda: self._socket.recv(_READ_SIZE))
             if not data:
                 raise EOFError
             self._unread += data

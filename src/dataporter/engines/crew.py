@@ -17,8 +17,8 @@ from typing import Any
 from dataporter.engines.channel import Channel, channels
 from dataporter.engines.engine import Usage
 from dataporter.engines.packing import unpack
-from dataporter.engines.patience import Patience
 from dataporter.engines.ring import TrainingSlots
+from dataporter.engines.spinning import AdaptiveSpin
 from dataporter.engines.worker import Answer, Task, WorkerSpec, run
 from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
@@ -99,7 +99,7 @@ class Crew:
         self.owner = os.getpid()
         self._tickets = 0
         self._selector = _selector()
-        self._patience = Patience()
+        self._spin = AdaptiveSpin()
         self._members: list[_Member] = []
         self.close = weakref.finalize(self, _stop, self.owner, self._members, self._selector)
         try:
@@ -156,7 +156,7 @@ class Crew:
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
-            ready = self._patience.wait(
+            ready = self._spin.wait(
                 lambda: self._selector.select(0) or None,
                 partial(self._selector.select, min(left, _LOOKS_AT_WORKERS_EVERY)),
             )

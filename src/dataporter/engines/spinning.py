@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TypeVar
 
-__all__ = ["Patience"]
+__all__ = ["AdaptiveSpin"]
 
 Found = TypeVar("Found")
 
@@ -19,7 +19,7 @@ _LOOKS_FOR = 1e-3  # s
 _CAN_YIELD = hasattr(os, "sched_yield")
 
 
-class Patience:
+class AdaptiveSpin:
     """For one place that waits. Where the waits were long of late, it goes to sleep at once.
 
     The adaptive spinning of mutexes, for what comes over a socket.
