@@ -1,4 +1,4 @@
-"""The crew: the worker processes of an engine, kept at work, and replaced when they die (C12)."""
+"""The crew: the worker processes of an engine, which are replaced when they die (C12)."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from dataporter.schedule.request import EngineRequest, Scheduled
 
 __all__ = ["Crew", "Ticket", "describe"]
 
-# A batch more than this is held by the training loop: it is copied out instead of lent, so that
-# the worker is never without a slot. A loop holds one batch while it asks for the next, a
-# prefetcher to a device another.
+# A training loop that holds more batches than this receives copies, so that the worker is never
+# without a slot. A loop holds one batch while it asks for the next, a DevicePrefetcher another.
 _MOST_LEASES = 3
-# A batch that kills so many workers would kill the next one as well.
+# A request that has killed this many workers would kill the next one as well.
 _MOST_DEATHS = 2
-# Who ends a job tells all of its processes (torchrun: SIGTERM to the session of each rank), and
-# a PreemptionGuard lets the training go on to a last step. A worker that ends so is not at fault.
-_TOLD_TO_END = tuple(
+# Schedulers send these to all processes of a job (torchrun sends SIGTERM to the session of each
+# rank), while a PreemptionGuard lets the training continue to a last step. So a worker that they
+# end is replaced, and not counted.
+_JOB_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
-_GRACE = 2.0  # s, for a worker to finish what it reads
+_GRACE = 2.0  # s, for a worker to finish its fetch
 _LAST_GRACE = 1.0  # s, after SIGTERM
-# A worker's end shows at its channel, unless a process that it has started holds that open.
-_LOOKS_AT_WORKERS_EVERY = 1.0  # s
+# A worker's end closes its channel, unless a process that it has started keeps that open.
+_CHECKS_WORKERS_EVERY = 1.0  # s
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request that a worker has, and what came of it.
+    """A request that was submitted to a worker, and its outcome.
 
     Attributes:
-        number: tells it from all others of the crew.
-        request, delivers: what was asked for, as scheduled.
-        worker: which worker was asked.
-        answer: what it said, once it did.
-        slots: where its batch lies; those of a worker that has died since stay mapped.
-        wanted: False once nobody waits for it any more.
-        deaths: how many workers have died of it.
-        lost: why it will not be answered any more.
+        number: identifies it among the crew's requests.
+        request, delivers: as scheduled.
+        worker: the number of the worker.
+        answer: the worker's, once it has arrived.
+        slots: where the batch lies; they stay mapped if the worker dies.
+        wanted: False once the batch is not needed any more.
+        deaths: how many workers died while they served this request.
+        lost: the error to raise in place of an answer, if none will arrive.
     """
 
     number: int
@@ -85,11 +85,11 @@ class Crew:
     """Worker processes, each with its channel and its slots.
 
     Args:
-        spec: what each worker is started with.
-        context: of ``multiprocessing``: says how processes are started.
+        spec: the arguments of each worker.
+        context: the ``multiprocessing`` context that starts processes.
 
     Attributes:
-        owner: the id of the process that the workers serve; a fork has a copy of this crew.
+        owner: the id of the process that the workers serve, since a fork has a copy of this crew.
         close: ends the workers.
     """
 
@@ -110,16 +110,16 @@ class Crew:
             raise
 
     def usage(self) -> Usage:
-        """The workers' processes, and the slots that are mapped."""
+        """The workers' processes, and the size of the slots that are mapped."""
         return Usage(
             tuple(member.process.pid for member in self._members),
             sum(member.slots.size for member in self._members),
         )
 
-    # ---- asking
+    # ---- requests
 
-    def ask(self, scheduled: Scheduled, worker: int) -> Ticket:
-        """Give a request to a worker, which serves its requests one after the other."""
+    def submit(self, scheduled: Scheduled, worker: int) -> Ticket:
+        """Submit a request to a worker, which serves its requests one after the other."""
         ticket = Ticket(self._tickets, scheduled.request, scheduled.delivers, worker)
         self._tickets += 1
         self._post(ticket)
@@ -143,22 +143,22 @@ class Crew:
     # ---- answers
 
     def wait(self, seconds: float, may_replace: Callable[[], bool]) -> bool:
-        """Until something happens: an answer, or the end of a worker; at most so long.
+        """Wait until an answer or a part of one arrives, or a worker ends.
 
         Args:
-            seconds: how long to wait.
-            may_replace: says, for each worker that has died, whether another may take its place.
-                Where none may, what it was asked for is ``lost``.
+            seconds: how long to wait at most.
+            may_replace: called for each worker that has died; returns whether to replace it. If
+                not, its requests are ``lost``.
 
         Returns:
-            Whether anything did, be it a part of an answer.
+            Whether anything happened within that time.
         """
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
             ready = self._spin.wait(
                 lambda: self._selector.select(0) or None,
-                partial(self._selector.select, min(left, _LOOKS_AT_WORKERS_EVERY)),
+                partial(self._selector.select, min(left, _CHECKS_WORKERS_EVERY)),
             )
             for key, events in ready:
                 if events & selectors.EVENT_WRITE:
@@ -196,13 +196,13 @@ class Crew:
             ticket = member.asked.pop(answer.ticket, None)
             if ticket is not None:
                 ticket.answer, ticket.slots = answer, member.slots
-            elif answer.slot is not None:  # the worker had begun it before it was cancelled
-                member.slots.leave(answer.slot)
+            elif answer.slot is not None:  # the worker began it before the request was cancelled
+                member.slots.discard(answer.slot)
             if ticket is not None and not ticket.wanted:
                 self.forget(ticket)
 
     def result(self, ticket: Ticket) -> Fetched | Exception:
-        """What was fetched for an answered ticket, or what its worker raised."""
+        """The batch of an answered ticket, or the exception that its worker raised."""
         answer, slots = ticket.answer, ticket.slots
         assert answer is not None
         assert slots is not None
@@ -217,25 +217,26 @@ class Crew:
         return Fetched(*unpack(answer.packed, lease))
 
     def forget(self, ticket: Ticket) -> None:
-        """Nobody wants this batch any more."""
+        """Cancel a request, or discard its batch."""
         ticket.wanted = False
         if ticket.lost is not None:
             return
         if ticket.answer is None:
             member = self._members[ticket.worker]
-            # The first is being read, and if its worker dies it will have been of this.
+            # The worker is reading the first, which must be known as the cause if it dies.
             if ticket.number != next(iter(member.asked)):
                 del member.asked[ticket.number]
                 member.cancelled.append(ticket.number)
         elif ticket.answer.slot is not None:
             assert ticket.slots is not None
-            ticket.slots.leave(ticket.answer.slot)
+            ticket.slots.discard(ticket.answer.slot)
 
     # ---- workers
 
     def _started(self, worker: int) -> _Member:
         ours, theirs = channels()
-        # A forked process has copies of these; the last one to close them is noticed, so it must.
+        # A forked worker closes its copies of these, since an end is noticed only once all copies
+        # are closed.
         inherited = (
             [ours, *(member.channel for member in self._members)]
             if self._context.get_start_method() == "fork"
@@ -258,28 +259,29 @@ class Crew:
     def _replace(self, worker: int, may_replace: Callable[[], bool]) -> None:
         lost = self._members[worker]
         lost.process.join(_LAST_GRACE)
-        if lost.process.exitcode is None:  # its channel broke, and it lives
+        if lost.process.exitcode is None:  # its channel has broken, but it is alive
             lost.process.kill()
             lost.process.join()
         asked = list(lost.asked.values())
         if asked:
-            # One after the other, so it was at the first.
+            # A worker serves its requests one after the other, so it was reading the first.
             asked[0].deaths += 1
-        what = f"worker {worker} {_end(lost.process.exitcode)} while it had {_shown(asked)}"
+        what = f"worker {worker} {_end(lost.process.exitcode)} while it {_read_by(asked)}"
         if asked and asked[0].deaths >= _MOST_DEATHS:
             lost.lost = WorkerDiedError(
-                f"{what}; it is the second one that this batch has killed, so another would not "
-                "help: read these samples by hand to see why, or look for the kernel's "
-                "out-of-memory killer in its log"
+                f"{what}; it is the second worker that this batch has killed, so a third would not "
+                "help: read these samples without workers to see why, or look for the "
+                "out-of-memory killer in the kernel's log"
             )
-        elif -lost.process.exitcode not in _TOLD_TO_END and not may_replace():
+        elif -lost.process.exitcode not in _JOB_SIGNALS and not may_replace():
             lost.lost = WorkerDiedError(
-                f"{what}; worker_restarts does not allow another one in this epoch"
+                f"{what}; worker_restarts= allows no further replacement in this pass: raise it, "
+                "or find out why workers die"
             )
         self._selector.unregister(lost.channel)
         lost.channel.close()
         if lost.lost is not None:
-            # Told in its turn: what other workers have read comes first.
+            # Raised in its turn: batches that other workers have read are delivered first.
             for ticket in asked:
                 ticket.lost = lost.lost
             return
@@ -292,9 +294,10 @@ class Crew:
 
 @contextmanager
 def _signals_held() -> Iterator[frozenset[int]]:
-    """Keep signals that the training handles from a worker until it has handlers of its own.
+    """Block the signals that the training handles while a worker starts.
 
-    This process hears of them afterwards. Gives the signals that were blocked before.
+    The worker unblocks them once it has set its own handlers, and this process receives them
+    afterwards. Yields the signals that were blocked before.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield frozenset()
@@ -309,7 +312,7 @@ def _signals_held() -> Iterator[frozenset[int]]:
 
 def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) -> None:
     selector.close()
-    if os.getpid() != owner:  # a fork's copy of the crew: the workers are its siblings
+    if os.getpid() != owner:  # a fork's copy of the crew, whose workers serve the parent
         for member in members:
             member.channel.close()
         return
@@ -329,7 +332,7 @@ def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) 
 
 
 def _selector() -> selectors.BaseSelector:
-    # Unlike epoll it takes no descriptor, and there are few workers.
+    # Unlike epoll, poll needs no descriptor; with few workers it is as fast.
     return getattr(selectors, "PollSelector", selectors.DefaultSelector)()
 
 
@@ -342,10 +345,10 @@ def _end(exitcode: int) -> str:
         return f"was killed by signal {-exitcode}"
 
 
-def _shown(asked: list[Ticket]) -> str:
-    return f"{asked[0].request.described()} to read" if asked else "nothing to read"
+def _read_by(asked: list[Ticket]) -> str:
+    return f"was reading {asked[0].request.described()}" if asked else "was idle"
 
 
 def describe(ticket: Ticket) -> str:
-    """Which worker has which samples, for people."""
-    return f"worker {ticket.worker} has {_shown([ticket])}"
+    """Which worker has not yet returned which samples, for an error message."""
+    return f"worker {ticket.worker} has not returned {ticket.request.described()}"

@@ -1,4 +1,4 @@
-"""The seam between the loader and what runs its fetches: requests go in, replies come back."""
+"""The protocol of engines: requests go in, replies come back."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Reply(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What an engine runs and holds at a moment.
+    """The processes and the memory of an engine at a moment.
 
     Attributes:
         workers: the ids of its processes.
-        slots: bytes of memory that they share with the training process.
+        slots: bytes of memory that these share with the training process.
     """
 
     workers: tuple[int, ...] = ()
@@ -47,24 +47,31 @@ class Engine(Protocol):
     """Carries requests to where they are fetched, and the batches back."""
 
     def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
-        """Serve a pass. Requests are drawn ahead as far as the engine prefetches.
+        """Begin a pass, and end the one before, if it is not over.
 
-        ``ahead`` is what the next pass asks for if nothing intervenes: an engine whose workers
-        persist may prefetch that as well, once this pass has nothing more to ask for, and keeps it
-        for the next pass if that does ask for the same.
+        A fetch that fails is a reply, and the pass continues with the next one; only a failure of
+        the engine itself, or of the iterator of ``requests``, is raised.
 
-        A failed fetch is a reply, after which the next one can be had; only a failure of the engine
-        itself is raised. The pass before, where one is still under way, is given up.
+        Args:
+            requests: are drawn as far ahead as the engine prefetches.
+            ahead: the requests of the next pass if nothing intervenes. An engine whose workers
+                persist may prefetch these too, once this pass has none left; it keeps the batches
+                if the next pass asks for equal requests.
         """
 
     def usage(self) -> Usage:
-        """What the last pass has running, and holds."""
+        """The processes and the memory of the last pass."""
 
 
 def refuse_inherited(owner: int) -> None:
-    """Keep a forked process from taking what the workers of process ``owner`` have for that."""
+    """Keep a forked process from taking batches that workers have read for process ``owner``.
+
+    Raises:
+        DataPorterError: this process is not ``owner``.
+    """
     if os.getpid() != owner:
         raise DataPorterError(
-            f"this iterator's workers serve process {owner}, from which this one ({os.getpid()}) "
-            "was forked, so it cannot go on here; begin another with iter(loader)"
+            f"this iterator's workers serve process {owner}, of which this process "
+            f"({os.getpid()}) is a fork, so it cannot continue here: begin another pass with "
+            "iter(loader)"
         )

@@ -1,4 +1,4 @@
-"""The inline engine: fetches in the training process, at the moment a batch is asked for."""
+"""The inline engine: fetches in the training process, when the training loop asks for a batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class InlineEngine:
     """No workers, no prefetching, nothing to stop.
 
     Attributes:
-        build_fetch: makes what reads and collates. A pass has one of its own, so that what a stream
-            has open is closed when the pass is left.
+        build_fetch: builds the fetch, once a pass, so that a stream's files are closed when the
+            training loop drops the pass.
         pin: moves a batch to page-locked memory, or returns it as it is.
     """
 

@@ -1,4 +1,4 @@
-"""How to run workers, whatever kind they are."""
+"""How to run workers, be they processes or threads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["WorkerOptions"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How to run workers: the arguments of ``torch.utils.data.DataLoader`` that concern them.
+    """The arguments of ``torch.utils.data.DataLoader`` that concern workers.
 
-    ``restarts`` is how many may be replaced in a pass.
+    ``restarts`` is not torch's: it says how many workers may be replaced in a pass.
     """
 
     num_workers: int

@@ -23,15 +23,15 @@ from dataporter.seeding.hashing import STREAM_WORKERS, fold
 
 __all__ = ["ProcessEngine"]
 
-_LONGEST_WAIT = 3600.0  # s at a time, where no timeout is given
+_LONGEST_WAIT = 3600.0  # s at a time, without a timeout
 
 
 class ProcessEngine:
-    """Hands requests to the workers in turns, so many ahead, and gives their batches out.
+    """Submits requests to worker processes ahead of the training loop, and returns their batches.
 
     Args:
-        build_fetch: makes what reads and collates; called in each worker, see ``WorkerSpec``.
-        dataset: what ``get_worker_info().dataset`` shows.
+        build_fetch: builds the fetch, in each worker; see ``WorkerSpec``.
+        dataset: the value of ``get_worker_info().dataset``.
         pin: moves a batch to page-locked memory, or returns it as it is.
         options: how to run the workers.
     """
@@ -49,7 +49,7 @@ class ProcessEngine:
         self._options = options
         # The last pass, if its workers persist.
         self._pass: _Pass | None = None
-        # The last pass's workers, which that pass alone may keep.
+        # The last pass's workers, which end with that pass unless they persist.
         self._last_crew: weakref.ref[Crew] | None = None
 
     def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
@@ -89,7 +89,7 @@ class ProcessEngine:
 
 
 class _Pass(Iterator[Reply]):
-    """A pass of the training loop. Its workers end with it, unless they persist.
+    """A pass of the training loop.
 
     Attributes:
         owner: the id of the process whose pass it is.
@@ -172,7 +172,7 @@ class _Pass(Iterator[Reply]):
         else:
             busy = [ticket.worker for ticket in queue.tickets if ticket.answer is None]
             worker = min(workers, key=busy.count)
-        return crew.ask(scheduled, worker)
+        return crew.submit(scheduled, worker)
 
     def _answered(self, crew: Crew, tickets: Sequence[Ticket]) -> Ticket:
         """Wait for an answer to one of the tickets."""

@@ -182,10 +182,10 @@ class TrainingSlots:
     def copy(self, number: int, size: int) -> Lease:
         """A copy of the bytes of a batch; its slot is returned at once."""
         copied: Lease = self._slots[number].lease(size).copy()
-        self.leave(number)
+        self.discard(number)
         return copied
 
-    def leave(self, number: int) -> None:
+    def discard(self, number: int) -> None:
         """Return a slot whose batch is not used."""
         self._leased.add(number)
         self._ended.append(number)

@@ -1,4 +1,4 @@
-"""Patience: look again for a moment before going to sleep, where what is awaited comes soon."""
+"""Spinning: poll for a moment before sleeping, if the event usually comes that soon."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ __all__ = ["AdaptiveSpin"]
 
 Found = TypeVar("Found")
 
-# A processor that has gone idle takes 100 us and more to wake up in a virtual machine, as long as a
-# small batch takes to read. Sleeping at once gave 6,200 batches of 66 kB a second, looking for
-# 0.3 ms before 6,800, and for 1 ms 7,700 (medians of 7 rounds, taking turns).
+# In a virtual machine, an idle processor takes 100 us or more to wake up, as long as a small batch
+# takes to read. Sleeping at once gave 6,200 batches of 66 kB a second, polling for 0.3 ms first
+# gave 6,800, and for 1 ms 7,700 (medians of 7 alternating rounds).
 _LOOKS_FOR = 1e-3  # s
-# Yielding lets whoever has work to do go first; without it one would stand in their way.
+# Only if polling yields the processor to other processes: without that, it would delay them.
 _CAN_YIELD = hasattr(os, "sched_yield")
 
 
 class AdaptiveSpin:
-    """For one place that waits. Where the waits were long of late, it goes to sleep at once.
-
-    The adaptive spinning of mutexes, for what comes over a socket.
-    """
+    """Polls before it sleeps, unless recent waits were long: the adaptive spinning of mutexes."""
 
     def __init__(self) -> None:
-        self._usual = 0.0  # s, and no more than can be told apart from never
+        self._usual = 0.0  # s, a moving average of waits, each capped at 4 * _LOOKS_FOR
 
     def wait(self, look: Callable[[], Found | None], sleep: Callable[[], Found]) -> Found:
-        """What ``look`` finds within a moment, or else what ``sleep`` waits for."""
+        """The result of ``look`` if it is not None within a moment, else that of ``sleep``."""
         began = now = perf_counter()
         found = None
         if self._usual < _LOOKS_FOR and _CAN_YIELD:

@@ -24,13 +24,12 @@ __all__ = ["ThreadEngine"]
 
 
 class ThreadEngine:
-    """For datasets whose reading releases Python's lock: decoding, or waiting for a disk.
+    """For datasets whose reads release Python's lock: decoding, or waiting for a disk.
 
     Args:
-        build_fetch: makes what reads and collates, and seeds no global generator: threads share
-            those.
+        build_fetch: builds a fetch that seeds no global generator, since threads share those.
         pin: moves a batch to page-locked memory, or returns it as it is.
-        options: how to run the threads; ``restarts`` and ``context`` say nothing to them.
+        options: how to run the threads; ``restarts`` and ``context`` do not apply.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class ThreadEngine:
 
     def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
         pool = self._pool
-        if pool is None or self._owner != os.getpid():  # a fork has no threads, whatever it says
+        if pool is None or self._owner != os.getpid():  # threads do not survive a fork
             pool = _Threads(self._options.num_workers)
             weakref.finalize(self, pool.close)
             self._pool, self._owner = pool, os.getpid()
@@ -191,9 +190,8 @@ def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
     drawn = [name for name, was, now in zip(names, before, after) if was != now]
     if drawn:
         warn(
-            f"the dataset draws from {' and '.join(drawn)} with worker_kind='thread'. Threads "
-            "share it with each other and with the training, so it cannot be seeded for each "
-            "sample and a resume is not exact: draw from dataporter.sample_rng(), or use "
-            "worker_kind='process'",
+            f"with worker_kind='thread', the dataset draws from {' and '.join(drawn)}, which all "
+            "threads and the training loop share. It cannot be seeded for each sample, so a resume "
+            "is not exact: draw from dataporter.sample_rng(), or use worker_kind='process'",
             RuntimeWarning,
         )
