@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from dataporter import hf
 from dataporter._torch import without_worker_info
 from dataporter.streams import snapshot
 from dataporter.streams.source import keeps_state
@@ -210,18 +211,14 @@ def set_stream_epoch(stream: Any, epoch: int) -> None:
 def snapshots_are_exact(stream: Any) -> bool:
     """Whether the states that a stream's shards give lead to the very next sample."""
     if _is_of_hugging_face(stream):
-        from dataporter.hf import snapshots_are_exact as exact_of_hf
-
-        return exact_of_hf(stream)
+        return hf.snapshots_are_exact(stream)
     return _says(stream, "snapshots_are_exact", otherwise=True)
 
 
 def reads_ahead(stream: Any) -> bool:
     """Whether a stream may compute samples together with others, so that they draw together."""
     if _is_of_hugging_face(stream):
-        from dataporter.hf import reads_ahead as ahead_of_hf
-
-        return ahead_of_hf(stream)
+        return hf.reads_ahead(stream)
     return _says(stream, "reads_ahead", otherwise=False)
 
 
