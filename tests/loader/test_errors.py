@@ -305,7 +305,7 @@ def test_a_state_of_another_sampler() -> None:
         return loader.state_dict()
 
     other = RandomSampler(range(LENGTH), generator=torch.Generator().manual_seed(2))
-    digest = ("order_digest", "sampler gives other indices")
+    digest = ("order_digest", "sampler yields other indices")
     refused_state(loaded_from(other), StateMismatchError, digest, build)
     kinds = ("'sampler range'", "'sampler RandomSampler'")
     refused_state(loaded_from(range(LENGTH)), StateMismatchError, kinds, build)

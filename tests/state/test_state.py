@@ -206,5 +206,5 @@ def test_a_sampler_that_gives_other_indices_is_refused_not_followed() -> None:
     list(loader)
     next(iter(loader))
     resumed = ResumableDataLoader(Indices(100), 2, sampler=Wandering(), seed=1)
-    with pytest.raises(StateMismatchError, match="random state of its own"):
+    with pytest.raises(StateMismatchError, match="random state that the loader cannot see"):
         resumed.load_state_dict(loader.state_dict())

@@ -72,7 +72,7 @@ def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
 @pytest.mark.parametrize(
     ("dataset", "arguments", "told"),
     [
-        (Generated(3), {"num_shards": 2}, "Generated cannot be cut into shards"),
+        (Generated(3), {"num_shards": 2}, "Generated cannot be split into shards"),
         (Sharded(3), {"num_shards": 5}, "1 to 4 shards"),
         (Sharded(3), {"num_shards": 0}, "1 to 4 shards"),
         (Sharded(3), {"rank": 0, "world_size": 5, "seed": 1}, "5 ranks"),

@@ -104,7 +104,7 @@ def test_a_generator_cannot_be_gone_on_with() -> None:
             yield sample(0)
             raise ValueError("broken")
 
-    with pytest.raises(SampleError, match="a generator cannot go on"):
+    with pytest.raises(SampleError, match="a generator cannot continue"):
         rest(loader_of(Broken(0), on_error="skip"))
 
 
@@ -115,7 +115,9 @@ def test_a_stream_that_only_fails() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(taken(loader, 2)) == 2
-        with pytest.raises(SampleError, match="102 samples of shard 0 up to offset 108 failed"):
+        with pytest.raises(
+            SampleError, match="102 consecutive samples of shard 0 up to offset 108 failed"
+        ):
             rest(loader_of(dataset, on_error="skip"))
 
 

@@ -156,7 +156,7 @@ def test_states_of_streams_and_of_indices_are_told_apart() -> None:
     stream, indexed = loader_of(Sharded(9)), loader_of(range(9))
     with pytest.raises(InvalidStateError, match="is of an iterable dataset"):
         indexed.load_state_dict(stream.state_dict())
-    with pytest.raises(InvalidStateError, match="is of a dataset with an index"):
+    with pytest.raises(InvalidStateError, match="is of a map-style dataset"):
         stream.load_state_dict(indexed.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""The state's schema: build it, read it, and explain what differs (C5, C6)."""
+"""The schema of the state: build a state, read one, and list what differs (C5, C6)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a loader's stream is made of, next to seed and progress; equal on all ranks."""
+    """The fields that determine a loader's batches, beside seed and progress, on all ranks."""
 
     strategy: str
     order: str
@@ -53,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state that was read: who it is from, and where it stands."""
+    """A state as its parts."""
 
     identity: Identity
     seed: int
@@ -72,10 +72,10 @@ def _types_in_json(hint: Any) -> Types:
 
 
 def part_of(state: Mapping[str, Any], record: type[Part], **others: Any) -> Part:
-    """A dataclass or named tuple whose fields have the values of the keys of the same name.
+    """A dataclass or named tuple with the values of the state's keys of the same names.
 
     Args:
-        others: values of the fields that the state has in another form or by another name.
+        others: values of the fields that the state holds in another form or under another name.
     """
     values = {**state, **others}
     return record(**{name: values[name] for name in record.__annotations__})
@@ -92,7 +92,7 @@ _FIELDS["order_digest"] = _FIELDS.pop("digest")
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A field in which a state and a loader differ, and what to do where that is a special case."""
+    """A field in which a state and a loader differ, with advice if the usual one does not apply."""
 
     field: str
     saved: object
@@ -101,8 +101,10 @@ class Mismatch:
 
 
 def build(state: State) -> dict[str, Any]:
-    """The state as a flat dict of JSON types. All keys are always there, because
-    torch.distributed.checkpoint loads only those keys that the state to be overwritten has.
+    """The state as a flat dict of JSON types.
+
+    It always has all keys, because torch.distributed.checkpoint loads only the keys that the
+    present state has.
     """
     identity, progress = state.identity, state.progress
     return {
@@ -125,10 +127,11 @@ def build(state: State) -> dict[str, Any]:
 
 
 def parse(state: Mapping[str, Any]) -> State:
-    """Read a state; nothing in it is executed or imported.
+    """Read a state. Nothing in it is executed or imported.
 
     Raises:
-        InvalidStateError: it is no state, from a newer schema, or a field is missing or wrong.
+        InvalidStateError: the dict is not a state, is of a newer schema, or a field is missing or
+            wrong.
     """
     check_schema(state, _FIELDS)
     check_numbers(state, _NOT_NEGATIVE, lowest=0)
@@ -139,7 +142,7 @@ def parse(state: Mapping[str, Any]) -> State:
 
 
 def differences(saved: Any, present: Any) -> list[Mismatch]:
-    """The fields in which two identities of one class differ, in the order of the schema."""
+    """The fields in which two identities of one class differ, in the order of the class."""
     return [
         Mismatch(field.name, getattr(saved, field.name), getattr(present, field.name))
         for field in fields(saved)
@@ -148,10 +151,10 @@ def differences(saved: Any, present: Any) -> list[Mismatch]:
 
 
 def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
-    """Whether a state has this release's schema, and its fields have the types they should.
+    """Check that a state has this release's schema and that its fields have these types.
 
     Raises:
-        InvalidStateError: it has not.
+        InvalidStateError: the state fails the check; the message names the field.
     """
     if not isinstance(state, Mapping):
         raise InvalidStateError(
@@ -159,40 +162,43 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]
         )
     if SCHEMA not in state:
         raise InvalidStateError(
-            f"this is no state of a ResumableDataLoader: the field {SCHEMA!r} (its schema version) "
-            f"is missing; the fields are {sorted(map(str, state))[:20]}"
+            f"this is not the state of a ResumableDataLoader: the field {SCHEMA!r} (the schema "
+            f"version) is missing; its fields are {sorted(map(str, state))[:20]}"
         )
     check_type(SCHEMA, state[SCHEMA], known[SCHEMA])
     if state[SCHEMA] > SCHEMA_VERSION:
         raise InvalidStateError(
-            f"the state's field {SCHEMA!r} says schema {state[SCHEMA]}, this release reads up to "
-            f"{SCHEMA_VERSION}: upgrade dataporter to the release that wrote the state, or later"
+            f"the state's field {SCHEMA!r} says schema {state[SCHEMA]}, but this release reads up "
+            f"to {SCHEMA_VERSION}: upgrade dataporter to the release that wrote the state, or later"
         )
     if state[SCHEMA] != SCHEMA_VERSION:
         raise InvalidStateError(
             f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected {SCHEMA_VERSION}"
         )
     if ("stream" in state) != ("stream" in known):
-        read = ("an iterable dataset", "a dataset with an index")
+        read = ("an iterable dataset", "a map-style dataset")
         saved, present = read if "stream" in state else reversed(read)
-        raise InvalidStateError(f"the state is of {saved}, and this loader reads {present}")
+        raise InvalidStateError(
+            f"the state is of {saved}, but this loader reads {present}: load it into a loader of "
+            "the dataset that it was saved with"
+        )
     for field, types in known.items():
         if field not in state:
             raise InvalidStateError(
-                f"the state has no field {field!r}: it is damaged or was cut; its fields are "
+                f"the state has no field {field!r}: it is damaged or truncated; its fields are "
                 f"{sorted(map(str, state))}"
             )
         check_type(field, state[field], types)
     unknown = sorted(map(str, set(state) - set(known)))
     if unknown:
         raise InvalidStateError(
-            f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass the "
-            "part of the checkpoint that state_dict() returned, and nothing around it"
+            f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass "
+            "exactly the dict that state_dict() returned, without the rest of the checkpoint"
         )
 
 
 def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int) -> None:
-    """Whether these fields, where they are not null, lie within what a state can have."""
+    """Check that the values of these fields, unless null, lie in the range of a state."""
     for field in names:
         if state[field] is None or lowest <= state[field] < _LIMIT:
             continue
@@ -203,7 +209,7 @@ def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int
 
 
 def check_type(field: str, value: object, types: tuple[type, ...]) -> None:
-    """Whether a field has one of its types."""
+    """Check that a field has one of its types. A ``bool`` is an ``int`` to Python, but not here."""
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
         raise InvalidStateError(
@@ -234,6 +240,6 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
 
 
 def shown(value: object) -> str:
-    """A value of any size, for an error."""
+    """A value in an error message, shortened if it is long."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

@@ -1,4 +1,4 @@
-"""Strategies: what a state counts, what may change at a resume, how seeding is done (C6-C8)."""
+"""Strategies: what a state counts, what may change on resume, and how seeding works (C6-C8)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ResumptionStrategy:
-    """The base of the three strategies; holds no state, so one object may serve many loaders.
+    """The base of the three strategies. It holds no state, so many loaders may share one object.
 
     Attributes:
-        name: how ``strategy=`` and the state call it.
-        counts: what a resume goes by.
-        seeds_each: random generators are seeded before each sample, or once a batch.
+        name: the name in ``strategy=`` and in the state.
+        counts: the unit of the position on resume.
+        seeds_each: whether generators are seeded before each sample or before each batch.
         may_change: fields of the state in which the resuming loader may differ.
-        kin: strategies that count and seed alike, so that their states are as good as its own.
+        kin: names of strategies that count and seed alike, whose states this one accepts.
     """
 
     name: ClassVar[str]
@@ -39,13 +39,13 @@ class ResumptionStrategy:
     kin: ClassVar[frozenset[str]] = frozenset()
 
     def mismatches(self, saved: Any, present: Any) -> list[Mismatch]:
-        """What differs between save and load although this strategy needs it equal.
+        """The fields that differ between save and load, but that this strategy needs equal.
 
-        Both are identities of one kind: of a dataset with an index, or of a stream.
+        Both are identities of one kind: of a map-style dataset, or of a stream.
         """
         may_change = self.may_change
         if saved.strategy in self.kin:
-            # What either of the two is for: a state of ``distributed`` is good for any world.
+            # Either of the two may allow a change: a state of ``distributed`` fits any world.
             may_change |= strategy_named(saved.strategy).may_change | {"strategy"}
         return [
             difference
@@ -72,10 +72,10 @@ class ResumptionStrategy:
 
 @dataclass(frozen=True, slots=True)
 class SimpleResumptionStrategy(ResumptionStrategy):
-    """Counts batches. Works with every sampler, seeds random generators once a batch.
+    """Counts batches. Works with every sampler and seeds random generators before each batch.
 
-    The batch size and the world size must stay. Where the loader has a sampler of the user's own,
-    a resume draws its indices again up to the position; no data is read for that.
+    The batch size and the world size must stay. With a custom sampler, a resume draws its indices
+    again up to the position, without reading data.
     """
 
     name: ClassVar[str] = "simple"
@@ -86,9 +86,9 @@ class SimpleResumptionStrategy(ResumptionStrategy):
 
 @dataclass(frozen=True, slots=True)
 class AdvancedResumptionStrategy(ResumptionStrategy):
-    """Counts samples, seeds random generators before each. The batch size may change.
+    """Counts samples and seeds random generators before each. The batch size may change.
 
-    Its state goes on in ``distributed`` as well, in any world, and that of ``distributed`` in it.
+    ``distributed`` accepts its states in any world, and it accepts those of ``distributed``.
     """
 
     name: ClassVar[str] = "advanced"
@@ -117,7 +117,7 @@ _STRATEGIES: tuple[ResumptionStrategy, ...] = (
 
 
 def strategy_named(strategy: str | ResumptionStrategy) -> ResumptionStrategy:
-    """The strategy of this name; a strategy object is returned as it is."""
+    """The strategy with this name; a strategy object is returned unchanged."""
     if isinstance(strategy, ResumptionStrategy):
         return strategy
     for known in _STRATEGIES:
@@ -128,7 +128,7 @@ def strategy_named(strategy: str | ResumptionStrategy) -> ResumptionStrategy:
 
 
 def explain(mismatches: list[Mismatch]) -> str:
-    """What to tell of a state that belongs to another loader: every difference, and the way out."""
+    """The message for a state of another loader: every difference, and what to do."""
     lines = "".join(
         f"\n  - {difference.field}: the state has {difference.saved!r}, this loader has "
         f"{difference.present!r} ({difference.advice or _ADVICE[difference.field]})"
@@ -136,8 +136,8 @@ def explain(mismatches: list[Mismatch]) -> str:
     )
     return (
         f"the state belongs to another loader:{lines}\n"
-        "A refused state changes nothing. Build the loader as it was when the state was saved, or "
-        'pass load_state_dict(state, on_mismatch="warn") to go on all the same.'
+        "The loader is unchanged. Build it as it was when the state was saved, or pass "
+        'load_state_dict(state, on_mismatch="warn") to continue anyway.'
     )
 
 
@@ -146,17 +146,17 @@ _ADVICE = {
     "order": "set order=, shuffle= or the sampler as they were",
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",
-    "dataset_fingerprint": "the data changed; resume on the dataset that the state was saved with",
-    "sharding": "the dataset now offers shards, or no longer does; resume on the class that the "
-    "state was saved with",
+    "dataset_fingerprint": "the data changed; resume on the data that the state was saved with",
+    "sharding": "the dataset can now be split into shards, or no longer; resume with the class "
+    "that the state was saved with",
     "num_shards": "pass num_shards= as it was",
-    "num_workers": "each worker reads a stream like this by itself, so their number is part of the "
-    "state; give the dataset num_shards and shard(), see dataporter.ShardedStream, to change it",
-    "batch_size": "strategy='advanced' can change it at a resume",
-    "world_size": "strategy='distributed' can change it at a resume",
+    "num_workers": "each worker iterates over this stream, so their number is part of the state; "
+    "to change it, give the dataset num_shards and shard(), see dataporter.ShardedStream",
+    "batch_size": "strategy='advanced' allows another one on resume",
+    "world_size": "strategy='distributed' allows another one on resume",
     "tail": "set tail= or drop_last= as it was",
-    "seed": "leave seed= out to take the state's, or pass the state's",
-    "order_digest": "the sampler gives other indices than when the state was saved: it keeps "
-    "random state of its own; take its randomness from set_epoch, from an attribute `generator`, "
-    "or from the global generators, all of which the loader sets",
+    "seed": "leave seed= out to use the state's, or pass the same seed",
+    "order_digest": "the sampler yields other indices than when the state was saved: it has random "
+    "state that the loader cannot see; draw from set_epoch, from an attribute `generator`, or from "
+    "the global generators, which the loader sets",
 }

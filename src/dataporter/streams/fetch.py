@@ -1,4 +1,4 @@
-"""Fetch for streams: a request becomes a batch, read by the reader that has its shard open."""
+"""Fetch for streams: reads a request's batch with the reader that has its shard open."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["StreamFetch"]
 
 
 class StreamFetch:
-    """Reads streams. Unlike a map-style fetch it keeps something: which shards are open, and where.
+    """Reads the batches of a stream. Unlike a map-style fetch, it keeps the open shards.
 
-    That saves time and changes nothing: what a request asks for follows from the dataset and the
-    request, and whoever has not got its shard open at its offset opens it there.
+    Keeping them saves time and changes no batch: a request determines its samples, and a worker
+    that does not have the shard open at the right offset opens it there.
 
     Args:
-        sharding: gives the shards.
-        collate_fn: makes a batch of a list of samples; converts a single sample
+        sharding: opens the shards.
+        collate_fn: makes a batch from a list of samples, or converts a single sample
             (``batched=False``).
-        options: how samples are read.
-        batched: whether a request is a batch, or one sample that is handed out as it is.
-        drop_last: leave out a shard's last batch where it is incomplete.
-        snapshot_every: how many batches of a shard come with one snapshot.
-        whole: entered while a batch is collated, and not while samples are read.
+        options: how to read samples.
+        batched: whether a request is for a batch; otherwise it is for one sample.
+        drop_last: drop the last batch of a shard if it is incomplete.
+        snapshot_every: take a snapshot after this many batches of a shard.
+        whole: a context for collating a batch; samples are read outside it.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StreamFetch:
         whole: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._sharding = sharding
-        # Only default_collate is known to make what ours makes.
+        # Our collation makes the same batches as default_collate, and replaces nothing else.
         known = batched and collate_fn is default_collate
         self._collate = collate_of(sharding.dataset) if known else collate_fn
         self._options = options
@@ -78,9 +78,10 @@ class StreamFetch:
         return Fetched(batch, skipped, shard=state)
 
     def _taken(self, request: StreamRequest) -> tuple[Reader, ShardState]:
-        """The shard's reader at the request's offset, and the state with the last snapshot.
+        """Take out the shard's reader, at the request's offset, and the state of its last snapshot.
 
-        They are this call's until it has succeeded: a reader that failed is not where it seems.
+        The caller puts them back once it has succeeded: the offset of a reader that failed is
+        wrong.
         """
         if request.pass_id != self._pass:
             self._open.clear()
@@ -90,7 +91,7 @@ class StreamFetch:
             marked = request.start
             reader = Reader(self._sharding, marked, request.seed, request.epoch, self._options)
         if request.length:
-            # Where this worker has taken another's place, batches have come since ``start``.
+            # If this worker replaces another, batches were delivered since ``start``.
             reader.advance(request.offset)
         else:
             reader.return_to(request.offset)

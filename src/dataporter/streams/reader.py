@@ -1,4 +1,4 @@
-"""A reader: one shard, read sample by sample from where a state says (C8, C10, C12)."""
+"""A reader: reads one shard sample by sample, from a state on (C8, C10, C12)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dataporter.streams.source import Source
 
 __all__ = ["ReadOptions", "Reader"]
 
-# Replayed samples are seeded and read so many at a time.
+# How many replayed samples are seeded and read at a time.
 _REPLAYED_AT_ONCE = 1024
-# A stream that fails so often, and gives nothing between, is not one that has a broken sample.
+# After so many failures without a sample between them, the stream is broken, not a sample.
 _MOST_FAILURES = 100
 
 
 class ReadOptions(NamedTuple):
-    """How a stream is read; the same for all its shards.
+    """The options for reading a stream, the same for all its shards.
 
     Attributes:
-        batch_size: samples of a batch.
-        seeds_each: seed the global generators before each sample, once a batch, or never.
-        on_error: what becomes of a sample that raises.
+        batch_size: samples per batch.
+        seeds_each: seed the global generators before each sample, before each batch, or never.
+        on_error: what to do with a sample that raises.
     """
 
     batch_size: int
@@ -46,14 +46,14 @@ class Reader:
     """Reads a shard from a state on.
 
     Args:
-        sharding: gives the shard.
-        start: where it was left.
-        seed, epoch: the loader's.
-        options: how it is read.
+        sharding: opens the shard.
+        start: the state of the shard.
+        seed, epoch: of the loader.
+        options: how to read it.
 
     Attributes:
-        offset: how many samples of the shard were read, or failed.
-        ended: there are no more.
+        offset: number of samples of the shard that were read, or failed.
+        ended: whether the shard has no more samples.
     """
 
     def __init__(
@@ -74,31 +74,31 @@ class Reader:
         self.return_to(start.offset)
 
     def return_to(self, offset: int) -> None:
-        """Read again what was read before, up to an offset.
+        """Reread samples that were read before, up to an offset.
 
         Raises:
-            DatasetChangedError: the shard ends before it.
+            DatasetChangedError: the shard ends before this offset.
         """
         self.advance(offset)
         if self.offset < offset:
             raise DatasetChangedError(
                 f"shard {self._shard} of the stream ended at sample {self.offset} (epoch "
-                f"{self._epoch}), and {offset} samples of it had been delivered when the state was "
-                "saved: resume on the data that the state was saved with"
+                f"{self._epoch}), but the state counts {offset} delivered samples of it: resume on "
+                "the data that the state was saved with"
             )
 
     def is_at(self, offset: int) -> bool:
-        """Whether the sample at this offset comes next, or the shard has ended before it."""
+        """Whether the sample at this offset is next, or the shard has ended before it."""
         return self.offset == offset or (self.ended and self.offset < offset)
 
     def advance(self, offset: int) -> None:
-        """Read up to an offset and throw it away; less where the shard ends before."""
+        """Read and discard samples up to an offset, or up to the end of the shard."""
         nothing: deque[Any] = deque(maxlen=0)
         while self.offset < offset and not self.ended:
             self._read(min(offset - self.offset, _REPLAYED_AT_ONCE), nothing, None)
 
     def read(self, count: int) -> tuple[list[Any], tuple[Skipped, ...]]:
-        """The next so many samples, less where the shard ends, and those that were left out."""
+        """The next ``count`` samples, fewer at the end of the shard, and the skipped ones."""
         samples: list[Any] = []
         skipped: list[Skipped] = []
         if not self.ended:
@@ -106,15 +106,15 @@ class Reader:
         self._failures = 0 if samples else self._failures + len(skipped)
         if self._failures >= _MOST_FAILURES:
             raise SampleError(
-                f"on_error='skip' leaves nothing of the stream: {self._failures} samples of shard "
-                f"{self._shard} up to offset {self.offset} failed one after the other (epoch "
-                f"{self._epoch}), the last with {skipped[-1].error}"
+                f"on_error='skip' leaves nothing of the stream: {self._failures} consecutive "
+                f"samples of shard {self._shard} up to offset {self.offset} failed (epoch "
+                f"{self._epoch}), the last with {skipped[-1].error}: mend the dataset"
             )
         return samples, tuple(skipped)
 
     def capture(self) -> str | None:
-        """A snapshot of where the shard stands, if the dataset offers any that can be relied on."""
-        # What was drawn may be part of samples that are yet to come, and of no state.
+        """A snapshot of the shard, if the dataset offers exact ones."""
+        # Random values already drawn may belong to later samples, and no state holds them.
         if not self._sharding.snapshots or self._drawn:
             return None
         with self._sharding.reading():
@@ -124,14 +124,14 @@ class Reader:
     def _read(
         self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
     ) -> None:
-        """Read so many samples; without ``skipped``, as one who has read them before."""
+        """Read ``count`` samples; without ``skipped``, as a replay that reports nothing."""
         first, size = self.offset, self._options.batch_size
         offsets = range(first, first + count)
         each_sample, each_batch = (self._options.seeds_each == each for each in ("sample", "batch"))
         keys: list[int] = []
         if each_sample:
             keys = sample_keys(self._key, self._epoch, np.asarray(offsets)).tolist()
-        # Seeded once a batch, they are read from one batch's beginning to the next.
+        # With one seed per batch, reading stops at the start of each batch.
         stops = [*range(-first % size, count, size), count] if each_batch else [count]
         index, iterator, take = 0, self._source.iterator, samples.append
         with self._sharding.reading(), reading(self._key, self._epoch, offsets) as current:
@@ -142,7 +142,7 @@ class Reader:
                     seed_generators(sample_key(self._key, self._epoch, offsets[index]))
                 stop = next(stop for stop in stops if stop > index)
                 try:
-                    # Entered again behind a failure, so that there is nothing to do but read.
+                    # A loop that is entered anew after a failure keeps the usual case short.
                     for index in range(index, stop):  # noqa: B020  # entered anew
                         current.offset = index
                         if each_sample:
@@ -158,7 +158,7 @@ class Reader:
         self.offset = first + count
 
     def _watched(self, current: CurrentSamples, iterator: Iterator[Any]) -> Any:
-        """The next sample, where it matters whether anybody draws."""
+        """The next sample, noting whether the stream draws random values for it."""
         before = global_state()
         try:
             return next(iterator)
@@ -167,7 +167,7 @@ class Reader:
                 self._drawn = True
 
     def close(self) -> None:
-        """Let go of what is open, once the shard has ended."""
+        """Release the files and iterators of a shard that has ended."""
         self._source = Source(())
 
     def _take_failure(
@@ -180,9 +180,9 @@ class Reader:
             raise error
         if isgenerator(self._source.iterator):
             raise SampleError(
-                f"{shown} raised {error!r}, and a generator cannot go on behind that, so on_error= "
-                "cannot leave it out: catch the exception inside the generator, or make the stream "
-                "an iterator with __next__"
+                f"{shown} raised {error!r}, and a generator cannot continue after an exception, so "
+                "on_error= does not apply: catch the exception inside the generator, or make the "
+                "stream an iterator with __next__"
             ) from error
         if skipped is None:
             return

@@ -1,4 +1,4 @@
-"""Requests to a stream, and the progress that delivering their batches makes (C1, C10)."""
+"""Requests for batches of a stream, and the progress that delivering them makes (C1, C10)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ __all__ = ["StreamProgress", "StreamRequest"]
 
 
 class StreamRequest(NamedTuple):
-    """One batch of a shard: be at an offset, and read so many samples from there.
+    """One batch of a shard: ``length`` samples from an offset on.
 
     Attributes:
-        seed, epoch, step: the loader's seed, and which batch this will be on this rank, unless
-            shards end before.
-        pass_id: tells the passes of a loader apart: a reader that an earlier one has left is not
-            where it seems.
-        reader: says who serves it: always the same worker, since it has the shard open.
-        batches: how many batches of the shard come before it.
-        offset: of the first sample.
-        length: how many samples; 0 to come to the offset and no further.
-        start: a state of the shard at or before that offset, for who has not got it open.
+        seed: of the loader.
+        epoch, step: of the batch on this rank; the step is lower if shards end before it.
+        pass_id: identifies the loader's pass: readers of an earlier pass are not reused.
+        reader: selects the worker: the same one for all requests of a shard, which it keeps open.
+        batches: number of batches of the shard before this one.
+        offset: of the first sample in the shard.
+        length: number of samples; 0 only moves the reader to the offset.
+        start: a state of the shard at or before the offset, for a worker that has to open it.
     """
 
     seed: int
@@ -38,19 +37,19 @@ class StreamRequest(NamedTuple):
 
     @property
     def indices(self) -> tuple[()]:
-        """Of what the batch is made is seen only when it is read."""
+        """Empty: the samples of a batch are known only once they are read."""
         return ()
 
     def packed(self) -> StreamRequest:
-        """For a worker."""
+        """The request as it is sent to a worker."""
         return self
 
     def unpacked(self) -> StreamRequest:
-        """In the worker."""
+        """The request as the worker uses it."""
         return self
 
     def described(self) -> str:
-        """For people."""
+        """The request in words, for errors."""
         return (
             f"{self.length} samples of shard {self.start.shard} of the stream from offset "
             f"{self.offset} (epoch {self.epoch})"
@@ -59,12 +58,12 @@ class StreamRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StreamProgress:
-    """How far an epoch of a stream has come.
+    """The progress of an epoch of a stream.
 
     Attributes:
         epoch: number of the epoch.
         step: batches delivered on this rank.
-        shards: by number, those that something was delivered of.
+        shards: by number, the states of the shards that have delivered a batch.
     """
 
     epoch: int = 0
@@ -89,5 +88,5 @@ class StreamProgress:
 
     @property
     def delivered(self) -> int:
-        """How many samples."""
+        """Number of delivered samples."""
         return sum(state.offset for state in self.shards.values())

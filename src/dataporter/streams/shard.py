@@ -1,4 +1,4 @@
-"""Shards: what of a stream is read one sample after another, and who cuts it so (C10)."""
+"""Shards: the parts of a stream that are read, and resumed, on their own (C10)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ __all__ = [
 
 @runtime_checkable
 class ShardedStream(Protocol):
-    """A stream that can be cut into shards, each of which is read on its own.
+    """A stream that can be split into shards, each of which is read on its own.
 
-    A ``torch.utils.data.IterableDataset`` with these two members goes on exactly after a resume
-    with any number of workers and ranks. Hugging Face's ``IterableDataset`` has them.
+    A ``torch.utils.data.IterableDataset`` with these two members resumes exactly with any number
+    of workers and ranks. Hugging Face's ``IterableDataset`` has them.
 
-    A shard is an iterable. If it, or its iterator, has ``state_dict`` and ``load_state_dict``, a
-    resume goes there at once; otherwise the samples of this shard that were delivered are read
-    again, and thrown away. ``set_epoch(epoch)`` is called on the stream and on the shard where they
-    have it.
+    A shard is an iterable. If it or its iterator has ``state_dict`` and ``load_state_dict``, a
+    resume loads that state; otherwise it rereads and discards the samples already delivered from
+    this shard. If the stream or the shard has ``set_epoch``, the loader calls it with the epoch.
 
     Example:
         >>> from torch.utils.data import IterableDataset
@@ -58,26 +57,25 @@ class ShardedStream(Protocol):
 
     @property
     def num_shards(self) -> int:
-        """Into how many shards it can be cut at most."""
+        """The largest number of shards that the stream can be split into."""
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
-        """Shard ``index`` of ``num_shards``, at its front: together they have every sample once."""
+        """Shard ``index`` of ``num_shards``: together they hold every sample exactly once."""
 
     def __iter__(self) -> Any: ...
 
 
 class ShardState(NamedTuple):
-    """How far a shard was read.
+    """The state of one shard after a batch.
 
     Attributes:
-        shard: its number.
-        batches: how many batches came of it.
-        offset: how many samples: the offset of the one that comes next.
-        ended: there is none.
-        marked: the offset that ``snapshot`` belongs to; samples from there to ``offset`` are read
-            again, and thrown away.
-        snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``.
-            None: reading begins at the front.
+        shard: number of the shard.
+        batches: number of its batches so far.
+        offset: number of its samples so far, which is the offset of the next one.
+        ended: whether it has no more samples.
+        marked: the offset of ``snapshot``; a resume rereads the samples from here to ``offset``.
+        snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``; None
+            resumes from the start of the shard.
     """
 
     shard: int
@@ -89,31 +87,31 @@ class ShardState(NamedTuple):
 
 
 class Sharding(Protocol):
-    """How a stream comes in shards."""
+    """Splits a stream into shards."""
 
     @property
     def name(self) -> Literal["shards", "workers"]:
-        """What the state calls it."""
+        """The kind, as it is named in the state's identity."""
 
     @property
     def dataset(self) -> Any: ...
 
     @property
     def snapshots(self) -> bool:
-        """Whether the states that the dataset gives are to be relied on."""
+        """Whether the states of the dataset resume exactly."""
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it may compute samples together with others, so that what they draw is theirs."""
+        """Whether it may compute several samples at once, under the seed of one of them."""
 
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        """The shards that a rank reads."""
+        """The shards of a rank."""
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        """A shard, before anything was read."""
+        """A shard from its first sample on."""
 
     def reading(self) -> AbstractContextManager[Any]:
-        """Entered while a shard is read."""
+        """A context for reading a shard."""
 
 
 def shards_of_rank(
@@ -132,7 +130,7 @@ def shards_of_rank(
 
 @dataclass(frozen=True, slots=True)
 class ByShards:
-    """The dataset cuts itself; every shard can be read by any worker of any rank."""
+    """The dataset splits itself; any worker of any rank can read any shard."""
 
     dataset: Any
     num_shards: int
@@ -153,16 +151,16 @@ class ByShards:
         return opened
 
     def reading(self) -> AbstractContextManager[Any]:
-        # A shard that saw that it is in a worker would share itself out among the workers.
+        # A shard that sees that it is in a worker may read only that worker's share of itself.
         return without_worker_info()
 
 
 @dataclass(slots=True)
 class ByWorkers:
-    """Each worker iterates over the whole dataset, which gives each one its share if it likes.
+    """Each worker iterates over the dataset, which may give every worker its share.
 
-    There is one of it for all passes, and one that was left has left it in the middle. So the state
-    that it was found in is kept, and is what it begins anew with.
+    All passes share one dataset, and an abandoned pass leaves it in the middle. So its first state
+    is kept and loaded before each further pass.
     """
 
     dataset: Any
@@ -196,27 +194,27 @@ def _state_of(dataset: Any) -> str | None:
     try:
         return snapshot.encode(dataset.state_dict())
     except Exception:
-        # It has none before it is iterated over. If it has a better reason, that will be raised
-        # when the first batch was read.
+        # Some datasets have no state before they are iterated. Any other reason raises again after
+        # the first batch.
         return None
 
 
 def set_stream_epoch(stream: Any, epoch: int) -> None:
-    """Let a stream know which epoch is read, if it cares."""
+    """Call the stream's ``set_epoch``, if it has one."""
     set_epoch = getattr(stream, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
 
 
 def snapshots_are_exact(stream: Any) -> bool:
-    """Whether the states that a stream's shards give lead to the very next sample."""
+    """Whether the states of a stream's shards resume at the exact next sample."""
     if _is_of_hugging_face(stream):
         return hf.snapshots_are_exact(stream)
     return _says(stream, "snapshots_are_exact", otherwise=True)
 
 
 def reads_ahead(stream: Any) -> bool:
-    """Whether a stream may compute samples together with others, so that they draw together."""
+    """Whether a stream may compute several samples at once, under the seed of one of them."""
     if _is_of_hugging_face(stream):
         return hf.reads_ahead(stream)
     return _says(stream, "reads_ahead", otherwise=False)
@@ -227,6 +225,6 @@ def _is_of_hugging_face(stream: Any) -> bool:
 
 
 def _says(stream: Any, name: str, *, otherwise: bool) -> bool:
-    """What a stream that knows itself says of itself."""
+    """The value of a boolean attribute of a stream that declares it."""
     said = getattr(stream, name, None)
     return said if isinstance(said, bool) else otherwise

@@ -1,4 +1,4 @@
-"""A shuffled stream: shuffled a window at a time, so that a resume need not keep a buffer (C10)."""
+"""A shuffled stream: shuffled within windows, so that a state needs no buffer (C10)."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ __all__ = ["ShuffledStream"]
 class ShuffledStream(IterableDataset[Any]):
     """A stream of shards, each shuffled within windows of consecutive samples.
 
-    A shuffle buffer, as streams usually have it, is lost in a checkpoint, or has to be part of it.
-    Here each shard is read a window at a time, and the window's samples come in an order that
-    follows from (seed, epoch, shard, window). So the state is a place: that of the window, and how
-    far it is. A resume reads one window again, whatever came before it.
+    The usual shuffle buffer is lost in a checkpoint, or has to be stored in it. Here each shard is
+    read one window at a time, and the order of the window's samples is a function of (seed, epoch,
+    shard, window). So the state is a position: the window, and the number of its samples already
+    delivered. A resume rereads one window per shard, wherever it is in the epoch.
 
     How well this mixes: a sample can land anywhere in its window, and the loader's batches take
-    turns among the shards. What is sorted by file is mixed by having many shards, and within a
-    file by windows that are large beside its runs.
+    turns among the shards. If the data are sorted by file, use many shards; if they are sorted
+    within files, use windows that are longer than the sorted runs.
 
     Args:
         stream: a :class:`ShardedStream`, such as a Hugging Face ``IterableDataset`` that was not
             shuffled with a buffer.
-        window: samples that are held and mixed, for each shard that is read.
+        window: number of samples held and mixed for each shard being read.
         seed: of the order, 0..2**63-1.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong.
-        UnsupportedDatasetError: (a ``TypeError``) the stream does not come in shards.
+        UnsupportedDatasetError: (a ``TypeError``) the stream cannot be split into shards.
 
     Example:
         >>> from dataporter import ResumableDataLoader
@@ -63,7 +63,7 @@ class ShuffledStream(IterableDataset[Any]):
     def __init__(self, stream: ShardedStream, window: int = 1000, seed: int = 0) -> None:
         if not isinstance(stream, ShardedStream):
             raise UnsupportedDatasetError(
-                f"ShuffledStream takes a stream that comes in shards, and a "
+                f"ShuffledStream expects a stream that can be split into shards, but a "
                 f"{type(stream).__name__} has no num_shards and shard(num_shards, index); see "
                 "dataporter.ShardedStream"
             )
@@ -74,16 +74,16 @@ class ShuffledStream(IterableDataset[Any]):
 
     @property
     def fingerprint(self) -> str:
-        """Tells one order from another, and the stream from others if it has a fingerprint."""
+        """Identifies the order, and the stream if that has a fingerprint."""
         return f"shuffled(window={self.window}, seed={self.seed}) {fingerprint_of(self.stream)}"
 
     @property
     def num_shards(self) -> int:
-        """Those of the stream."""
+        """The number of shards of the stream."""
         return self.stream.num_shards
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
-        """A shard of the stream, shuffled."""
+        """A shard of the stream, shuffled within windows."""
         set_stream_epoch(self.stream, self.epoch)
         shard = self.stream.shard(num_shards=num_shards, index=index)
         set_stream_epoch(shard, self.epoch)
@@ -96,7 +96,7 @@ class ShuffledStream(IterableDataset[Any]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch by which the next shards are shuffled."""
+        """Set the epoch that determines the order of the shards opened from now on."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Any]:
@@ -105,7 +105,7 @@ class ShuffledStream(IterableDataset[Any]):
 
 
 class _Shard:
-    """A shard of the stream; iterated over, it comes in shuffled windows."""
+    """A shard of the stream that yields its samples in shuffled windows."""
 
     def __init__(
         self, shard: Iterable[Any], window: int, key: int, exact: bool, reads_ahead: bool
@@ -118,15 +118,15 @@ class _Shard:
 
     def __iter__(self) -> Iterator[Any]:
         windows = _Windows(self._shard, self._window, self._key, self._reads_ahead)
-        # Without a state of the shard's own there is no place to go back to. The chain hides ours.
+        # A state of the windows builds on the shard's. The chain hides it where there is none.
         return windows if self._exact and windows.keeps_place else chain(windows)
 
 
 class _Windows(Iterator[Any]):
-    """The samples of a shard, by shuffled windows.
+    """The samples of a shard in shuffled windows.
 
-    A window is read at once, at whatever sample of it comes first after a start. What the shard
-    draws for its samples is therefore seeded here, for each by its own place.
+    A window is read as a whole when its first sample is requested. So the generators are seeded
+    here, for each sample by its offset in the shard.
     """
 
     def __init__(self, shard: Iterable[Any], window: int, key: int, watched: bool) -> None:
@@ -176,16 +176,16 @@ class _Windows(Iterator[Any]):
         self._fill()
         if self._given > len(self._held):
             raise DatasetChangedError(
-                f"window {self._number} of a shuffled shard has {len(self._held)} samples, and "
-                f"{self._given} of it had been delivered when the state was saved: resume on the "
-                "data that the state was saved with"
+                f"window {self._number} of a shuffled shard has {len(self._held)} samples, but the "
+                f"state counts {self._given} delivered samples of it: resume on the data that the "
+                "state was saved with"
             )
 
     def _begin(self, number: int) -> None:
         self._number = number
-        # What was drawn may be part of samples that are yet to come, and of no state.
+        # Random values already drawn may belong to later samples, and no state holds them.
         if not self._drawn:
-            # As text at once: what a dataset gives may be what it goes on changing.
+            # Encoded at once, because a dataset may return the object that it keeps changing.
             self._start, self._start_number = snapshot.encode(self._source.states()), number
         self._held: list[Any] = []
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -193,7 +193,7 @@ class _Windows(Iterator[Any]):
         self._whole = self._ended = False
 
     def _fill(self) -> None:
-        """Read what is still to be read of the window, as far as a sample that raises."""
+        """Read the rest of the window, up to a sample that raises."""
         if self._whole:
             return
         first, done = self._number * self._window, len(self._held) + self._failed

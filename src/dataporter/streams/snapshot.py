@@ -1,4 +1,4 @@
-"""Snapshots: what a dataset's `state_dict()` gives, as JSON text and back, exactly (C5)."""
+"""Snapshots: what a dataset's `state_dict()` returns, as JSON text and back, exactly (C5)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dataporter.errors import InvalidStateError, UnsupportedDatasetError
 
 __all__ = ["decode", "encode"]
 
-# JSON objects stand for dicts with string keys as they are; whatever JSON has no word for is an
-# object with one key that begins with this.
+# Dicts with string keys are JSON objects as they are; types that JSON lacks are objects with one
+# key that starts with this mark.
 _MARK = "$"
-_LIMIT = 1 << 53  # where JSON readers elsewhere stop being exact
-# What one of these functions meets in a text that it has not written.
+_LIMIT = 1 << 53  # where other JSON readers stop being exact
+# What decoding raises for a text that encode() did not write.
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
@@ -28,14 +28,14 @@ def encode(value: Any) -> str:
     """A state as JSON text: numbers, strings, bytes, containers, arrays and tensors.
 
     Raises:
-        UnsupportedDatasetError: something else is in it; nothing is ever pickled, since whoever
-            loads a checkpoint would execute that.
+        UnsupportedDatasetError: the state holds another type. Nothing is pickled, because loading
+            a pickle executes code.
     """
     return json.dumps(_encoded(value, "state"), separators=(",", ":"), allow_nan=False)
 
 
 def decode(text: str) -> Any:
-    """What was encoded, with the types it had.
+    """The encoded value, with its original types.
 
     Raises:
         InvalidStateError: the text is damaged.
@@ -62,7 +62,7 @@ def _encoded(value: Any, path: str) -> Any:
         return _encoded_mapping(value, path)
     for name, container in _CONTAINERS.items():
         if kind is container:
-            # A set's own sequence differs from process to process.
+            # A set iterates in another order in each process.
             items = sorted(value, key=repr) if name != "tuple" else value
             return {f"{_MARK}{name}": [_encoded(item, f"{path}[...]") for item in items]}
     if kind in (bytes, bytearray):
@@ -77,8 +77,8 @@ def _encoded(value: Any, path: str) -> Any:
         return {f"{_MARK}tensor": [dtype, list(plain.shape), _text(raw)]}
     raise UnsupportedDatasetError(
         f"the stream's state_dict() has a {kind.__module__}.{kind.__qualname__} at {path}: a state "
-        "is made of None, numbers, strings, bytes, lists, tuples, sets, dicts, NumPy arrays and "
-        "tensors, so that a checkpoint holds nothing that is executed when it is loaded"
+        "may hold None, numbers, strings, bytes, lists, tuples, sets, dicts, NumPy arrays and "
+        "tensors, so that loading a checkpoint executes nothing; convert the value to one of these"
     )
 
 

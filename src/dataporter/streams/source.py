@@ -1,4 +1,4 @@
-"""A source: something that is iterated over, and the state that it and its iterator give."""
+"""A source: an iterable with its iterator, and the states of both."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Source", "keeps_state"]
 
 
 class Source:
-    """An iterable, and an iterator of it.
+    """An iterable and an iterator over it.
 
     Args:
-        iterable: gives the samples; it, its iterator, or both may have ``state_dict`` and
+        iterable: yields the samples; it, its iterator, or both may have ``state_dict`` and
             ``load_state_dict``.
-        states: what :meth:`states` gave, to go on from there; without, at the front.
+        states: what :meth:`states` returned, to resume from there; None starts at the first sample.
 
     Attributes:
-        iterator: the iterator.
+        iterator: yields the next samples.
 
     Raises:
-        StateMismatchError: there are states, and nobody to take them.
+        StateMismatchError: there are states, but the iterable cannot load them.
     """
 
     def __init__(self, iterable: Any, states: Mapping[str, Any] | None = None) -> None:
@@ -35,9 +35,9 @@ class Source:
             _restore(self.iterator, states["iterator"])
 
     def states(self) -> dict[str, Any] | None:
-        """The states of what comes next, by whose they are; None where nobody has any."""
+        """The states of the iterable and its iterator, by part; None if neither has one."""
         parts = {"dataset": self._iterable}
-        # What is its own iterator has one state, and not the same one twice.
+        # An iterable that is its own iterator has one state, which is not saved twice.
         if self.iterator is not self._iterable:
             parts["iterator"] = self.iterator
         found = {name: part.state_dict() for name, part in parts.items() if keeps_state(part)}
@@ -47,14 +47,14 @@ class Source:
 def _restore(part: Any, state: Any) -> None:
     if not keeps_state(part):
         raise StateMismatchError(
-            f"the state has a snapshot of the stream, and a {type(part).__name__} has no "
-            "load_state_dict to take it: resume with the class that the state was saved with"
+            f"the state has a snapshot of the stream, but a {type(part).__name__} has no "
+            "load_state_dict to load it: resume with the class that the state was saved with"
         )
     part.load_state_dict(state)
 
 
 def keeps_state(part: Any) -> bool:
-    """Whether this, an iterable or an iterator, says where it is and can be put there."""
+    """Whether an iterable or iterator can save its state and load it."""
     return callable(getattr(part, "state_dict", None)) and callable(
         getattr(part, "load_state_dict", None)
     )

@@ -1,4 +1,4 @@
-"""A stream's state: where each shard stands, on this rank or on all of them (C5, C6, C10)."""
+"""The state of a stream: the state of each shard, on this rank or on all (C5, C6, C10)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _WAYS = ("shards", "snapshots", "replay")
 
 @dataclass(frozen=True, slots=True)
 class StreamIdentity:
-    """What a stream's batches are made of, next to seed and progress.
+    """The fields that determine a stream's batches, beside seed and progress.
 
     Attributes:
-        sharding: ``"shards"``: the dataset cuts itself; ``"workers"``: each worker reads all of it.
-        num_shards: into how many it is cut; None where each worker reads all of it.
-        num_workers: how many do so on each rank; None where any number of them may.
+        sharding: ``"shards"`` if the dataset splits itself, ``"workers"`` if each worker iterates
+            over the dataset.
+        num_shards: number of shards; None with ``"workers"``.
+        num_workers: number of workers on each rank; None with ``"shards"``, where it may change.
     """
 
     strategy: str
@@ -46,10 +47,10 @@ class StreamIdentity:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """A stream's state that was read.
+    """The state of a stream as its parts.
 
     Attributes:
-        rank: whose shards these are; None: those of all ranks.
+        rank: the rank that reads these shards; None for the shards of all ranks.
     """
 
     identity: StreamIdentity
@@ -66,13 +67,13 @@ _FIELDS = {
     **types_of(StreamProgress),
     "shards": (list, tuple),
 }
-for nested in ("identity", "progress", "sharding"):  # "stream" says the sharding
+for nested in ("identity", "progress", "sharding"):  # "stream" names the sharding
     del _FIELDS[nested]
 _SHARD_TYPES = tuple(types_of(ShardState).values())
 
 
 def build(state: StreamState) -> dict[str, Any]:
-    """The state as a flat dict of JSON types; all keys are always there."""
+    """The state as a flat dict of JSON types, always with all keys."""
     identity, progress = state.identity, state.progress
     shards = sorted(progress.shards.values())
     way: str = identity.sharding
@@ -97,11 +98,11 @@ def build(state: StreamState) -> dict[str, Any]:
 
 
 def parse(state: Mapping[str, Any]) -> StreamState:
-    """Read a stream's state; nothing in it is executed or imported.
+    """Read a stream's state. Nothing in it is executed or imported.
 
     Raises:
-        InvalidStateError: it is no state, of a map-style dataset, from a newer schema, or a field
-            is missing or wrong.
+        InvalidStateError: the dict is not a state, is of a map-style dataset or of a newer schema,
+            or a field is missing or wrong.
     """
     check_schema(state, _FIELDS)
     check_numbers(state, ("seed", "epoch", "step"), lowest=0)
@@ -136,15 +137,15 @@ def parse(state: Mapping[str, Any]) -> StreamState:
 
 
 def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int]]) -> StreamState:
-    """The whole of which these are the ranks' parts, in the sequence of the ranks.
+    """One state of the states of all ranks, given in the order of the ranks.
 
-    A rank may have come to the end of an epoch in which others still are: its shards have ended.
+    A rank may have finished an epoch that others are still in: its shards have ended.
 
     Args:
-        shards_of: those that a rank reads.
+        shards_of: the shards of a rank.
 
     Raises:
-        RankMismatchError: a rank is further than that.
+        RankMismatchError: a rank is further ahead than that.
     """
     last = min(parts, key=lambda part: (part.progress.epoch, -part.progress.step))
     epoch = last.progress.epoch
@@ -158,9 +159,9 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
         else:
             raise RankMismatchError(
                 f"rank {rank} is at step {progress.step} of epoch {progress.epoch} of the stream, "
-                f"and rank {parts.index(last)} still in epoch {epoch}: one state has one epoch; "
-                "let all ranks begin an epoch together, or, where they do not wait for each other, "
-                "read a stream that does not end"
+                f"but rank {parts.index(last)} is still in epoch {epoch}, and a state has one "
+                "epoch: start each epoch on all ranks together or, if the ranks do not wait for "
+                "each other, use an endless stream"
             )
     return replace(last, rank=None, progress=replace(last.progress, shards=shards))
 
