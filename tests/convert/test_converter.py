@@ -653,6 +653,17 @@ def test_a_rule_that_matches_nothing_is_told_once_with_the_paths_there_are() -> 
             strict.convert_batch(batch)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_warning_points_at_the_users_line(num_workers: int) -> None:
+    loader = ResumableDataLoader(ROWS, 8, num_workers=num_workers, converter={"nowhere": "int8"})
+    with pytest.warns(RuntimeWarning, match="'nowhere'") as caught:
+        next(iter(loader))
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(RuntimeWarning, match="'nowhere'") as caught:
+        KeyBasedDtypeConverter({"nowhere": "int8"}).convert_batch({"x": torch.ones(1)})
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_widening_what_is_not_known_or_has_two_answers_is_refused() -> None:
     converter = KeyBasedDtypeConverter({"*": "int32"})
     with pytest.raises(ConfigurationError, match="converted nothing there"):

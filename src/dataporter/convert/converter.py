@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from dataporter.convert.casting import OnLoss
 from dataporter.convert.conversion import Conversion, Converted, Originals, as_tensor
 from dataporter.convert.forms import Cast, Form, dtype_named, form_named
 from dataporter.convert.paths import Match, Matcher, parse, shown
-from dataporter.errors import ConfigurationError, InvalidStateError
+from dataporter.errors import ConfigurationError, InvalidStateError, warn
 from dataporter.structure import Step, parts_of, rebuilt
 
 __all__ = ["KeyBasedDtypeConverter", "Rules", "converter_for", "leaves_of"]
@@ -213,7 +212,7 @@ class KeyBasedDtypeConverter:
         )
         if self.strict:
             raise ConfigurationError(f"{message}; correct the path, or pass strict=False")
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn(message, RuntimeWarning)
 
     def _widened(self, value: Any, like: Any, match: Match, path: tuple[Step, ...]) -> Any:
         if isinstance(value, torch.Tensor | np.ndarray):
