@@ -1,7 +1,7 @@
-"""Structure: the containers of a nested batch, taken apart and put together with their types kept.
+"""Structure: takes the containers of a nested batch apart, and rebuilds them with their types.
 
-What counts as a container is what torch's ``default_collate`` and ``pin_memory`` walk through:
-mappings, lists, tuples, named tuples; and dataclasses.
+Containers are those that torch's ``default_collate`` and ``pin_memory`` walk through (mappings,
+lists, tuples, named tuples), and dataclasses.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataporter.errors import ConfigurationError
 
 __all__ = ["Part", "Step", "parts_of", "rebuilt"]
 
-# One level of a path: a mapping's key or a field's name, as text, or a place in a list or tuple.
+# One level of a path: a mapping's key or a field's name, as text, or an index of a list or tuple.
 Step = str | int
 
 
 class Part(NamedTuple):
-    """One entry of a container: its step on a path, what the container knows it by, and itself."""
+    """One entry of a container: its step on a path, its key in the container, and its value."""
 
     step: Step
     key: Any
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 def parts_of(value: Any) -> Sequence[Part] | None:
-    """The entries of a container, or None for whatever is none."""
+    """The entries of a container, or None for any other value."""
     if isinstance(value, Mapping):
         return [Part(str(key), key, inner) for key, inner in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -42,12 +42,12 @@ def parts_of(value: Any) -> Sequence[Part] | None:
 
 
 def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
-    """A container of the same type with some of its entries, named by key, being others.
+    """A container of the same type with some entries replaced, by key.
 
-    The container itself is left as it is, and returned where nothing changes.
+    The container itself is not modified, and is returned if nothing changes.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) its class cannot be made of what one has in it.
+        ConfigurationError: (a ``ValueError``) its class cannot be built from its content.
     """
     if not changes:
         return value
@@ -75,7 +75,7 @@ def rebuilt(value: Any, changes: Mapping[Any, Any]) -> Any:
 
 
 def _made(like: Any, content: Any) -> Any:
-    """A container that cannot be written to, made by the constructor of its class."""
+    """A read-only container, built by the constructor of its class."""
     kind = type(like)
     try:
         return kind(content)

@@ -488,7 +488,7 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
 )
 def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
     converter = KeyBasedDtypeConverter({"x": "int16"})
-    with pytest.warns(RuntimeWarning, match=r"'x' \(int64, no array that torch takes\)"):
+    with pytest.warns(RuntimeWarning, match=r"'x' \(int64, which torch cannot hold\)"):
         assert converter.convert_batch({"x": made})["x"] is made
 
 

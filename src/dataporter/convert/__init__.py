@@ -1,4 +1,4 @@
-"""Conversion: batches in narrower dtypes, checked, and wide again where it counts (C11, C12)."""
+"""Conversion: batches in narrower dtypes, checked, and widened again on the device (C11, C12)."""
 
 from dataporter.convert.casting import Empty, OnLoss, new
 from dataporter.convert.conversion import Conversion, Converted, Originals

@@ -1,8 +1,9 @@
-"""Casting: a tensor to a narrower dtype, in one pass that also looks whether a value would change.
+"""Casting: a tensor to a narrower dtype, checked in the same pass for values that would change.
 
-A block of the source is cast, and looked at while it lies in the processor's cache. The look is one
-comparison with the largest value there is, of whole numbers in the source or of the cast floats'
-bits; only where that leaves a doubt is each element compared with what became of it (C12).
+The source is cast block by block, and each block is checked while it is in the processor's cache.
+The check compares one number: the largest value of whole numbers in the source, or the largest bit
+pattern of the cast floats. Only if that is inconclusive is each element compared with its cast
+(C12).
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ __all__ = [
 ]
 
 OnLoss = Literal["error", "saturate", "wrap"]
-# Makes an uninitialised, contiguous tensor on the CPU: torch.empty, or one in a worker's slot.
+# Makes an uninitialised, contiguous tensor on the CPU: with torch.empty, or in a worker's slot.
 Empty = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 
-# Elements. Half of a core's usual second cache, in the widest dtype.
+# Elements: in the widest dtype, half of a core's usual L2 cache.
 BLOCK = 1 << 17
-# The bits of infinity, and the integers as wide, of the floats that more values end in than begin.
+# Narrow floats, in which large values become infinite: the bits of infinity, and integers of the
+# same width.
 _INFINITE: dict[torch.dtype, tuple[int, torch.dtype, Any]] = {
     torch.float16: (0x7C00, torch.int16, np.uint16),
     torch.bfloat16: (0x7F80, torch.int16, np.uint16),
     torch.float32: (0x7F80_0000, torch.int32, np.uint32),
 }
-# Whole numbers that every part of torch can compute with, and those it merely holds.
+# Whole numbers that all of torch supports, and those that most of it does not compute with.
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 _NUMBERS = frozenset({torch.bool, *_WHOLE, *_UNSIGNED})
@@ -57,10 +59,10 @@ class Loss:
     """The first value of a tensor that a cast would change.
 
     Attributes:
-        index: of the element, a number for each dimension.
+        index: of the element, one number for each dimension.
         value: as a Python number.
-        becomes: what it would be.
-        fits: the smallest dtype in which no value of the tensor changes.
+        becomes: the value after the cast.
+        fits: the smallest dtype in which no value of the tensor changes, or None.
     """
 
     index: tuple[int, ...]
@@ -70,26 +72,26 @@ class Loss:
 
 
 def new(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """An :data:`Empty` in memory of torch's."""
+    """An :data:`Empty` that takes its memory from torch."""
     return torch.empty(tuple(shape), dtype=dtype)
 
 
 def cast(
     source: torch.Tensor, dtype: torch.dtype, *, on_loss: OnLoss, rtol: float | None, empty: Empty
 ) -> torch.Tensor | Loss:
-    """The source in another dtype, or the loss that ``on_loss="error"`` does not allow.
+    """Cast a tensor, or return the first loss that ``on_loss="error"`` forbids.
 
-    Whole numbers and truth values have to stay what they are, also as floats, unless ``rtol`` is
-    given. Floats may be rounded, by ``rtol`` times their size at most where it is given, and finite
-    ones have to stay finite. ``"saturate"`` takes the nearest value that the dtype has (toward zero
-    between two whole numbers; 0 for nan), ``"wrap"`` what ``torch.Tensor.to`` gives.
+    Whole numbers and booleans must keep their value, also as floats, unless ``rtol`` is given.
+    Floats may be rounded (if ``rtol`` is given, by at most ``rtol`` times their size), but finite
+    ones must stay finite. ``"saturate"`` takes the nearest value of the dtype (toward zero between
+    two whole numbers; 0 for nan), ``"wrap"`` the value that ``torch.Tensor.to`` gives.
 
     Args:
         source: any tensor; layouts other than strided are checked by their values.
-        dtype: what to cast to.
-        on_loss: what to do where a value changes.
+        dtype: of the result.
+        on_loss: what to do when a value changes.
         rtol: relative tolerance; None leaves the rounding of floats unchecked.
-        empty: where the result is made, if it is a plain tensor on the CPU.
+        empty: makes the result, if that is a plain tensor on the CPU.
     """
     check = None if on_loss == "wrap" else _check(source.dtype, dtype, rtol)
     if not _is_plain(source):
@@ -121,9 +123,9 @@ def cast(
 
 
 def _copying(flat: torch.Tensor, into: torch.Tensor) -> Callable[[int, int], object]:
-    """Casts from and up to a place of a tensor, whatever that does to the values."""
+    """A function that casts the elements from ``start`` to ``stop``, without any check."""
     if flat.dtype in _NUMBERS and into.dtype in _NUMBERS:
-        # As fast as torch, and a slice of an array costs a tenth of one of a tensor.
+        # As fast as torch, and slicing an array costs a tenth of slicing a tensor.
         wide, narrow = flat.numpy(), into.numpy()
         return lambda start, stop: np.copyto(narrow[start:stop], wide[start:stop], "unsafe")
     flat = _castable(flat, into.dtype)
@@ -143,8 +145,8 @@ def narrowest(
 
     Args:
         values: a tensor on any device.
-        among: the candidates, the smallest first. By default those of the kind of ``like``
-            (floats for a float), then of the values' own kind.
+        among: the candidates, smallest first. By default those of the kind of ``like`` (floats for
+            a float), then those of the kind of ``values``.
         like: a dtype.
         rtol: as in :func:`cast`.
     """
@@ -152,7 +154,7 @@ def narrowest(
         assert like is not None
         among = (*_kin(like), *_kin(values.dtype))
     for dtype in among:
-        if not isinstance(_looked_at(values, dtype, rtol), Loss):
+        if not isinstance(_first_loss(values, dtype, rtol), Loss):
             return dtype
     return None
 
@@ -167,12 +169,12 @@ def _kin(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 
 def _castable(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What torch casts without a warning: it has one for imaginary parts, which are looked at."""
+    """The values without imaginary parts, which torch warns about and this module checks."""
     drops_imaginary = part.is_complex() and not dtype.is_complex and dtype is not torch.bool
     return real(part) if drops_imaginary else part
 
 
-def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> Loss | None:
+def _first_loss(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> Loss | None:
     check = _check(values.dtype, dtype, rtol)
     if check is None:
         return None
@@ -188,17 +190,17 @@ def _looked_at(values: torch.Tensor, dtype: torch.dtype, rtol: float | None) -> 
     return None
 
 
-# ---- what has to be looked at
+# ---- the quick check
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A quick look by which nothing can have changed; what does not pass may still be whole.
+    """A quick check: values that pass are unchanged, values that do not pass may be.
 
     Attributes:
-        within: the whole numbers of the source that stay what they are.
+        within: the range of whole numbers that keep their value.
         most: the largest number that the source can hold.
-        infinite: the bits from which on a cast float is infinite or nan.
+        infinite: the smallest bit pattern of a cast float that is infinite or nan.
     """
 
     within: tuple[int, int] | None = None
@@ -206,28 +208,28 @@ class _Check:
     infinite: tuple[int, torch.dtype, Any] | None = None
 
     def bound_to(self, flat: torch.Tensor, into: torch.Tensor) -> Callable[[int, int], bool]:
-        """The look at a stretch of a tensor and of what it was cast to, from and up to a place."""
+        """A function that checks the elements from ``start`` to ``stop`` of this cast."""
         if self.within is not None:
             return _whole_within(flat.numpy(), *self.within, self.most)
         if self.infinite is not None:
             return _all_finite(into, *self.infinite)
-        return _doubted
+        return _passes_if_empty
 
 
-def _doubted(start: int, stop: int) -> bool:
+def _passes_if_empty(start: int, stop: int) -> bool:
     return start == stop
 
 
 @cache
 def _check(source: torch.dtype, dtype: torch.dtype, rtol: float | None) -> _Check | None:
-    """How to look, or None where no value of the source can change."""
+    """The check for a cast, or None if no value of the source can change."""
     if source.is_complex and not dtype.is_complex:
         return _Check()
     source, dtype = PARTS.get(source, source), PARTS.get(dtype, dtype)
     if source is dtype:
         return None
     if source is torch.bool:
-        # This one has no zero.
+        # e8m0 has no zero.
         return _Check() if "e8m0" in str(dtype) else None
     if not source.is_floating_point:
         limits, held = torch.iinfo(source), exact_whole_numbers(dtype)
@@ -255,7 +257,7 @@ def _check_of_floats(
 def _whole_within(
     numbers: NDArray[Any], low: int, high: int, limit: int
 ) -> Callable[[int, int], bool]:
-    # A negative number is a huge one without its sign: one pass for what has none, as usual.
+    # Read as unsigned, a negative number is huge: usually there is none, and one pass is enough.
     unsigned = numbers.view(_UNSIGNED_NUMBERS[numbers.itemsize])
     most = min(high, limit) if low <= 0 else -1
 
@@ -280,8 +282,8 @@ def _all_finite(
     def passes(start: int, stop: int) -> bool:
         if start == stop:
             return True
-        # As unsigned numbers the negative floats come last, by size; so the first look sees the
-        # worst of them, and there is a second only where there are some.
+        # Read as unsigned, negative floats are above all others and ordered by size. So the first
+        # pass finds the largest of them, and the second is needed only if there is one.
         most = int(sizes[start * width : stop * width].max())
         if most < sign:
             return most < infinity
@@ -291,7 +293,7 @@ def _all_finite(
     return passes
 
 
-# ---- where the values lie
+# ---- memory layouts
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -305,10 +307,10 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def dense(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int] | None]:
-    """A contiguous tensor of the same elements, and which dimension each of its own is.
+    """A contiguous tensor of the same elements, and the order of dimensions that makes it so.
 
-    A transposed or channels-last tensor is only seen from another side, as ``Tensor.to`` keeps it;
-    None where it is seen as it is.
+    A transposed or channels-last tensor is permuted without a copy, so that :func:`seen_as` can
+    restore its layout, as ``Tensor.to`` keeps it. The order is None if nothing is permuted.
     """
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -321,14 +323,14 @@ def dense(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int] | None]:
 
 
 def seen_as(rows: torch.Tensor, order: list[int] | None) -> torch.Tensor:
-    """A tensor like the one that :func:`dense` has turned, turned back."""
+    """The tensor with the dimensions back in the order before :func:`dense`."""
     if order is None:
         return rows
     return rows.permute([order.index(axis) for axis in range(len(order))])
 
 
 def index_of(number: int, shape: Sequence[int], order: list[int] | None) -> tuple[int, ...]:
-    """Where in a tensor the element of this number of its dense form is."""
+    """The index in a tensor of element ``number`` of its :func:`dense` form."""
     index = [int(axis) for axis in np.unravel_index(number, tuple(shape))]
     return tuple(
         index if order is None else [index[order.index(axis)] for axis in range(len(order))]
@@ -336,7 +338,7 @@ def index_of(number: int, shape: Sequence[int], order: list[int] | None) -> tupl
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of any tensor, in memory that NumPy can read."""
+    """The values of any tensor, contiguous on the CPU."""
     tensor = tensor.detach()
     if tensor.is_nested:
         parts = [part.reshape(-1) for part in tensor.unbind()]
@@ -353,11 +355,11 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
 def _cast_other(
     source: torch.Tensor, dtype: torch.dtype, on_loss: OnLoss, rtol: float | None, *, checked: bool
 ) -> torch.Tensor | Loss:
-    """Sparse, nested, subclasses, on a device, in a graph: checked as a whole, cast by torch."""
+    """Cast sparse and nested tensors, subclasses, and those on a device or in a graph by torch."""
     if checked and source.layout is torch.sparse_coo:
-        # What is there twice is one value, their sum, which has to fit as well.
+        # Entries with the same index are one value, their sum, which must fit as well.
         source = source.coalesce()
-    loss = _looked_at(source, dtype, rtol) if checked else None
+    loss = _first_loss(source, dtype, rtol) if checked else None
     if loss is None:
         return source.to(dtype)
     if on_loss == "saturate" and source.layout is torch.strided and not source.is_nested:

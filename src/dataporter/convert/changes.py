@@ -1,4 +1,4 @@
-"""Changes: which elements a cast has changed, and the nearest values that a dtype has instead."""
+"""Changes: which elements a cast has changed, and the nearest values of a dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = ["PARTS", "changes_in", "exact_whole_numbers", "real", "saturated"]
 
-# What complex numbers are made of.
+# The dtypes of the real and imaginary parts.
 PARTS = {
     torch.complex32: torch.float16,
     torch.complex64: torch.float32,
@@ -19,7 +19,7 @@ PARTS = {
 
 
 def exact_whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
-    """The whole numbers that a dtype has, without a gap."""
+    """The range of whole numbers that a dtype holds without a gap."""
     if dtype is torch.bool:
         return 0, 1
     if not dtype.is_floating_point:
@@ -34,7 +34,7 @@ def exact_whole_numbers(dtype: torch.dtype) -> tuple[int, int]:
 def changes_in(
     part: torch.Tensor, cast_part: torch.Tensor, rtol: float | None
 ) -> NDArray[np.bool_]:
-    """Which elements are not what they were."""
+    """Which elements differ from their cast by more than is allowed."""
     part = part.to(torch.uint8) if part.dtype is torch.bool else part
     source, dtype = part.dtype, cast_part.dtype
     if source.is_complex or dtype.is_complex:
@@ -47,7 +47,7 @@ def changes_in(
         if not dtype.is_floating_point:
             low, high = exact_whole_numbers(dtype)
             with np.errstate(invalid="ignore"):
-                # The largest int64 is no float64, but one more is.
+                # float64 cannot hold the largest int64, but it holds the next number.
                 held = (wide >= float(low)) & (wide < float(high + 1))
             return np.asarray(~(held & (np.trunc(wide) == wide)))
         return _changed_floats(wide, _as_numbers(cast_part), rtol)
@@ -71,7 +71,7 @@ def _changed_floats(
         return np.asarray(~same & ~(np.isfinite(wide) & np.isfinite(narrow)))
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(narrow - wide) <= rtol * np.abs(wide)
-    # Within any share of infinity lies every number, and some dtypes make their largest of it.
+    # Every number is within any share of infinity, which some dtypes cast to their largest value.
     return np.asarray(~same & ~(near & np.isfinite(wide) & np.isfinite(narrow)))
 
 
@@ -79,11 +79,11 @@ def _changed_whole(
     whole: NDArray[Any], floats: NDArray[np.float64], rtol: float | None
 ) -> NDArray[np.bool_]:
     limits = np.iinfo(whole.dtype)
-    # A float64 that is beyond the integers, or between two, cannot be compared as one of them.
+    # A float64 that is out of range or fractional cannot be compared as an integer.
     comparable = (floats >= float(limits.min)) & (floats < float(limits.max + 1))
     comparable &= np.trunc(floats) == floats
     same = comparable & (np.where(comparable, floats, 0).astype(whole.dtype) == whole)
-    if not rtol:  # the distance below is one of float64, in which large numbers are rounded
+    if not rtol:  # below, distances are float64, which rounds large numbers
         return np.asarray(~same)
     wide = whole.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -106,7 +106,7 @@ def _changed_complex(
 
 
 def real(numbers: torch.Tensor) -> torch.Tensor:
-    """The real parts, a view."""
+    """A view of the real parts."""
     return torch.view_as_real(numbers)[..., 0]
 
 
@@ -115,7 +115,7 @@ def _imaginary(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def saturated(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Each element as the nearest value that the dtype has."""
+    """Each element as the nearest value of the dtype."""
     if part.is_complex() or dtype.is_complex:
         return _saturated_complex(part, dtype)
     if dtype is torch.bool:

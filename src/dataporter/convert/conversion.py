@@ -1,4 +1,4 @@
-"""Conversion: what a converter's rules make of a batch or sample, as a value without a memory."""
+"""Conversion: a converter's rules as a value, applied to a batch or sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataporter.structure import Step, parts_of, rebuilt
 
 __all__ = ["Conversion", "Converted", "Originals", "as_tensor"]
 
-# Which rule, by number, has met which dtype, by name; small enough to go with every batch.
+# (rule's number, name of a dtype it converted); small enough to send with every batch.
 Originals = tuple[tuple[int, str], ...]
 
 
@@ -29,11 +29,11 @@ class Converted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a converter does, as a value: the same for every batch, sent to workers as it is.
+    """The rules of a converter, as a value that is sent to workers.
 
     Attributes:
         matcher: finds the rule of a leaf.
-        forms: what each rule makes of a leaf.
+        forms: the form to which each rule converts a leaf.
         on_loss: see :class:`KeyBasedDtypeConverter`.
         rtol: see :class:`KeyBasedDtypeConverter`.
     """
@@ -49,29 +49,29 @@ class Conversion:
         return self.matcher.patterns
 
     def batch(self, batch: Any, empty: Empty = new) -> Converted:
-        """The batch with what the rules name converted; nothing else is touched or copied.
+        """The batch with the leaves that the rules name converted; all others are not copied.
 
         Args:
             batch: nested containers of tensors and arrays, or one tensor.
-            empty: makes the tensors that are converted to, where they can lie anywhere.
+            empty: makes the converted tensors; converted arrays take memory from torch.
 
         Raises:
             LossyConversionError: a value does not fit.
-            ConfigurationError: a form cannot hold such a tensor or array at all, or two rules for
-                it are equally specific.
+            ConfigurationError: a form cannot hold such a tensor or array at all, or two rules that
+                fit its path are equally specific.
         """
         walk = _Walk(self, empty, in_batch=True)
         return Converted(walk.converted(batch, self.matcher.start, ()), tuple(walk.originals))
 
     def sample(self, sample: Any) -> Converted:
-        """The same for a sample, in which Python's numbers are leaves as well."""
+        """The same for a sample, in which Python's numbers are leaves too."""
         walk = _Walk(self, new, in_batch=False)
         return Converted(walk.converted(sample, self.matcher.start, ()), tuple(walk.originals))
 
 
 @dataclass(slots=True, eq=False)
 class _Walk:
-    """One walk through a batch or sample; the dtypes met are collected on the way."""
+    """One walk through a batch or sample, which collects the original dtypes."""
 
     conversion: Conversion
     empty: Empty
@@ -120,7 +120,7 @@ class _Walk:
             ) from error
 
     def _number(self, value: Any, rule: int, path: tuple[Step, ...]) -> Any:
-        # As default_collate would have it: 64 bits for Python's numbers.
+        # As default_collate does: 64 bits for Python's numbers.
         try:
             array = np.asarray(value)
         except OverflowError:
@@ -159,9 +159,9 @@ class _Walk:
             "this leaf cannot be narrowed" if fits is None else f"the smallest that fits is {fits}"
         )
         return LossyConversionError(
-            f"path {shown(path)!r}: {loss.value!r}{where} ({name_of(tensor.dtype)}) is not held by "
-            f"{form.name}{rounding}, where it would be {loss.becomes!r}; {advice}: change the "
-            "rule, or pass on_loss='saturate' or 'wrap'",
+            f"path {shown(path)!r}: {loss.value!r}{where} ({name_of(tensor.dtype)}) does not fit "
+            f"{form.name}{rounding}: it would become {loss.becomes!r}; {advice}. Change the rule, "
+            "or pass on_loss='saturate' or 'wrap'",
             path=shown(path),
             value=loss.value,
             sample=sample,
@@ -171,10 +171,10 @@ class _Walk:
 
 
 def as_tensor(leaf: Any) -> torch.Tensor | None:
-    """A leaf as a tensor, sharing its memory where that is possible; None if torch has no such."""
+    """A leaf as a tensor, which shares its memory if possible; None if torch cannot hold it."""
     if isinstance(leaf, torch.Tensor):
         return leaf
-    # A mask, a unit, or what else a class of arrays adds would be lost; memmap adds where it lies.
+    # Other classes of arrays add something that a tensor would lose, such as a mask or a unit.
     if type(leaf) not in (np.ndarray, np.memmap):
         return None
     if not leaf.dtype.isnative:
@@ -182,7 +182,7 @@ def as_tensor(leaf: Any) -> torch.Tensor | None:
     elif not leaf.flags.writeable or any(
         stride < 0 or stride % leaf.itemsize for stride in leaf.strides
     ):
-        # torch takes only what it may write to, and no field of packed records.
+        # torch accepts neither read-only arrays nor fields of packed records.
         leaf = leaf.copy()
     try:
         return torch.from_numpy(leaf)

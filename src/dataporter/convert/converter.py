@@ -1,4 +1,4 @@
-"""`KeyBasedDtypeConverter`: the leaves of a batch that rules name, in narrower forms and back."""
+"""`KeyBasedDtypeConverter`: converts the leaves that rules name to narrower forms, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataporter.structure import Step, parts_of, rebuilt
 
 __all__ = ["KeyBasedDtypeConverter", "Rules", "converter_for", "leaves_of"]
 
-# What a converter is given: path → dtype, or a list of {"path": ..., "dtype": ...}.
+# Path → dtype, or a list of {"path": ..., "dtype": ...}.
 Rules = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _PATHS_SHOWN = 20
@@ -25,28 +25,28 @@ _VERSION = 1
 
 
 class KeyBasedDtypeConverter:
-    r"""Converts what its rules name to narrower dtypes, and never changes a value silently.
+    r"""Converts the leaves that its rules name to narrower dtypes; no value changes silently.
 
     Args:
-        rules: path → dtype, or a list of ``{"path": ..., "dtype": ...}``. Paths: keys (of mappings,
-            and fields of named tuples and dataclasses) joined by dots, ``[0]`` for places in lists
-            and tuples, ``*`` for one level, ``**`` for any number of levels; a backslash before a
-            dot that belongs to a key. Of several rules that fit a leaf the most specific wins: the
-            one with most keys and places, then with fewest ``**``. Dtypes: torch's or NumPy's, by
-            object or name. ``"uint8:scale"`` stores floats that are multiples of 1/255, as images
-            are, by their numerators. ``"bits"`` stores masks of 0 and 1 eight a byte along the last
-            dimension: (..., length) → (..., length / 8). NumPy's arrays of a class of their
-            own, such as masked ones, are left alone.
-        on_loss: what to do where a value does not fit: ``"error"``; ``"saturate"``: the nearest
-            value that the dtype has; ``"wrap"``: what ``torch.Tensor.to`` makes of it, unchecked.
-            Whole numbers have to stay what they are, also as floats, and finite floats finite.
-        rtol: how far, relative to its size, a float may be rounded; 0 allows none. By default
-            rounding is not looked at.
-        strict: raise, rather than warn, where a rule has matched nothing in the first batch.
+        rules: path → dtype, or a list of ``{"path": ..., "dtype": ...}``. A path joins keys (of
+            mappings, and fields of named tuples and dataclasses) by dots; ``[0]`` is an index of a
+            list or tuple, ``*`` one level, ``**`` any number of levels; a backslash escapes a dot
+            in a key. If several rules fit a leaf, the most specific wins: the one with most keys
+            and indices, then the one with fewest ``**``, then the one with most ``*``. Dtypes are
+            those of torch or NumPy, by object or name. ``"uint8:scale"`` stores floats that are
+            multiples of 1/255, as in images, by their numerators. ``"bits"`` packs masks of 0 and
+            1 along the last dimension, eight to a byte: (..., length) → (..., length / 8).
+            Subclasses of NumPy arrays, such as masked arrays, are not converted.
+        on_loss: what to do if a value does not fit: ``"error"``; ``"saturate"``: take the nearest
+            value of the dtype; ``"wrap"``: take the value of ``torch.Tensor.to``, unchecked. Whole
+            numbers fit if they keep their value, also as floats; finite floats must stay finite.
+        rtol: how far a float may be rounded, relative to its size; 0 allows no rounding. By default
+            rounding is not checked.
+        strict: raise, rather than warn, if a rule matches nothing in the first batch.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) a path or dtype cannot be read, or two rules have
-            the same path.
+        ConfigurationError: (a ``ValueError``) a path or dtype is invalid, or two rules have the
+            same path.
 
     Example:
         >>> converter = KeyBasedDtypeConverter({"labels": "int32", "inputs.*": "float16"})
@@ -94,20 +94,20 @@ class KeyBasedDtypeConverter:
         return f"{type(self).__name__}({self.rules!r})"
 
     def convert_batch(self, batch: Any) -> Any:
-        """A batch with what the rules name converted.
+        """A batch with the leaves that the rules name converted.
 
-        Containers keep their types. What no rule names is passed through, the same objects and not
-        copies; nothing is written into the batch that is given.
+        Containers keep their types. Leaves that no rule names are passed through without a copy.
+        The given batch is not modified.
 
         Args:
-            batch: mappings, lists, tuples, named tuples and dataclasses, nested, of tensors and
-                NumPy arrays; or one of these (its path is ``""``). Other leaves stay what they are.
+            batch: nested mappings, lists, tuples, named tuples and dataclasses of tensors and NumPy
+                arrays; or a single tensor or array, whose path is ``""``. Other leaves are kept.
 
         Raises:
-            LossyConversionError: (a ``ValueError``) a value would change; names path, value and
-                sample, and the smallest dtype that fits.
+            LossyConversionError: (a ``ValueError``) a value would change; names the path, value,
+                sample, and smallest dtype that fits.
             ConfigurationError: (a ``ValueError``) two rules that fit a leaf are equally specific;
-                NumPy has no such dtype for an array, or a form takes other values; with
+                NumPy lacks the dtype for an array; a form takes other values; or, with
                 ``strict=True``, a rule matches nothing in the first batch.
         """
         converted = self.conversion.batch(batch)
@@ -117,36 +117,36 @@ class KeyBasedDtypeConverter:
     def convert_sample(self, sample: Any) -> Any:
         """The same for a sample, before collation: numbers become tensors without dimensions.
 
-        For datasets that convert what they read. In a worker it notes the original dtypes in that
-        worker alone, so for :meth:`widen` convert one sample in the training process as well.
+        For datasets that convert their own samples. A worker records the original dtypes for itself
+        only, so convert one sample in the training process too before you call :meth:`widen`.
 
         Raises:
             LossyConversionError: (a ``ValueError``) a value would change.
-            ConfigurationError: (a ``ValueError``) as :meth:`convert_batch`.
+            ConfigurationError: (a ``ValueError``) as for :meth:`convert_batch`.
         """
         converted = self.conversion.sample(sample)
         self._remember(converted.originals)
         return converted.batch
 
     def widen(self, batch: Any, *, like: Any = None) -> Any:
-        """A converted batch with the dtypes that it had before, wherever it lies by now.
+        """A converted batch with its original dtypes, on its current device.
 
         Args:
-            batch: what :meth:`convert_batch` returned, on any device; leaves that are not in the
-                form their rule asks for are left as they are.
-            like: the same batch on the CPU. What is looked up in it (how long the rows of
-                ``"bits"`` are) need not be waited for on the device.
+            batch: the result of :meth:`convert_batch`, on any device; leaves that are not in the
+                form of their rule are kept.
+            like: the same batch on the CPU. Reading the length of ``"bits"`` rows from it avoids
+                a synchronisation with the device.
 
         Raises:
-            ConfigurationError: (a ``ValueError``) nothing was converted by this rule before, or
-                leaves of several dtypes, so that it is not known what to go back to; or rows of
-                ``"bits"`` of several lengths were put together.
+            ConfigurationError: (a ``ValueError``) the original dtype is unknown, because the rule
+                has converted nothing or leaves of several dtypes; two rules that fit a leaf are
+                equally specific; or rows of ``"bits"`` of several lengths were joined.
         """
         start = self.conversion.matcher.start
         return self._widened(batch, batch if like is None else like, start, ())
 
     def state_dict(self) -> dict[str, Any]:
-        """The original dtypes that were seen: path → names. JSON types, an entry a rule."""
+        """The original dtypes seen, in JSON types: path → names, one entry for each rule."""
         patterns = self.conversion.patterns
         originals = {
             shown(patterns[rule]): list(names) for rule, names in sorted(self._originals.items())
@@ -154,12 +154,13 @@ class KeyBasedDtypeConverter:
         return {"version": _VERSION, "originals": originals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the original dtypes that another converter has seen.
+        """Replace the original dtypes by those that another converter has seen.
 
-        Entries of rules that this one does not have are left out.
+        Entries of rules that this converter does not have are ignored.
 
         Raises:
-            InvalidStateError: (a ``ValueError``) not what ``state_dict()`` returned.
+            InvalidStateError: (a ``ValueError``) the state is not one that ``state_dict()``
+                returned.
         """
         numbers = {shown(pattern): rule for rule, pattern in enumerate(self.conversion.patterns)}
         originals = state.get("originals") if isinstance(state, Mapping) else None
@@ -172,7 +173,7 @@ class KeyBasedDtypeConverter:
         for path, names in originals.items():
             if not isinstance(names, list | tuple) or not all(_is_dtype(name) for name in names):
                 raise InvalidStateError(
-                    f"the converter's state has {names!r} for path {path!r}, expected names of "
+                    f"the converter's state has {names!r} for path {path!r}: expected names of "
                     "dtypes"
                 )
             if path in numbers:
@@ -180,9 +181,9 @@ class KeyBasedDtypeConverter:
         self._originals = loaded
 
     def note(self, converted: Converted) -> None:
-        """Remember what a batch that was converted elsewhere (in a worker) had been before.
+        """Record the original dtypes of a batch that was converted elsewhere, such as in a worker.
 
-        Warns, or raises with ``strict=True``, where a rule matches nothing in the first one.
+        Warns, or raises with ``strict=True``, if a rule matches nothing in the first batch.
         """
         if not self._is_checked:
             self._check_first(converted)
@@ -195,7 +196,7 @@ class KeyBasedDtypeConverter:
             form = self.conversion.forms[rule]
             if name not in names:
                 names.append(name)
-            # One that was narrow already says nothing about the others, whichever came first.
+            # A leaf that was narrow already says nothing about the others, seen before or later.
             if len(names) > 1 and isinstance(form, Cast) and form.name in names:
                 names.remove(form.name)
 
@@ -208,7 +209,7 @@ class KeyBasedDtypeConverter:
         there = _leaves_shown(converted.batch)
         message = (
             f"{'rules' if len(missed) > 1 else 'rule'} {', '.join(map(repr, missed))} matched no "
-            f"tensor or array in the first batch, which has: {there}"
+            f"tensor or array in the first batch, which has {there}"
         )
         if self.strict:
             raise ConfigurationError(f"{message}; correct the path, or pass strict=False")
@@ -240,14 +241,14 @@ class KeyBasedDtypeConverter:
         where = f"path {shown(path)!r} (rule {shown(self.conversion.patterns[rule])!r})"
         if not names:
             raise ConfigurationError(
-                f"{where} is {form.name}, and this converter has converted nothing there, so the "
-                "dtype to go back to is not known: convert a batch first, or load the state of the "
-                "converter that did"
+                f"{where} is {form.name}, but this converter has converted nothing there, so the "
+                "original dtype is unknown: convert a batch first, or load the state of the "
+                "converter that converted it"
             )
         if len(names) > 1:
             raise ConfigurationError(
-                f"{where} can go back to {' or '.join(names)}, since the rule has met all of them: "
-                "give each its own rule"
+                f"{where} can be widened to {' or '.join(names)}, since the rule has converted all "
+                "of them: write one rule for each"
             )
         original = dtype_named(names[0])
         other = as_tensor(like)
@@ -261,10 +262,10 @@ class KeyBasedDtypeConverter:
 
 
 def converter_for(converter: Any) -> KeyBasedDtypeConverter | None:
-    """A converter, the one that rules describe, or None.
+    """The converter, the one that the rules describe, or None.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: the argument is neither a converter nor rules.
     """
     if converter is None or isinstance(converter, KeyBasedDtypeConverter):
         return converter
@@ -295,7 +296,7 @@ def _is_dtype(name: Any) -> bool:
 
 
 def leaves_of(batch: Any) -> list[tuple[str, Any]]:
-    """The tensors and arrays of a batch that rules can name, by path."""
+    """The tensors and arrays of a batch that rules can name, each with its path."""
     return [
         (shown(path), leaf)
         for path, leaf in _leaves(batch, ())
@@ -321,5 +322,5 @@ def _leaves_shown(batch: Any) -> str:
 def _kind(leaf: Any) -> str:
     if isinstance(leaf, torch.Tensor | np.ndarray):
         name = str(leaf.dtype).removeprefix("torch.")
-        return name if as_tensor(leaf) is not None else f"{name}, no array that torch takes"
+        return name if as_tensor(leaf) is not None else f"{name}, which torch cannot hold"
     return type(leaf).__name__

@@ -1,4 +1,4 @@
-"""Forms: what a rule turns a leaf into, and how that is undone: a dtype, scaled bytes, or bits."""
+"""Forms: how a rule stores a leaf (as a dtype, scaled bytes or bits), and how that is undone."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Form(Protocol):
     """A narrow form of a tensor.
 
     Attributes:
-        name: as a rule says it.
-        dtypes: of what it stores.
+        name: as it is written in a rule.
+        dtypes: the dtypes of narrowed tensors.
     """
 
     @property
@@ -44,17 +44,17 @@ class Form(Protocol):
     def dtypes(self) -> tuple[torch.dtype, ...]: ...
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is in this form already, so that it is left as it is."""
+        """Whether a tensor is in this form already, so that it is kept."""
 
     def narrow(
         self, source: torch.Tensor, *, on_loss: OnLoss, rtol: float | None, empty: Empty
     ) -> torch.Tensor | Loss:
-        """The source in this form, or what would be lost."""
+        """The source in this form, or the loss that prevents it."""
 
     def widen(
         self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
     ) -> torch.Tensor:
-        """What it was before; ``like`` has the same values, where they are at hand at once."""
+        """The tensor in its original dtype; ``like`` has the same values, maybe on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class Scaled:
     ) -> torch.Tensor | Loss:
         if not source.dtype.is_floating_point:
             raise ConfigurationError(
-                f"form {_SCALED!r} takes floats from 0 to 1, and got {name_of(source.dtype)}"
+                f"form {_SCALED!r} takes floats from 0 to 1, got {name_of(source.dtype)}: give it "
+                "a dtype"
             )
         _check_dense(source, _SCALED)
         rows, order = dense(source.detach().cpu())
@@ -111,12 +112,12 @@ class Scaled:
         for start in range(0, len(flat), BLOCK):
             part, levels = flat[start : start + BLOCK], into[start : start + BLOCK]
             wide = part.to(room.dtype)
-            # To the nearest level: what is cut off behind the point was raised by a half.
+            # To the nearest level: adding a half before truncation rounds.
             scaled = torch.add(half, wide, alpha=_LEVELS, out=room[: len(part)])
             if on_loss != "error":
                 scaled.clamp_(0, _LEVELS).nan_to_num_(0)
-            # Whatever a value beyond 0 to 1 becomes here, it does not come back as it was. NumPy
-            # takes a third of torch's time for this, and a fifth for comparing.
+            # A value outside 0 to 1 may become anything here: it does not survive the comparison
+            # below. NumPy takes a third of torch's time to cast, and a fifth to compare.
             with np.errstate(invalid="ignore"):
                 np.copyto(levels.numpy(), scaled.numpy(), "unsafe")
             if on_loss != "error":
@@ -125,7 +126,7 @@ class Scaled:
             changed = again.numpy() != wide.numpy()
             if rtol is not None and changed.any():
                 away = (again.double() - wide.double()).abs_()
-                # Within any share of infinity lies every number.
+                # Every number is within any share of infinity.
                 near = (away <= rtol * wide.double().abs()) & wide.isfinite()
                 changed &= ~near.numpy()
             if changed.any():
@@ -134,7 +135,7 @@ class Scaled:
                     index_of(start + first, rows.shape, order),
                     part[first].item(),
                     again[first].item(),
-                    # Exactly, as the scale is asked to be.
+                    # The scale is exact unless rtol is given, so this is too.
                     narrowest(source, (), like=source.dtype, rtol=rtol or 0.0),
                 )
         return seen_as(target, order).to(source.device)
@@ -142,10 +143,10 @@ class Scaled:
     def widen(
         self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
     ) -> torch.Tensor:
-        if original is torch.uint8:  # as it came, since it was left alone
+        if original is torch.uint8:  # it was not converted
             return tensor
-        # Divided, as torchvision's ToTensor does, so that it is the same to the bit. By a tensor:
-        # dividing by a number multiplies by its inverse on CUDA.
+        # Division gives the same bits as torchvision's ToTensor. The divisor is a tensor, since
+        # CUDA divides by a number by multiplying with its inverse.
         wide = _wide(original)
         levels = torch.full((), _LEVELS, dtype=wide, device=tensor.device)
         return tensor.to(wide).div_(levels).to(original)
@@ -153,11 +154,11 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Masks of 0 and 1, eight of them a byte along the last dimension.
+    """Masks of 0 and 1, packed along the last dimension, eight to a byte.
 
-    (..., length) → (..., length / 8) of uint8, the first value in the lowest bit. Where that leaves
-    a rest, the rows have one byte more and are int8: behind a row's last value follows a 1 and then
-    zeros, by which its length is found again.
+    (..., length) → (..., length / 8) of uint8, the first value in the lowest bit. If the length is
+    no multiple of 8, rows have one more byte and are int8: a 1 and zeros follow a row's last value
+    and mark its length.
     """
 
     name: str = _BITS
@@ -172,12 +173,13 @@ class Bits:
         _check_dense(source, _BITS)
         if not source.ndim:
             raise ConfigurationError(
-                f"form {_BITS!r} packs along the last dimension, and got a tensor that has none"
+                f"form {_BITS!r} packs along the last dimension, got a tensor without dimensions: "
+                "give it a dtype"
             )
         mask = cast(source, torch.bool, on_loss=on_loss, rtol=None, empty=new)
         if isinstance(mask, Loss):
             return mask
-        if not math.prod(source.shape[:-1]):  # without rows there is nothing to pack
+        if not math.prod(source.shape[:-1]):  # no rows to pack
             return source
         mask = mask.detach().cpu()
         length, rest = source.shape[-1], source.shape[-1] % 8
@@ -217,7 +219,7 @@ def _check_dense(source: torch.Tensor, form: str) -> None:
     if source.layout is not torch.strided or source.is_nested:
         kind = "nested" if source.is_nested else str(source.layout).removeprefix("torch.")
         raise ConfigurationError(
-            f"form {form!r} takes dense tensors, and got a {kind} one: give it a dtype"
+            f"form {form!r} takes dense tensors, got a {kind} one: give it a dtype"
         )
 
 
@@ -226,14 +228,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def form_named(wanted: Any) -> Form:
-    """The form that a rule asks for.
+    """The form that a rule names.
 
     Args:
-        wanted: a dtype of torch's or NumPy's, or its name (torch's meaning first: ``"int"`` has 32
+        wanted: a dtype of torch or NumPy, or its name (first as torch means it: ``"int"`` has 32
             bits); ``"uint8:scale"``; ``"bits"``.
 
     Raises:
-        ConfigurationError: there is none of that name, or torch cannot cast to it.
+        ConfigurationError: the form is unknown, or torch cannot cast to the dtype.
     """
     if isinstance(wanted, str) and wanted in (_SCALED, _BITS):
         return Scaled() if wanted == _SCALED else Bits()
@@ -244,12 +246,12 @@ def dtype_named(wanted: Any) -> torch.dtype:
     """A dtype by object or name.
 
     Raises:
-        ConfigurationError: there is none of that name, or torch cannot cast to it.
+        ConfigurationError: the dtype is unknown, or torch cannot cast to it.
     """
     dtype = _dtype_of(wanted)
     if dtype is None:
         raise ConfigurationError(
-            f"dtype {wanted!r}: expected a dtype of torch's or NumPy's or its name ('float16', "
+            f"dtype {wanted!r}: expected a dtype of torch or NumPy or its name ('float16', "
             f"'int32', 'uint8', 'bool' ...), {_SCALED!r} or {_BITS!r}"
         )
     try:
@@ -257,7 +259,8 @@ def dtype_named(wanted: Any) -> torch.dtype:
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
-            f"dtype {wanted!r}: torch {torch.__version__} does not cast to it ({reason})"
+            f"dtype {wanted!r}: torch {torch.__version__} does not cast to it ({reason}); choose "
+            "another dtype"
         ) from error
     return dtype
 

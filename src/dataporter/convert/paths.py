@@ -1,4 +1,4 @@
-"""Key paths: how a rule says which leaves of a nested batch it is about, and which rule wins."""
+"""Key paths: which leaves of a nested batch a rule applies to, and which of several rules wins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Match", "Matcher", "Pattern", "Wildcard", "parse", "shown"]
 
 
 class Wildcard(Enum):
-    """A level of a pattern that has no name."""
+    """A part of a pattern that names no step."""
 
     ONE = "*"
     ANY = "**"
@@ -22,12 +22,12 @@ class Wildcard(Enum):
 
 Pattern = tuple[Step | Wildcard, ...]
 
-# Steps to remember: batches may have ever new keys, and each rule such as **.a.**.b may double the
-# number of matches.
+# Steps to remember. Batches may have new keys without end, and each rule such as **.a.**.b may
+# double the number of matches.
 _MOST_KNOWN = 1 << 14
 _ELEMENT = re.compile(r"\[(?P<index>\d+)\]|(?P<name>(?:\\.|[^.\[\]\\])+)", re.DOTALL)
 _SYNTAX = (
-    "write keys joined by dots, [0] for places in lists and tuples, * for one level, ** for any "
+    "write keys joined by dots, [0] for an index of a list or tuple, * for one level, ** for any "
     "number of levels, and a backslash before a dot, star or bracket that is part of a key"
 )
 
@@ -36,7 +36,7 @@ def parse(text: str) -> Pattern:
     r"""A pattern from its text.
 
     Raises:
-        ConfigurationError: it is no path.
+        ConfigurationError: the text is not a path.
 
     Example:
         >>> parse(r"inputs[0].**.a\.b")
@@ -47,7 +47,7 @@ def parse(text: str) -> Pattern:
     steps: list[Step | Wildcard] = []
     end = 0
     while end < len(text):
-        # A dot stands before each name but the first, and before no place.
+        # A dot precedes each name but the first, and never an index.
         is_index, has_dot = text[end] == "[", bool(steps) and text[end] == "."
         found = _ELEMENT.match(text, end + has_dot)
         if (
@@ -55,9 +55,7 @@ def parse(text: str) -> Pattern:
             or (found["index"] is not None) != is_index
             or not (is_index or has_dot or not steps)
         ):
-            raise ConfigurationError(
-                f"path {text!r}: cannot be read from {text[end:]!r} on; {_SYNTAX}"
-            )
+            raise ConfigurationError(f"path {text!r}: cannot read {text[end:]!r}; {_SYNTAX}")
         steps.append(int(found["index"]) if found["index"] else _level(found["name"], text))
         end = found.end()
     return tuple(steps)
@@ -68,8 +66,8 @@ def _level(name: str, text: str) -> Step | Wildcard:
         return Wildcard(name)
     if "*" in re.sub(r"\\.", "", name, flags=re.DOTALL):
         raise ConfigurationError(
-            f"path {text!r}: a star stands for whole levels, and here for a part of {name!r}; "
-            rf"write \* where it is part of a key"
+            f"path {text!r}: a star stands for whole levels, not for a part of {name!r}; write "
+            r"\* if it belongs to the key"
         )
     return re.sub(r"\\(.)", r"\1", name, flags=re.DOTALL)
 
@@ -98,16 +96,16 @@ _Rest = tuple[int, Pattern]
 
 
 class Matcher:
-    """Finds the rule of a leaf: of the patterns that fit its path, the most specific.
+    """Finds the rule of a leaf: the most specific of the patterns that fit its path.
 
-    That is the one with most steps by name; then with fewest ``**``; then with most ``*``.
+    That is the one with most names and indices; then with fewest ``**``; then with most ``*``.
 
-    A walk through a batch begins at ``start`` and looks up one match a level. What was looked up
-    once is remembered.
+    A walk through a batch begins at ``start`` and looks up one match per level. Each match is
+    computed once and remembered.
 
     Attributes:
         patterns: the rules' paths; a rule's number is its index.
-        known: steps that are remembered.
+        known: number of steps remembered.
 
     Raises:
         ConfigurationError: two patterns are the same.
@@ -121,7 +119,7 @@ class Matcher:
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without what is remembered: each process computes its own.
+        # Each process remembers its own steps.
         return Matcher, (self.patterns,)
 
     @property
@@ -144,7 +142,7 @@ class Matcher:
         return None if match is None else match.rule(path)
 
     def match(self, rests: Iterable[_Rest]) -> Match | None:
-        """The match that leaves these rests of the patterns, or None if it leaves none."""
+        """The match that leaves these rests, or None if there are none."""
         left = _with_skips(rests)
         if not left:
             return None
@@ -159,10 +157,10 @@ class Matcher:
 
 
 class Match(dict[Step | None, "Match | None"]):
-    """What the steps of a path leave to match; paths that leave the same share it.
+    """What a path leaves of the patterns to be matched; paths that leave the same share it.
 
     ``match[step]`` is the match one step further, or None if no pattern fits there or below.
-    ``match[None]`` is that of every step that no pattern names here.
+    ``match[None]`` stands for all steps that no pattern names here, so new keys share it.
     """
 
     __slots__ = ("_is_tied", "_matcher", "_names", "_rests", "_rule", "_winners")
@@ -209,7 +207,7 @@ class Match(dict[Step | None, "Match | None"]):
 
 
 def _with_skips(rests: Iterable[_Rest]) -> frozenset[_Rest]:
-    """The rests, and those that remain where a leading ``**`` stands for no level."""
+    """The rests, with those that remain if a leading ``**`` stands for no level."""
     found = set()
     for number, rest in rests:
         found.add((number, rest))

@@ -1,4 +1,4 @@
-"""Batches: datasets that read and collate whole batches themselves, in one go."""
+"""Batches: datasets that read and collate a whole batch themselves."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["ReadsBatches", "batches_of"]
 
 @runtime_checkable
 class ReadsBatches(Protocol):
-    """A dataset that can make a batch faster than by making its samples.
+    """A dataset that makes a batch faster than it makes the samples one by one.
 
-    Used where the loader has no ``collate_fn``, and failing samples are not to be left out.
+    Used if the loader has no ``collate_fn`` and ``on_error`` is ``"raise"``.
     """
 
     @property
     def draws(self) -> bool:
-        """Whether that draws from the global random generators, which are seeded for it then."""
+        """Whether that may draw from the global random generators, so that they must be seeded."""
 
     def __getbatch__(self, indices: NDArray[np.int64]) -> Any:
-        """The batch of these indices: what ``__collate__`` makes of their samples."""
+        """The batch of these indices, equal to ``__collate__`` of their samples."""
 
     def __collate__(self, samples: list[Any]) -> Any:
-        """A batch of samples, in ``default_collate``'s place."""
+        """A batch of samples; replaces ``default_collate``."""
 
 
 def batches_of(dataset: Any) -> ReadsBatches | None:
-    """The dataset, or what stands for a ``Subset`` of one, if it reads whole batches."""
+    """The dataset, or a wrapper if it is a ``Subset``, if it reads whole batches; else None."""
     if type(dataset) is Subset:
         inner = batches_of(dataset.dataset)
         if inner is None:

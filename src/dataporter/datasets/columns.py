@@ -1,4 +1,4 @@
-"""Datasets that are columns of arrays: a batch is one indexing operation per column."""
+"""Columns: datasets of arrays, from which a batch is one indexing operation per column."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch.utils.data import Subset, TensorDataset
 
 __all__ = ["MappedColumns", "columns_of", "gather", "subset_indices"]
 
-# Bytes from which on it takes longer to copy a column's rows than to look where they go.
+# Bytes: from this size, copying a column's rows takes longer than choosing memory for them.
 _LARGE = 1 << 16
 
 
 class MappedColumns:
     """A dict of equally long arrays, read as a dataset of dicts.
 
-    torch's ``DataLoader`` has no meaning for such a dict; here it is the shortest way to say
-    "these arrays, by row".
+    torch's ``DataLoader`` has no meaning for such a dict.
     """
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
@@ -35,7 +34,7 @@ class MappedColumns:
 
     @staticmethod
     def nearly_fits(dataset: object) -> bool:
-        """Whether ``dataset`` is a dict of names → arrays."""
+        """Whether ``dataset`` is a dict of arrays by name."""
         return (
             type(dataset) is dict
             and len(dataset) > 0
@@ -46,7 +45,7 @@ class MappedColumns:
 
     @classmethod
     def fits(cls, dataset: object) -> bool:
-        """Whether, moreover, the arrays are of one length."""
+        """Whether ``dataset`` is such a dict and its arrays have one length."""
         return (
             isinstance(dataset, dict)
             and cls.nearly_fits(dataset)
@@ -56,7 +55,7 @@ class MappedColumns:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Arrays to gather from, in the container that ``default_collate`` would make of the rows."""
+    """Arrays to gather from, and the container that ``default_collate`` makes of their rows."""
 
     container: type[list[Any]] | type[dict[str, Any]] | None
     names: tuple[str, ...]
@@ -65,9 +64,9 @@ class Columns:
 
 
 def columns_of(dataset: object) -> Columns | None:
-    """The columns of a dataset, or None where its rows can only be had by ``__getitem__``.
+    """The columns of a dataset, or None if its rows must be read by ``__getitem__``.
 
-    Exact types only: a subclass may do anything in its ``__getitem__``.
+    Only for exact types: a subclass may override ``__getitem__``.
     """
     if type(dataset) is Subset:
         return _columns_of_subset(dataset)
@@ -103,9 +102,9 @@ def _taken(array: NDArray[Any], indices: NDArray[np.int64]) -> torch.Tensor:
     if size < _LARGE or not (indices.min() >= 0 and indices.max() < len(array)):
         return torch.from_numpy(array.take(indices, axis=0))
     dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
-    # Memory of torch's: in a worker that is the place where the batch has to go.
+    # Allocated by torch: in a worker this is the slot that carries the batch.
     rows = torch.empty((len(indices), *array.shape[1:]), dtype=dtype, device="cpu")
-    # Without "clip" NumPy would write to a copy first, lest a wrong index leave it half written.
+    # Without "clip" NumPy writes to a copy first, in case of an index error half-way.
     array.take(indices, axis=0, out=rows.numpy(), mode="clip")
     return rows
 
@@ -127,11 +126,11 @@ def _columns_of_subset(subset: Subset[Any]) -> Columns | None:
 
 
 def subset_indices(subset: Subset[Any], length: int) -> NDArray[np.int64] | None:
-    """The indices of a subset as an array, if they are row numbers of ``length`` rows."""
+    """The indices of a subset as an array, if all are row numbers from 0 to ``length`` - 1."""
     if not isinstance(subset.indices, Sequence | np.ndarray | torch.Tensor):
         return None
     indices = np.asarray(subset.indices)
-    # Negative indices and wrong ones behave as the dataset says, which is not ours to imitate.
+    # The dataset decides what negative and wrong indices mean.
     if indices.ndim != 1 or (indices.size and not np.issubdtype(indices.dtype, np.integer)):
         return None
     if indices.size and not (indices.min() >= 0 and indices.max() < length):
@@ -158,7 +157,7 @@ def _can_gather(array: object) -> bool:
 
 
 def _has_index_select(tensor: torch.Tensor) -> bool:
-    # Not every dtype has it for every number of dimensions (uint16 has it from two on).
+    # It depends on the dtype and the number of dimensions (uint16 needs two or more).
     try:
         torch.empty((1,) * tensor.ndim, dtype=tensor.dtype).index_select(0, torch.tensor([0]))
     except RuntimeError:

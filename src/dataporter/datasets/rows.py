@@ -1,4 +1,4 @@
-"""Rows: a dataset as something that is indexed by row, its length and its fingerprint."""
+"""Rows: a dataset indexed by row, its length and its fingerprint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = [
 
 
 def rows_of(dataset: Any) -> Any:
-    """The dataset as something that is indexed by row: a dict of arrays becomes its rows."""
+    """The dataset, indexed by row: a dict of arrays becomes a dataset of its rows."""
     if MappedColumns.fits(dataset):
         return MappedColumns(dataset)
     if type(dataset) is dict and MappedColumns.nearly_fits(dataset):
         lengths = {name: len(column) for name, column in dataset.items()}
         raise ConfigurationError(
-            f"the arrays of a dict dataset must have one length, and have {lengths}"
+            f"the arrays of a dict dataset must have one length, but have {lengths}: cut them to "
+            "one length"
         )
     return dataset
 
@@ -33,13 +34,14 @@ def length_of(rows: Any) -> int:
     """The number of samples.
 
     Raises:
-        UnsupportedDatasetError: the dataset has no length, or is a dict without rows.
+        UnsupportedDatasetError: the dataset has no length, or is a dict of other values than
+            arrays.
     """
     if type(rows) is dict and rows and not any(isinstance(key, int) for key in rows):
         kinds = {name: type(column).__name__ for name, column in rows.items()}
         raise UnsupportedDatasetError(
-            "a dict dataset is read by row where its values are tensors or NumPy arrays of one "
-            f"length, and its names are strings; these are {kinds}: make them arrays"
+            "a dict dataset must have string keys, and tensors or NumPy arrays of one length as "
+            f"values; its values are {kinds}: convert them to arrays"
         )
     try:
         return len(rows)
@@ -52,7 +54,7 @@ def length_of(rows: Any) -> int:
             ) from error
         raise UnsupportedDatasetError(
             f"dataset of type {kind} has no length ({error}): give it __len__ and __getitem__, "
-            "pass a sampler that says which indices to read, or make it an IterableDataset"
+            "pass a sampler that yields the indices to read, or make it an IterableDataset"
         ) from error
 
 
@@ -65,7 +67,7 @@ def length_if_any(rows: Any) -> int | None:
 
 
 def fingerprint_of(dataset: Any) -> str | None:
-    """The dataset's ``fingerprint``, or Hugging Face's ``_fingerprint``, if it has one."""
+    """The dataset's ``fingerprint`` or (Hugging Face) ``_fingerprint``, or None."""
     for name in ("fingerprint", "_fingerprint"):
         fingerprint = getattr(dataset, name, None)
         if isinstance(fingerprint, str):

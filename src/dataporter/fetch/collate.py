@@ -1,4 +1,4 @@
-"""Collation: torch's default_collate, with a shorter way for dicts, tuples and numbers."""
+"""Collation: torch's default_collate, with a faster path for dicts, tuples and numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _DTYPES: dict[type, Any] = {int: np.int64, float: np.float64}
 
 
 def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
-    """What collates a dataset's samples where the loader was given no ``collate_fn``."""
+    """The function that collates a dataset's samples if the loader has no ``collate_fn``."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
-    own = getattr(dataset, "__collate__", None)
-    return collate if own is None else own
+    custom = getattr(dataset, "__collate__", None)
+    return collate if custom is None else custom
 
 
 def collate(samples: list[Any]) -> Any:
-    """What ``torch.utils.data.default_collate`` makes of the samples, in less time.
+    """The same batch as ``torch.utils.data.default_collate`` makes, in less time.
 
-    Plain dicts and tuples are taken apart here, and numbers go through one NumPy array, since
-    ``torch.tensor`` takes a list apart number by number. Everything else is left to torch, and so
-    is every batch once somebody has added types of his own to torch's ``default_collate_fn_map``.
+    Plain dicts and tuples are collated here, and numbers go through one NumPy array, since
+    ``torch.tensor`` reads a list number by number. torch collates everything else, and every batch
+    once the user has added types to its ``default_collate_fn_map``.
 
     Raises:
-        What ``default_collate`` raises, for the same samples.
+        Exception: the same as ``default_collate``, for the same samples.
     """
     return default_collate(samples) if default_collate_is_extended() else _collate(samples)
 
