@@ -254,6 +254,36 @@ def test_a_loader_joins_a_later_process_group_on_its_next_use(tmp_path: Path) ->
     assert sum(len(rank[4]) for rank in ranks) == 40 - batch_size, "both resume from a state"
 
 
+def asked_before_the_first_pass(meeting: str) -> Any:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    loader = ResumableDataLoader(Indices(40), 2, shuffle=True, seed=3)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    calls: list[str] = []
+    reduce, dist.all_reduce = dist.all_reduce, lambda *_, **__: calls.append("all_reduce")
+    answers = None
+    if rank == 0:  # on one rank alone: a collective would wait for the other one
+        before = loader.sampler, loader.batch_sampler
+        samples = loader.samples_at(0, 1).tolist()
+        answers = (len(loader), loader.remaining, len(loader.sampler), samples)
+        assert loader.padding(1).sum() == 0
+        assert (loader.sampler, loader.batch_sampler) == before
+    dist.all_reduce = reduce
+    seen = [ids(batch) for batch in loader]
+    return calls, answers, seen
+
+
+def test_a_length_or_a_look_up_neither_communicates_nor_joins(tmp_path: Path) -> None:
+    one, two = ranks_of(2, asked_before_the_first_pass, f"file://{tmp_path}/meeting")
+    assert one[0] == two[0] == []
+    length, remaining, samples, second = one[1]
+    assert (length, remaining, samples) == (10, 10, 20)
+    assert one[2][1] == second
+    assert sorted(index for rank in (one, two) for batch in rank[2] for index in batch) == list(
+        range(40)
+    )
+
+
 def alone_before_the_group(meeting: str) -> Any:
     dist.destroy_process_group()
     loader = loader_of()
