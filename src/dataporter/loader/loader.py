@@ -33,7 +33,7 @@ from dataporter.ranks.world import find_world
 from dataporter.schedule.plan import Tail
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
-from dataporter.streams import warn_of_length
+from dataporter.streams.stream import warn_of_length
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -24,11 +24,12 @@ from dataporter.schedule.schedule import Lookup, Schedule
 from dataporter.state.format import IndexFormat, StateFormat
 from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
-from dataporter.streams import Stream, StreamProgress, sharding_of
 from dataporter.streams.fetch import StreamFetch
 from dataporter.streams.format import StreamFormat
 from dataporter.streams.reader import ReadOptions
-from dataporter.streams.stream import StreamLookup, StreamSchedule
+from dataporter.streams.request import StreamProgress
+from dataporter.streams.sharding import sharding_of
+from dataporter.streams.stream import Stream, StreamLookup, StreamSchedule
 
 __all__ = ["Setup", "setup_of", "world_checked"]
 

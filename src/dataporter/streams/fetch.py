@@ -13,7 +13,8 @@ from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.streams.reader import Reader, ReadOptions
 from dataporter.streams.request import StreamRequest
-from dataporter.streams.shard import Sharding, ShardState
+from dataporter.streams.shard import ShardState
+from dataporter.streams.sharding import Sharding
 
 __all__ = ["StreamFetch"]
 

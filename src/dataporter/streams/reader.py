@@ -17,7 +17,8 @@ from dataporter.seeding.generators import global_state, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
 from dataporter.streams import snapshot
-from dataporter.streams.shard import Sharding, ShardState
+from dataporter.streams.shard import ShardState
+from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source
 
 __all__ = ["ReadOptions", "Reader"]

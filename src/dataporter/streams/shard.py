@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataporter import hf
-from dataporter._torch import without_worker_info
-from dataporter.streams import snapshot
-from dataporter.streams.source import keeps_state
 
 __all__ = [
-    "ByShards",
-    "ByWorkers",
     "ShardState",
     "ShardedStream",
-    "Sharding",
     "reads_ahead",
     "set_stream_epoch",
-    "shards_of_rank",
     "snapshots_are_exact",
 ]
 
@@ -84,119 +75,6 @@ class ShardState(NamedTuple):
     ended: bool = False
     marked: int = 0
     snapshot: str | None = None
-
-
-class Sharding(Protocol):
-    """Splits a stream into shards."""
-
-    @property
-    def name(self) -> Literal["shards", "workers"]:
-        """The kind, as it is named in the state's identity."""
-
-    @property
-    def dataset(self) -> Any: ...
-
-    @property
-    def snapshots(self) -> bool:
-        """Whether the states of the dataset resume exactly."""
-
-    @property
-    def reads_ahead(self) -> bool:
-        """Whether it may compute several samples at once, under the seed of one of them."""
-
-    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        """The shards of a rank."""
-
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        """A shard from its first sample on."""
-
-    def reading(self) -> AbstractContextManager[Any]:
-        """A context for reading a shard."""
-
-
-def shards_of_rank(
-    rank: int, world_size: int, *, num_shards: int | None = None, num_workers: int = 1
-) -> range:
-    """The shards that a rank reads.
-
-    Args:
-        num_shards: number of the dataset's shards, which are dealt out to the ranks.
-        num_workers: without ``num_shards``: number of workers of each rank, with a shard each.
-    """
-    if num_shards is not None:
-        return range(rank, num_shards, world_size)
-    return range(rank * num_workers, (rank + 1) * num_workers)
-
-
-@dataclass(frozen=True, slots=True)
-class ByShards:
-    """The dataset splits itself; any worker of any rank can read any shard."""
-
-    dataset: Any
-    num_shards: int
-    snapshots: bool = True
-    reads_ahead: bool = False
-
-    @property
-    def name(self) -> Literal["shards", "workers"]:
-        return "shards"
-
-    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        return shards_of_rank(rank, world_size, num_shards=self.num_shards)
-
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        set_stream_epoch(self.dataset, epoch)
-        opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        set_stream_epoch(opened, epoch)
-        return opened
-
-    def reading(self) -> AbstractContextManager[Any]:
-        # A shard that sees that it is in a worker may read only that worker's share of itself.
-        return without_worker_info()
-
-
-@dataclass(slots=True)
-class ByWorkers:
-    """Each worker iterates over the dataset, which may give every worker its share.
-
-    All passes share one dataset, and an abandoned pass leaves it in the middle. So its first state
-    is kept and loaded before each further pass.
-    """
-
-    dataset: Any
-    snapshots: bool = True
-    reads_ahead: bool = False
-    _found: list[str | None] = field(default_factory=list)
-
-    @property
-    def name(self) -> Literal["shards", "workers"]:
-        return "workers"
-
-    def shards(self, rank: int, world_size: int, num_workers: int) -> range:
-        return shards_of_rank(rank, world_size, num_workers=num_workers)
-
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        if not self._found:
-            self._found.append(_state_of(self.dataset))
-        elif (found := self._found[0]) is not None:
-            self.dataset.load_state_dict(snapshot.decode(found))
-        set_stream_epoch(self.dataset, epoch)
-        opened: Iterable[Any] = self.dataset
-        return opened
-
-    def reading(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-
-def _state_of(dataset: Any) -> str | None:
-    if not keeps_state(dataset):
-        return None
-    try:
-        return snapshot.encode(dataset.state_dict())
-    except Exception:
-        # Some datasets have no state before they are iterated. Any other reason raises again after
-        # the first batch.
-        return None
 
 
 def set_stream_epoch(stream: Any, epoch: int) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
 from dataporter.streams.request import StreamProgress
-from dataporter.streams.shard import Sharding, ShardState
+from dataporter.streams.shard import ShardState
+from dataporter.streams.sharding import Sharding
 from dataporter.streams.turns import Turns
 
 __all__ = ["Stream", "StreamLookup", "StreamSchedule", "warn_of_length"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataporter.streams.shard import ShardState, shards_of_rank
+from dataporter.streams.shard import ShardState
+from dataporter.streams.sharding import shards_of_rank
 from dataporter.streams.state import StreamState
 from dataporter.streams.turns import next_shard
 from dataporter.tools.inspection.changes import strategy_of, stream_changes
