@@ -566,7 +566,7 @@ def test_datasets_that_are_none_are_errors_that_say_what_to_do() -> None:
     assert len(UnifiedHFDatasetWrapper(splits["test"])) == 23
     with pytest.raises(UnsupportedDatasetError, match="list"):
         UnifiedHFDatasetWrapper([1, 2])
-    with pytest.raises(ConfigurationError, match="arguments of its own"):
+    with pytest.raises(ConfigurationError, match="format has arguments"):
         UnifiedHFDatasetWrapper(mixed().with_format("torch", dtype=torch.float32))
 
 
@@ -689,7 +689,7 @@ def test_a_transform_of_a_batch_has_to_keep_its_samples() -> None:
     wrapper = UnifiedHFDatasetWrapper(
         mixed(), transform=lambda batch: {"label": batch["label"][:1]}, batched=True
     )
-    with pytest.raises(ConfigurationError, match="one for each sample"):
+    with pytest.raises(ConfigurationError, match="one value per sample"):
         wrapper.__getitems__([1, 2, 3])
 
 

@@ -1,6 +1,6 @@
 """Hugging Face datasets: samples of tensors, read from Arrow memory a batch at a time."""
 
-from dataporter.hf import rows, stream  # noqa: F401  # they register themselves
+from dataporter.hf import rows, stream  # noqa: F401  # they register their classes
 from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper
 

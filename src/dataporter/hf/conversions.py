@@ -1,4 +1,4 @@
-"""Conversions: the rules of `KeyBasedDtypeConverter`, for what was read and is no batch yet."""
+"""Conversions: the rules of `KeyBasedDtypeConverter`, applied to columns before collation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["conversion_for", "converted", "noted"]
 def conversion_for(
     rules: KeyBasedDtypeConverter | Rules | None, columns: Sequence[str] | None
 ) -> Conversion | None:
-    """The conversion of ``dtype_conversions=``; its paths are those of a sample.
+    """The conversion that ``dtype_conversions=`` describes, with the paths of a sample.
 
     Raises:
-        ConfigurationError: a rule is wrong, or names a column that is not there.
+        ConfigurationError: a rule is invalid, or names a missing column.
     """
     converter = converter_for(rules)
     if converter is None:
@@ -31,16 +31,17 @@ def conversion_for(
         first = pattern[0] if pattern else None
         if isinstance(first, str | int) and first not in (columns or ()):
             raise ConfigurationError(
-                f"dtype_conversions names {shown(pattern)!r}, and the columns are {columns}"
+                f"dtype_conversions names {shown(pattern)!r}, but the columns are {columns}: "
+                "correct the path, or add the column to columns="
             )
     return converter.conversion
 
 
 def converted(form: Any, conversion: Conversion) -> Any:
-    """What was read for several samples, each with its numbers as the rules want them.
+    """The values read for several samples, converted by the rules for a sample.
 
     Raises:
-        LossyConversionError: a value would change; ``sample`` says of which sample.
+        LossyConversionError: a value would change; its ``sample`` is the sample's number.
     """
     return _converted(form, conversion, lambda value: value, lambda value: value)
 
@@ -49,7 +50,7 @@ _Wrap = Callable[[Any], Any]
 
 
 def _converted(form: Any, conversion: Conversion, wrap: _Wrap, unwrap: _Wrap) -> Any:
-    """``wrap`` puts a value into the dicts that it is in, and ``unwrap`` takes it out again."""
+    """``wrap`` puts a value into the dicts that enclose it, and ``unwrap`` takes it out again."""
     if isinstance(form, dict):
         return {
             name: _inside(inner, name, conversion, wrap, unwrap) for name, inner in form.items()
@@ -62,7 +63,7 @@ def _converted(form: Any, conversion: Conversion, wrap: _Wrap, unwrap: _Wrap) ->
         except LossyConversionError:
             if not isinstance(form, Ragged):
                 raise
-            # Row by row below, to say which one it is.
+            # Row by row below, to find which one it is.
     rows = []
     for number, row in enumerate(_rows(form)):
         try:
@@ -74,7 +75,7 @@ def _converted(form: Any, conversion: Conversion, wrap: _Wrap, unwrap: _Wrap) ->
 
 
 def _looks_at_rows(conversion: Conversion, form: torch.Tensor | Ragged) -> bool:
-    """Whether a rule may pack along a row, and these are not simply rows of one length."""
+    """Whether a rule may pack along a row, and the rows must be packed one by one."""
     packs = any(isinstance(form, Bits) for form in conversion.forms)
     return packs and (isinstance(form, Ragged) or form.ndim == 1)
 
@@ -90,6 +91,6 @@ def _inside(form: Any, name: str, conversion: Conversion, wrap: _Wrap, unwrap: _
 
 
 def noted(error: LossyConversionError, indices: Sequence[int]) -> None:
-    """Say which sample of the dataset it was."""
+    """Add a note that names the sample's index in the dataset."""
     if error.sample is not None and error.sample < len(indices):
         add_note(error, f"sample {error.sample} of the batch has index {indices[error.sample]}")

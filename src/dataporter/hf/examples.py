@@ -1,4 +1,4 @@
-"""Examples: Python's objects, as a stream yields them, become what a table would have given."""
+"""Examples: converts the Python objects that a stream yields to the samples a table gives."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["sample_of"]
 def sample_of(
     example: Mapping[str, Any], features: Mapping[str, Any] | None, decoding: Decoding
 ) -> dict[str, Any]:
-    """A sample; where no feature says a number's dtype, it has 64 bits, as Arrow would have it.
+    """The sample of an example; numbers without a feature have 64 bits, as in Arrow.
 
     Raises:
-        SampleError: a value is not held by the dtype that its feature says.
+        SampleError: a value does not fit the dtype of its feature.
     """
     return {
         name: _made(value, (features or {}).get(name), (name,), decoding)
@@ -36,7 +36,7 @@ def sample_of(
 def _made(value: Any, feature: Any, path: tuple[Step, ...], decoding: Decoding) -> Any:
     if value is None or isinstance(value, str | bytes):
         return value
-    if hasattr(value, "getbands"):  # an image of Pillow's, which need not be imported to know one
+    if hasattr(value, "getbands"):  # a Pillow image, recognised without importing Pillow
         return _image(value, decoding.image_mode, decoding.conversion, path)
     if (shape := getattr(feature, "shape", None)) is not None:
         return _numbers(value, _dtype(feature.dtype), path).reshape(-1, *shape[1:])
@@ -70,7 +70,7 @@ def _list(value: Any, content: Any, path: tuple[Step, ...], decoding: Decoding) 
 
 
 def _empty_tail(content: Any) -> tuple[int, ...] | None:
-    """The shape, but for its length, of an empty list of this content."""
+    """The shape of an empty list of this content, without the first dimension."""
     if dtype_of_value(content) is not None:
         return ()
     if (shape := getattr(content, "shape", None)) is not None:
@@ -100,14 +100,17 @@ def _numbers(value: Any, dtype: torch.dtype | None, path: tuple[Step, ...]) -> t
     try:
         whole = torch.from_numpy(np.array(array))
     except TypeError as error:
-        raise SampleError(f"path {shown(path)!r}: {value!r} is no array of numbers") from error
+        raise SampleError(
+            f"path {shown(path)!r}: {value!r} is not an array of numbers: correct its feature, or "
+            "the function that made it"
+        ) from error
     if dtype is None or whole.dtype is dtype:
         return whole
     narrow = whole.to(dtype)
     if not dtype.is_floating_point and not (narrow.to(whole.dtype) == whole).all():
         raise SampleError(
-            f"path {shown(path)!r}: {value!r} is not held by {str(dtype).removeprefix('torch.')}, "
-            "which the feature says: correct the feature, or the function that made the value"
+            f"path {shown(path)!r}: {value!r} does not fit {str(dtype).removeprefix('torch.')}, "
+            "the dtype of its feature: correct the feature, or the function that made the value"
         )
     return narrow
 

@@ -1,8 +1,8 @@
-"""Forms: a column's rows as a batch has them, as the samples have them, and back again.
+"""Forms: the rows of a column as a batch holds them, and as the samples hold them.
 
-A batch is what torch's ``default_collate`` makes of its samples, wherever it can. What it cannot
-(nulls, rows of several lengths, dates) is a list with a row for each sample; and so are lists of
-anything but numbers, which it would turn over, so that ``batch[i]`` were no longer sample ``i``.
+A batch is the one that torch's ``default_collate`` makes, where it can make one. Values that it
+cannot collate (nulls, rows of several lengths, dates) are a list with one row per sample. So are
+lists of anything but numbers, which it would transpose: ``batch[i]`` would not be sample ``i``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Ragged", "collate", "rows_of", "settled", "stacked"]
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Rows of several lengths, one behind the other.
+    """Rows of several lengths, concatenated.
 
     Attributes:
-        flat: shape (all lengths together, ...).
-        lengths: int64, one a row.
+        flat: shape (sum of lengths, ...).
+        lengths: int64, one per row.
     """
 
     flat: torch.Tensor
@@ -39,10 +39,10 @@ class Ragged:
 
 
 def rows_of(form: Any, count: int) -> list[Any]:
-    """The samples' values in what was read for ``count`` of them; tensors are views of it.
+    """The values of each of ``count`` samples in a column or batch; tensors are views.
 
     Raises:
-        ConfigurationError: there are not so many.
+        ConfigurationError: the number of values is not ``count``.
     """
     if isinstance(form, Mapping):
         columns = [rows_of(inner, count) for inner in form.values()]
@@ -56,14 +56,14 @@ def rows_of(form: Any, count: int) -> list[Any]:
         rows = form.rows() if isinstance(form, Ragged) else list(form)
     if len(rows) != count:
         raise ConfigurationError(
-            f"a batch of {count} samples has {len(rows)} values in a {type(form).__name__}, where "
-            "it needs one for each sample: let the transform return as many as it is given"
+            f"a batch of {count} samples has {len(rows)} values in a {type(form).__name__}: "
+            "expected one value per sample; let the transform return as many as it receives"
         )
     return rows
 
 
 def settled(form: Any) -> Any:
-    """What was read, as a batch has it."""
+    """The columns that were read, in the forms of a batch."""
     if isinstance(form, Ragged):
         return form.rows()
     if isinstance(form, dict):
@@ -72,7 +72,7 @@ def settled(form: Any) -> Any:
 
 
 def stacked(rows: list[Any]) -> Any:
-    """Rows as one tensor, if all are tensors of one shape and dtype, or else as they are."""
+    """The rows as one tensor, if all are tensors of one shape and dtype, or else unchanged."""
     if not rows or type(rows[0]) is not torch.Tensor:
         return rows
     first = rows[0]

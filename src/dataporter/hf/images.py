@@ -1,4 +1,4 @@
-"""Images: as Pillow decodes them, tensors of channels, height and width; as floats from 0 to 1."""
+"""Images: Pillow's images as tensors (channels, height, width), and as floats from 0 to 1."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dataporter.structure import Step
 
 __all__ = ["Decoding", "float_of_images", "mode_checked", "scaled", "tensor_of"]
 
-# By what the values of an image are divided to be from 0 to 1; others have no such limit.
+# The largest value of an image by dtype; other dtypes have no such limit.
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How what Arrow does not hold as such is made.
+    """How images are decoded.
 
     Attributes:
-        image_mode: Pillow's, or None.
-        conversion: the rules, which say whether an image becomes floats.
+        image_mode: a mode of Pillow, or None to keep each image's own.
+        conversion: the rules, which decide whether an image becomes floats.
     """
 
     image_mode: str | None
@@ -35,14 +35,14 @@ class Decoding:
 def tensor_of(image: Any, mode: str | None) -> torch.Tensor:
     """A Pillow image as a tensor (channels, height, width); a grayscale image has one channel.
 
-    Images of one bit a pixel become 0 and 255. Those with a palette keep their indices, which in
-    masks are the classes; ``mode="RGB"`` looks the colours up.
+    Pixels of one bit become 0 and 255. Images with a palette keep their indices, which are the
+    classes of a mask; ``mode="RGB"`` looks up the colours.
     """
     if mode is not None and image.mode != mode:
         image = image.convert(mode)
     elif image.mode == "1":
         image = image.convert("L")
-    pixels = np.array(image)  # a copy: torch takes only what it may write to
+    pixels = np.array(image)  # a copy: torch does not accept read-only arrays
     if not pixels.dtype.isnative:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     if pixels.ndim == 2:
@@ -51,9 +51,9 @@ def tensor_of(image: Any, mode: str | None) -> torch.Tensor:
 
 
 def scaled(image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """An image, or several, as floats from 0 to 1: divided in float32, then rounded.
+    """One or several images as floats from 0 to 1: divided in float32, then rounded.
 
-    What has no largest value (float images, 32-bit whole numbers) is left as it is.
+    Images without a largest value (floats, 32-bit whole numbers) are unchanged.
     """
     levels = _LEVELS.get(image.dtype)
     if levels is None:
@@ -63,7 +63,7 @@ def scaled(image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def float_of_images(conversion: Conversion | None, path: tuple[Step, ...]) -> torch.dtype | None:
-    """The float that the rules make of images at a path, if they do."""
+    """The float to which the rules convert images at a path, or None."""
     rule = None if conversion is None else conversion.matcher.rule(path)
     if conversion is None or rule is None:
         return None
@@ -72,10 +72,10 @@ def float_of_images(conversion: Conversion | None, path: tuple[Step, ...]) -> to
 
 
 def mode_checked(mode: str | None) -> str | None:
-    """A mode that Pillow converts to.
+    """The mode, if Pillow converts to it.
 
     Raises:
-        ConfigurationError: it knows none of that name.
+        ConfigurationError: Pillow does not know the mode.
     """
     if mode is None:
         return None

@@ -1,4 +1,4 @@
-"""Memory: the bytes of Arrow's buffers, gathered for many rows without an object for each."""
+"""Memory: gathers bytes of Arrow's buffers for many rows, without a Python object per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Layout", "Memory", "Validity", "Where"]
 
-# Bytes from which on it takes longer to copy a column's rows than to look where they go.
+# Bytes: from this size, copying a column's rows takes longer than choosing memory for them.
 _LARGE = 1 << 16
 _NUMPY = {
     dtype: torch.empty(0, dtype=dtype).numpy().dtype
@@ -28,8 +28,8 @@ class Where(NamedTuple):
     """Elements of a column.
 
     Attributes:
-        chunks: which chunk each is in, int64; None where the column has but one.
-        offsets: and where in it, int64.
+        chunks: the chunk of each, int64; None if the column has only one.
+        offsets: the offset of each in its chunk, int64.
     """
 
     chunks: NDArray[np.int64] | None
@@ -45,7 +45,7 @@ class Where(NamedTuple):
         return Where(None if chunks is None else chunks[chosen], self.offsets[chosen])
 
     def stretched(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Where:
-        """For each element a run of places, one after the other."""
+        """For each element a run of consecutive elements."""
         ends = lengths.cumsum()
         offsets = np.arange(ends[-1] if len(ends) else 0)
         offsets += np.repeat(starts - (ends - lengths), lengths)
@@ -54,14 +54,14 @@ class Where(NamedTuple):
 
 
 class Layout:
-    """How the rows of a column are shared out over its chunks, the empty ones left out."""
+    """How many rows of a column are in each of its chunks; empty chunks are left out."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
         self._starts = self._ends - lengths
 
     def where(self, rows: NDArray[np.int64]) -> Where:
-        """The places of rows, which have to be there."""
+        """The elements of these rows, which must exist."""
         if len(self._ends) <= 1:
             return Where(None, rows)
         chunks = self._ends.searchsorted(rows, side="right")
@@ -69,7 +69,7 @@ class Layout:
 
 
 class _Span:
-    """Bytes that Arrow holds, as NumPy's array interface has it; keeps them alive."""
+    """Bytes that Arrow holds, by NumPy's array interface; keeps them alive."""
 
     def __init__(self, address: int, size: int, owners: Sequence[Any]) -> None:
         self.owners = owners
@@ -84,13 +84,13 @@ class _Span:
 class Memory:
     """The same buffer of every chunk of a column, read as if it were one.
 
-    Chunks may lie anywhere: in mapped files, on the heap. But all addresses are numbers of one
-    process, so one read-only array that begins at the lowest buffer and ends with the highest has
-    all of them in it, and one gather takes rows of any of them. What lies between is never touched.
+    Chunks may be anywhere, in mapped files or on the heap. But all are in one address space, so one
+    read-only array from the lowest buffer to the end of the highest contains them all, and one
+    gather takes rows of any chunk. The bytes between the buffers are never read.
 
     Args:
-        buffers: ``pyarrow.Buffer`` of each chunk, or None where a chunk has none, and is not read.
-        skipped: bytes at the beginning of each that belong to rows before the chunk's first.
+        buffers: ``pyarrow.Buffer`` of each chunk; None for a chunk that has none and is not read.
+        skipped: bytes at the beginning of each buffer that precede the chunk's first row.
     """
 
     def __init__(self, buffers: Sequence[Any], skipped: Sequence[int]) -> None:
@@ -112,11 +112,11 @@ class Memory:
     def read(
         self, where: Where, item: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> torch.Tensor:
-        """A run of numbers from each place on, as a tensor of shape (places, *shape).
+        """A run of numbers from each element on, as a tensor of shape (elements, *shape).
 
         Args:
-            where: the places.
-            item: bytes from one place to the next.
+            where: the elements.
+            item: bytes from one element to the next.
             shape: of a run.
             dtype: of its numbers.
         """
@@ -125,7 +125,7 @@ class Memory:
             starts += self._begins[where.chunks]
         elif len(self._begins):
             starts += self._begins[0]
-        # In units as large as possible, for NumPy takes them one by one.
+        # In units as large as possible, since NumPy takes them one by one.
         unit = int(np.gcd.reduce(starts, initial=size))
         units = np.arange(size // max(unit, 1))
         return self._taken(starts[:, None] // max(unit, 1) + units, unit, shape, dtype)
@@ -133,11 +133,11 @@ class Memory:
     def strided(
         self, firsts: NDArray[np.int64], stride: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> Callable[[Where], torch.Tensor]:
-        """The same where places lie evenly, so that most of it is computed but once.
+        """A function that reads evenly spaced runs; most of the work is done once, here.
 
         Args:
             firsts: for each chunk, the bytes before its first run.
-            stride: bytes from the run at one place to that at the next.
+            stride: bytes from one run to the next.
             shape, dtype: of a run.
         """
         size = prod(shape) * dtype.itemsize
@@ -165,22 +165,22 @@ class Memory:
             return torch.empty((count, *shape), dtype=dtype)
         seen = self._by_unit.get(unit)
         if seen is None:
-            # Of a dtype that any address suits: NumPy would copy all of it to align it.
+            # A dtype without alignment: for any other, NumPy would copy all bytes to align them.
             whole = len(self._bytes) // unit * unit
             seen = self._by_unit[unit] = self._bytes[:whole].view(f"V{unit}")
-        # Without "clip" NumPy would write to a copy first. The places are sound: rows are checked
-        # where they are asked for, and all else is what Arrow says of itself.
+        # Without "clip" NumPy writes to a copy first. The indices are valid: the caller checks
+        # rows, and all others come from Arrow.
         if indices.size * unit < _LARGE:
             found = seen.take(indices, mode="clip").reshape(-1).view(small)
             return torch.from_numpy(found.reshape(count, *shape))
-        # In memory of torch's: in a worker that is the place where the batch has to go.
+        # Allocated by torch: in a worker this is the slot that carries the batch.
         rows = torch.empty((count, *shape), dtype=dtype)
         into = rows.numpy().reshape(-1).view(seen.dtype).reshape(indices.shape)
         seen.take(indices, out=into, mode="clip")
         return rows
 
     def bits(self, where: Where, skipped: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """A bit at each place, where ``skipped`` bits of each chunk come before its first."""
+        """One bit per element; ``skipped`` bits precede the first of each chunk."""
         if not len(where.offsets):
             return np.empty(0, dtype=np.bool_)
         bits = where.offsets + (skipped[0] if where.chunks is None else skipped[where.chunks])
@@ -189,7 +189,7 @@ class Memory:
 
 
 class Validity:
-    """Which elements of a column are there, and which are null."""
+    """Which elements of a column are null."""
 
     def __init__(self, arrays: Sequence[Any]) -> None:
         nulls = [array.null_count for array in arrays]
@@ -201,7 +201,7 @@ class Validity:
             self._has = np.array(nulls, dtype=np.int64) > 0
 
     def mask(self, where: Where) -> NDArray[np.bool_] | None:
-        """True where an element is there; None where all are."""
+        """True for elements that are not null; None if none is null."""
         if not self.has_nulls:
             return None
         if where.chunks is None:

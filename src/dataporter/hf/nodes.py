@@ -28,32 +28,32 @@ __all__ = [
     "Structs",
 ]
 
-# Lists of which all lengths are looked at beforehand: 10 ms, and 40 MB of offsets.
+# Lists whose lengths are all checked beforehand: 10 ms, and 40 MB of offsets.
 _MOST_LOOKED_AT = 10_000_000
 
 
 class Node(Protocol):
-    """Reads elements of a column, or of what is nested in it."""
+    """Reads elements of a column, or of a column nested in it."""
 
     def read(self, where: Where) -> Any:
-        """A tensor, a ``Ragged``, a dict of such, or a list: one row for each place."""
+        """A tensor, a ``Ragged``, a dict of these, or a list, with one row per element."""
 
 
 class Plain(Node, Protocol):
-    """A node of numbers that lie one behind the other."""
+    """A node of contiguous numbers."""
 
     @property
     def has_nulls(self) -> bool: ...
 
     def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
-        """As many numbers from each place on as ``shape`` has."""
+        """A run of numbers of this shape from each element on."""
 
     def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
-        """Reads rows of one length that lie one behind the other, from ``firsts`` on in a chunk."""
+        """A function that reads contiguous rows of one length, in each chunk from ``firsts`` on."""
 
 
 def _without_nulls(valid: NDArray[np.bool_] | None, where: Where, node: Callable[..., Any]) -> Any:
-    """What ``node`` reads, with None where an element is null."""
+    """The elements that ``node`` reads, with None for each null."""
     if valid is None:
         return node(where)
     there = where.only(valid)
@@ -65,7 +65,7 @@ class Numbers:
     """Numbers of one dtype.
 
     Attributes:
-        single: reads one at each place, where none is null.
+        single: reads one number per element, if none is null.
     """
 
     def __init__(self, arrays: Sequence[Any], dtype: torch.dtype) -> None:
@@ -94,7 +94,7 @@ class Numbers:
 
 
 class Bits:
-    """Truth values, eight a byte."""
+    """Booleans, eight to a byte."""
 
     def __init__(self, arrays: Sequence[Any]) -> None:
         self._validity = Validity(arrays)
@@ -125,7 +125,7 @@ class Bits:
 
 
 class Objects:
-    """Python's objects, each as Arrow, or the feature's ``decode``, gives it."""
+    """Python objects, each given by Arrow or by the feature's ``decode``."""
 
     def __init__(self, arrays: Sequence[Any], decode: Callable[[Any], Any] | None = None) -> None:
         self._arrays, self._decode = arrays, decode
@@ -147,9 +147,9 @@ class Images:
 
     Args:
         stored: the files' bytes or paths.
-        decode: makes a Pillow image of them.
-        mode: Pillow's mode to bring them to, or None for what they are.
-        dtype: a float to scale them to, or None for what Pillow has.
+        decode: makes a Pillow image of one.
+        mode: the mode of Pillow to convert to, or None to keep each image's own.
+        dtype: a float to scale to, or None to keep Pillow's dtype.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Images:
 
 
 class Structs:
-    """Several named elements at each place."""
+    """Dicts of named elements."""
 
     def __init__(self, arrays: Sequence[Any], inner: dict[str, Node]) -> None:
         self._validity, self._inner = Validity(arrays), inner
@@ -192,13 +192,13 @@ class Structs:
 
 
 class Extents:
-    """Where in what it holds each list of a column begins, and how long it is.
+    """The starts and lengths of a column's lists, in elements of their content.
 
     Attributes:
         validity: which lists are null.
-        fixed: the length that the type says.
-        length: of all lists, if that is one, and they lie one behind the other in each chunk.
-        firsts: then, where each chunk's first list begins.
+        fixed: the length that the type gives, or None.
+        length: of every list, if all have one length and are contiguous in each chunk; else None.
+        firsts: with a length, the start of the first list of each chunk.
     """
 
     def __init__(self, arrays: Sequence[Any], kind: Any) -> None:
@@ -220,7 +220,7 @@ class Extents:
             self._find_even(counts)
 
     def spans(self, where: Where) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Starts and lengths, in elements of the lists' content."""
+        """The start and the length of each list."""
         if self.length is None:
             offsets = self._offsets(where).numpy().astype(np.int64)
             return offsets[:, 0], offsets[:, 1] - offsets[:, 0]
@@ -230,11 +230,11 @@ class Extents:
         return starts, np.full(len(starts), self.length, dtype=np.int64)
 
     def _find_even(self, counts: NDArray[np.int64]) -> None:
-        """Look once whether all lists have one length, which saves looking in each batch."""
+        """Check once whether all lists have one length, so that batches need no check."""
         several = np.arange(len(counts)) if len(counts) > 1 else None
         first, length = self.spans(Where(several, np.zeros_like(counts)))
         last, _ = self.spans(Where(several, counts - 1))
-        # In most columns that are not even this shows at the ends of the chunks.
+        # Most columns that are not even fail at the ends of their chunks already.
         if not (last - first == length[0] * (counts - 1)).all():
             return
         for chunk, count in enumerate(counts.tolist()):
@@ -246,7 +246,7 @@ class Extents:
 
 
 class Blocks:
-    """Arrays of one shape: lists in lists, of which the feature says how long they all are."""
+    """Arrays of one shape: nested lists, whose lengths the feature gives."""
 
     def __init__(
         self, levels: Sequence[Extents], shape: tuple[int, ...], content: Plain, path: str
@@ -268,21 +268,21 @@ class Blocks:
             count *= extent
             if (wrong := lengths != count).any():
                 raise UnsupportedDatasetError(
-                    f"path {self._path!r}: an array has {lengths[wrong][0]} elements where its "
-                    f"feature, of shape {self._shape}, says {count}: correct the feature or the "
-                    "data"
+                    f"path {self._path!r}: an array has {lengths[wrong][0]} elements, but its "
+                    f"feature has shape {self._shape} and {count} elements there: correct the "
+                    "feature or the data"
                 )
         return self._content.runs(where.at(starts), self._shape)
 
 
 class Lists:
-    """Lists of whatever ``content`` reads.
+    """Lists of the elements that ``content`` reads.
 
     Args:
-        extents: where they are.
-        content: what is in them.
-        plain: the same, if it is numbers without nulls.
-        has_shape: whether all that is in them has one shape.
+        extents: their starts and lengths.
+        content: reads their elements.
+        plain: the same node, if it reads numbers without nulls; else None.
+        has_shape: whether all elements have one shape.
     """
 
     def __init__(
@@ -319,14 +319,14 @@ class Lists:
         return [row if len(row) else nothing for row in ragged.rows()]
 
     def _without_any(self, where: Where) -> Any:
-        """No lists at all: a tensor that says what an empty list's shape and dtype are."""
+        """No lists: an empty tensor with the shape and dtype of an empty list's content."""
         content = self._content.read(where)
         if not isinstance(content, torch.Tensor):
             return []
         return content.view(0, self._extents.fixed or 0, *content.shape[1:])
 
     def _nothing(self) -> Any:
-        """An empty list, as it is if it is read by itself."""
+        """An empty list, as it is when read alone."""
         content = self._content.read(Where(None, np.empty(0, dtype=np.int64)))
         return content if isinstance(content, torch.Tensor) else []
 

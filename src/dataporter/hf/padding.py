@@ -1,4 +1,4 @@
-"""Padding: rows of several lengths become one tensor, and a mask says what was there."""
+"""Padding: rows of several lengths become one tensor, with a mask of the original values."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Padding:
     """Which columns of a batch are padded.
 
     Attributes:
-        values: column → what stands behind a row's end.
-        masks: column → the name of the mask that is made of its lengths.
+        values: column → the padding value.
+        masks: column → the name of the mask made of its lengths.
     """
 
     values: Mapping[str, float]
     masks: Mapping[str, str]
 
     def padded(self, batch: Any) -> Any:
-        """A batch with the columns padded that it has, each to its longest row, and their masks."""
+        """The batch with its columns padded, each to its longest row, and their masks added."""
         if not isinstance(batch, dict) or not self.values:
             return batch
         padded = dict(batch)
@@ -47,32 +47,32 @@ class Padding:
 def padding_for(
     pad: Mapping[str, Any] | None, columns: Sequence[str], lists: Sequence[str]
 ) -> Padding:
-    """What ``pad=`` asks for.
+    """The padding that ``pad=`` describes.
 
-    Where ``input_ids`` is padded, ``attention_mask`` is: with 0 if the dataset has such lists, or
-    else it is made, int8 as tokenizers' own, and the only mask, for models take no others.
-    Otherwise each padded column gets one that is named after it, unless there is such a column.
+    If ``input_ids`` is padded, the only mask is ``attention_mask``, since models take no others. A
+    column of that name is padded with 0; otherwise an int8 mask is made, as tokenizers make it. In
+    all other cases each padded column gets a mask named after it, unless a column has that name.
 
     Args:
         pad: column → value.
         columns: the columns of a sample.
-        lists: those that can be padded.
+        lists: the columns that can be padded.
 
     Raises:
-        ConfigurationError: a column is not there, or holds no lists of numbers; or a value is no
-            number.
+        ConfigurationError: a column is missing or does not hold lists of numbers, or a value is not
+            a number.
     """
     values = dict(pad or {})
     for name, value in values.items():
         if name not in columns:
             raise ConfigurationError(
-                f"pad names {name!r}, and the dataset's columns are {list(columns)}: name columns "
+                f"pad names {name!r}, but the dataset's columns are {list(columns)}: name columns "
                 "that hold lists of numbers, not paths into them"
             )
         if name not in lists:
             raise ConfigurationError(
-                f"pad names {name!r}, which holds no lists of numbers without nulls; columns that "
-                f"can be padded: {list(lists)}"
+                f"pad names {name!r}, which does not hold lists of numbers without nulls: choose "
+                f"from the columns that can be padded, {list(lists)}"
             )
         if not isinstance(value, bool | int | float):
             raise ConfigurationError(f"pad value {value!r} for {name!r}: expected a number")
@@ -82,7 +82,7 @@ def padding_for(
 
 
 def masks_of(pad: Iterable[str], columns: Sequence[str]) -> dict[str, str]:
-    """Column → the name of the mask that is made of its lengths."""
+    """Column → the name of the mask made of its lengths."""
     padded = set(pad)
     masks = {name: f"{name}_mask" for name in padded}
     if _TOKENS in padded:
@@ -97,9 +97,9 @@ def _padded(form: Any, value: float, name: str) -> tuple[torch.Tensor, torch.Ten
     flat, lengths = ragged.flat, ragged.lengths
     if torch.tensor(value, dtype=torch.float64).to(flat.dtype).item() != value:
         raise ConfigurationError(
-            f"pad value {value!r} for {name!r}: its dtype is "
-            f"{str(flat.dtype).removeprefix('torch.')}, which does not hold it; pad with another "
-            "value, or widen the column by dtype_conversions"
+            f"pad value {value!r} for {name!r} does not fit the column's dtype, "
+            f"{str(flat.dtype).removeprefix('torch.')}: pad with another value, or widen the "
+            "column with dtype_conversions"
         )
     there = np.arange(lengths.max()) < lengths[:, None]
     rows = torch.full((*there.shape, *flat.shape[1:]), value, dtype=flat.dtype)
@@ -112,12 +112,12 @@ def _ragged(rows: Sequence[Any], name: str) -> Ragged:
         if not isinstance(row, torch.Tensor) or row.ndim == 0:
             kind = "null" if row is None else f"a {type(row).__name__}"
             raise ConfigurationError(
-                f"pad names {name!r}, and sample {number} of the batch is {kind} there: filter "
+                f"pad names {name!r}, but it is {kind} in sample {number} of the batch: filter "
                 "such rows, or fill them"
             )
     if len({row.shape[1:] for row in rows}) > 1:
         raise ConfigurationError(
-            f"pad names {name!r}, whose rows differ in more than their first dimension: "
-            f"{[list(row.shape) for row in rows[:4]]}"
+            f"pad names {name!r}, whose rows may differ in their first dimension only, but have "
+            f"shapes {[list(row.shape) for row in rows[:4]]}: leave it out of pad"
         )
     return Ragged(torch.cat(list(rows)), np.array([len(row) for row in rows], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Rows: the wrapper of a map-style dataset, which reads samples, or whole batches where it can."""
+"""Rows: the wrapper of a map-style dataset, which reads samples, or whole batches if possible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["BatchedRows", "Rows"]
 
 
 class Rows(UnifiedHFDatasetWrapper, reads="samples"):
-    """A dataset that is read sample by sample, so that each is seeded and transformed by itself."""
+    """A dataset that is read sample by sample, so that each is seeded and transformed alone."""
 
     def _set_up(
         self,
@@ -46,8 +46,8 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
             return
         if shape["format_kwargs"]:
             raise ConfigurationError(
-                f"the dataset's format has arguments of its own, {shape['format_kwargs']}, which "
-                "are not looked at: take them off (dataset.with_format(None)), and pass "
+                f"the dataset's format has arguments, {shape['format_kwargs']}, which the wrapper "
+                "does not apply: remove the format (dataset.with_format(None)), and pass "
                 "dtype_conversions="
             )
         present = [
@@ -82,10 +82,10 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
 
     @property
     def fingerprint(self) -> str:
-        """What the samples are a function of: the dataset's own fingerprint and the arguments.
+        """The dataset's fingerprint, and one of the arguments that the samples depend on.
 
-        Not the conversions, which may be others after a resume, and not ``transform``, whose code
-        has no fingerprint that would be the same in the next process.
+        The conversions are left out, since they may change before a resume; so is ``transform``,
+        since its code has no fingerprint that is the same in another process.
         """
         arguments = [self.columns, self.image_mode, dict(self._padding.values)]
         digest = blake2b(json.dumps(arguments).encode(), digest_size=6).hexdigest()
@@ -95,12 +95,12 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
         return f"{UnifiedHFDatasetWrapper.__name__}({self.hf_dataset!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The table is addresses in this process.
+        # The table holds addresses of this process.
         return {**self.__dict__, "_table": None}
 
     def _read_from(self) -> Table:
         if self._table is None:
-            # Needs pyarrow, which is there where datasets is.
+            # Imported late: it needs pyarrow, which is installed with datasets.
             from dataporter.hf.table import Table
 
             assert self.columns is not None
@@ -122,7 +122,7 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
         return self._whole(self._forms(rows), rows)
 
     def _whole(self, batch: Any, rows: NDArray[np.int64] | None) -> Any:
-        """What has been read and converted, padded, and as a batch has it."""
+        """The converted columns, padded and in the forms of a batch."""
         padded = self._padding.padded(batch)
         if self._conversion is not None and padded is not batch:
             masks = {name: padded[name] for name in padded.keys() - batch.keys()}
@@ -178,7 +178,7 @@ def _narrow(forms: Any, conversion: Conversion, rows: NDArray[np.int64] | None) 
 def _check_formatted(given: Mapping[str, Any]) -> None:
     if refused := [name for name, value in given.items() if value]:
         raise ConfigurationError(
-            f"{', '.join(refused)}: the dataset has a function of its own (with_transform), which "
-            "makes the samples one by one; take it off (dataset.with_format(None)) and pass "
-            "transform=, or leave these out"
+            f"{', '.join(refused)}: not possible with the dataset's with_transform, which makes "
+            "samples one by one; remove it (dataset.with_format(None)) and pass transform=, or "
+            "leave these arguments out"
         )

@@ -1,4 +1,4 @@
-"""Schema: the tree of nodes that reads a column, from its Arrow type and its feature."""
+"""Schema: builds the tree of nodes that reads a column from its Arrow type and feature."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's reader, and how its rows are shared out over its chunks.
+    """A column's reader, and how many rows are in each of its chunks.
 
     Attributes:
         node: reads it.
-        lengths: rows of each chunk that has some.
-        is_list: whether it holds lists of numbers, or arrays, that can be padded.
+        lengths: rows of each chunk that is not empty.
+        is_list: whether it can be padded: it holds lists of numbers, or arrays.
     """
 
     node: Node
@@ -70,7 +70,7 @@ def column_of(name: str, column: Any, feature: Any, decoding: Decoding) -> Colum
 
 
 def dtype_of_value(feature: Any) -> torch.dtype | None:
-    """The dtype that a feature of single numbers is stored in; None for all others."""
+    """The dtype in which a feature of single numbers is stored; None for all others."""
     kind = getattr(feature, "pa_type", None)
     if not isinstance(kind, pa.DataType) or hasattr(feature, "decode_example"):
         return None
@@ -98,7 +98,7 @@ class _Builder:
             dtype = float_of_images(self.decoding.conversion, path)
             images = Images(Objects(arrays), decode, self.decoding.image_mode, dtype)
             return _Built(images)
-        if hasattr(kind, "storage_dtype"):  # of the extension types, those of datasets' arrays
+        if hasattr(kind, "storage_dtype"):  # the extension types of datasets' arrays
             return self._blocks(arrays, kind.storage_type, kind.shape, path)
         if pa.types.is_boolean(kind) or (name := str(kind)) in _DTYPES:
             plain = Bits(arrays) if pa.types.is_boolean(kind) else Numbers(arrays, _DTYPES[name])
@@ -168,19 +168,19 @@ def _is_list(kind: Any) -> bool:
 
 
 def content_of(feature: Any) -> Any:
-    """What a list's feature says of its content."""
+    """The feature of a list's content, or None."""
     if isinstance(feature, list | tuple):
         return feature[0] if feature else None
     return getattr(feature, "feature", None)
 
 
 def is_list_feature(feature: Any) -> bool:
-    """Whether a feature is one of lists, in any of the ways that ``datasets`` has for it."""
+    """Whether a feature is one of lists, in any notation of ``datasets``."""
     return isinstance(feature, list | tuple) or hasattr(feature, "feature")
 
 
 def _needs_reading(kind: Any, feature: Any) -> bool:
-    """Whether there is more in it than Python's own objects, as Arrow gives them."""
+    """Whether a node must read it, because it holds more than Arrow's Python objects."""
     if getattr(feature, "decode_example", None) is not None and getattr(feature, "decode", True):
         return True
     if isinstance(kind, pa.ExtensionType) or pa.types.is_boolean(kind) or str(kind) in _DTYPES:

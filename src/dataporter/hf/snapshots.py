@@ -1,4 +1,4 @@
-"""Snapshots: whether the state of a streamed Hugging Face dataset is all that it depends on."""
+"""Snapshots: whether the state of a streamed Hugging Face dataset is exact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["reads_ahead", "snapshots_are_exact"]
 
-# What gives out a sample before it reads the next one.
+# These yield each sample before they read the next one.
 _ONE_BY_ONE = {
     "ArrowExamplesIterable",
     "SelectColumnsIterable",
@@ -25,18 +25,18 @@ _ONE_BY_ONE = {
 
 
 def snapshots_are_exact(hf_iterable: Any) -> bool:
-    """Whether ``load_state_dict`` goes on with the very next sample.
+    """Whether ``load_state_dict`` resumes at the exact next sample.
 
-    The state of ``datasets`` says nothing of what lies in the buffer of a ``shuffle``, which is
-    refilled with other samples; and behind ``with_format("arrow")`` (or another format of tables) a
-    batched ``map`` or ``filter`` may skip a batch.
+    The state of ``datasets`` leaves out the buffer of a ``shuffle``, which is refilled with other
+    samples. After ``with_format("arrow")`` (or another format of tables), a batched ``map`` or
+    ``filter`` may skip a batch.
 
     Args:
         hf_iterable: a ``datasets.IterableDataset``.
     """
     for source in _sources(hf_iterable):
         kinds = {kind.__name__ for kind in type(source).__mro__}
-        # A buffer of one sample shuffles the shards alone, and holds nothing back.
+        # With a buffer of one sample, only the shards are shuffled, and no sample is held back.
         if "BufferShuffledExamplesIterable" in kinds and source.buffer_size > 1:
             return False
         if "MappedExamplesIterable" in kinds and source.batched:
@@ -47,12 +47,11 @@ def snapshots_are_exact(hf_iterable: Any) -> bool:
 
 
 def reads_ahead(hf_iterable: Any) -> bool:
-    """Whether samples may be computed together, or again, when one of them is asked for.
+    """Whether a request for one sample may compute several, or compute some again.
 
-    Batched and asynchronous functions compute several, interleaved sources are read before it is
-    their turn, and a generator is run again from its beginning when a state is loaded. What is
-    drawn at random meanwhile is then drawn by the seed of the sample that was asked for, and after
-    a resume that may be another one.
+    Batched and asynchronous functions compute several samples, interleaved sources are read ahead,
+    and a generator restarts from its beginning when a state is loaded. Random numbers drawn in the
+    meantime depend on the seed of the requested sample, which may be another one after a resume.
 
     Args:
         hf_iterable: a ``datasets.IterableDataset``.

@@ -1,4 +1,4 @@
-"""Stream: the wrapper of a streamed dataset, torch's `IterableDataset` with shards and a state."""
+"""Stream: the wrapper of a streamed dataset, an `IterableDataset` with shards and a state."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["StreamedSamples"]
 
 
 class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stream"):
-    """Yields the samples that a map-style dataset of the same rows would have.
+    """Yields the same samples as the wrapper of a map-style dataset of the same rows.
 
-    In torch's workers each takes its share of the shards, as ``datasets`` deals them out; what
-    :meth:`shard` gives is not shared out again.
+    Each of torch's workers reads its share of the shards, as ``datasets`` distributes them. The
+    result of :meth:`shard` is not split again among workers.
     """
 
     def _set_up(
@@ -36,11 +36,11 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         if self.batched:
             raise ConfigurationError(
                 "batched=True: a stream yields samples one by one; pass a transform for samples, "
-                "or let the dataset itself do it (dataset.map(function, batched=True))"
+                "or use the dataset's own map (dataset.map(function, batched=True))"
             )
         stream = self.hf_dataset
         if stream._formatting is not None:
-            # The values come as Python has them: tensors of a format have lost their dtypes.
+            # Read as Python objects: the tensors of a format have lost the stored dtypes.
             stream = stream.with_format(None)
             stream.set_epoch(self.hf_dataset.epoch)
         self._stream: Any = stream
@@ -56,7 +56,7 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         self._padding = padding_for(pad, names, names)
 
     def __iter__(self) -> Iterator[Any]:
-        # Needs pyarrow, which is there where datasets is.
+        # Imported late: it needs pyarrow, which is installed with datasets.
         from dataporter.hf.examples import sample_of
 
         features = self._stream.features
@@ -82,11 +82,11 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
 
     @property
     def num_shards(self) -> int:
-        """How many parts the data comes in."""
+        """The number of shards of the dataset."""
         return int(self._stream.num_shards)
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> StreamedSamples:
-        """The wrapper of one share of the shards; in a worker it is not shared out again."""
+        """The wrapper of one share of the shards; workers do not split it again."""
         share = copy(self)
         share._stream = self._stream.shard(num_shards, index, contiguous=contiguous)
         share._stream.set_epoch(self._stream.epoch)
@@ -94,27 +94,27 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         return share
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch by which a shuffled stream is shuffled, from the next ``iter()`` on."""
+        """Set the epoch that determines the shuffling, from the next ``iter()`` on."""
         self._stream.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the dataset, after the sample that was yielded last."""
+        """The state of the dataset after the last sample it yielded."""
         return dict(self._stream.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state at the next ``iter()``; exact if ``snapshots_are_exact``."""
+        """Resume from a state at the next ``iter()``; exact if ``snapshots_are_exact``."""
         self._stream.load_state_dict(dict(state))
 
     @property
     def snapshots_are_exact(self) -> bool:
-        """Whether a loaded state goes on with the very next sample (no shuffle buffer)."""
+        """Whether a loaded state resumes at the exact next sample (no shuffle buffer)."""
         return snapshots_are_exact(self._stream)
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether samples may be computed with others, so that a resume has to mind what is drawn.
+        """Whether the stream computes samples ahead, or again, so that random draws may differ.
 
-        A loader takes no state of a stream that does so, and draws.
+        A loader does not use the state of a stream that reads ahead and draws random numbers.
         """
         return reads_ahead(self._stream)
 
@@ -125,7 +125,7 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         if not self._is_share:
             yield from self._stream
             return
-        # Where iterating over a dataset would have a worker take its share of what is one already.
+        # Plain iteration would take a worker's share of what is a share already.
         for batch in self._stream.iter(batch_size=1):
             yield {name: values[0] for name, values in batch.items()}
 
@@ -134,6 +134,7 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         missing = [name for name in self.columns if name not in example]
         if missing:
             raise SampleError(
-                f"columns names {missing}, and a sample of the stream has {list(example)}"
+                f"columns names {missing}, but a sample of the stream has {list(example)}: correct "
+                "columns=, or fill the missing values"
             )
         return {name: example[name] for name in self.columns}

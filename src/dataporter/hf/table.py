@@ -1,4 +1,4 @@
-"""Table: reads rows of a Hugging Face `Dataset` from its Arrow memory, whole batches at once."""
+"""Table: reads rows of a Hugging Face `Dataset` from its Arrow memory, a whole batch at once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Table"]
 
 
 class Table:
-    """The columns of a dataset, ready to be read.
+    """The readers of a dataset's columns.
 
-    Holds addresses of this process's memory, and so is never sent to another.
+    It holds addresses of this process's memory, so it is never sent to another process.
 
     Attributes:
         lists: the columns that can be padded.
-        nbytes: none, for whoever sums up what is held: the memory is the dataset's.
+        nbytes: 0, for reports of memory: the bytes belong to the dataset.
     """
 
     nbytes = 0
@@ -37,7 +37,7 @@ class Table:
         self.lists = []
         for name in columns:
             column = column_of(name, table.column(name), features[name], decoding)
-            # Columns that were put beside each other may have chunks of their own.
+            # Columns that were concatenated may be chunked differently.
             layout = layouts.setdefault(column.lengths, Layout(column.lengths))
             self._columns.append((name, layout, column.node))
             if column.is_list:
@@ -50,9 +50,9 @@ class Table:
             self._mapping_layout = Layout([len(chunk) for chunk in chunks])
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        """What the columns have at these rows, which have to be there."""
+        """The values of these rows, which must exist, by column."""
         if self._mapping is not None:
             where = self._mapping_layout.where(rows)
             rows = self._mapping.single(where).numpy().view(np.int64)
-        wheres = {id(layout): layout.where(rows) for layout in self._layouts}
-        return {name: node.read(wheres[id(layout)]) for name, layout, node in self._columns}
+        elements = {id(layout): layout.where(rows) for layout in self._layouts}
+        return {name: node.read(elements[id(layout)]) for name, layout, node in self._columns}

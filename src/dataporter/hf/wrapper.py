@@ -1,4 +1,4 @@
-"""`UnifiedHFDatasetWrapper`: one name for what wraps a Hugging Face dataset of either kind."""
+"""`UnifiedHFDatasetWrapper`: wraps a Hugging Face dataset, map-style or streamed."""
 
 from __future__ import annotations
 
@@ -18,47 +18,46 @@ __all__ = ["UnifiedHFDatasetWrapper", "columns_checked"]
 
 
 Kind = Literal["samples", "batches", "stream"]
-# The class for each kind of dataset. They register themselves, so that this module imports none.
+# The class for each kind. Each registers itself, so that this module does not import them.
 _KINDS: dict[Kind, type[UnifiedHFDatasetWrapper]] = {}
 
 
 class UnifiedHFDatasetWrapper(Dataset[Any]):
-    """A Hugging Face dataset as a dataset of torch's: samples are dicts of tensors.
+    """A Hugging Face dataset as a torch dataset: samples are dicts of tensors.
 
-    A ``datasets.Dataset`` is read from its Arrow memory, a whole batch at once; what comes of an
-    ``IterableDataset`` is a ``torch.utils.data.IterableDataset``. Numbers keep the dtype they are
-    stored in, lists and arrays of them are tensors, images are uint8 tensors (channels, height,
-    width), structs are dicts; everything else is what the dataset itself gives.
+    A ``datasets.Dataset`` is read from its Arrow memory, a whole batch at once. An
+    ``IterableDataset`` becomes a ``torch.utils.data.IterableDataset``. Numbers keep their stored
+    dtype, lists and arrays of numbers become tensors, images uint8 tensors (channels, height,
+    width), structs dicts; all other values are those of the dataset itself.
 
-    A batch is what ``default_collate`` makes of the samples. Where that fails (nulls, rows of
-    several lengths, dates), and for lists of anything but numbers, it is a list of the samples'
-    values; :meth:`collate` does the same for a plain ``DataLoader``.
+    ``default_collate`` defines the batch. Where it fails (nulls, rows of several lengths, dates),
+    and for lists of anything but numbers, the batch has a list of the samples' values.
+    :meth:`collate` does the same for a plain ``DataLoader``.
 
     Args:
-        hf_dataset: a ``Dataset``, an ``IterableDataset``, or a split of a ``DatasetDict``. The
-            columns that its format selects are the ones that are read; the format's type is
-            not looked at. A function set by ``with_transform`` is called as ever, sample by sample.
-        dtype_conversions: path → dtype, as a :class:`~dataporter.KeyBasedDtypeConverter` takes
-            them, or a converter. A float for an image means scaled to 0..1.
-        columns: which columns, and in which order; by default all.
-        transform: called with each sample, or, with ``batched=True``, with each batch; what it
-            returns takes its place. Its randomness is seeded by the loader, for each sample or
-            each batch.
-        batched: whether ``transform`` is for batches. Streams have none.
-        image_mode: a mode of Pillow's that images are brought to, such as ``"RGB"``.
-        pad: column → number. In a batch its lists are padded to the longest, and there is a mask
-            beside it, int8: ``"attention_mask"`` where ``"input_ids"`` is padded, which is then
-            the only one, or else the column's name and ``"_mask"``. A sample is not padded.
+        hf_dataset: a ``Dataset``, an ``IterableDataset``, or a split of a ``DatasetDict``. Only
+            the columns that its format selects are read; the type of the format is ignored. A
+            function set by ``with_transform`` is still called, sample by sample.
+        dtype_conversions: path → dtype, as for :class:`~dataporter.KeyBasedDtypeConverter`, or a
+            converter. A float dtype scales images to 0..1.
+        columns: the columns to read, in this order; by default all.
+        transform: called with each sample or, with ``batched=True``, with each batch; its result
+            replaces the sample or batch. The loader seeds it for each sample or batch.
+        batched: whether ``transform`` takes batches. Not for streams.
+        image_mode: the mode of Pillow to which images are converted, such as ``"RGB"``.
+        pad: column → number. In a batch, the column's lists are padded to the longest, and an int8
+            mask is added: ``"attention_mask"`` if ``"input_ids"`` is padded, which is then the
+            only mask; otherwise the column's name with ``"_mask"``. Samples are not padded.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) an argument names what is not there, or makes no
-            sense for this dataset.
-        UnsupportedDatasetError: (a ``TypeError``) not such a dataset; a ``DatasetDict`` has to be
-            asked for a split.
+        ConfigurationError: (a ``ValueError``) an argument names something that does not exist, or
+            does not apply to this dataset.
+        UnsupportedDatasetError: (a ``TypeError``) the dataset is of another type, such as a
+            ``DatasetDict`` without a chosen split.
         MissingLibraryError: (an ``ImportError``) ``datasets`` is not installed.
 
-    While data is read, a :class:`~dataporter.LossyConversionError` (a ``ValueError``) is raised
-    where a conversion would change a value.
+    Reading raises :class:`~dataporter.LossyConversionError` (a ``ValueError``) if a conversion
+    would change a value.
 
     Example:
         >>> from datasets import Dataset
@@ -95,7 +94,7 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
         pad: Mapping[str, float] | None = None,
     ) -> None:
         if batched and transform is None:
-            raise ConfigurationError("batched=True says how transform= is called: pass one")
+            raise ConfigurationError("batched=True needs a transform for batches: pass transform=")
         self.hf_dataset = hf_dataset
         self.transform = transform
         self.batched = batched
@@ -108,11 +107,11 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
         columns: Sequence[str] | None,
         pad: Mapping[str, float] | None,
     ) -> None:
-        raise NotImplementedError  # each kind has its own
+        raise NotImplementedError  # each kind overrides it
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """A batch of samples of this dataset: a ``collate_fn`` for a plain ``DataLoader``."""
-        raise NotImplementedError  # each kind has its own
+        raise NotImplementedError  # each kind overrides it
 
 
 def _kind_of(hf_dataset: Any, *, transforms_samples: bool) -> Kind:
@@ -145,7 +144,7 @@ def columns_checked(columns: Sequence[str] | None, present: Sequence[str]) -> tu
     """The chosen columns, or all.
 
     Raises:
-        ConfigurationError: one is not there, or is there twice.
+        ConfigurationError: a column is missing, or named twice.
     """
     if columns is None:
         return tuple(present)
@@ -154,8 +153,9 @@ def columns_checked(columns: Sequence[str] | None, present: Sequence[str]) -> tu
     unknown = [name for name in columns if name not in present]
     if unknown:
         raise ConfigurationError(
-            f"columns names {unknown}, and the dataset's columns are {list(present)}"
+            f"columns names {unknown}, but the dataset's columns are {list(present)}: choose from "
+            "these"
         )
     if len(set(columns)) < len(columns):
-        raise ConfigurationError(f"columns={list(columns)} has a name twice")
+        raise ConfigurationError(f"columns={list(columns)} has a name twice: give each once")
     return tuple(columns)
