@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dataporter.errors import MissingLibraryError, StateMismatchError, warn
 from dataporter.loader.device import DevicePrefetcher
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.loader.samplers import OrderSampler
+from dataporter.loader.order_sampler import OrderSampler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -23,8 +23,9 @@ from dataporter.loader.cursor import MOST_READ_AHEAD, AnyCursor, Cursor, Mark
 from dataporter.loader.delivery import Adapter, Delivery
 from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
+from dataporter.loader.order_sampler import OrderSampler
 from dataporter.loader.progress_bar import bar_over
-from dataporter.loader.samplers import OrderSampler, refuse_resumable
+from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import Serving
 from dataporter.loader.setup import Setup, setup_of
 from dataporter.orders import Order

@@ -2,119 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DistributedSampler, Sampler
 
-from dataporter.checks import whole_number
 from dataporter.errors import ConfigurationError
-from dataporter.loader.cursor import Cursor
-from dataporter.loader.hooks import installed
-from dataporter.loader.joining import Membership
 from dataporter.loader.sampler_position import SamplerPosition
-from dataporter.loader.setup import Setup
 from dataporter.orders import Order
 from dataporter.ranks.world import World, find_world
 from dataporter.schedule.plan import Tail
-from dataporter.schedule.planned import PlannedSchedule
-from dataporter.schedule.progress import Progress
 from dataporter.state.resume import OnMismatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["OrderSampler", "ResumableDistributedSampler", "ResumableSampler", "refuse_resumable"]
-
-
-class OrderSampler(DistributedSampler[int]):
-    """The indices of the loader's current epoch; what ``loader.sampler`` is.
-
-    The loader itself does not draw from it. Frameworks do: they read its length, call its
-    ``set_epoch`` (which is the loader's), and may build a plain ``DataLoader`` around it, which
-    then gives the same order without resuming. In a world of several ranks such a rebuilt loader
-    would be sharded a second time, so there iterating over it is an error.
-
-    It is a ``DistributedSampler`` because that is how a sampler says that the ranks share the data
-    out already, or that one rank has it all: those who look leave the loader as it is (Lightning,
-    Ray).
-    """
-
-    # Until the loader is set up. Not torch's __init__, which wants a dataset and a world.
-    def __init__(self) -> None:
-        self._membership: Membership | None = None
-        self._cursor: Cursor[Progress] | None = None
-
-    def follow(self, membership: Membership, cursor: Cursor[Progress]) -> None:
-        """Show the order of a loader at its cursor."""
-        self._membership, self._cursor = membership, cursor
-
-    def show(self, setup: Setup) -> None:
-        """Set the attributes of torch's class by a loader's setup."""
-        schedule: Any = setup.schedule
-        plan = schedule.plan
-        super().__init__(
-            range(schedule.dataset_length),  # type: ignore[arg-type]  # needs a length alone
-            num_replicas=plan.world_size,
-            rank=schedule.rank,
-            shuffle=schedule.order.name != "sequential",
-            seed=setup.seed or 0,
-            drop_last=plan.tail == "drop",
-        )
-        # torch counts sample by sample, and not by whole global batches.
-        self.num_samples = len(self)
-        self.total_size = sum(map(plan.rank_length, range(plan.world_size)))
-
-    def __iter__(self) -> Iterator[int]:
-        schedule, cursor = self._schedule(), self._followed()
-        if schedule.plan.world_size > 1:
-            raise ConfigurationError(
-                f"this sampler already gives rank {schedule.rank}'s share of "
-                f"{schedule.plan.world_size}, and a framework that rebuilds the loader around it "
-                "may shard it again: pass the ResumableDataLoader as it is (Lightning: "
-                "use_distributed_sampler=False, and torch's DataLoader for predict()), or leave "
-                "the sharding to the framework with world_size=1, rank=0"
-            )
-        epoch = Progress(cursor.progress.epoch)
-        for scheduled in schedule.requests(epoch, cursor.settled_seed()):
-            request: Any = scheduled.request
-            yield from (int(index) for index in request.indices)
-
-    def __len__(self) -> int:
-        schedule = self._schedule()
-        return schedule.plan.rank_length(schedule.rank)
-
-    @property
-    def epoch(self) -> int:
-        """The loader's current epoch."""
-        return self._followed().progress.epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        """torch's class sets it at construction, which means nothing here."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """The loader's ``set_epoch``, but that it never goes back.
-
-        Frameworks call it with counts of their own: of passes since the program was started
-        (Fabric, which the loader does not follow), or of epochs of the longest of several loaders
-        (Lightning). Such a count may be behind the loader's, and a loaded state must survive it.
-        """
-        cursor = self._followed()
-        forward = whole_number("epoch", epoch) > cursor.progress.epoch
-        if forward and not installed().counts_passes(sys._getframe(1)):
-            cursor.set_epoch(epoch)
-
-    def _schedule(self) -> PlannedSchedule:
-        assert self._membership is not None
-        schedule: Any = self._membership.upcoming().schedule
-        return schedule  # type: ignore[no-any-return]  # loaders with an order have one
-
-    def _followed(self) -> Cursor[Progress]:
-        assert self._cursor is not None
-        return self._cursor
+__all__ = ["ResumableDistributedSampler", "ResumableSampler", "refuse_resumable"]
 
 
 class ResumableSampler(Sampler[int]):
