@@ -197,7 +197,7 @@ def test_padding_is_refused_where_it_is_not_known() -> None:
     with pytest.raises(ConfigurationError, match=r"3 steps on this rank.*0\.\.2"):
         loader.padding(3)
     own = ResumableDataLoader(Indices(4), 2, sampler=[1, 2, 3], seed=1)
-    with pytest.raises(ConfigurationError, match="BatchSampler gives twice only itself can say"):
+    with pytest.raises(ConfigurationError, match=r"unknown for a custom sampler \(a BatchSampler\)"):
         own.padding(0)
 
 

@@ -49,19 +49,19 @@ def fetch_for(
     """The fastest fetch that a dataset allows.
 
     Args:
-        dataset: map-style, indexed by what the requests hold.
+        dataset: map-style; the requests' indices index it.
         collate_fn: makes a batch of a list of samples; converts a single sample
             (``batched=False``).
-        batched: whether a request is a batch, or one sample that is handed out as it is.
+        batched: whether a request is a batch, or one sample that is delivered by itself.
         seeds_each: seed the global random generators before each sample, once a batch, or, where
             several threads would share them, never.
-        on_error: what happens when a sample raises: raise it, leave the sample out, or take what
-            ``on_error(exception, index)`` returns in its place.
+        on_error: the reaction to a sample that raises: raise its exception, leave the sample out,
+            or replace it by the result of ``on_error(exception, index)``.
         whole: entered while a batch is made as a whole (``__getitems__``, a gather, collation), and
             not while single samples are read.
     """
     offers_batches = batched and _offers_batches(dataset)
-    # Only default_collate is known to make of the rows what a gather gives.
+    # A gather gives what default_collate makes of the rows; of other functions that is unknown.
     known = batched and collate_fn is default_collate
     collate = collate_of(dataset) if known else collate_fn
     by_sample = SampleFetch(
@@ -80,7 +80,7 @@ def fetch_for(
 
 def undisturbing(fetch: Fetch) -> Fetch:
     """``fetch`` for the training process: the global generators are put back after each batch."""
-    # A gather runs nobody's code and draws nothing.
+    # A gather runs no user code and draws nothing.
     return fetch if isinstance(fetch, WholeFetch) and not fetch.draws else _Undisturbing(fetch)
 
 
@@ -190,10 +190,10 @@ class SampleFetch:
             with self.whole:
                 return self.dataset.__getitems__(indices)
         except Exception as error:
-            place = f"the batch of {request.described()}"
+            what = f"the batch of {request.described()}"
             if isinstance(error, StopIteration):
-                raise _stopped(error, place) from error
-            add_note(error, f"while reading {place}")
+                raise _stopped(error, what) from error
+            add_note(error, f"while reading {what}")
             raise
 
     def _read_each(
@@ -201,14 +201,14 @@ class SampleFetch:
     ) -> tuple[list[Any], tuple[Skipped, ...]]:
         samples: list[Any] = []
         skipped: list[Skipped] = []
-        dataset, take, places = self.dataset, samples.append, enumerate(indices)
+        dataset, take, numbered = self.dataset, samples.append, enumerate(indices)
         keys: list[int] = []
         if self.seeds_each == "sample":
             keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
         # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
             try:
-                for current.offset, index in places:
+                for current.offset, index in numbered:
                     if keys:
                         seed_generators(keys[current.offset])
                     take(dataset[index])
@@ -227,13 +227,13 @@ class SampleFetch:
     def _take_failure(
         self,
         error: Exception,
-        place: int,
+        offset: int,
         request: Request,
         index: Any,
         samples: list[Any],
         skipped: list[Skipped],
     ) -> None:
-        position = int(request.positions[place])
+        position = int(request.positions[offset])
         if self.on_error == "skip":
             skipped.append(Skipped(index, position, repr(error)))
         elif self.on_error == "raise":
@@ -257,8 +257,8 @@ def _seed_once(request: Request) -> None:
 def _offers_batches(dataset: Any) -> bool:
     """Whether ``__getitems__`` reads a batch at once.
 
-    torch's wrappers always have it, but pass it on to what they wrap or loop over the samples;
-    where they would loop, each sample is better read, and seeded, on its own.
+    torch's wrappers always have it: they pass the call on, or loop over the samples. Where they
+    would loop, each sample is better read, and seeded, by itself.
     """
     if type(dataset) is Subset:
         return _offers_batches(dataset.dataset)
@@ -276,8 +276,8 @@ def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:
     return np.array(indices, dtype=np.int64)
 
 
-def _stopped(error: StopIteration, place: str) -> SampleError:
+def _stopped(error: StopIteration, what: str) -> SampleError:
     return SampleError(
-        f"the dataset raised {error!r} for {place}; a StopIteration would end the epoch silently, "
+        f"the dataset raised {error!r} for {what}; a StopIteration would end the epoch silently, "
         "so raise an IndexError or a RuntimeError there"
     )

@@ -1,4 +1,4 @@
-"""What a fetch gives: a batch, and what was left out of it."""
+"""The result of a fetch: a batch, and the samples that were left out of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Skipped(NamedTuple):
-    """A sample that ``on_error="skip"`` left out: its index, its position, and what it raised."""
+    """A sample that ``on_error="skip"`` left out: its index, its position and its exception."""
 
     index: Any
     position: int
@@ -35,13 +35,13 @@ NO_BATCH = Nothing.NO_BATCH
 
 
 class Fetched(NamedTuple):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        batch: ``NO_BATCH`` where a stream had nothing more, or was only to come to a place.
-        skipped: what is missing from it.
-        originals: which dtypes it had before it was converted.
-        shard: of a stream, how far its shard has come.
+        batch: ``NO_BATCH`` where a stream has ended, or was only read up to an offset.
+        skipped: the samples that are missing from it.
+        originals: its dtypes before the conversion.
+        shard: the state of its shard after it; None where the dataset is no stream.
     """
 
     batch: Any
@@ -51,7 +51,7 @@ class Fetched(NamedTuple):
 
 
 def warn_of_skipped(request: Any, fetched: Fetched) -> None:
-    """A warning for each sample that was left out, from what serves the loop's ``next()``."""
+    """Warn of each sample that was left out."""
     for skipped in fetched.skipped:
         warn(
             f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "

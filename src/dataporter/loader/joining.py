@@ -27,7 +27,7 @@ class Membership:
     _upcoming: Setup | None = None
 
     def upcoming(self) -> Setup:
-        """The setup for the world as it is now. Talks to no other rank."""
+        """The setup for the present world. Communicates with no other rank."""
         if not self.may_join or (world := find_world(None, None)).size == 1:
             return self.setup
         if self._upcoming is None or self._upcoming.ranks.group is not world.group:

@@ -21,19 +21,18 @@ __all__ = ["OrderSampler"]
 
 
 class OrderSampler(DistributedSampler[int]):
-    """The indices of the loader's current epoch; what ``loader.sampler`` is.
+    """The indices of the loader's current epoch: ``loader.sampler``.
 
     The loader itself does not draw from it. Frameworks do: they read its length, call its
     ``set_epoch`` (which is the loader's), and may build a plain ``DataLoader`` around it, which
     then gives the same order without resuming. In a world of several ranks such a rebuilt loader
     would be sharded a second time, so there iterating over it is an error.
 
-    It is a ``DistributedSampler`` because that is how a sampler says that the ranks share the data
-    out already, or that one rank has it all: those who look leave the loader as it is (Lightning,
-    Ray).
+    It is a ``DistributedSampler`` because frameworks that find one leave the loader unchanged
+    (Lightning, Ray): the data is sharded already, or one rank reads all of it.
     """
 
-    # Until the loader is set up. Not torch's __init__, which wants a dataset and a world.
+    # Not torch's __init__ yet: it wants the dataset and the world, which show() knows.
     def __init__(self) -> None:
         self._membership: Membership | None = None
         self._cursor: Cursor[Progress] | None = None

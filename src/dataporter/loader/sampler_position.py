@@ -56,7 +56,7 @@ class SamplerPosition:
         ranks = Ranks(world.group)
         with ranks.agreed(call) as terms:
             if batch_size is None:
-                raise ConfigurationError("batch_size=None: expected that of the DataLoader")
+                raise ConfigurationError("batch_size=None: expected the DataLoader's batch size")
             counted = isinstance(dataset, int) and not isinstance(dataset, bool)
             rows = range(whole_number("dataset", dataset)) if counted else dataset
             ordered = order_for(order, shuffle)
@@ -96,7 +96,7 @@ class SamplerPosition:
         return self.requests.plan.rank_length(self.requests.rank)
 
     def indices(self) -> Iterator[int]:
-        """What is left of the epoch that is waiting, or else the next epoch."""
+        """The rest of the epoch that is waiting, or else the next epoch."""
         progress = self.cursor.begin(object())
         self.cursor.waiting = False
         for scheduled in self.requests.requests(progress, self.cursor.settled_seed()):
@@ -108,15 +108,15 @@ class SamplerPosition:
         delivered = whole_number("delivered", delivered)
         if delivered and self.cursor.waiting:
             raise ConfigurationError(
-                f"state_dict(delivered={delivered}): no pass has begun at epoch "
-                f"{self.cursor.progress.epoch}, step {self.cursor.progress.step}, where the next "
-                "one will; expected 0 until the loop has its first batch"
+                f"state_dict(delivered={delivered}): no pass has begun yet at epoch "
+                f"{self.cursor.progress.epoch}, step {self.cursor.progress.step}; expected 0 until "
+                "the loop has its first batch"
             )
         progress = self.requests.progress_after(self.cursor.origin, delivered)
         return build(State(self.identity, self.cursor.settled_seed(), progress))
 
     def load(self, state: Mapping[str, Any], on_mismatch: OnMismatch) -> None:
-        """Let the next pass go on from a state; on all ranks of the group, or on none."""
+        """Let the next pass resume from a state, on all ranks of the group or on none."""
         with self.ranks.agreed("load_state_dict()") as terms:
             saved = parse(state)
             seed, progress = resume_at(

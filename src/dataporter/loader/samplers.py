@@ -1,4 +1,4 @@
-"""Samplers: the one that a loader shows, and those for who keeps a plain `DataLoader`."""
+"""Samplers that give a plain `DataLoader` the order and the state of a resumable one."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = ["ResumableDistributedSampler", "ResumableSampler", "refuse_resumable"
 class ResumableSampler(Sampler[int]):
     """The order and the state of a :class:`~dataporter.ResumableDataLoader`, for a plain one.
 
-    A sampler alone cannot know where the training stands: the loader that draws from it is ahead,
-    by ``num_workers * prefetch_factor`` batches, and nothing tells a sampler which of them have
-    come out. So ``state_dict`` is told: how many batches the present ``for`` loop has got. What was
-    fetched ahead does not count then, and comes again after a resume.
+    A sampler cannot know where the training stands: the loader that draws from it prefetches
+    ``num_workers * prefetch_factor`` batches, and a sampler does not see which of them the loop
+    has received. So ``state_dict`` takes the number of batches that the present ``for`` loop has
+    received. Prefetched batches do not count, and are fetched again after a resume.
 
     The state is that of a ``ResumableDataLoader`` with ``strategy="advanced"`` and the same
-    arguments; each loads the other's. Only the order is resumed: the random generators of workers
-    are the plain loader's business, so random augmentation is not exact. A ``ResumableDataLoader``
+    arguments; each loads the other's. Only the order is resumed: a plain loader's workers seed
+    their generators themselves, so random augmentation is not exact. A ``ResumableDataLoader``
     needs no counting, and resumes augmentation as well.
 
-    Passes are consecutive epochs; ``set_epoch`` on another epoch goes to the start of that one.
-    Where a framework shares the batches of this sampler out to several processes (Accelerate), pass
-    the number of batches that all of them have got together.
+    Passes are consecutive epochs; ``set_epoch`` to another epoch starts that epoch. Where a
+    framework shards the batches of this sampler to several processes (Accelerate), pass the number
+    of batches that all of them have received together.
 
     Args:
         dataset: the dataset, or its length.
-        batch_size: that of the ``DataLoader``, which must be the same.
-        shuffle, order, seed, drop_last, tail: as in ``ResumableDataLoader``. The sampler leaves the
-            tail out by itself.
+        batch_size: must equal the ``DataLoader``'s.
+        shuffle, order, seed, drop_last, tail: as in ``ResumableDataLoader``. The sampler itself
+            leaves out the tail.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -95,7 +95,7 @@ class ResumableSampler(Sampler[int]):
 
     @property
     def epoch(self) -> int:
-        """The current epoch: that of the pass that began last, or of the one that is set to."""
+        """The current epoch: of the last pass that began, or the one that was set since."""
         return self._position.progress.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -103,42 +103,42 @@ class ResumableSampler(Sampler[int]):
         self._position.set_epoch(epoch)
 
     def state_dict(self, *, delivered: int) -> dict[str, Any]:
-        """The place after ``delivered`` batches of the pass that began last.
+        """The state after ``delivered`` batches of the last pass that began.
 
         Args:
-            delivered: how many batches the present loop has got: what
-                ``enumerate(loader, start=1)`` counts, also in a pass that a resume began in the
+            delivered: number of batches that the present loop has received, as
+                ``enumerate(loader, start=1)`` counts them, also in a pass that resumed in the
                 middle of an epoch. 0 before the first.
 
         Raises:
-            ConfigurationError: the pass has not so many batches.
+            ConfigurationError: the pass has fewer batches.
         """
         return self._position.state(delivered)
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
-        """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
+        """Resume from a state at the next pass; as ``ResumableDataLoader.load_state_dict``."""
         self._position.load(state, on_mismatch)
 
 
 class ResumableDistributedSampler(DistributedSampler[Any]):
-    """A :class:`ResumableSampler` that gives one rank's share, and may resume in another world.
+    """A :class:`ResumableSampler` that gives one rank's share, and can resume in another world.
 
     Its state is that of a ``ResumableDataLoader`` with ``strategy="distributed"``: the same on
-    every rank where all pass the same ``delivered``, and good for any number of ranks. It is a
-    ``torch.utils.data.DistributedSampler``, which frameworks leave in place (Lightning), except
-    those that share every sampler out once more (Accelerate: give it a ``ResumableSampler``).
+    every rank if all pass the same ``delivered``, and valid for any number of ranks. It is a
+    ``torch.utils.data.DistributedSampler``, which frameworks leave unchanged (Lightning), except
+    those that shard every sampler once more (Accelerate: give it a ``ResumableSampler``).
 
     Args:
         dataset, batch_size, shuffle, order, seed, drop_last, tail: as in :class:`ResumableSampler`;
-            ``batch_size`` is that of one rank.
+            ``batch_size`` is one rank's.
         rank, world_size, process_group: as in ``ResumableDataLoader``, and as there, the ranks of a
             process group build the sampler and load its state together. Without any of them, and
-            without a default group, torchrun's environment says.
+            without a default group, torchrun's environment counts.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
-        RankMismatchError: (a ``ValueError``) the group's ranks were given different arguments, or
-            datasets of another length.
+        RankMismatchError: (a ``ValueError``) the ranks of the group have different arguments, or
+            datasets of different lengths.
 
     Example:
         >>> ranks = [
@@ -184,7 +184,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
             seed=position.cursor.settled_seed(),
             drop_last=position.identity.tail == "drop",
         )
-        # torch counts them in another way: sample by sample, and not by whole global batches.
+        # torch counts sample by sample, and not by whole global batches.
         plan = position.requests.plan
         self.num_samples = position.length
         self.total_size = sum(map(plan.rank_length, range(world.size)))
@@ -198,12 +198,12 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
 
     @property
     def epoch(self) -> int:
-        """The current epoch: that of the pass that began last, or of the one that is set to."""
+        """The current epoch: of the last pass that began, or the one that was set since."""
         return self._position.progress.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        # torch's class sets it when it is built.
+        # torch's class sets it at construction.
         self._position.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -211,28 +211,28 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         self._position.set_epoch(epoch)
 
     def state_dict(self, *, delivered: int) -> dict[str, Any]:
-        """The place after so many batches of the pass; see :meth:`ResumableSampler.state_dict`.
+        """The state after ``delivered`` batches; see :meth:`ResumableSampler.state_dict`.
 
         Args:
-            delivered: how many batches the present loop has got on each rank.
+            delivered: number of batches that the present loop has received on each rank.
 
         Raises:
-            ConfigurationError: the pass has not so many batches.
+            ConfigurationError: the pass has fewer batches.
         """
         return self._position.state(delivered)
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
-        """Go on from a state at the next pass; as that of ``ResumableDataLoader``."""
+        """Resume from a state at the next pass; as ``ResumableDataLoader.load_state_dict``."""
         self._position.load(state, on_mismatch)
         self.seed = self._position.cursor.settled_seed()
 
 
 def refuse_resumable(sampler: Any) -> None:
-    """Refuse a sampler that keeps its own place, for a loader that keeps the place itself."""
+    """Refuse a sampler that keeps a position, for a loader that keeps the position itself."""
     for part in (sampler, getattr(sampler, "sampler", None)):
         if isinstance(part, ResumableSampler | ResumableDistributedSampler):
             raise ConfigurationError(
-                f"a {type(part).__name__} keeps a place of its own, for a plain DataLoader; a "
-                "ResumableDataLoader has its order and state already: pass shuffle= or order=, "
-                "and seed=, in place of the sampler"
+                f"a {type(part).__name__} keeps a position for a plain DataLoader, and a "
+                "ResumableDataLoader keeps one itself: pass shuffle= or order=, and seed=, in "
+                "place of the sampler"
             )

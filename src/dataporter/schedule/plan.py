@@ -13,7 +13,7 @@ __all__ = ["Plan", "Stretch", "Tail"]
 
 # A stretch of an epoch's positions: the first and the one after the last.
 Stretch = tuple[int, int]
-# What becomes of an incomplete last global batch.
+# The treatment of an incomplete last global batch.
 Tail = Literal["pad", "drop", "uneven"]
 
 
@@ -35,7 +35,7 @@ class Plan:
         length: positions of a whole epoch.
         batch_size: samples of a batch on one rank.
         world_size: number of data-parallel ranks.
-        tail: what becomes of an incomplete last global batch.
+        tail: the treatment of an incomplete last global batch.
         first_step: number of the plan's first step within the epoch.
         first_position: the positions before it are done.
         done: stretches after ``first_position`` that are done as well.
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def left(self) -> int:
-        """How many positions the plan still has to hand out."""
+        """Number of positions that the plan has batches for."""
         return self.length - self.first_position - sum(stop - start for start, stop in self.done)
 
     @property
@@ -76,9 +76,8 @@ class Plan:
     def resumed(self, step: int, position: int, done: tuple[Stretch, ...] = ()) -> Plan:
         """The plan for what is left after ``step`` batches and ``position`` samples of the epoch.
 
-        Whatever the batch size and world the samples before were handed out with: each position
-        that is left comes exactly once. Where the cut falls between two batches of this plan, it
-        is this plan.
+        Each remaining position appears exactly once, whatever batch size and world the samples
+        before had. Where the position lies between two batches of this plan, it is this plan.
         """
         if not done and step <= self.last_step and position == self.position_before(step):
             return self
@@ -86,10 +85,10 @@ class Plan:
 
     def position_before(self, step: int) -> int:
         """Position at which ``step`` begins; the end of the epoch for steps past the last."""
-        place = min((step - self.first_step) * self.global_batch_size, self.left)
-        if place == self.left:
+        offset = min((step - self.first_step) * self.global_batch_size, self.left)
+        if offset == self.left:
             return self.length
-        return int(self._positions_of(np.array([place], dtype=np.int64))[0])
+        return int(self._positions_of(np.array([offset], dtype=np.int64))[0])
 
     def stretches(self, step: int) -> tuple[Stretch, ...]:
         """The positions of this step over all ranks, without repeats, as ascending stretches."""
@@ -106,9 +105,9 @@ class Plan:
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """From ``step`` on: a block's first step, and its positions of shape (steps, batch).
 
-        Blocks hold about ``block_length`` positions, so that an order computes many batches in one
-        go; the first is a quarter of that and each other at most twice the one before, so that the
-        first batches do not wait for later ones. An incomplete last batch is a block of its own.
+        Blocks hold about ``block_length`` positions, so that an order computes many batches at
+        once. The first is a quarter of that, and each other at most twice the one before, so that
+        the first batches do not wait for later ones. An incomplete last batch is one block.
         """
         whole_steps = self.left // self.global_batch_size
         end_of_whole = self.first_step + whole_steps
@@ -119,23 +118,23 @@ class Plan:
                 step - self.first_step, step - self.first_step + count, dtype=np.int64
             )
             starts = starts * self.global_batch_size + rank * self.batch_size
-            places = starts[:, None] + np.arange(self.batch_size, dtype=np.int64)
-            yield step, self._positions_of(places)
+            offsets = starts[:, None] + np.arange(self.batch_size, dtype=np.int64)
+            yield step, self._positions_of(offsets)
             step += count
             steps_at_once = min(2 * steps_at_once, max(1, block_length // self.batch_size))
         if step < self.end(rank):
-            yield step, self._positions_of(self._places(step, rank))[None]
+            yield step, self._positions_of(self._offsets(step, rank))[None]
 
     def positions(self, step: int, rank: int) -> NDArray[np.int64]:
         """Positions of one batch of one rank, shape (batch,)."""
-        return self._positions_of(self._places(step, rank))
+        return self._positions_of(self._offsets(step, rank))
 
     def padding(self, step: int, rank: int) -> NDArray[np.bool_]:
         """Which samples of one batch of one rank are repeats, bool of shape (batch,)."""
-        return self._places(step, rank) >= self.left
+        return self._offsets(step, rank) >= self.left
 
-    def _places(self, step: int, rank: int) -> NDArray[np.int64]:
-        """One batch of one rank, counted among what is left."""
+    def _offsets(self, step: int, rank: int) -> NDArray[np.int64]:
+        """One batch of one rank, counted from the plan's first position."""
         begin = (step - self.first_step) * self.global_batch_size
         if begin + self.global_batch_size <= self.left:
             start, count = begin + rank * self.batch_size, self.batch_size
@@ -144,7 +143,7 @@ class Plan:
         return np.arange(start, start + count, dtype=np.int64)
 
     def _share(self, rank: int) -> tuple[int, int]:
-        """This rank's share of the tail: the place it starts at, and how many samples it has."""
+        """This rank's share of the tail: the first sample's offset, and the number of samples."""
         rest = self.left % self.global_batch_size
         begin = self.left - rest
         if self.tail == "drop":
@@ -155,17 +154,17 @@ class Plan:
         count, more = divmod(rest, self.world_size)
         return begin + rank * count + min(rank, more), count + (rank < more)
 
-    def _positions_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places among what is left → positions; places past the end wrap to the epoch's start."""
-        positions = places + self.first_position
+    def _positions_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Offsets in the plan → positions; offsets past the end wrap to the epoch's start."""
+        positions = offsets + self.first_position
         if self.done:
             starts, stops = np.array(self.done, dtype=np.int64).T
             skipped = np.cumsum(stops - starts)
-            # The place at which each done stretch would have begun, had none before it been done.
+            # The offset at which each done stretch would begin, if none before it were done.
             thresholds = starts - self.first_position - (skipped - (stops - starts))
-            passed = np.searchsorted(thresholds, places, side="right")
+            passed = np.searchsorted(thresholds, offsets, side="right")
             positions += np.concatenate(([0], skipped))[passed]
-        repeated = places >= self.left
+        repeated = offsets >= self.left
         if repeated.any():
-            positions[repeated] = (places[repeated] - self.left) % self.length
+            positions[repeated] = (offsets[repeated] - self.left) % self.length
         return positions

@@ -57,8 +57,8 @@ class PlannedSchedule:
         plan = self._plan(progress)
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
             indices = self._indices(positions, seed, progress.epoch)
-            for place, (step_positions, step_indices) in enumerate(zip(positions, indices)):
-                step = first_step + place
+            rows = zip(positions, indices)
+            for step, (step_positions, step_indices) in enumerate(rows, start=first_step):
                 yield Scheduled(
                     Request(seed, progress.epoch, step, step_positions, step_indices),
                     tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
@@ -106,8 +106,8 @@ class PlannedSchedule:
     def within(self, progress: Progress) -> Progress:
         position = min(progress.position, self.plan.length)
         early = tuple(stretch for stretch in progress.early if stretch.stop <= self.plan.length)
-        cut = progress._replace(position=position, early=early)
-        return cut._replace(step=min(progress.step, cut.delivered))
+        limited = progress._replace(position=position, early=early)
+        return limited._replace(step=min(progress.step, limited.delivered))
 
     def counted_at(self, progress: Progress, seed: int) -> tuple[int, int]:
         # An order says by its name and version what its indices are, so the digest is 0. Batches
@@ -138,7 +138,7 @@ class PlannedSchedule:
         indices = self.order.indices(
             positions, seed=seed, epoch=epoch, dataset_length=self.dataset_length
         )
-        # Two passes over a block: nothing beside computing it, and an order may be anybody's.
+        # Users may write orders, and two passes over a block cost little beside computing it.
         wrong = _fault(indices, positions, self.dataset_length)
         if wrong is not None:
             raise ConfigurationError(

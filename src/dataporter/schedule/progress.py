@@ -16,8 +16,8 @@ __all__ = [
 class Delivered(NamedTuple):
     """Positions of an epoch that count as delivered, from ``start`` to before ``stop``.
 
-    ``digest`` sums up all indices of the epoch before ``stop`` where the order is not ours to
-    compute (a sampler of the user's own), and is 0 elsewhere.
+    ``digest`` sums up all indices of the epoch before ``stop`` where a custom sampler gives them,
+    and is 0 where an order does.
     """
 
     start: int

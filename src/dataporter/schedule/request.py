@@ -17,13 +17,13 @@ _INDICES_SHOWN = 8
 
 
 class Request(NamedTuple):
-    """One batch on one rank: all that its content is a function of, next to the dataset itself.
+    """One batch on one rank: its content is a function of the request and the dataset.
 
     Attributes:
         seed, epoch, step: the loader's seed, and which batch this is.
         positions: int64, shape (batch,).
-        indices: the samples at these positions: int64 of the same shape, or a list of whatever a
-            sampler of the user's own gave.
+        indices: the samples at these positions: int64 of the same shape, or a list of what a
+            custom sampler gave.
     """
 
     seed: int

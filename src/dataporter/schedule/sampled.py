@@ -24,17 +24,17 @@ __all__ = ["SampledSchedule"]
 
 
 class SampledSchedule:
-    """What a sampler yields, made a function of (seed, epoch) as far as that is possible.
+    """A custom sampler's requests, made a function of (seed, epoch) as far as that is possible.
 
-    Before each batch of indices the global generators are seeded, and put back afterwards. At the
-    start of an epoch the sampler (and what it wraps in an attribute ``sampler``) gets
-    ``set_epoch``, and its ``generator`` is put to where it stood when the loader was built (epoch
-    0) or seeded anew (later ones). A sampler that keeps other random state cannot be followed, so
-    a digest of all indices goes into the state, and a resume on other indices is refused.
+    Before each batch of indices the global generators are seeded, and restored afterwards. At the
+    start of an epoch ``set_epoch`` is called on the sampler (and on what it wraps in an attribute
+    ``sampler``), and its ``generator`` is reset to its state at construction (epoch 0) or seeded
+    (later ones). A sampler may keep other random state, so a digest of all indices goes into the
+    state, and a resume on other indices is refused.
 
     Args:
         sampler: yields a batch of indices at a time, or single indices (``batched=False``).
-        rank, world_size: which share of each global batch the sampler gives. They only count
+        rank, world_size: the share of each global batch that the sampler gives. They only count
             positions and keep the ranks' random augmentations apart.
     """
 
@@ -90,8 +90,8 @@ class SampledSchedule:
 
     def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         raise ConfigurationError(
-            f"which samples a {type(self._sampler).__name__} gives twice only itself can say: "
-            "padding() is known for order= and shuffle=, which share the samples out themselves"
+            f"padding() is unknown for a custom sampler (a {type(self._sampler).__name__}): it "
+            "decides which samples are repeated; use order= or shuffle= to have the loader shard"
         )
 
     def within(self, progress: Progress) -> Progress:
@@ -124,7 +124,7 @@ class SampledSchedule:
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Walk aside without disturbing an iteration of the sampler that is under way."""
+        """Walk through the sampler without disturbing an iteration of it that is under way."""
         epochs = self.epochs.saved()
         states = [generator.get_state() for generator, _ in self._generators]
         try:
@@ -150,7 +150,7 @@ class SampledSchedule:
                     return
             indices = list(drawn) if self._batched else [drawn]
             positions = np.arange(position, position + len(indices), dtype=np.int64)
-            # The ranks of a world get other indices each, and share one state.
+            # The ranks of a world have different indices, and share one state.
             digest = _digest(indices, digest) if self._world_size == 1 else 0
             stop = position + len(indices)
             yield Scheduled(

@@ -50,7 +50,7 @@ class SamplerEpochs:
         return self._known, self._present()
 
     def restore(self, saved: tuple[list[Any], list[Any]]) -> None:
-        """Set the epochs back after a walk that nobody is to notice."""
+        """Set the epochs back after a walk aside."""
         known, epochs = saved
         for part, before in zip(self._parts, epochs):
             if before is not None and callable(set_epoch := getattr(part, "set_epoch", None)):

@@ -1,4 +1,4 @@
-"""The schedule: a rank's requests over an epoch, and three protocols for those who ask it."""
+"""The schedule: a rank's requests over an epoch, as protocols of a few verbs each."""
 
 from __future__ import annotations
 
