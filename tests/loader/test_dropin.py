@@ -880,8 +880,8 @@ def _pinning_without_an_accelerator_warns(loader: Loader, workers: int) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = passes(batches, 1)
-    told_of = {(w.category, "pin_memory" in str(w.message)) for w in caught}
-    return found, told_of
+    reported = {(w.category, "pin_memory" in str(w.message)) for w in caught}
+    return found, reported
 
 
 # ---- exceptions
@@ -902,7 +902,7 @@ ERRORS: dict[str, BaseException] = {
 @pytest.mark.parametrize("batch_size", [2, None])
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
 def test_exception(error: BaseException, batch_size: int | None, workers: int) -> None:
-    """Its type; that ``next`` goes on with the batch after it; that the loader goes on."""
+    """Its type; that ``next`` gives the batch after it; that the loader stays usable."""
     if workers and not isinstance(error, Exception):
         pytest.skip("ends the worker; see test_a_dead_worker")
 

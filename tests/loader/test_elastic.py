@@ -197,7 +197,7 @@ def test_padding_is_refused_where_it_is_not_known() -> None:
     with pytest.raises(ConfigurationError, match=r"3 steps on this rank.*0\.\.2"):
         loader.padding(3)
     own = ResumableDataLoader(Indices(4), 2, sampler=[1, 2, 3], seed=1)
-    with pytest.raises(ConfigurationError, match=r"unknown for a custom sampler \(a BatchSampler\)"):
+    with pytest.raises(ConfigurationError, match="unknown for a custom sampler"):
         own.padding(0)
 
 
@@ -252,7 +252,7 @@ def test_simple_counts_steps_over_all_ranks_where_only_some_have_the_last() -> N
         ({"tail": "wrap"}, "tail='wrap': expected 'pad', 'drop' or 'uneven'"),
         ({"tail": "pad", "drop_last": True}, "tail='pad' and drop_last=True contradict"),
         ({"tail": "uneven", "drop_last": True}, "tail='uneven' and drop_last=True contradict"),
-        ({"tail": "pad", "sampler": [1]}, "tail='pad': a sampler of your own"),
+        ({"tail": "pad", "sampler": [1]}, "tail='pad': a custom sampler"),
     ],
 )
 def test_tails_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Bad input: one clear error that names the thing; nothing is applied, and the loader goes on."""
+"""Bad input: one clear error that names it; nothing is applied, and the loader is unchanged."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def refused_state(
     names: tuple[str, ...],
     build: Callable[[], ResumableDataLoader[Any]] = loader_of,
 ) -> None:
-    """Refused by a fresh loader, and by one in the middle of an epoch; both go on as they were."""
+    """Refused by a fresh loader, and by one in the middle of an epoch; both are unchanged."""
     untouched, fresh = build(), build()
     refusal(kind, names, lambda: fresh.load_state_dict(state))
     assert fresh.state_dict() == untouched.state_dict()
@@ -502,7 +502,7 @@ def test_a_dataset_without_a_length_and_a_sampler_is_none_of_these() -> None:
 
 def test_a_dict_of_lists() -> None:
     columns = {"x": [1, 2], "y": torch.zeros(2)}
-    names = ("by row", "'x': 'list'", "make them arrays")
+    names = ("string keys", "'x': 'list'", "convert them to arrays")
     refusal(UnsupportedDatasetError, names, lambda: ResumableDataLoader(columns, 2))
     by_number = {0: [1, 2], 1: [3, 4]}
     assert [batch[0].item() for batch in next(iter(ResumableDataLoader(by_number)))] == [1, 2]

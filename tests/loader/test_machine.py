@@ -41,7 +41,7 @@ class Calls(RuleBasedStateMachine):
         self.loader = build(strategy)
         self.epoch, self.step, self.begun = 0, 0, False
         self.mover: int | None = None
-        # Each pass: its iterator, and where it goes on; None until its first next().
+        # Each pass: its iterator, and where it began; None until its first next().
         self.passes: list[tuple[Iterator[Any], tuple[int, int] | None]] = []
         self.saved: list[tuple[dict[str, Any], int, int]] = []
 

@@ -162,7 +162,7 @@ def test_a_refused_state_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": None}, "that of the DataLoader"),
+        ({"batch_size": None}, "expected the DataLoader's batch size"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"dataset": -1}, "dataset=-1"),
         ({"dataset": True}, "no length"),
