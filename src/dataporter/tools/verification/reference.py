@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.processes import Task
-from dataporter.tools.verification.recording import Event, Job, record, state_file
+from dataporter.tools.verification.processes import Outcome, Task, VerificationError
+from dataporter.tools.verification.recording import Event, Job, Recording, record, state_file
 from dataporter.tools.verification.setting import Setting
 
-__all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "settings_of"]
+__all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "recorded", "settings_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,24 @@ class Reference:
     def task(self, job: Job, host: str, *, expects_kill: bool = False) -> Task:
         """The task to record a job."""
         return Task(partial(record, job), host, self.seconds, expects_kill)
+
+
+def recorded(outcome: Outcome | None) -> Recording:
+    """The recording of an uninterrupted run.
+
+    Raises:
+        VerificationError: the loader cannot be made, fails, or delivers no batch.
+    """
+    if outcome is None:
+        raise VerificationError("there was no time to run the loader: raise --max-seconds")
+    found = outcome.found
+    if not isinstance(found, Recording) or not found.facts:
+        raise VerificationError(outcome.error)
+    if found.error is not None:
+        raise VerificationError(f"the loader failed without any interruption: {found.error}")
+    if all(event.is_end for event in found.events):
+        raise VerificationError("the loader gave no batch: its dataset is empty")
+    return found
 
 
 def interruptions_in(events: Sequence[Event], rng: random.Random) -> list[Interruption]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ __all__ = [
     "Throughput",
     "Verdict",
     "VerifyReport",
+    "in_order",
     "measured",
     "shown_fault",
     "time_shown",
@@ -195,6 +196,29 @@ class VerifyReport:
         lines += [f"Why: {diagnosis}" for diagnosis in self.diagnoses]
         lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+# Names that are not here come after these and before the kills.
+_NAMES = (
+    *(UNINTERRUPTED, "start", "mid-epoch", "random step"),
+    *("last step", "end of epoch", "second epoch"),
+)
+_KILLS = {KILLED: len(_NAMES) + 1, WORKER_KILLED: len(_NAMES) + 2}
+
+
+def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases grouped by setting, in the order in which the settings were tried."""
+    settings = list(dict.fromkeys(case.setting for case in cases))
+    names = {name: number for number, name in enumerate(_NAMES)} | _KILLS
+    return tuple(
+        sorted(
+            cases,
+            key=lambda case: (
+                settings.index(case.setting),
+                names.get(case.name.partition(", as ")[0], len(_NAMES)),
+            ),
+        )
+    )
 
 
 def shown_fault(case: Case) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
+from statistics import median
 from typing import Any
 
+from dataporter.checks import positive_number, whole_number
 from dataporter.errors import ConfigurationError
-from dataporter.tools.verification.cases import in_order, judged, measures_of
 from dataporter.tools.verification.diagnosis import diagnose
 from dataporter.tools.verification.factory import Factory, factory_of
 from dataporter.tools.verification.processes import (
@@ -27,6 +28,7 @@ from dataporter.tools.verification.reference import (
     Reference,
     interruptions_in,
     notes_on,
+    recorded,
     settings_of,
 )
 from dataporter.tools.verification.report import (
@@ -34,14 +36,17 @@ from dataporter.tools.verification.report import (
     UNINTERRUPTED,
     Case,
     Diagnosis,
+    Measures,
     Throughput,
     VerifyReport,
+    in_order,
 )
 from dataporter.tools.verification.setting import Setting
 from dataporter.tools.verification.throughput import measure_throughput
 from dataporter.tools.verification.trials import (
     Run,
     Trial,
+    judged,
     killed_run,
     other_batch_sizes,
     other_worlds,
@@ -133,7 +138,13 @@ def verify(
         raise ConfigurationError(
             f"engines={list(engines or ())!r}: expected 'process', 'thread' or both"
         )
-    _check(workers=workers, batch_sizes=batch_sizes, worlds=worlds, steps=steps)
+    for number in workers or ():
+        whole_number("workers", number)
+    for name, numbers in (("batch_sizes", batch_sizes), ("worlds", worlds)):
+        for number in numbers or ():
+            positive_number(name, number)
+    if steps is not None:
+        positive_number("steps", steps)
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 31)
     factory = factory_of(make_loader, arguments or {})
@@ -158,16 +169,6 @@ def verify(
             session.find_causes(reference)
     report = session.report(reference)
     return replace(report, seed=seed, seconds=time.monotonic() - begun)
-
-
-def _check(**counts: Any) -> None:
-    for name, value in counts.items():
-        lowest = 0 if name == "workers" else 1
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if number is not None and (not isinstance(number, int) or number < lowest):
-                raise ConfigurationError(
-                    f"{name}={value!r}: expected whole numbers of {lowest} or more"
-                )
 
 
 @dataclass
@@ -216,15 +217,7 @@ class _Session:
             "the uninterrupted run", [Task(partial(record, job), "one", self.limit)]
         )
         self.limit += _TIMES_REFERENCE * (time.monotonic() - begun)
-        found = None if outcome is None else outcome.found
-        if outcome is None or found is None or found.error is not None:
-            error = "there was no time to run it" if outcome is None else outcome.error
-            made = found is not None and found.facts
-            raise VerificationError(
-                f"the loader failed without any interruption: {error}" if made else error
-            )
-        if all(event.is_end for event in found.events):
-            raise VerificationError("the loader gave no batch: its dataset is empty")
+        found = recorded(outcome)
         self.processes.libraries = found.libraries
         self.warnings += found.warnings
         settings, not_possible = settings_of(found.facts, workers, engines)
@@ -336,6 +329,15 @@ class _Session:
     def report(self, reference: Reference) -> VerifyReport:
         """The report of all results."""
         facts = reference.facts
+        saving = [seconds for one in self.recordings for seconds in one.state_seconds]
+        times = [one.resume_seconds for one in self.recordings if one.resume_seconds is not None]
+        largest = max((one.state_bytes for one in self.recordings), default=0)
+        measures = Measures(
+            largest if facts["stateful"] else None,
+            median(saving) if saving else None,
+            median(times) if times else None,
+            tuple(self.throughput),
+        )
         ends = [index for index, event in enumerate(reference.events) if event.is_end]
         return VerifyReport(
             subject=reference.factory.name,
@@ -343,7 +345,7 @@ class _Session:
             cases=in_order(self.cases),
             epoch_batches=ends[0] if ends else None,
             events=len(reference.events),
-            measures=measures_of(self.recordings, self.throughput, stateful=facts["stateful"]),
+            measures=measures,
             diagnoses=tuple(self.diagnoses),
             notes=tuple(self.notes),
             warnings=tuple(dict.fromkeys(self.warnings)),

@@ -1,4 +1,4 @@
-"""Trials: which runs to make, and what each of them must deliver, as pure functions."""
+"""Trials: which runs to make, what each must deliver, and what its outcome says; no run is made."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, zip_longest
 
-from dataporter.tools.verification.comparison import compare
+from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
 from dataporter.tools.verification.diagnosis import RESUMING_HOSTS
 from dataporter.tools.verification.processes import Outcome, Task
 from dataporter.tools.verification.recording import Event, Job, state_file
 from dataporter.tools.verification.reference import Interruption, Reference
-from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case
+from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case, Verdict
 from dataporter.tools.verification.setting import Setting
 
 __all__ = [
     "Run",
     "Trial",
+    "judged",
     "killed_run",
     "other_batch_sizes",
     "other_worlds",
@@ -63,6 +64,39 @@ class Run:
     setting: Setting
     events: Sequence[Event]
     states: str
+
+
+def judged(trial: Trial, outcomes: Sequence[Outcome | None]) -> Case:
+    """The case of a trial after its run; not run if a process had no time to start."""
+    ended = [outcome for outcome in outcomes if outcome is not None]
+    if len(ended) < len(outcomes):
+        return trial.case
+    error = next((outcome.error for outcome in ended if outcome.error), None)
+    recordings = [outcome.found for outcome in ended]
+    events = [[] if recording is None else recording.events for recording in recordings]
+    if trial.case.by_sample:
+        comparison = compare_samples(trial.expected, events, trial.dropped)
+        return replace(
+            trial.case, verdict=_verdict(comparison, error), comparison=comparison, error=error
+        )
+    (expected,), (recording,) = trial.expected, recordings
+    stopped = recording is not None and recording.stopped
+    comparison = compare(expected, events[0], incomplete=bool(error) or stopped)
+    if stopped and not comparison.batches:
+        return trial.case
+    return replace(
+        trial.case,
+        verdict=_verdict(comparison, error),
+        comparison=comparison,
+        error=error,
+        resume_seconds=None if recording is None else recording.resume_seconds,
+    )
+
+
+def _verdict(comparison: Comparison, error: str | None) -> Verdict:
+    if error is not None:
+        return "failed"
+    return "exact" if comparison.first is None else "not exact"
 
 
 # ---- with other workers
