@@ -11,7 +11,7 @@ import pytest
 
 from dataporter import VerificationError
 from dataporter.tools.verification.digest import leaves_of
-from dataporter.tools.verification.factory import Factory
+from dataporter.tools.verification.factory import Factory, Setting
 from dataporter.tools.verification.processes import Outcome
 from dataporter.tools.verification.recording import Event, Recording
 from dataporter.tools.verification.reference import (
@@ -22,7 +22,6 @@ from dataporter.tools.verification.reference import (
     settings_of,
 )
 from dataporter.tools.verification.report import Case, in_order
-from dataporter.tools.verification.setting import Setting
 from dataporter.tools.verification.trials import (
     Run,
     Trial,

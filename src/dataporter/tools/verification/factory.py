@@ -1,20 +1,69 @@
-"""The factory: a function that makes a fresh loader, and how a new process finds it."""
+"""The factory: a function that makes a loader in any process, in a setting; and its facts."""
 
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.errors import ConfigurationError
+from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.rebuild import rebuilt
 from dataporter.tools.target import find_target
 
-__all__ = ["Factory", "factory_of"]
+__all__ = ["CannotVaryError", "Factory", "Setting", "factory_of", "facts_of", "is_stateful"]
+
+_KINDS = {"process": ("process", "processes"), "thread": ("thread", "threads")}
+# Arguments that only this package's loaders have, and what another one amounts to.
+_OURS_ALONE = {"worker_kind": "process", "rank": 0, "world_size": 1}
+
+
+class CannotVaryError(ConfigurationError):
+    """The loader cannot have this setting; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Arguments that a loader must have; None leaves the loader's own.
+
+    Attributes:
+        num_workers, worker_kind, batch_size, rank, world_size: as in
+            :class:`~dataporter.ResumableDataLoader`.
+        seed: shared by all ranks of a loader that has none.
+    """
+
+    num_workers: int | None = None
+    worker_kind: Literal["process", "thread"] | None = None
+    batch_size: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    seed: int | None = None
+
+    def shown(self) -> str:
+        """The setting as tables show it."""
+        parts = []
+        if self.num_workers is not None:
+            one, several = _KINDS[self.worker_kind or "process"]
+            named = {0: "no workers", 1: f"1 {one}"}
+            parts.append(named.get(self.num_workers, f"{self.num_workers} {several}"))
+        if self.batch_size is not None:
+            parts.append(f"batch size {self.batch_size}")
+        if self.world_size is not None:
+            parts.append("1 rank" if self.world_size == 1 else f"{self.world_size} ranks")
+        return ", ".join(parts) or "as it is"
+
+    def changes(self) -> dict[str, Any]:
+        """The arguments to vary, by name."""
+        names = ("num_workers", "worker_kind", "batch_size", "rank", "world_size")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +83,42 @@ class Factory:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     function: Callable[..., Any] | None = None
 
-    def load(self) -> Callable[..., Any]:
-        """The function, with its arguments bound.
+    def loader(self, setting: Setting) -> Any:
+        """A fresh loader in a setting.
+
+        The function receives those of the arguments that it takes. The others are set on the loader
+        that it returns: the number of workers of torch's ``DataLoader``, all arguments of a
+        :class:`~dataporter.ResumableDataLoader` by rebuilding it.
 
         Raises:
+            CannotVaryError: the loader cannot have this setting.
             ConfigurationError: (a ``ValueError``) there is no such function.
         """
+        make = self._function()
+        taken = _taken(make, setting.changes())
+        loader = make(**taken)
+        left = {
+            name: value
+            for name, value in setting.changes().items()
+            if name not in taken and not _has_it(loader, name, value)
+        }
+        if isinstance(loader, ResumableDataLoader):
+            return _resumable_in(setting, loader, left)
+        if left and not isinstance(loader, DataLoader):
+            raise CannotVaryError(
+                f"a {type(loader).__name__} is not a DataLoader: let the function that makes it "
+                f"take {', '.join(left)} as arguments"
+            )
+        if "num_workers" in left:
+            _set_workers(loader, left.pop("num_workers"))
+        if left:
+            raise CannotVaryError(
+                f"{', '.join(left)} of a {type(loader).__name__} cannot be changed from outside: "
+                "let the function that makes it take them as arguments"
+            )
+        return loader
+
+    def _function(self) -> Callable[..., Any]:
         if self.target is None:
             function: Any = self.function
         else:
@@ -110,3 +189,94 @@ def _target_of(function: Any) -> str | None:
         # By its file: the search path that found this module may not hold in a new interpreter.
         return f"{Path(file).resolve()}:{name}"
     return f"{module}:{name}"
+
+
+def _taken(make: Callable[..., Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: value
+        for name, value in changes.items()
+        if name in parameters and parameters[name].kind in by_name
+    }
+
+
+def _has_it(loader: Any, name: str, value: Any) -> bool:
+    if name == "num_workers" and not isinstance(loader, DataLoader):
+        return bool(value == 0)
+    if name in _OURS_ALONE and not isinstance(loader, ResumableDataLoader):
+        return bool(value == _OURS_ALONE[name])
+    return bool(getattr(loader, name, None) == value)
+
+
+def _set_workers(loader: DataLoader[Any], num_workers: int) -> None:
+    """Set the number of workers, which torch allows between two passes."""
+    loader.num_workers = num_workers
+    if num_workers == 0:
+        loader.prefetch_factor, loader.timeout = None, 0
+    elif loader.prefetch_factor is None:
+        loader.prefetch_factor = 2
+
+
+def _resumable_in(
+    setting: Setting, loader: ResumableDataLoader[Any], left: dict[str, Any]
+) -> ResumableDataLoader[Any]:
+    setup = loader.setup
+    fixed = [name for name in left if name not in ("num_workers", "worker_kind")]
+    if fixed and not setup.arguments.is_stream and setup.order is None:
+        raise CannotVaryError(
+            f"{', '.join(fixed)}: the loader's custom sampler decides this; let the function that "
+            "makes the loader take them as arguments"
+        )
+    if setting.seed is not None and setup.arguments.seed is None:
+        left["seed"] = setting.seed
+    if "rank" in left or "world_size" in left:
+        left |= {"rank": setting.rank, "world_size": setting.world_size}
+    return rebuilt(loader, **left) if left else loader
+
+
+def facts_of(loader: Any) -> dict[str, Any]:
+    """What a report says about a loader."""
+    facts: dict[str, Any] = {
+        "loader": type(loader).__name__,
+        "module": type(loader).__module__,
+        "dataset": type(getattr(loader, "dataset", None)).__name__,
+        "num_workers": getattr(loader, "num_workers", 0),
+        "batch_size": getattr(loader, "batch_size", None),
+        "in_order": getattr(loader, "in_order", True),
+        "stateful": is_stateful(loader),
+        "ours": isinstance(loader, ResumableDataLoader),
+        "keeps_state": hasattr(getattr(loader, "dataset", None), "state_dict"),
+        "forks": _start_method(loader) == "fork",
+        "stream": isinstance(getattr(loader, "dataset", None), IterableDataset),
+    }
+    try:
+        facts["samples"] = len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        facts["samples"] = None
+    try:
+        facts["length"] = len(loader)
+    except (TypeError, NotImplementedError, ValueError):
+        facts["length"] = None
+    if isinstance(loader, ResumableDataLoader):
+        facts["strategy"] = loader.strategy.name
+        facts["world_size"] = loader.world_size
+        facts["worker_kind"] = loader.worker_kind
+        facts["tail"] = loader.tail
+        facts["own_sampler"] = loader.order is None and not facts["stream"]
+        stream = loader.setup.stream
+        facts["cut"] = None if stream is None else stream.sharding.name
+    return facts
+
+
+def _start_method(loader: Any) -> str:
+    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    return str(context.get_start_method())
+
+
+def is_stateful(loader: Any) -> bool:
+    """Whether a loader can save its state and resume from it."""
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")

@@ -27,17 +27,14 @@ from dataporter.seeding.hashing import sample_key
 from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import digest_of
-from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.randomness import fix
-from dataporter.tools.verification.reachable import (
+from dataporter.tools.verification.factory import Factory, Setting
+from dataporter.tools.verification.randomness import (
     Generators,
+    fix,
     generator_state,
-    is_open_file,
-    reachable,
     restore_generator,
-    snapshot,
 )
-from dataporter.tools.verification.setting import Setting, loader_for
+from dataporter.tools.verification.reachable import is_open_file, reachable, snapshot
 
 __all__ = ["Found", "Probe", "run_probe"]
 
@@ -107,7 +104,7 @@ def run_probe(probe: Probe) -> Found:
 class _Experiments:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        loader = loader_for(probe.factory.load(), Setting(num_workers=0))
+        loader = probe.factory.loader(Setting(num_workers=0))
         self._loader = loader
         self._data: Any = getattr(loader, "dataset", None)
         if isinstance(loader, ResumableDataLoader) and loader.setup.stream is None:

@@ -1,4 +1,4 @@
-"""Randomness: its sources in a process, each of which can be fixed to see if it is the cause."""
+"""Randomness: the states of generators, and how to fix a source of randomness in a process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,38 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["SOURCES", "fix"]
+__all__ = ["Generators", "fix", "generator_state", "restore_generator"]
+
+Generators = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 _NOW = 1_700_000_000.0
 _PID = 4242
 
 
+def generator_state(generator: Any) -> Any:
+    """The state of a generator of Python, NumPy or torch."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state()
+    return generator.get_state()
+
+
+def restore_generator(generator: Any, state: Any) -> None:
+    """Set a generator to a state from :func:`generator_state`."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
 def fix(source: str) -> None:
     """Make a source the same in every process; call this before the user's modules are imported."""
-    SOURCES[source]()
+    _SOURCES[source]()
 
 
 def _time() -> None:
@@ -67,7 +90,7 @@ def _entropy() -> None:
     patched.seed = seeded
 
 
-SOURCES: dict[str, Callable[[], Any]] = {
+_SOURCES: dict[str, Callable[[], Any]] = {
     "python": lambda: random.seed(0),
     "numpy": lambda: np.random.seed(0),
     "torch": lambda: torch.manual_seed(0),

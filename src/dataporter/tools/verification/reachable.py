@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import random
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -16,17 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataporter.tools.verification.randomness import Generators
+
 __all__ = [
-    "Generators",
-    "generator_state",
     "is_of_library",
     "is_open_file",
     "reachable",
-    "restore_generator",
     "snapshot",
 ]
-
-Generators = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 _MOST = 5000
 _MOST_ITEMS = 64
@@ -69,27 +65,6 @@ def is_open_file(thing: Any) -> bool:
         return isinstance(thing, io.IOBase) and thing.fileno() > 2
     except (OSError, ValueError):  # in memory, or closed
         return False
-
-
-def generator_state(generator: Any) -> Any:
-    """The state of a generator of Python, NumPy or torch."""
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    if isinstance(generator, np.random.RandomState):
-        return generator.get_state()
-    return generator.get_state()
-
-
-def restore_generator(generator: Any, state: Any) -> None:
-    """Set a generator to a state from :func:`generator_state`."""
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
 
 
 def _parts(name: str, thing: Any) -> Iterator[tuple[str, Any]]:

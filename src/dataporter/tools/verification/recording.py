@@ -23,15 +23,14 @@ from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
-from dataporter.tools.verification.factory import Factory
-from dataporter.tools.verification.reachable import is_of_library
-from dataporter.tools.verification.setting import (
+from dataporter.tools.verification.factory import (
     CannotVaryError,
+    Factory,
     Setting,
     facts_of,
     is_stateful,
-    loader_for,
 )
+from dataporter.tools.verification.reachable import is_of_library
 
 __all__ = ["Event", "Job", "Recording", "last_saved", "record", "state_file", "write"]
 
@@ -185,9 +184,9 @@ def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
 def _record(job: Job, recording: Recording) -> None:
     if job.store is not None:
         _join_ranks(job)
-        loader = job.factory.load()()
+        loader = job.factory.loader(Setting())
     else:
-        loader = loader_for(job.factory.load(), job.setting)
+        loader = job.factory.loader(job.setting)
     if not hasattr(loader, "__iter__"):
         raise ConfigurationError(
             f"{job.factory.name} returned a {type(loader).__name__}: expected a loader, which is "

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataporter.tools.verification.factory import Factory
+from dataporter.tools.verification.factory import Factory, Setting
 from dataporter.tools.verification.processes import Outcome, Task, VerificationError
 from dataporter.tools.verification.recording import Event, Job, Recording, record, state_file
-from dataporter.tools.verification.setting import Setting
 
 __all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "recorded", "settings_of"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from dataporter.checks import positive_number, whole_number
 from dataporter.errors import ConfigurationError
 from dataporter.tools.verification.diagnosis import diagnose
-from dataporter.tools.verification.factory import Factory, factory_of
+from dataporter.tools.verification.factory import Factory, Setting, factory_of
 from dataporter.tools.verification.processes import (
     Outcome,
     Processes,
@@ -41,7 +41,6 @@ from dataporter.tools.verification.report import (
     VerifyReport,
     in_order,
 )
-from dataporter.tools.verification.setting import Setting
 from dataporter.tools.verification.throughput import measure_throughput
 from dataporter.tools.verification.trials import (
     Run,

@@ -9,9 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.bench.passes import run
-from dataporter.tools.verification.factory import Factory
+from dataporter.tools.verification.factory import Factory, Setting
 from dataporter.tools.verification.report import Throughput
-from dataporter.tools.verification.setting import Setting, loader_for
 
 __all__ = ["measure_throughput"]
 
@@ -23,7 +22,7 @@ def measure_throughput(factory: Factory, setting: Setting) -> Throughput:
     """Measure both in turns, so that noise affects both alike; the best round of each counts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader = loader_for(factory.load(), setting)
+        loader = factory.loader(setting)
         plain = _plain(loader)
         own, others = [], []
         for _ in range(_ROUNDS):

@@ -8,11 +8,11 @@ from itertools import cycle, zip_longest
 
 from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
 from dataporter.tools.verification.diagnosis import RESUMING_HOSTS
+from dataporter.tools.verification.factory import Setting
 from dataporter.tools.verification.processes import Outcome, Task
 from dataporter.tools.verification.recording import Event, Job, state_file
 from dataporter.tools.verification.reference import Interruption, Reference
 from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case, Verdict
-from dataporter.tools.verification.setting import Setting
 
 __all__ = [
     "Run",
