@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.rebuild import rebuilt
 
 __all__ = ["copied", "is_stream", "with_workers"]
 
@@ -32,7 +33,14 @@ def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
     Raises:
         ConfigurationError: (a ``ValueError``) the number of workers decides what a batch is.
     """
-    stream = loader.setup.stream if isinstance(loader, ResumableDataLoader) else None
+    fresh = copied(loader)
+    if not isinstance(fresh, ResumableDataLoader):
+        fresh.num_workers = workers
+        if workers == 0:
+            fresh.timeout = 0  # torch's loader refuses another one without workers
+        fresh.prefetch_factor = (loader.prefetch_factor or 2) if workers else None
+        return fresh
+    stream = fresh.setup.stream
     by_workers = stream is not None and stream.sharding.name == "workers"
     if by_workers and workers != loader.num_workers:
         raise ConfigurationError(
@@ -40,12 +48,8 @@ def with_workers(loader: DataLoader[Any], workers: int) -> DataLoader[Any]:
             f"workers ({loader.num_workers}) decides what a batch is; let the function take it as "
             "an argument, and run bench once for each number (--arg)"
         )
-    fresh = copied(loader)
-    fresh.num_workers = workers
-    if workers == 0:
-        fresh.timeout = 0  # torch's loader refuses another one without workers
-    fresh.prefetch_factor = (loader.prefetch_factor or 2) if workers else None
-    return fresh
+    # Of the copy, whose custom sampler is another object than the loader's.
+    return rebuilt(fresh, num_workers=workers)
 
 
 def is_stream(loader: DataLoader[Any]) -> bool:
