@@ -354,7 +354,7 @@ class Lines(IterableDataset[Any]):
             yield from self.shard(self.num_shards, index)
 
 
-@pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+@pytest.mark.filterwarnings("ignore:the stream has no exact state")
 @pytest.mark.parametrize(
     ("lengths", "size"), [((45,), 3), ((45,), 8), ((12, 11, 11, 11), 4), ((12, 11, 11, 11), 8)]
 )

@@ -113,7 +113,7 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
             )
 
 
-@pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+@pytest.mark.filterwarnings("ignore:the stream has no exact state")
 @pytest.mark.parametrize("document", ["docs/streams.md", "docs/huggingface.md"])
 def test_a_document_s_code_runs_as_printed(document: str) -> None:
     for block in blocks_of(document):

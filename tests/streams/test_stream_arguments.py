@@ -25,7 +25,7 @@ from dataporter import (
     UnsupportedDatasetError,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -22,7 +22,7 @@ from example_streams import (
 )
 from torch.utils.data import IterableDataset, get_worker_info
 
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 DRAWN = ("python", "numpy", "torch", "explicit")
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 

@@ -32,7 +32,7 @@ from dataporter import (
     SampleError,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 
 
 class Failing(StatefulIterator):

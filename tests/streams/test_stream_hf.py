@@ -18,7 +18,7 @@ split_dataset_by_node = pytest.importorskip("datasets.distributed").split_datase
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:the stream gives no exact state"),
+    pytest.mark.filterwarnings("ignore:the stream has no exact state"),
 ]
 LENGTH = 23
 

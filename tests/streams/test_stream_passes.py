@@ -20,7 +20,7 @@ from dataporter.seeding.generators import global_state
 
 SEED = 5
 LENGTH = 20
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 ways = pytest.mark.parametrize("persistent", [False, True], ids=["inline", "persistent"])
 
@@ -283,7 +283,7 @@ def test_a_dataset_may_say_that_its_states_are_not_exact() -> None:
 
 def test_it_is_told_when_drop_last_leaves_nothing() -> None:
     loader = loader_of(KINDS["shards"](LENGTH), batch_size=16, drop_last=True)
-    with pytest.warns(RuntimeWarning, match=r"left out all 20 samples .* in 4 shards"):
+    with pytest.warns(RuntimeWarning, match=r"drop_last dropped all 20 samples .* in 4 shards"):
         assert list(loader) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,7 +15,7 @@ from dataporter import ResumableDataLoader
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:the stream gives no exact state"),
+    pytest.mark.filterwarnings("ignore:the stream has no exact state"),
 ]
 LENGTH = 61
 

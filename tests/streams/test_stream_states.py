@@ -28,7 +28,7 @@ from dataporter import (
     StateMismatchError,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 
 
 def test_a_replay_is_told_of() -> None:
@@ -36,7 +36,7 @@ def test_a_replay_is_told_of() -> None:
     taken(loader, 4)
     resumed = loader_of(Generated(30))
     resumed.load_state_dict(loader.state_dict())
-    with pytest.warns(RuntimeWarning, match="12 samples that were delivered are read again"):
+    with pytest.warns(RuntimeWarning, match="reread and discard 12 delivered samples"):
         rest(resumed)
 
 

@@ -27,7 +27,7 @@ from dataporter import (
     ShardedStream,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:the stream gives no exact state")
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 

@@ -1,1 +1,1 @@
-"""State: its schema, and what may change between save and load."""
+"""The state: its schema, its formats, and what may change between save and load."""

@@ -1,4 +1,4 @@
-"""The state format: a position becomes a state, and a state a position again (C2, C5, C6)."""
+"""The state format: builds a state from a position, and resumes from a state (C2, C5, C6)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class StateFormat(Protocol):
     def resume(
         self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
     ) -> Resumption:
-        """Where a saved state resumes; raises where it is damaged or belongs to another loader."""
+        """Where a saved state resumes; raises if it is damaged or belongs to another loader."""
 
     def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """One state of the states of all ranks."""
+        """One state from the states of all ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class IndexFormat:
     """The states of a map-style dataset: the same on every rank.
 
     Attributes:
-        identity: the fields that a state has beside seed and progress.
-        strategy: says which of them may change at a resume.
+        identity: the fields of the state beside seed and progress.
+        strategy: says which of them may change on resume.
         schedule: recounts a saved progress.
     """
 

@@ -26,11 +26,12 @@ def resume_at(
     """Seed and progress at which a loader with the identity ``present`` resumes.
 
     Args:
-        given_seed: the seed that the loader was built with; without one it takes the state's.
+        given_seed: the seed that the loader was built with; None takes the state's.
 
     Raises:
         InvalidStateError: the state's numbers contradict each other.
-        StateMismatchError: it belongs to another loader, and ``on_mismatch`` is ``"error"``.
+        StateMismatchError: the state belongs to another loader, and ``on_mismatch`` is
+            ``"error"``.
     """
     if on_mismatch not in ("error", "warn"):
         raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
@@ -57,5 +58,6 @@ def resume_at(
 def _contradiction(progress: Progress) -> InvalidStateError:
     return InvalidStateError(
         f"the state's fields step ({progress.step}), position ({progress.position}) and early "
-        f"({list(progress.early)}) do not fit together, or do not fit an epoch of this dataset"
+        f"({list(progress.early)}) contradict each other, or do not fit an epoch of this dataset: "
+        "the state is damaged or was edited; load another one"
     )

@@ -54,10 +54,10 @@ class ResumptionStrategy:
         ]
 
     def resume(self, state: State, present: Identity, schedule: Recount, seed: int) -> Progress:
-        """The progress at which a loader goes on that has ``present`` for its identity.
+        """The progress at which a loader with the identity ``present`` resumes.
 
-        Exact when the state has no mismatches. Otherwise (``on_mismatch="warn"``) as near as the
-        strategy's count gets: the same batch, or the same sample.
+        Exact if the state has no mismatches; otherwise (``on_mismatch="warn"``) the nearest by the
+        strategy's count: the same batch, or the same sample.
         """
         saved, progress = state.identity, state.progress
         counted_alike = all(

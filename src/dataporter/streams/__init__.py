@@ -1,4 +1,4 @@
-"""Streams: datasets that are iterated over, and yet go on from the exact next sample (C10)."""
+"""Streams: iterable datasets, resumed at the exact next sample (C10)."""
 
 from dataporter.streams.shard import ShardedStream
 from dataporter.streams.shuffled import ShuffledStream

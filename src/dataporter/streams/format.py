@@ -1,4 +1,4 @@
-"""The states of a stream: of this rank's shards, or of all ranks' once they are joined (C5, C6)."""
+"""The states of a stream: of this rank's shards, or joined, of all ranks' shards (C5, C6)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class StreamFormat:
 
     Attributes:
         stream: as this rank reads it.
-        strategy: says what may change at a resume.
-        fingerprint: tells the data from other data; None where the dataset has none.
+        strategy: says what may change on resume.
+        fingerprint: identifies the data; None if the dataset has none.
     """
 
     stream: Stream
@@ -33,7 +33,7 @@ class StreamFormat:
 
     def terms(self) -> Mapping[str, Any]:
         terms = asdict(self._identity())
-        if self.stream.sharding.name == "workers":  # each rank may have data for itself
+        if self.stream.sharding.name == "workers":  # ranks may have different data
             del terms["dataset_fingerprint"]
         return terms
 

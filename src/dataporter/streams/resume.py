@@ -1,4 +1,4 @@
-"""A stream's state beside the loader that is to go on from it (C6, C10)."""
+"""Where a loader over a stream resumes from a state, or why it refuses the state (C6, C10)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def resume_at(
     given_seed: int | None,
     on_mismatch: OnMismatch,
 ) -> tuple[int, StreamProgress]:
-    """Seed and progress with which a loader goes on that has ``present`` for its identity.
+    """Seed and progress at which a loader with the identity ``present`` resumes.
 
     Args:
-        rank: the loader's.
-        shards: those that it reads.
-        given_seed: the seed that it was built with; without one it takes the state's.
+        rank: of the loader.
+        shards: the shards that the loader reads.
+        given_seed: the seed that the loader was built with; None takes the state's.
 
     Raises:
         StateMismatchError: the state belongs to another loader, or is another rank's part.
@@ -41,10 +41,10 @@ def resume_at(
         present.world_size,
     ):
         raise StateMismatchError(
-            f"the state is rank {saved.rank}'s part of a stream that {identity.world_size} ranks "
-            f"read, and this is rank {rank} of {present.world_size}: the others' shards are "
-            "not in it. Save state_dict(gather=True), which all ranks call together and any number "
-            "of ranks can load, or load on each rank the part that it has saved"
+            f"the state is rank {saved.rank}'s part of a stream read by {identity.world_size} "
+            f"ranks, without the shards of the others, but this is rank {rank} of "
+            f"{present.world_size}: save state_dict(gather=True), which all ranks call together "
+            "and any number of ranks can load, or load each part on the rank that saved it"
         )
     seed = saved.seed if given_seed is None else given_seed
     mismatches = strategy.mismatches(identity, present)
@@ -63,7 +63,7 @@ def resume_at(
     if present.sharding == "workers":
         moved.add("world_size")
     if any(mismatch.field in moved for mismatch in mismatches):
-        # The shards are others now, so that the nearest place is the epoch's beginning.
+        # The shards are different ones now, so the nearest position is the start of the epoch.
         return seed, StreamProgress(before.epoch)
     step = before.step
     if identity.world_size != present.world_size:
@@ -73,6 +73,6 @@ def resume_at(
 
 
 _NOT_ELASTIC = (
-    "each rank's workers read a stream like this by themselves; give the dataset num_shards and "
-    "shard(), see dataporter.ShardedStream, to change it"
+    "each worker of each rank iterates over this stream; to change it, give the dataset num_shards "
+    "and shard(), see dataporter.ShardedStream"
 )

@@ -1,4 +1,4 @@
-"""A stream as one rank reads it, and its schedule: which shards this rank reads, in turns (C10)."""
+"""A stream as one rank reads it, and its schedule: the rank's shards in turns (C10)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Stream:
     Attributes:
         sharding: opens the shards.
         rank, world_size, batch_size: as in the loader.
-        num_workers: number of readers on this rank; 1 where the training process reads.
-        drop_last: discard a shard's last batch where it is incomplete.
+        num_workers: number of readers on this rank; 1 if the training process reads.
+        drop_last: drop the last batch of a shard if it is incomplete.
         snapshot_every: number of batches of a shard per snapshot.
     """
 
@@ -50,20 +50,20 @@ class Stream:
         """This stream with another number of workers, which users may set between two passes.
 
         Raises:
-            ConfigurationError: the workers share the stream out, and are in the middle of an epoch.
+            ConfigurationError: the workers iterate over the dataset, in the middle of an epoch.
         """
         num_workers = max(1, num_workers)
         moved = self.sharding.name == "workers" and num_workers != self.num_workers
         if moved and progress.shards:
             raise ConfigurationError(
-                f"num_workers was {self.num_workers} when this epoch of the stream began, and is "
-                f"{num_workers} now: each worker reads a stream like this by itself, so set it "
-                "back, or begin another epoch (set_epoch)"
+                f"num_workers was {self.num_workers} when this epoch of the stream began, but is "
+                f"{num_workers} now: each worker iterates over this stream, so restore the number "
+                "or start another epoch (set_epoch)"
             )
         return replace(self, num_workers=num_workers)
 
     def steps_of(self, samples: int) -> int:
-        """Number of batches of so many samples, over all ranks that share them."""
+        """Number of steps for this many samples, shared by the ranks that share the dataset."""
         # The last batch of each shard may be incomplete, so the true number may be higher.
         batch = (self.batch_size or 1) * self.sharing
         return samples // batch if self.drop_last else -(-samples // batch)
@@ -76,7 +76,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class StreamSchedule:
-    """The requests of a stream: one shard after the other, a batch at a time."""
+    """The requests of a stream: its shards in turns, one batch at a time."""
 
     stream: Stream
 
@@ -87,7 +87,7 @@ class StreamSchedule:
         return Turns(progress, starts, seed, uuid4().hex, self.stream.batch_size or 1)
 
     def ahead(self, epoch: int, seed: int) -> None:
-        # A worker has one position in each shard, which reading the next epoch would lose.
+        # A worker has one position in each shard; reading the next epoch would lose it.
         return None
 
     def steps(self, progress: StreamProgress) -> int:
@@ -102,7 +102,7 @@ class StreamSchedule:
         if ended.issuperset(stream.shards()):
             return 0
         try:
-            # By samples: the steps so far may have been of another size.
+            # Counted by samples, because earlier steps may have had another batch size.
             left = len(dataset) - progress.delivered * stream.sharing
         except (TypeError, NotImplementedError) as error:
             raise UnsupportedDatasetError(
@@ -114,7 +114,7 @@ class StreamSchedule:
 
 @dataclass(frozen=True, slots=True)
 class StreamLookup:
-    """The answers of a stream about other steps: it has none before they are read."""
+    """The lookup of a stream, which refuses: steps are known only once they are read."""
 
     dataset: Any
 
@@ -130,17 +130,17 @@ class StreamLookup:
     def _refuse(self) -> NoReturn:
         raise UnsupportedDatasetError(
             f"dataset of type {type(self.dataset).__name__} is an IterableDataset: its samples are "
-            "known only once they are read, so that no step can be looked up or jumped to; "
+            "known only once they are read, so no step can be looked up or jumped to; "
             "state_dict() and load_state_dict() resume it"
         )
 
 
 def warn_of_length(dataset: Any, said: int, delivered: int) -> None:
-    """Warn, as torch does, about more batches than ``len()`` has promised."""
+    """Warn, as torch does, about more batches than ``len()`` announced."""
     if delivered > said:
         warn(
-            f"len() of this loader over a {type(dataset).__name__} said {said} batches, and this "
-            f"is number {delivered}: the dataset has more samples than its __len__ says, or ends "
-            "in several incomplete batches, one for each shard or worker",
+            f"len() of this loader over a {type(dataset).__name__} is {said} batches, but this is "
+            f"number {delivered}: the dataset has more samples than its __len__ says, or several "
+            "shards or workers end with an incomplete batch",
             UserWarning,
         )

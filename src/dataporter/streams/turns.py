@@ -1,4 +1,4 @@
-"""A pass over a stream: what is asked for, in which sequence, and what comes of that (C1, C10)."""
+"""The requests of a pass over a stream, in their order, and their batches (C1, C10)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dataporter.streams.shard import ShardState
 
 __all__ = ["Turns", "next_shard"]
 
-# Samples of a shard that one request replays: few enough for the bar to move, and for a timeout.
+# Samples of a shard per replay request: few enough for the bar to move and for `timeout=`.
 _REPLAYED_AT_ONCE = 4096
 _SHOWS_AFTER = 1.0  # s
 
 
 class Turns:
-    """What a pass asks for: the shards take turns, a batch each, until every one has ended.
+    """The requests of a pass: the shards take turns, one batch each, until all have ended.
 
-    The next is always the shard of which fewest batches came, and among these the first. So the
-    sequence follows from how far the shards are, and neither workers nor ranks have part in it.
+    The next batch is always from the shard with the fewest batches so far, the first of these by
+    number. So the order follows from the states of the shards, whatever the workers and ranks.
     """
 
     def __init__(
@@ -71,23 +71,23 @@ class Turns:
         return _Batches(self, replies)
 
     def note(self, state: ShardState) -> None:
-        """A shard has come so far."""
+        """Take note of the state in which a shard was left."""
         self._latest[state.shard] = state
 
-    def warn_of_samples_left_out(self) -> None:
-        """Nothing came of the epoch, though a batch of it would, were it not for the shards."""
+    def warn_of_dropped_samples(self) -> None:
+        """Warn that no shard has a whole batch, although all shards together do."""
         shards = self._latest.values()
         samples = sum(state.offset for state in shards)
         if len(shards) > 1 and samples >= self._batch_size:
             warn(
-                f"drop_last has left out all {samples} samples of an epoch: they lie in "
-                f"{len(shards)} shards, of which none has a whole batch of {self._batch_size}; "
-                "take a smaller batch or fewer shards (num_shards=), or leave drop_last out",
+                f"drop_last dropped all {samples} samples of the epoch: they lie in {len(shards)} "
+                f"shards, and none has a whole batch of {self._batch_size}; use a smaller batch, "
+                "fewer shards (num_shards=) or drop_last=False",
                 RuntimeWarning,
             )
 
     def to_replay(self) -> list[ShardState]:
-        """The shards that are read again from an offset before their own."""
+        """The shards whose snapshot is behind their offset, so that samples are reread."""
         return [
             state
             for state in self._starts.values()
@@ -95,7 +95,7 @@ class Turns:
         ]
 
     def _replays(self) -> Iterator[Scheduled]:
-        # By steps, and in turns, so that all workers are at it and the bar moves.
+        # A part of each shard in turn, so that all workers take part and the bar moves.
         behind = [(state.marked, state) for state in self.to_replay()]
         while behind:
             behind = [
@@ -124,26 +124,24 @@ class Turns:
 
 
 class _Batches(Iterator[Reply]):
-    """The replies that hold a batch; the others tell of ends, replays and samples that were left
-    out, and are heard here.
-    """
+    """The replies that hold a batch; the others report ends, replays and skipped samples."""
 
-    def __init__(self, asking: Turns, replies: Iterator[Reply]) -> None:
-        self._asking = asking
+    def __init__(self, turns: Turns, replies: Iterator[Reply]) -> None:
+        self._turns = turns
         self._replies = replies
-        self._step = asking.progress.step
-        self._replayed = {state.shard: state.marked for state in asking.to_replay()}
-        self._bar = _bar(asking.to_replay())
+        self._step = turns.progress.step
+        self._replayed = {state.shard: state.marked for state in turns.to_replay()}
+        self._bar = _bar(turns.to_replay())
 
     def __next__(self) -> Reply:
         for reply in self._replies:
             if reply.failure is not None:
-                # What is read one after another cannot be gone on with behind a failure.
+                # The samples of a shard are read in order, so none can follow a failure.
                 raise reply.failure
             assert reply.fetched is not None
             state = reply.fetched.shard
             assert state is not None
-            self._asking.note(state)
+            self._turns.note(state)
             if reply.fetched.batch is NO_BATCH:
                 warn_of_skipped(reply.request, reply.fetched)
                 self._show_replayed(state)
@@ -154,7 +152,7 @@ class _Batches(Iterator[Reply]):
             return reply._replace(request=request, delivers=state)
         self._close_bar()
         if self._step == 0:
-            self._asking.warn_of_samples_left_out()
+            self._turns.warn_of_dropped_samples()
         raise StopIteration
 
     def _close_bar(self) -> None:
@@ -182,13 +180,13 @@ def _turns(states: Iterable[ShardState]) -> list[tuple[int, int]]:
 
 
 def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
-    """A progress bar, and a warning where a replay begins at the front of a stream."""
+    """A progress bar for a replay, with a warning if it starts at the first sample."""
     unmarked = sum(state.offset for state in to_replay if state.snapshot is None)
     if unmarked:
         warn(
-            f"the stream gives no exact state to go on from, so {unmarked:,} samples that were "
-            "delivered are read again by the workers, and thrown away, before the next one comes; "
-            "state_dict and load_state_dict on the dataset or on its iterator make that needless",
+            f"the stream has no exact state to resume from, so the workers reread and discard "
+            f"{unmarked:,} delivered samples first; state_dict and load_state_dict on the dataset "
+            "or on its iterator avoid this",
             RuntimeWarning,
         )
     total = sum(state.offset - state.marked for state in to_replay)
