@@ -24,4 +24,4 @@ def test_the_examples_in_docstrings_run(module: str) -> None:
 
 def test_the_document_names_every_integration() -> None:
     named = set(re.findall(r"dataporter\.integrations\.(\w+)", DOCUMENT.read_text()))
-    assert named == set(MODULES) - {"lightning_hooks", "progress"}
+    assert named == set(MODULES) - {"callers", "lightning_hooks"}

@@ -1,7 +1,8 @@
-"""What frameworks do to a loader without a word: told by who calls, and refused or overheard."""
+"""Frameworks that use a loader without calling it by name: recognised by their frames."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from dataporter import ConfigurationError, ResumableDataLoader
 
 
 class Wrapped(DataLoader[Any]):
-    """As Ray Train's `prepare_data_loader` makes it."""
+    """Made as by Ray Train's `prepare_data_loader`."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.__dict__.update(loader.__dict__)
@@ -19,18 +20,22 @@ class Wrapped(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         self.batches = iter(self._dataloader)
-        self.following = next(self.batches, None)
+        self.fetch()
         return self
 
+    def fetch(self) -> None:
+        self.following = next(self.batches, None)
+
     def __next__(self) -> Any:
-        batch, self.following = self.following, next(self.batches, None)
+        batch = self.following
+        self.fetch()
         if batch is None:
             raise StopIteration
         return batch
 
 
 class Around:
-    """Hands on what the loader gives, when it is asked."""
+    """Returns the loader's own iterator."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -39,8 +44,40 @@ class Around:
         return iter(self.loader)
 
 
-def test_a_loader_that_was_taken_over_says_what_to_do() -> None:
-    loader: ResumableDataLoader[Any] = ResumableDataLoader(range(6), 2)
+class Overriding(ResumableDataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__()
+
+
+class Generating(ResumableDataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+
+
+class Delegating(ResumableDataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return begun_by(super().__iter__)
+
+
+def begun_by(begin: Any) -> Any:
+    return begin()
+
+
+class Nesting(ResumableDataLoader[Any]):
+    """Reads its batches from another loader."""
+
+    inner: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.inner)
+
+
+CLASSES = [ResumableDataLoader, Overriding, Generating, Delegating]
+
+
+@pytest.mark.parametrize("subclass", CLASSES)
+def test_a_loader_that_was_taken_over_says_what_to_do(subclass: Any) -> None:
+    loader = subclass(range(6), 2)
     with pytest.raises(
         ConfigurationError, match=r"a Wrapped has .* a batch ahead .* use the loader"
     ):
@@ -49,15 +86,18 @@ def test_a_loader_that_was_taken_over_says_what_to_do() -> None:
     assert len(list(loader)) == 3
 
 
-def test_loaders_of_others_and_wrappers_that_read_nothing_ahead_are_let_alone() -> None:
-    assert len(list(Wrapped(DataLoader(range(6), 2)))) == 3
-    loader: ResumableDataLoader[Any] = ResumableDataLoader(range(6), 2)
+@pytest.mark.parametrize("subclass", CLASSES)
+def test_wrappers_that_read_nothing_ahead_may_iterate(subclass: Any) -> None:
+    loader = subclass(range(6), 2)
     assert len(list(Around(loader))) == 3
 
 
-def test_a_subclass_that_takes_part_in_iterating_is_no_taker() -> None:
-    class Own(ResumableDataLoader[Any]):
-        def __iter__(self) -> Any:
-            return super().__iter__()
+def test_loaders_of_other_classes_may_be_taken_over() -> None:
+    assert len(list(Wrapped(DataLoader(range(6), 2)))) == 3
 
-    assert len(list(Own(range(6), 2))) == 3
+
+@pytest.mark.parametrize("subclass", CLASSES)
+def test_a_loader_that_iterates_over_another_has_not_taken_it_over(subclass: Any) -> None:
+    outer = Nesting(range(2), 1)
+    outer.inner = subclass(range(6), 2)
+    assert len(list(outer)) == 3

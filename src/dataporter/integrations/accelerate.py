@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 from weakref import ReferenceType, WeakSet, ref
 
 import torch.distributed as dist
@@ -24,7 +23,9 @@ from dataporter.loader.loader import ResumableDataLoader
 from dataporter.loader.rebuild import rebuild
 from dataporter.ranks.world import World, world_of_sampler
 
-__all__ = ["prepare_for_caller", "skip_first_batches"]
+__all__ = ["is_prepared", "prepare", "prepare_unless_explicit", "skip_first_batches"]
+
+Batch = TypeVar("Batch")
 
 
 def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
@@ -45,27 +46,69 @@ def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
     return dataloader
 
 
-def prepare_for_caller(loader: ResumableDataLoader[Any], caller: FrameType) -> bool:
-    """Whether a loader is prepared, after doing so where an ``Accelerator`` is asking.
+def prepare(
+    accelerator: Accelerator,
+    loader: ResumableDataLoader[Batch],
+    *,
+    device_placement: bool | None = None,
+) -> ResumableDataLoader[Batch]:
+    """Prepare a loader for an accelerator, and register it for ``save_state`` and ``load_state``.
 
-    A loader that says it is prepared is taken as it is by ``Accelerator.prepare()``, which says
-    nothing of itself to it. So whoever asks is looked up: it is the only way to learn how the user
-    has configured it.
+    Does what ``accelerator.prepare(loader)`` does, without looking up on the stack which
+    accelerator asks. ``accelerator.prepare(loader)`` later takes the loader as it is, whichever
+    accelerator that is: for another one call this function again.
+
+    Args:
+        loader: is changed in place: its world, batch size and tail follow the accelerator.
+        device_placement: move the batches to the accelerator's device; by default as the
+            accelerator is configured.
+
+    Returns:
+        ``loader`` itself.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) the loader cannot do what the accelerator is
+            configured to do; the message says what to change.
+        UnsupportedDatasetError: (a ``TypeError``) several processes, and the dataset is a stream
+            that cannot be sharded.
+
+    Example:
+        >>> accelerator = Accelerator(cpu=True)
+        >>> loader = prepare(accelerator, ResumableDataLoader(range(4), batch_size=3))
+        >>> for batch in loader:
+        ...     print(batch.tolist(), accelerator.gradient_state.end_of_dataloader)
+        [0, 1, 2] False
+        [3] True
     """
-    asking = caller.f_locals
-    accelerator = asking.get("self")
-    if isinstance(accelerator, Accelerator):
-        placed = asking.get("device_placement")
-        placed = accelerator.device_placement if placed is None else placed
-        _watch_loading(accelerator)
-        try:
-            _prepare(loader, accelerator, placed)
-        except AttributeError as error:
-            # Accelerate would take it for a loader that has no such mark, and build another.
-            raise ConfigurationError(
-                f"prepare() could not fit this {type(loader).__name__} to the accelerator, since "
-                f"an attribute is missing in what it was built with: {error}"
-            ) from error
+    if not (isinstance(accelerator, Accelerator) and isinstance(loader, ResumableDataLoader)):
+        raise ConfigurationError(
+            f"prepare() got a {type(accelerator).__name__} and a {type(loader).__name__}: expected "
+            "an Accelerator and a ResumableDataLoader; accelerator.prepare() prepares anything else"
+        )
+    _prepare(loader, accelerator, device_placement, explicit=True)
+    # Finds the loader prepared, and registers it.
+    accelerator.prepare_data_loader(loader)
+    return loader
+
+
+def prepare_unless_explicit(
+    accelerator: Accelerator, loader: ResumableDataLoader[Any], device_placement: bool | None
+) -> None:
+    """Prepare a loader for the accelerator that asks, unless :func:`prepare` has done so."""
+    if isinstance(loader.adapter, _Passes) and loader.adapter.explicit:
+        return
+    try:
+        _prepare(loader, accelerator, device_placement, explicit=False)
+    except AttributeError as error:
+        # Accelerate would conclude that the loader is not prepared, and build another.
+        raise ConfigurationError(
+            f"prepare() could not fit this {type(loader).__name__} to the accelerator, since an "
+            f"attribute is missing in what it was built with: {error}"
+        ) from error
+
+
+def is_prepared(loader: ResumableDataLoader[Any]) -> bool:
+    """Whether an accelerator drives the loader."""
     return isinstance(loader.adapter, _Passes)
 
 
@@ -88,6 +131,7 @@ class _Passes:
         samples: how many samples an epoch has over all processes, where the loader does not know
             which of them are padding.
         given: the loader's arguments as the user gave them.
+        explicit: prepared by :func:`prepare`, and not by an accelerator that asked.
     """
 
     gathers_state: ClassVar[bool] = True
@@ -98,6 +142,7 @@ class _Passes:
     non_blocking: bool
     samples: int | None
     given: Arguments
+    explicit: bool
 
     def passes(self, batches: Delivery[Any]) -> Iterator[Any]:
         loader: Any = self.loader()
@@ -157,7 +202,14 @@ def _watch_loading(accelerator: Accelerator) -> None:
 _WATCHED: WeakSet[Accelerator] = WeakSet()
 
 
-def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed: bool) -> None:
+def _prepare(
+    loader: ResumableDataLoader[Any],
+    accelerator: Accelerator,
+    device_placement: bool | None,
+    *,
+    explicit: bool,
+) -> None:
+    _watch_loading(accelerator)
     if accelerator.dispatch_batches:
         raise ConfigurationError(
             "dispatch_batches=True has the main process read for all, and of a ResumableDataLoader "
@@ -185,16 +237,18 @@ def _prepare(loader: ResumableDataLoader[Any], accelerator: Accelerator, placed:
         if isinstance(shard, BatchSampler):
             # join_uneven_inputs() sets it.
             shard.even_batches = loader.tail == "pad"  # type: ignore[attr-defined]
+    is_placed = accelerator.device_placement if device_placement is None else device_placement
     prepared: Any = loader  # has Accelerate's attributes from here on
     prepared.total_batch_size = (per_process or 1) * loader.world_size
     prepared.end_of_dataloader, prepared.remainder = False, -1
     prepared.adapter = _Passes(
         ref(loader),
         settings,
-        accelerator.device if placed else None,
+        accelerator.device if is_placed else None,
         accelerator.non_blocking,
         samples,
         given,
+        explicit,
     )
 
 

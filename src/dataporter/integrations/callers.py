@@ -1,8 +1,13 @@
-"""What frameworks do to a loader without a word of themselves: only who calls tells of it."""
+"""Look-ups: frameworks that use a loader without calling it by name, recognised by their frames.
+
+Importing this module installs the hooks. It imports no framework.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -10,84 +15,168 @@ from torch.utils.data import DataLoader
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.hooks import install
+from dataporter.loader.loader import ResumableDataLoader
 
-__all__ = ["FrameworkHooks", "is_fabrics_count", "refuse_copy", "refuse_takeover"]
+__all__ = ["LOOKUPS", "FrameworkHooks", "Lookup", "search"]
 
 
-def refuse_takeover(loader: Any, caller: FrameType) -> None:
-    """Raise where ``iter(loader)`` was called by another DataLoader that has its attributes.
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A function of a framework that is recognised on the stack.
 
-    Ray Train's ``prepare_data_loader`` makes one. It has no methods for the state, so that people
-    take the state of the loader inside, which is a batch ahead of the training (C1).
+    Attributes:
+        framework: name and version that the function was read in.
+        modules: where the function is defined.
+        functions: their qualified names.
+        variables: the local variables that are read.
+        elsewhere: functions of this name in other modules count as well.
     """
-    if caller.f_code.co_name != "__iter__":
-        return
-    taker = caller.f_locals.get("self")
-    if taker is loader or not isinstance(taker, DataLoader):
-        return
-    # It has taken the loader's attributes over.
-    if vars(taker).get("_membership") is vars(loader)["_membership"]:
-        raise ConfigurationError(
-            f"a {type(taker).__name__} has been put around this loader. It reads a batch ahead of "
-            "the training, which state_dict() would count, so that a resume would leave it out: "
-            "use the loader itself (Ray Train: without prepare_data_loader(), since its ranks "
-            "share the data out already; DevicePrefetcher(loader, ray.train.torch.get_device()) "
-            "brings the batches to the device)"
+
+    framework: str
+    modules: tuple[str, ...]
+    functions: tuple[str, ...]
+    variables: tuple[str, ...]
+    elsewhere: bool = False
+
+    def is_of(self, frame: FrameType) -> bool:
+        """Whether a frame runs one of the functions, and has the variables."""
+        return (
+            frame.f_code.co_name in [name.rpartition(".")[2] for name in self.functions]
+            and (self.elsewhere or frame.f_globals.get("__name__") in self.modules)
+            and all(name in frame.f_locals for name in self.variables)
         )
 
 
-def refuse_copy(loader: Any, caller: FrameType | None) -> None:
-    """Raise where Accelerate's functions read the arguments of ``loader``.
+# Its wrapper takes over the loader's attributes and reads a batch ahead. Others may do the same.
+RAY_WRAPS = Lookup(
+    framework="Ray Train 2.60.0",
+    modules=("ray.train.torch.train_loop_utils",),
+    functions=("_WrappedDataLoader.__iter__",),
+    variables=("self",),
+    elsewhere=True,
+)
+# They build a plain DataLoader from the attributes of another.
+ACCELERATE_COPIES = Lookup(
+    framework="Accelerate 1.15.0",
+    modules=("accelerate.data_loader",),
+    functions=("prepare_data_loader", "skip_first_batches"),
+    variables=("dataloader",),
+)
+# It asks a loader whether it is prepared, without naming the Accelerator.
+ACCELERATE_PREPARES = Lookup(
+    framework="Accelerate 1.15.0",
+    modules=("accelerate.accelerator",),
+    functions=("Accelerator.prepare_data_loader",),
+    variables=("self", "data_loader", "device_placement"),
+)
+# Its wrapper sets the epoch to the number of passes that it has begun.
+FABRIC_SETS_EPOCH = Lookup(
+    framework="Lightning 2.6.6",
+    modules=("lightning.fabric.utilities.data", "lightning_fabric.utilities.data"),
+    functions=("_set_sampler_epoch",),
+    variables=("dataloader",),
+)
+FABRIC_ITERATES = Lookup(
+    framework="Lightning 2.6.6",
+    modules=("lightning.fabric.wrappers", "lightning_fabric.wrappers"),
+    functions=("_FabricDataLoader.__iter__",),
+    variables=("self",),
+)
 
-    They build another DataLoader of them, and take what they are given for a plain one: there is
-    nothing else that all of them ask a loader, whatever its sampler or its dataset may be.
+LOOKUPS = (RAY_WRAPS, ACCELERATE_COPIES, ACCELERATE_PREPARES, FABRIC_SETS_EPOCH, FABRIC_ITERATES)
+
+
+def search(lookup: Lookup, caller: FrameType, loader: object = None) -> Iterator[FrameType]:
+    """The frames of a look-up's functions, from a caller outwards.
+
+    Args:
+        loader: its own methods, which a subclass may have overridden, are passed over.
     """
-    if caller is not None and caller.f_code.co_name == "<dictcomp>":  # a frame up to Python 3.11
-        caller = caller.f_back
-    if caller is None or caller.f_globals.get("__name__") != "accelerate.data_loader":
-        return
-    name = caller.f_code.co_name
-    advice = (
-        "leave it out after load_state(), which has set this loader to its place already; or use "
-        "dataporter.integrations.accelerate.skip_first_batches() (in the Transformers Trainer: "
-        "ResumableTrainer of dataporter.integrations.transformers)"
-        if name == "skip_first_batches"
-        else "use accelerator.prepare(), which returns this loader itself"
-    )
-    raise ConfigurationError(
-        f"Accelerate's {name}() puts a plain DataLoader in this loader's place, which reads "
-        f"without its seeds, device, shards and state: {advice}"
-    )
-
-
-def is_fabrics_count(caller: FrameType) -> bool:
-    """Whether an epoch is told by Fabric's wrapper, which counts the passes that it has begun.
-
-    The loader counts these as well; and where ``fabric.load`` goes back to an earlier state of the
-    same training, the wrapper counts on.
-    """
-    begins = caller.f_back if caller.f_code.co_name == "_set_sampler_epoch" else None
-    return begins is not None and "_num_iter_calls" in vars(begins.f_locals.get("self", object))
+    frame: FrameType | None = caller
+    while frame is not None:
+        if lookup.is_of(frame):
+            bound = frame.f_locals.get("self")
+            if bound is None or bound is not loader:
+                yield frame
+        frame = frame.f_back
 
 
 class FrameworkHooks:
     """The hooks that every loader asks, see :mod:`dataporter.loader.hooks`."""
 
-    def iterating(self, loader: Any, caller: FrameType) -> None:
-        refuse_takeover(loader, caller)
+    def iterating(self, loader: ResumableDataLoader[Any], caller: FrameType) -> None:
+        """Refuse a wrapper that has taken over the loader's attributes.
 
-    def reading_arguments(self, loader: Any, caller: FrameType) -> None:
-        refuse_copy(loader, caller)
+        Ray Train's has no methods for the state, so that users save the state of the loader inside,
+        which is a batch ahead of the training (C1).
+        """
+        for frame in search(RAY_WRAPS, caller, loader):
+            wrapper = frame.f_locals["self"]
+            if isinstance(wrapper, DataLoader) and _has_setup_of(loader, wrapper):
+                raise ConfigurationError(
+                    f"a {type(wrapper).__name__} has been put around this loader. It reads a batch "
+                    "ahead of the training, which state_dict() would count, so that a resume would "
+                    "leave it out: use the loader itself (Ray Train: without "
+                    "prepare_data_loader(), since the loader shares the data between the ranks "
+                    "already; DevicePrefetcher(loader, ray.train.torch.get_device()) moves the "
+                    "batches to the device)"
+                )
 
-    def is_prepared(self, loader: Any, caller: FrameType) -> bool:
+    def reading_arguments(self, loader: ResumableDataLoader[Any], caller: FrameType) -> None:
+        """Refuse Accelerate's functions that build a plain loader from this one.
+
+        ``multiprocessing_context`` is the one attribute that they read from every loader, whatever
+        its sampler and dataset are.
+        """
+        for frame in search(ACCELERATE_COPIES, caller, loader):
+            if frame.f_locals["dataloader"] is not loader:
+                continue
+            name = frame.f_code.co_name
+            advice = (
+                "leave it out after load_state(), which has set this loader to its position "
+                "already; or use dataporter.integrations.accelerate.skip_first_batches() (in the "
+                "Transformers Trainer: ResumableTrainer of dataporter.integrations.transformers)"
+                if name == "skip_first_batches"
+                else "use accelerator.prepare(), which returns this loader itself"
+            )
+            raise ConfigurationError(
+                f"Accelerate's {name}() replaces this loader by a plain DataLoader, which ignores "
+                f"its seeds, device, shards and state: {advice}"
+            )
+
+    def is_prepared(self, loader: ResumableDataLoader[Any], caller: FrameType) -> bool:
+        """Prepare the loader for the ``Accelerator`` that asks, and say so."""
         if "accelerate" not in sys.modules:
             return False
-        from dataporter.integrations.accelerate import prepare_for_caller
+        from dataporter.integrations import accelerate
 
-        return prepare_for_caller(loader, caller)
+        for frame in search(ACCELERATE_PREPARES, caller, loader):
+            asked = frame.f_locals
+            if asked["data_loader"] is loader:
+                accelerate.prepare_unless_explicit(asked["self"], loader, asked["device_placement"])
+                break
+        return accelerate.is_prepared(loader)
 
     def counts_passes(self, caller: FrameType) -> bool:
-        return is_fabrics_count(caller)
+        """Whether Fabric's wrapper sets an epoch, by which it means the passes it has begun.
+
+        The loader counts these as well; and after ``fabric.load`` of an earlier state of the same
+        training, the wrapper does not count from there.
+        """
+        return any(
+            True
+            for frame in search(FABRIC_SETS_EPOCH, caller)
+            for _ in search(FABRIC_ITERATES, frame)
+        )
+
+
+def _has_setup_of(loader: ResumableDataLoader[Any], wrapper: Any) -> bool:
+    """Whether a loader of another class has the attributes of this one."""
+    try:
+        # The wrapper's class has no such property, and its attributes may have what it reads.
+        return ResumableDataLoader.setup.fget(wrapper) is loader.setup  # type: ignore[attr-defined]
+    except AttributeError:
+        return False
 
 
 install(FrameworkHooks())
