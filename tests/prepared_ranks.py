@@ -19,6 +19,7 @@ from example_streams import Generated, Sharded, numbers
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from dataporter import DataPorterError, ResumableDataLoader
+from dataporter.integrations.accelerate import prepare
 
 LENGTH = 21
 
@@ -75,6 +76,11 @@ def simple_built_before() -> Any:
 def built_after() -> Any:
     accelerator = accelerator_with()
     return passed(accelerator, accelerator.prepare(loader_of(4)))
+
+
+def explicit() -> Any:
+    accelerator = accelerator_with()
+    return passed(accelerator, prepare(accelerator, loader_of(4)))
 
 
 def waiting_place() -> Any:
@@ -171,6 +177,7 @@ if __name__ == "__main__":
         "built_before": built_before(),
         "simple_built_before": simple_built_before(),
         "built_after": built_after(),
+        "explicit": explicit(),
         "waiting_place": waiting_place(),
         "split_batches": split_batches(),
         "split_of_an_odd_batch": split_of_an_odd_batch(),

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torchrun import finished
 from torchrun import torchrun as launched
 
 from dataporter import ConfigurationError, DevicePrefetcher, ResumableDataLoader
+from dataporter.integrations.accelerate import prepare
 from dataporter.integrations.accelerate import skip_first_batches as jump
 
 RANKS = Path(__file__).parents[1] / "prepared_ranks.py"
@@ -92,6 +94,75 @@ def test_prepare_returns_the_loader_which_says_where_its_epoch_ends() -> None:
     assert loader.total_batch_size == 4
 
 
+def prepared_by_both(accelerator: Accelerator, loader: Any) -> Any:
+    return accelerator.prepare(prepare(accelerator, loader))
+
+
+def training(
+    prepared: Callable[[Accelerator, Any], Any], folder: Path, **configuration: Any
+) -> Any:
+    """All that a training sees of a loader, what it saves, and what a resumed one sees."""
+    accelerator = accelerator_with(accumulate=2, **configuration)
+    given = loader_of(4)
+    loader, model = prepared(accelerator, given), accelerator.prepare(nn.Linear(1, 1))
+    state, seen = accelerator.gradient_state, []
+    for batch in loader:
+        with accelerator.accumulate(model):
+            gathered = accelerator.gather_for_metrics(batch)
+            seen.append((batch.tolist(), gathered.tolist(), accelerator.sync_gradients))
+            seen.append((state.end_of_dataloader, state.remainder, loader.total_batch_size))
+        if loader.step == 1:
+            accelerator.save_state(str(folder))
+    saved = torch.load(folder / "dl_state_dict.bin")
+    registered = loader is given, accelerator._dataloaders.count(loader), state.in_dataloader
+    accelerator = accelerator_with(accumulate=2, **configuration)
+    resumed = prepared(accelerator, loader_of(4))
+    accelerator.load_state(str(folder))
+    return seen, saved, registered, lists(resumed)
+
+
+@pytest.mark.parametrize("explicit", [prepare, prepared_by_both])
+@pytest.mark.parametrize(
+    "configuration", [{}, {"even_batches": False}, {"split_batches": True}], ids=str
+)
+def test_a_loader_prepared_explicitly_equals_one_prepared_by_the_accelerator(
+    tmp_path: Path, explicit: Any, configuration: dict[str, Any]
+) -> None:
+    magic = training(Accelerator.prepare, tmp_path / "magic", **configuration)
+    assert training(explicit, tmp_path / "explicit", **configuration) == magic
+    seen, _, registered, resumed = magic
+    assert [batch for batch, *_ in seen[2::2]] == resumed
+    assert registered == (True, 1, False)
+
+
+def test_a_loader_prepared_explicitly_needs_no_look_up(monkeypatch: Any) -> None:
+    monkeypatch.setattr("dataporter.integrations.callers.search", lambda *_: iter(()))
+    accelerator, loader, unprepared = accelerator_with(), loader_of(4), loader_of(4)
+    assert prepare(accelerator, loader) is loader
+    assert accelerator.prepare(loader) is loader
+    assert accelerator.prepare(unprepared) is not unprepared, "it is found by a look-up alone"
+
+
+def test_explicit_settings_stay_until_the_loader_is_prepared_explicitly_again() -> None:
+    loader = prepare(accelerator_with(even_batches=False), loader_of(4))
+    another = accelerator_with()
+    assert another.prepare(loader) is loader
+    assert loader.tail == "uneven"
+    assert prepare(another, loader) is loader
+    assert loader.tail == "pad"
+    assert another._dataloaders.count(loader) == 1
+
+
+def test_explicit_preparing_refuses_the_same() -> None:
+    loader = loader_of(4)
+    with pytest.raises(ConfigurationError, match="leave dispatch_batches= out"):
+        prepare(accelerator_with(dispatch_batches=True), loader)
+    assert lists(loader) == lists(loader_of(4))
+    for wrong in ((loader, accelerator_with()), (accelerator_with(), DataLoader(range(3)))):
+        with pytest.raises(ConfigurationError, match="expected an Accelerator and a Resumable"):
+            prepare(*wrong)  # type: ignore[arg-type]
+
+
 def test_a_pass_that_is_left_is_no_longer_the_active_one() -> None:
     accelerator = accelerator_with()
     outer, inner = accelerator.prepare(loader_of(4), loader_of(5))
@@ -116,7 +187,10 @@ def test_batches_are_placed_as_the_accelerator_places_them(monkeypatch: Any) -> 
     placed.clear()
     list(accelerator.prepare(loader_of(5), device_placement=[False]))
     list(Accelerator(cpu=True, device_placement=False).prepare(loader_of(5)))
+    list(accelerator.prepare(prepare(accelerator, loader_of(5), device_placement=False)))
     assert placed == []
+    list(prepare(accelerator, loader_of(5)))
+    assert placed == [(accelerator.device, True)] * 2
 
 
 def test_a_state_saved_in_a_loop_goes_on_with_the_next_batch(tmp_path: Path) -> None:
@@ -325,7 +399,7 @@ ALL = set(range(21))
 
 
 @pytest.mark.parametrize(
-    "scenario", ["built_before", "simple_built_before", "built_after", "split_batches"]
+    "scenario", ["built_before", "simple_built_before", "built_after", "split_batches", "explicit"]
 )
 def test_two_ranks_share_each_sample_out_once(
     two_ranks: list[dict[str, Any]], scenario: str
@@ -347,6 +421,13 @@ def test_a_loader_built_before_the_accelerator_joins_its_ranks(two_ranks: list[A
     assert before["same"]
     assert before["shares"] == [2, 8]
     assert before["own"] == after["own"]
+
+
+def test_ranks_prepared_explicitly_equal_ranks_prepared_by_the_accelerator(
+    two_ranks: list[Any],
+) -> None:
+    for found in two_ranks:
+        assert found["explicit"] == found["built_after"]
 
 
 def test_a_place_of_before_is_shared_out_as_well(two_ranks: list[Any]) -> None:
