@@ -1,9 +1,4 @@
-"""Programs that save checkpoints and come to a bad end.
-
-python checkpoint_writer.py killed-often PATH WRITERS TIMES SEED    kills so many writers at a time
-python checkpoint_writer.py dies-before CALL PATH    saves 1, 2, 3, and is killed before CALL in 4
-python checkpoint_writer.py full PATH    saves 1, then more than a file may hold
-"""
+"""Programs that save checkpoints and come to a bad end: see programs.py."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import os
 import random
 import resource
 import signal
-import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -34,12 +28,15 @@ def number_of(loaded: dict[str, Any]) -> int:
     return number
 
 
-def killed_often(path: str, writers: str, times: str, seed: str) -> None:
-    """Writers that save 1, 2, 3, ... are killed at random; what is left must be whole."""
-    rng = random.Random(int(seed))
+def killed_often(path: str, writers: int, times: int, seed: int) -> None:
+    """Writers that save 1, 2, 3, ... are killed at random; what is left must be whole.
+
+    Prints how many kills have hit the writing of a file.
+    """
+    rng = random.Random(seed)
     in_the_middle = 0
-    for _ in range(int(times)):
-        started = [_forked(path) for _ in range(int(writers))]
+    for _ in range(times):
+        started = [_forked(path) for _ in range(writers)]
         time.sleep(rng.uniform(0, 0.02))
         saved = {}
         for writer, announcements in started:
@@ -70,6 +67,7 @@ def _forked(path: str) -> tuple[int, BinaryIO]:
 
 
 def dies_before(call: str, path: str) -> None:
+    """Saves 1, 2 and 3, and is killed before ``os.call()`` in the save of 4."""
     for number in (1, 2, 3):
         checkpoint.save_atomically(content(number), path)
 
@@ -81,6 +79,7 @@ def dies_before(call: str, path: str) -> None:
 
 
 def full(path: str) -> None:
+    """Saves 1, and then more than a file may hold."""
     checkpoint.save_atomically(content(1), path)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -88,10 +87,3 @@ def full(path: str) -> None:
         checkpoint.save_atomically(content(2), path)
     except OSError as error:
         print(type(error).__name__, error.errno)
-
-
-if __name__ == "__main__":
-    program, *arguments = sys.argv[1:]
-    programs = {"killed-often": killed_often, "dies-before": dies_before, "full": full}
-    torch.set_num_threads(1)
-    programs[program](*arguments)

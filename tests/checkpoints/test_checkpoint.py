@@ -6,8 +6,6 @@ import errno
 import os
 import pickle
 import random
-import subprocess
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -24,6 +22,7 @@ from budgets import cases
 from checkpoint_writer import content, number_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Program
 
 from dataporter import (
     CheckpointNotFoundError,
@@ -33,8 +32,6 @@ from dataporter import (
     load_latest,
     save_atomically,
 )
-
-WRITER = [sys.executable, "-u", checkpoint_writer.__file__]
 
 
 def names(folder: Path) -> list[str]:
@@ -162,10 +159,10 @@ def test_an_object_that_cannot_be_pickled_leaves_everything_unchanged(tmp_path: 
 
 def test_a_full_disk_is_an_oserror_and_leaves_everything_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    ran = subprocess.run(
-        [*WRITER, "full", path], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert ran.stdout == f"OSError {errno.EFBIG}\n"
+    writer = Program(checkpoint_writer.full, str(path))
+    printed, _ = writer.communicate()
+    assert writer.returncode == 0
+    assert printed.decode() == f"OSError {errno.EFBIG}\n"
     assert names(tmp_path) == ["checkpoint.pt"]
     assert number_of(load_latest(path)) == 1
 
@@ -315,36 +312,32 @@ def test_an_error_from_torch_load_does_not_count_as_damage(tmp_path: Path) -> No
 # ---- kills
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("writers", "times"), [(1, 60), (2, 30)])
+@pytest.mark.parametrize(
+    ("writers", "times"), [(1, 60), pytest.param(2, 30, marks=pytest.mark.slow)]
+)
 def test_writers_killed_at_any_moment_leave_the_checkpoints_they_announced(
     tmp_path: Path, writers: int, times: int
 ) -> None:
     """Each run is killed at random; the next removes its unfinished file."""
-    seed = str(random.randrange(10**9))
+    seed = random.randrange(10**9)
     print(f"kills drawn from seed {seed}")
     path = tmp_path / "checkpoint.pt"
-    ran = subprocess.run(
-        [*WRITER, "killed-often", path, str(writers), str(times), seed],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert int(ran.stdout) > times / 4, "hardly any kill interrupted the writing of a file"
+    program = Program(checkpoint_writer.killed_often, str(path), writers, times, seed)
+    printed, errors = program.communicate()
+    assert (program.returncode, errors) == (0, b"")
+    assert int(printed) > times / 4, "hardly any kill interrupted the writing of a file"
     save_atomically(content(0), path)
     assert len(names(tmp_path)) == 3
     assert unfinished(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "link", "replace"])
 def test_a_death_between_the_steps_of_a_save_leaves_the_last_good_one(
     tmp_path: Path, call: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
-    ran = subprocess.run([*WRITER, "dies-before", call, path], timeout=60)
-    assert ran.returncode == -9
+    writer = Program(checkpoint_writer.dies_before, call, str(path))
+    assert writer.wait(60) == -9
     assert len(unfinished(tmp_path)) == 1
     with no_warnings():
         assert number_of(load_latest(path)) == 3

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from programs import Program
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataporter import ConfigurationError, ResumableDataLoader, SharedSequence
@@ -421,17 +421,6 @@ def test_it_is_a_dataset_that_resumes(num_workers: int) -> None:
     assert same(subset, list(load(Subset(plain, list(range(30, 10, -1))))))
 
 
-def run_python(code: str, **arguments: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        **arguments,
-    )
-
-
 MAKER = """
 import pickle, sys
 from dataporter import SharedSequence
@@ -451,16 +440,16 @@ EVERY_OTHER = [{"n": n} for n in range(0, 1000, 2)]
 
 
 @pytest.fixture
-def maker() -> Iterator[subprocess.Popen[bytes]]:
-    process = run_python(MAKER)
+def maker() -> Iterator[Program]:
+    process = Program(exec, MAKER, {})
     yield process
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate()
 
 
 @on_linux
 def test_a_pickle_outlives_its_maker_where_another_process_has_the_block(
-    maker: subprocess.Popen[bytes],
+    maker: Program,
 ) -> None:
     first = bytes.fromhex(maker.stdout.readline().decode())
     shared = pickle.loads(first)
@@ -469,8 +458,8 @@ def test_a_pickle_outlives_its_maker_where_another_process_has_the_block(
     maker.wait(30)
     # Known here, though the pickle's own place is gone.
     assert pickle.loads(first)._block is shared._block
-    passer = run_python(PASSER)
-    out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n", timeout=60)
+    passer = Program(exec, PASSER, {})
+    out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n")
     assert passer.returncode == 0
     del shared
     gc.collect()
@@ -483,11 +472,11 @@ def test_a_pickle_outlives_its_maker_where_another_process_has_the_block(
 @on_linux
 def test_a_pickle_outlives_its_pickler_where_the_maker_has_the_block() -> None:
     shared = SharedSequence(EVERY_OTHER)
-    passer = run_python(PASSER)
-    out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n", timeout=60)
+    passer = Program(exec, PASSER, {})
+    out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n")
     code = "import pickle, sys; print(list(pickle.loads(bytes.fromhex(sys.stdin.read()))))"
-    reader = run_python(code)
-    read, _ = reader.communicate(out, timeout=60)
+    reader = Program(exec, code, {})
+    read, _ = reader.communicate(out)
     assert read.decode().strip() == str(EVERY_OTHER)
 
 
@@ -544,7 +533,7 @@ def mappings() -> int:
 
 
 @on_linux
-def test_descriptors_and_mappings_go_with_the_sequence(maker: subprocess.Popen[bytes]) -> None:
+def test_descriptors_and_mappings_go_with_the_sequence(maker: Program) -> None:
     before, mapped = descriptors(), mappings()
     for n in range(1000):
         SharedSequence([n, "a"])
@@ -576,11 +565,11 @@ def test_nothing_is_left_of_what_is_killed() -> None:
         return shared | {name for name in os.listdir("/tmp") if name.startswith("dataporter")}
 
     before = left()
-    process = run_python(MAKER)
+    process = Program(exec, MAKER, {})
     process.stdout.readline()
     during = left()
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.kill()
+    process.communicate()
     assert during <= before | left()
     assert left() <= before
 
