@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -256,15 +253,10 @@ def test_debug_shows_the_traceback(train: Path) -> None:
 
 
 def test_the_tables_print_in_ascii(train: Path) -> None:
-    code = "from dataporter.tools.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "bench", f"{train}:loader", "--seconds", "0.3"],
-        capture_output=True,
-        timeout=100,
-        check=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    )
-    assert b"####" in done.stdout
+    command = ["bench", f"{train}:loader", "--seconds", "0.3"]
+    done = CliRunner(charset="ascii").invoke(main, command)
+    assert done.exit_code == 0
+    assert b"####" in done.stdout_bytes
 
 
 def test_arguments_of_the_command_line_are_python_values(train: Path) -> None:

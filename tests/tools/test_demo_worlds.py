@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from dataporter.tools.cli import main
 from dataporter.tools.demo.runs import DemoError
 from dataporter.tools.demo.show_worlds import prove
 from dataporter.tools.demo.worlds import (
@@ -134,6 +136,6 @@ def test_a_rank_that_fails_is_an_error_with_what_it_said_and_ends_the_others(
 
 def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
-    found = demo("--world", "2,1", "--keep", str(tmp_path))
-    assert found.returncode == 2
+    found = CliRunner().invoke(main, ["demo", "--world", "2,1", "--keep", str(tmp_path)])
+    assert found.exit_code == 2
     assert "is not empty" in found.stderr
