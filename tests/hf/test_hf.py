@@ -16,6 +16,7 @@ import datasets as hf
 import numpy as np
 import pytest
 import torch
+from budgets import slow
 from datasets import (
     Array2D,
     Array3D,
@@ -591,7 +592,7 @@ def as_it_is(samples: list[Any]) -> list[Any]:
     return samples
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", *slow("spawn")])
 def test_workers_give_the_same_batches(tmp_path: Path, context: str) -> None:
     dataset = saved(mixed(150), tmp_path / "data").shuffle(seed=1)
     wrapper = UnifiedHFDatasetWrapper(dataset, {"inner.x": "float16"})

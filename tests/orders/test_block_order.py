@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from budgets import cases
+from budgets import cases, slow
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -148,7 +148,10 @@ def test_a_buffer_of_the_whole_dataset_is_a_full_shuffle() -> None:
 # ---- how well it is mixed
 
 
-@pytest.mark.parametrize(("block", "buffer"), [(5, 4), (64, 16), (1024, 4), (1024, 16), (4099, 3)])
+@pytest.mark.parametrize(
+    ("block", "buffer"),
+    [(5, 4), (64, 16), *slow((1024, 4), (1024, 16), (4099, 3))],
+)
 def test_each_position_of_a_window_has_each_of_its_samples_equally_often(
     block: int, buffer: int
 ) -> None:
@@ -165,7 +168,7 @@ def test_each_position_of_a_window_has_each_of_its_samples_equally_often(
         assert p_value(pairs, shares * shares[:, None]) > UNLIKELY
 
 
-@pytest.mark.parametrize(("block", "buffer"), [(64, 16), (1024, 16), (3000, 5)])
+@pytest.mark.parametrize(("block", "buffer"), [(64, 16), *slow((1024, 16), (3000, 5))])
 def test_neighbours_in_an_epoch_come_from_any_two_blocks_of_their_window(
     block: int, buffer: int
 ) -> None:
@@ -179,7 +182,7 @@ def test_neighbours_in_an_epoch_come_from_any_two_blocks_of_their_window(
     assert p_value(counts, block - np.eye(buffer)) > UNLIKELY
 
 
-@pytest.mark.parametrize("length", [40, 33])
+@pytest.mark.parametrize("length", [*slow(40), 33])
 def test_every_order_of_the_blocks_is_equally_likely(length: int) -> None:
     """Also with the short last block of 33, wherever it lands."""
     orders = dict.fromkeys(permutations(range(4)), 0)
@@ -189,7 +192,7 @@ def test_every_order_of_the_blocks_is_equally_likely(length: int) -> None:
     assert p_value(np.array(list(orders.values()), dtype=float)) > UNLIKELY
 
 
-@pytest.mark.parametrize("count", [50, SORTED_LENGTH + 50])
+@pytest.mark.parametrize("count", [50, *slow(SORTED_LENGTH + 50)])
 def test_the_last_block_comes_anywhere(count: int) -> None:
     order, length, tenths = BlockShuffledOrder(10, 1), count * 10 - 7, np.zeros(10)
     for seed in range(2000 if count < 100 else 300):
@@ -199,7 +202,7 @@ def test_the_last_block_comes_anywhere(count: int) -> None:
     assert p_value(tenths) > UNLIKELY
 
 
-@pytest.mark.parametrize(("block", "buffer"), [(60, 8), (600, 10)])
+@pytest.mark.parametrize(("block", "buffer"), [(60, 8), *slow((600, 10))])
 def test_windows_epochs_and_seeds_are_independent_of_each_other(block: int, buffer: int) -> None:
     order, window, buckets = BlockShuffledOrder(block, buffer), block * buffer, 12
     counts = np.zeros((4, buckets, buckets))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from budgets import cases
+from budgets import cases, slow
 from example_streams import (
     KINDS,
     Generated,
@@ -82,7 +82,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one(
 
 @kinds
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("stop", [0, 1, 4, 8, 100])
+@pytest.mark.parametrize("stop", [0, *slow(1), 4, *slow(8), 100])
 def test_workers_stop_and_go_on(kind: str, workers: int, stop: int) -> None:
     expected = rest(loader_of(KINDS[kind](31), workers))
     stopped = loader_of(KINDS[kind](31), workers)

@@ -10,6 +10,7 @@ import faulty
 import numpy as np
 import pytest
 import torch
+from budgets import slow_except
 from example_streams import KINDS
 from faulty import FAULTS, loader
 from subjects import Augmented, Batched, Indices
@@ -40,8 +41,11 @@ SEEN_IN_THE_SECOND_EPOCH = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make_loader", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "make_loader",
+    slow_except((faulty.list_shuffled_by_python, faulty.transform_that_counts), FAULTS),
+    ids=lambda fault: fault.__name__,
+)
 def test_each_fault_has_its_diagnosis(make_loader: Callable[[], Any]) -> None:
     cause, named = FAULTS[make_loader]
     workers = [0, 2] if make_loader in SEEN_WITH_WORKERS else [0]
@@ -54,6 +58,7 @@ def test_each_fault_has_its_diagnosis(make_loader: Callable[[], Any]) -> None:
     assert diagnosis.remedy
 
 
+@pytest.mark.slow
 def test_a_number_of_workers_that_cannot_change_is_named() -> None:
     make_loader = faulty.plain_loader_that_depends_on_its_workers
     report = verify(make_loader, workers=[0, 1], steps=6, measure=False)
@@ -81,7 +86,7 @@ def sound(name: str) -> Any:
     return SOUND[name]()
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", slow_except(("augmented", "columns", "dataset state"), SOUND))
 def test_nothing_is_found_in_a_sound_loader(name: str, hosts: Processes) -> None:
     """The diagnosis runs as if a case had differed."""
     stream = name in KINDS

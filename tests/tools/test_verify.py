@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from budgets import slow_except
 from example_streams import KINDS
 from rich.console import Console
 from subjects import Augmented
@@ -203,7 +204,7 @@ def test_columns_are_exact() -> None:
     assert verify(columns, workers=[0, 1], measure=False).exact
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_except(("shards", "dataset state", "replay"), KINDS))
 def test_streams_are_exact(kind: str) -> None:
     report = verify(stream, arguments={"kind": kind}, workers=[0, 2], measure=False)
     assert report.exact, str(report)
@@ -409,6 +410,7 @@ def test_a_function_receives_the_arguments_that_it_takes() -> None:
     assert {case.setting for case in report.cases} >= {"no workers", "2 processes"}
 
 
+@pytest.mark.slow
 def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(
         "from dataporter import ResumableDataLoader\n"
@@ -441,6 +443,7 @@ def test_the_plugin_does_not_import_torch() -> None:
     assert ran.stdout.strip() == "False", ran.stderr
 
 
+@pytest.mark.slow
 def test_the_code_in_the_guide_runs() -> None:
     document = (HERE.parents[2] / "docs" / "verify.md").read_text()
     block, fixture = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
@@ -458,6 +461,7 @@ def test_the_command_gives_json() -> None:
     assert {case["verdict"] for case in found["cases"]} == {"exact"}
 
 
+@pytest.mark.slow
 def test_a_script_that_verifies_its_own_loader_needs_a_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
