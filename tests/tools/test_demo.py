@@ -1,4 +1,4 @@
-"""The demo: its comparison misses nothing, and its real run is exact and leaves nothing behind."""
+"""The demo: its comparison misses nothing; its real run is exact and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ TAMPERING = pytest.mark.parametrize(
         (other_loss, "losses differ"),
         (missing, "missing"),
         (twice, "2 times"),
-        (exchanged, "out of turn"),
+        (exchanged, "out of order"),
     ],
 )
 Tamper = Callable[[list[Step], int], list[Step]]
 
 
-def test_equal_trainings_have_no_differences() -> None:
+def test_equal_runs_have_no_differences() -> None:
     verdict = judge(REFERENCE, FIRST, KEPT, RESUMED)
     assert verdict.exact
     assert verdict.same == {"samples": 171, "digest": 171, "loss": 171}
@@ -127,12 +127,12 @@ def test_steps_too_few_or_too_many_are_not_exact() -> None:
     assert not judge(REFERENCE[:-1], FIRST, KEPT, RESUMED).exact
 
 
-def test_redone_steps_that_come_otherwise_are_counted() -> None:
+def test_redone_steps_that_differ_are_counted() -> None:
     assert redone(FIRST, KEPT, other_loss(RESUMED, 3)) == (7, 6)
     assert redone(FIRST, KEPT, ()) == (7, 0)
 
 
-def test_coverage_counts_what_came_twice_and_what_never_came() -> None:
+def test_coverage_counts_repeated_and_unseen_samples() -> None:
     assert coverage(REFERENCE, 1, LENGTH).is_whole
     reshuffled = [*REFERENCE[:KEPT], *epoch_of_steps(1, shuffle=1)[: STEPS - 20]]
     seen = coverage(reshuffled, 1, LENGTH)
@@ -141,7 +141,7 @@ def test_coverage_counts_what_came_twice_and_what_never_came() -> None:
     assert seen.repeated > 0
 
 
-def test_a_log_is_read_up_to_the_last_whole_line(tmp_path: Path) -> None:
+def test_a_log_is_read_up_to_the_last_complete_line(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "steps.jsonl")
     assert log.read() == []
     with log.path.open("a") as file:
@@ -155,7 +155,7 @@ def test_a_log_is_read_up_to_the_last_whole_line(tmp_path: Path) -> None:
         assert log.read() == [FIRST[0], Step(0, 1, (2,), "d", "0x1p+0")]
 
 
-# ---- the command, with runs that are made up
+# ---- the command, with invented runs
 
 
 def demo_of(
@@ -164,9 +164,9 @@ def demo_of(
     reference: list[Step] = REFERENCE,
     resumed: list[Step] = RESUMED,
 ) -> tuple[int, str]:
-    """Exit code and output of the demo, had its last exact run logged ``resumed``."""
+    """Exit code and output of the demo if its last exact run logs ``resumed``."""
 
-    def carry_out(scenarios: list[Scenario], *_: object) -> list[Run]:
+    def run_scenarios(scenarios: list[Scenario], *_: object) -> list[Run]:
         alone, *killed = scenarios
         return [
             Run(alone, tuple(reference), len(reference), ()),
@@ -174,7 +174,7 @@ def demo_of(
             *(Run(one, tuple(FIRST), KEPT, tuple(resumed)) for one in killed[1:]),
         ]
 
-    monkeypatch.setattr(demo_show, "carry_out", carry_out)
+    monkeypatch.setattr(demo_show, "run_scenarios", run_scenarios)
     result = CliRunner().invoke(main, ["demo", f"--output={tmp_path / 'demo.png'}"])
     return result.exit_code, result.output
 
@@ -193,7 +193,7 @@ def test_one_difference_exits_with_1(
     assert exit_code == 1, output
     assert "NOT exact" in output
     assert (
-        f"2, then 3 workers: epoch 1, step 3{2 if what == 'out of turn' else 1}: {what}" in output
+        f"2, then 3 workers: epoch 1, step 3{2 if what == 'out of order' else 1}: {what}" in output
     )
 
 
@@ -208,18 +208,18 @@ def test_a_resume_that_trains_nothing_exits_with_1(
 def test_runs_that_are_equally_wrong_exit_with_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    reference = [step for step in REFERENCE if step.place != (2, 56)]
+    reference = [step for step in REFERENCE if step.key != (2, 56)]
     monkeypatch.setattr("test_demo.RESUMED", reference[KEPT:])
     exit_code, output = demo_of(monkeypatch, tmp_path, reference, reference[KEPT:])
     assert exit_code == 1, output
-    assert "left alone: epoch 2 did not have every sample exactly once" in output
+    assert "uninterrupted: epoch 2 did not have every sample exactly once" in output
 
 
-# ---- the command's edges
+# ---- the command's errors
 
 
 def refused(*arguments: str) -> str:
-    """The one line that the command ends with."""
+    """The one line that the command prints."""
     result = CliRunner().invoke(main, ["demo", *arguments])
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1, result.stderr
@@ -241,9 +241,9 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
     )
 
 
-def test_what_cannot_work_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "old.pt").touch()
-    assert "there is no directory" in refused(f"--output={tmp_path}/nowhere/demo.png")
+    assert "does not exist" in refused(f"--output={tmp_path}/nowhere/demo.png")
     assert "ends in .png" in refused(f"--output={tmp_path}/demo.txt")
     plot = f"--output={tmp_path}/demo.png"
     assert "is not empty" in refused(plot, f"--keep={tmp_path}")
@@ -254,7 +254,7 @@ def test_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"{__version__}\n"
 
 
-def test_the_library_does_without_the_libraries_of_the_demo() -> None:
+def test_the_package_does_not_import_the_libraries_of_the_demo() -> None:
     code = (
         "import sys, dataporter, dataporter.tools.cli\n"
         "sys.exit(', '.join({'sklearn', 'matplotlib'} & set(sys.modules)) or 0)"
@@ -262,11 +262,11 @@ def test_the_library_does_without_the_libraries_of_the_demo() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-# ---- the real thing
+# ---- a real run
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:
-    """The living processes that were started in a directory, whoever their parent is by now."""
+    """The living processes that were started in a directory, whatever their parent is now."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -288,7 +288,7 @@ def wait_until(condition: Callable[[], object], seconds: float) -> bool:
 
 @pytest.fixture
 def bare_directory(tmp_path: Path) -> Iterator[Path]:
-    """A directory to start the command in, in which nothing may be running afterwards."""
+    """A working directory for the command, in which nothing may run afterwards."""
     yield tmp_path
     left = processes_in(tmp_path)
     for process in left:
@@ -325,8 +325,8 @@ def test_the_demo_kills_resumes_and_is_exact(bare_directory: Path) -> None:
     for run in ("run-2", "run-3", "run-4"):
         first = StepLog(bare_directory / "kept" / run / "first.jsonl").read()
         resumed = StepLog(bare_directory / "kept" / run / "resumed.jsonl").read()
-        assert 0 < first[-1].step < STEPS - 1, "not killed in the middle of an epoch"
-        assert first[-1].place > resumed[0].place, "no step was done again"
+        assert 0 < first[-1].step < STEPS - 1, "not killed mid-epoch"
+        assert first[-1].key > resumed[0].key, "no step was redone"
 
 
 @pytest.mark.slow
@@ -336,7 +336,7 @@ def test_ctrl_c_stops_every_process(bare_directory: Path) -> None:
         cwd=bare_directory,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background may have SIGINT ignored, which children would inherit.
+        # A test run in the background may ignore SIGINT, which children would inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

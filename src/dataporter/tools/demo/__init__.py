@@ -1,1 +1,1 @@
-"""`dataporter demo`: kills training processes, resumes them, compares them with one left alone."""
+"""`dataporter demo`: kills training runs, resumes them, compares them with an uninterrupted one."""

@@ -1,4 +1,4 @@
-"""The plot: loss curves over each other, and below how often each sample came."""
+"""The plot: the loss curves, and below them how often each sample was seen."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from dataporter.tools.demo.verdict import coverage, redone
 
 __all__ = ["check_output", "save_plot"]
 
-# From Okabe and Ito's palette, which people with any colour vision can tell apart.
+# From Okabe and Ito's palette, which is distinguishable with any colour vision.
 _SKY, _ORANGE, _VERMILION, _BLACK, _GREY = "#8CC8EC", "#E69F00", "#D55E00", "#1A1A1A", "#D9DDE1"
 _LINES = ((_ORANGE, 3.0, "solid"), (_BLACK, 1.2, (0, (3, 2))))
 _TEXT = 11
 _HEADING: dict[str, Any] = {"fontsize": 14, "fontweight": "bold"}
-# How wide the grid of samples is for its height.
+# Width of the grid of samples relative to its height.
 _GRID_ASPECT = 2.9
 _STEPS_AROUND = 13
 
 
 def check_output(output: Path) -> None:
-    """Say before the work begins, not after it, that the plot cannot be saved.
+    """Raise before the work begins, not after it, if the plot cannot be saved.
 
     Raises:
-        DemoError: no such directory, or no such image format.
+        DemoError: the directory does not exist, or the image format is not supported.
     """
     if not output.absolute().parent.is_dir():
-        raise DemoError(f"--output {output}: there is no directory {output.parent}")
+        raise DemoError(
+            f"--output {output}: the directory {output.parent} does not exist; create it"
+        )
     formats = FigureCanvasBase.get_supported_filetypes()
     if output.is_dir() or output.suffix.lstrip(".").lower() not in formats:
         raise DemoError(f"--output {output}: expected a file name that ends in .png, .svg or .pdf")
 
 
 def save_plot(output: Path, alone: Run, resumed: Sequence[Run], plain: Run, length: int) -> None:
-    """Draw the runs that should be one curve, and what each loader did with the samples.
+    """Draw the runs that should be one curve, and how often each loader delivered each sample.
 
     Args:
         output: the image file.
-        alone: the training that was never killed.
-        resumed: those that were killed and should equal it.
-        plain: one that was killed and used torch's DataLoader.
-        length: how many samples there are.
+        alone: the uninterrupted run.
+        resumed: the runs that were killed and should equal it.
+        plain: the run that was killed and used torch's DataLoader.
+        length: number of samples.
     """
     figure = Figure(figsize=(13, 8.2), layout="constrained")
     losses, samples = figure.subfigures(
@@ -63,11 +65,11 @@ def save_plot(output: Path, alone: Run, resumed: Sequence[Run], plain: Run, leng
 
 
 def _draw_losses(figure: SubFigure, alone: Run, resumed: Sequence[Run]) -> None:
-    figure.suptitle("Killed in the middle of an epoch, and resumed", **_HEADING)
+    figure.suptitle("Killed mid-epoch and resumed", **_HEADING)
     whole, close = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    whole.set_title(f"the loss of every step, in {1 + len(resumed)} trainings", fontsize=_TEXT)
-    _draw_loss(whole, alone.steps, 0, "never killed", color=_SKY, linewidth=7)
-    # The widest lies undermost, so that each shows where all of them coincide.
+    whole.set_title(f"loss of every step, {1 + len(resumed)} training runs", fontsize=_TEXT)
+    _draw_loss(whole, alone.steps, 0, "uninterrupted", color=_SKY, linewidth=7)
+    # The widest is drawn first, so that all are visible where they coincide.
     for run, (color, linewidth, style) in zip(resumed, _LINES):
         label = f"killed and resumed, {run.scenario.name}"
         _draw_loss(whole, run.steps, 0, label, color=color, linewidth=linewidth, linestyle=style)
@@ -83,7 +85,7 @@ def _draw_losses(figure: SubFigure, alone: Run, resumed: Sequence[Run]) -> None:
     killed_at = len(run.first) - 1
     again = redone(run.first, run.kept, run.resumed)
     close.set_title(
-        f"around the kill: {again.steps} steps done twice, {again.same} alike",
+        f"around the kill: {again.steps} steps redone, {again.same} of them equal",
         fontsize=_TEXT,
     )
     close.axvspan(run.kept - 0.5, killed_at, color=_GREY, alpha=0.6, linewidth=0)
@@ -136,7 +138,7 @@ def _write_beside(
 
 
 def _draw_samples(figure: SubFigure, resumed: Run, plain: Run, length: int) -> None:
-    figure.suptitle("How often each sample came in the epoch of the kill", **_HEADING)
+    figure.suptitle("How often each sample was seen in the epoch of the kill", **_HEADING)
     colors = ListedColormap((_VERMILION, _GREY, _ORANGE))
     for axes, run, name in zip(
         figure.subplots(1, 2), (resumed, plain), ("ResumableDataLoader", "plain DataLoader")

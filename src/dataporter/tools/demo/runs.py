@@ -1,7 +1,7 @@
-"""Runs: starts training processes, kills them with SIGKILL in mid-epoch, and resumes them.
+"""Runs: starts training processes, kills them with SIGKILL mid-epoch, and resumes them.
 
-Several runs go on at a time, each a generator that is asked in turn whether it has got further, so
-that one loop watches them all and closing a generator stops its process.
+Several runs are active at a time. Each is a generator that yields its progress, so that one loop
+watches them all and closing a generator stops its process.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from dataporter.errors import DataPorterError
 from dataporter.tools.demo.steps import Step, StepLog
 from dataporter.tools.demo.training import CHECKPOINT, CHECKPOINT_EVERY, LoaderName
 
-__all__ = ["DemoError", "Run", "Scenario", "TrainingProcess", "carry_out"]
+__all__ = ["DemoError", "Run", "Scenario", "TrainingProcess", "run_scenarios"]
 
-# A training process takes seconds; one that takes minutes hangs.
-_SECONDS_A_PROCESS = 240
+# A training process takes seconds; one that takes minutes has hung.
+_SECONDS_PER_PROCESS = 240
 _SECONDS_TO_DIE = 20
-# A step takes several milliseconds, and the kill is to hit a stretch of seven of them.
+# A step takes several milliseconds, and the kill must hit a window of seven steps.
 _SECONDS_BETWEEN_LOOKS = 0.002
-# Steps that a kill keeps away from the checkpoints before and after it.
+# Least number of steps between a kill and the checkpoints before and after it.
 _STEPS_FROM_CHECKPOINT = 7
 
 
 class DemoError(DataPorterError, RuntimeError):
-    """The demo could not be carried out, which says nothing about the loaders."""
+    """The demo itself failed, which says nothing about the loaders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way to get through the training.
+    """One way to run the training script.
 
     Attributes:
         name: as the table and the plot show it.
         loader: which loader the training script uses.
-        workers: of the first process.
-        workers_after: of the process that resumes; None: the first one is left alone.
+        workers: number of workers of the first process.
+        workers_after: number of workers of the process that resumes; None: the first process is
+            not interrupted.
     """
 
     name: str
@@ -56,12 +57,12 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the processes of a scenario logged.
+    """The logged steps of a scenario's processes.
 
     Attributes:
         first: all steps of the first process, up to its kill or to the end.
-        kept: how many of them the last checkpoint holds, after which the second process goes on.
-        resumed: all steps of the second process; empty where there was none.
+        kept: how many of them the last checkpoint includes; the second process resumes there.
+        resumed: all steps of the second process; empty if there is none.
     """
 
     scenario: Scenario
@@ -71,34 +72,34 @@ class Run:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The training that the model at the end has behind it."""
+        """The steps that trained the final model."""
         return self.first[: self.kept] + self.resumed
 
     @property
     def kill_epoch(self) -> int:
-        """The epoch in whose middle the first process was killed."""
+        """The epoch in which the first process was killed."""
         return self.first[-1].epoch
 
 
-# Yields how many steps the run has behind it.
+# Yields the number of steps done so far.
 _Running = Generator[int, None, Run]
 
 
-def carry_out(
+def run_scenarios(
     scenarios: Sequence[Scenario],
     directory: Path,
     data: Path,
     epochs: int,
     on_progress: Callable[[int], None],
 ) -> list[Run]:
-    """Carry all scenarios out at the same time.
+    """Run all scenarios at the same time.
 
     Args:
-        scenarios: what to do.
-        directory: for logs and checkpoints; each scenario gets a directory in it.
-        data: the digits, as the training script wants them.
-        epochs: how long each run trains.
-        on_progress: told the steps that all runs together have behind them.
+        scenarios: the scenarios.
+        directory: for logs and checkpoints; each scenario has a folder in it.
+        data: the digits, as the training script expects them.
+        epochs: number of epochs of each run.
+        on_progress: receives the number of steps that all runs together have done.
 
     Raises:
         DemoError: a training process failed, hung, or ended before it could be killed.
@@ -111,12 +112,12 @@ def carry_out(
             home = directory / f"run-{number + 1}"
             home.mkdir()
             running[number] = stack.enter_context(
-                closing(_carry_out_one(scenario, home, data, epochs))
+                closing(_run_scenario(scenario, home, data, epochs))
             )
         while running:
             for number, run in tuple(running.items()):
                 try:
-                    # Never backwards, though a resumed run goes back to its checkpoint.
+                    # Never backwards, although a resumed run returns to its checkpoint.
                     steps[number] = max(steps[number], next(run))
                 except StopIteration as end:
                     finished[number] = end.value
@@ -126,7 +127,7 @@ def carry_out(
     return [finished[number] for number in range(len(scenarios))]
 
 
-def _carry_out_one(scenario: Scenario, home: Path, data: Path, epochs: int) -> _Running:
+def _run_scenario(scenario: Scenario, home: Path, data: Path, epochs: int) -> _Running:
     def command(workers: int, log: Path) -> list[str]:
         return [
             *(sys.executable, "-m", "dataporter.tools.demo.training", str(home)),
@@ -146,8 +147,8 @@ def _carry_out_one(scenario: Scenario, home: Path, data: Path, epochs: int) -> _
         return Run(scenario, first, len(first), ())
     if not training.was_killed:
         raise DemoError(
-            f"{scenario.name}: the training was over before it could be killed in the middle of "
-            "an epoch; give it more of them with --epochs"
+            f"{scenario.name}: the training run ended before it could be killed mid-epoch; "
+            "increase --epochs"
         )
 
     kept = int(torch.load(home / CHECKPOINT, weights_only=True)["trained_steps"])
@@ -161,7 +162,7 @@ def _carry_out_one(scenario: Scenario, home: Path, data: Path, epochs: int) -> _
 
 
 def _is_moment(last: Step, epochs: int) -> bool:
-    """Whether a kill now comes in mid-epoch and well between two checkpoints of that epoch."""
+    """Whether a kill now would be mid-epoch and well between two checkpoints of that epoch."""
     done = last.step + 1
     to_last, to_next = done % CHECKPOINT_EVERY, CHECKPOINT_EVERY - done % CHECKPOINT_EVERY
     return (
@@ -180,10 +181,10 @@ class TrainingProcess:
         self._output = home / "output.txt"
 
     def __enter__(self) -> TrainingProcess:
-        self._deadline = time.monotonic() + _SECONDS_A_PROCESS
+        self._deadline = time.monotonic() + _SECONDS_PER_PROCESS
         with self._output.open("wb") as output:
-            # In a session of its own, so that its workers can be reached when it is dead, and
-            # Ctrl-C comes to the demo alone, which then stops everything in order.
+            # In a new session, so that its workers can be killed after it is dead, and only the
+            # demo receives Ctrl-C, which then stops everything in order.
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -198,38 +199,41 @@ class TrainingProcess:
             self.kill()
 
     def is_running(self) -> bool:
-        """False when it was killed or has done its work.
+        """False once it was killed or has finished.
 
         Raises:
-            DemoError: it failed, or takes too long.
+            DemoError: it failed or takes too long.
         """
         if self._process.poll() is None:
             if time.monotonic() > self._deadline:
-                raise DemoError(f"{self._name}: no end after {_SECONDS_A_PROCESS} seconds")
+                raise DemoError(
+                    f"{self._name}: the training process has not finished after "
+                    f"{_SECONDS_PER_PROCESS} seconds"
+                )
             return True
         if self._process.returncode != 0 and not self.was_killed:
             self._kill_workers()
             lines = self._output.read_text(errors="replace").split("\n")
-            said = next((line for line in reversed(lines) if line.strip()), "nothing")
+            last = next((line for line in reversed(lines) if line.strip()), "nothing")
             raise DemoError(
                 f"{self._name}: the training process ended with code {self._process.returncode} "
-                f"and said: {said.strip()}"
+                f"and printed: {last.strip()}"
             )
         return False
 
     @property
     def was_killed(self) -> bool:
-        """Whether SIGKILL ended it, and not its work."""
+        """Whether SIGKILL ended it."""
         return self._process.returncode == -signal.SIGKILL
 
     def kill(self) -> None:
-        """SIGKILL, as an out-of-memory killer or a pre-empted machine would send it."""
+        """Send SIGKILL, as an out-of-memory killer or a preempted machine would."""
         os.kill(self._process.pid, signal.SIGKILL)
-        # Before the dead process is waited for, so that its number still names its group.
+        # Before waiting for the dead process, while its id still names its group.
         self._kill_workers()
         self._process.wait(_SECONDS_TO_DIE)
 
     def _kill_workers(self) -> None:
-        # They would notice by themselves that the training is gone, but only after seconds.
+        # They would notice by themselves that the training process is gone, but only after seconds.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The demo from end to end: load the digits, carry the runs out, judge them, print and draw."""
+"""The demo from end to end: load the digits, run the scenarios, judge them, print and draw."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 from dataporter.tools.demo.plot import check_output, save_plot
-from dataporter.tools.demo.runs import DemoError, Run, Scenario, carry_out
+from dataporter.tools.demo.runs import DemoError, Run, Scenario, run_scenarios
 from dataporter.tools.demo.steps import Step
 from dataporter.tools.demo.training import BATCH_SIZE
 from dataporter.tools.demo.verdict import COMPARED, Verdict, coverage, judge, redone
 
 __all__ = ["DemoError", "digits_in", "progress_of", "show", "working_directory"]
 
-_ALONE = Scenario("left alone", "dataporter", 2, None)
+_ALONE = Scenario("uninterrupted", "dataporter", 2, None)
 _RESUMED = (
     Scenario("same 2 workers", "dataporter", 2, 2),
     Scenario("2, then 3 workers", "dataporter", 2, 3),
@@ -32,18 +32,18 @@ _DIFFERENCES_SHOWN = 5
 
 
 def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
-    """Carry the demo out, print its table and save its plot.
+    """Run the demo, print its table and save its plot.
 
     Args:
         output: the image file to write.
-        epochs: how many epochs each run trains.
-        keep: a new or empty directory for logs and checkpoints; None: they are thrown away.
+        epochs: number of epochs of each run.
+        keep: a new or empty directory for logs and checkpoints; None: discard them.
 
     Returns:
-        Whether every step of every resumed run was exactly that of the run left alone.
+        Whether every step of every resumed run equals that of the uninterrupted run.
 
     Raises:
-        DemoError: the demo could not be carried out.
+        DemoError: the demo itself failed.
     """
     check_output(output)
     with working_directory(keep) as directory:
@@ -51,7 +51,7 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
         scenarios = (_ALONE, *_RESUMED, _PLAIN)
         steps = len(scenarios) * epochs * ceil(length / BATCH_SIZE)
         with progress_of("training, killing, resuming", steps) as on_progress:
-            alone, *resumed, plain = carry_out(scenarios, directory, data, epochs, on_progress)
+            alone, *resumed, plain = run_scenarios(scenarios, directory, data, epochs, on_progress)
 
     verdicts = [judge(alone.steps, run.first, run.kept, run.resumed) for run in resumed]
     save_plot(output, alone, resumed, plain, length)
@@ -62,7 +62,7 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
         for run, verdict in zip(resumed, verdicts)
         for difference in verdict.differences
     ]
-    # Equal runs could still be equally wrong.
+    # Equal runs could all be wrong in the same way.
     faults += [
         f"{_ALONE.name}: epoch {epoch} did not have every sample exactly once"
         for epoch in range(epochs)
@@ -75,12 +75,12 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
     console.print(
         "[red]NOT exact: see above.[/]"
         if faults
-        else "[green]Exact: every sample, every byte and every loss is as in the run left alone.[/]"
+        else "[green]Exact: every sample, byte and loss equals that of the uninterrupted run.[/]"
     )
     lost = coverage(plain.steps, plain.kill_epoch, length)
     console.print(
         f"The same script with a plain DataLoader, in the epoch of the kill: of {length} samples, "
-        f"{lost.repeated} came twice and {lost.never_seen} never."
+        f"{lost.repeated} were repeated and {lost.never_seen} never seen."
     )
     console.print(f"Plot: {output}", soft_wrap=True)
     return not faults
@@ -88,32 +88,34 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
 
 @contextmanager
 def working_directory(keep: Path | None) -> Iterator[Path]:
-    """A directory for logs and checkpoints: ``keep``, or one that is thrown away.
+    """A directory for logs and checkpoints: ``keep``, or a temporary one.
 
     Raises:
-        DemoError: ``keep`` cannot be made, or is not empty.
+        DemoError: ``keep`` cannot be created, or is not empty.
     """
     if keep is not None:
-        yield _made_empty(keep)
+        yield _empty_directory(keep)
         return
     with tempfile.TemporaryDirectory(prefix="dataporter-") as directory:
         yield Path(directory)
 
 
-def _made_empty(keep: Path) -> Path:
+def _empty_directory(keep: Path) -> Path:
     try:
         keep.mkdir(exist_ok=True)
         occupied = any(keep.iterdir())
     except OSError as error:
         raise DemoError(f"--keep {keep}: {error.strerror}") from error
     if occupied:
-        raise DemoError(f"--keep {keep}: is not empty, and old checkpoints would be resumed")
+        raise DemoError(
+            f"--keep {keep} is not empty, and old checkpoints would be resumed; name a new one"
+        )
     return keep.resolve()
 
 
 def digits_in(directory: Path) -> tuple[Path, int]:
-    """Write the digits where all training processes read them; the file, and how many they are."""
-    # Each of seven processes would take two seconds to import scikit-learn.
+    """Write the digits to a file for all training processes; returns it and their number."""
+    # Importing scikit-learn would take each of seven processes two seconds.
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)
     path = directory / "digits.npz"
@@ -123,7 +125,7 @@ def digits_in(directory: Path) -> tuple[Path, int]:
 
 @contextmanager
 def progress_of(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the terminal; what it yields is told how many steps are done."""
+    """A progress bar on the terminal; yields a function that receives the number of steps done."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -143,9 +145,9 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def _table(
     runs: Sequence[Run], verdicts: Sequence[Verdict | None], epochs: int, length: int
 ) -> Table:
-    """One column a run; ``None`` for a run that has nothing to be exact to."""
+    """One column per run; a verdict is None for a run that is not expected to be exact."""
     table = Table(
-        title=f"Killed and resumed: {length} digits, {epochs} epochs, against a training left alone"
+        title=f"Killed and resumed: {length} digits, {epochs} epochs, against an uninterrupted run"
     )
     table.add_column("")
     for run in runs:
@@ -154,8 +156,8 @@ def _table(
     def row(name: str, cells: Sequence[str], *, end_section: bool = False) -> None:
         table.add_row(name, *cells, end_section=end_section)
 
-    row("killed after", [_place(run.first[-1:]) for run in runs])
-    row("resumed with", [_place(run.resumed[:1]) for run in runs])
+    row("killed after", [_named(run.first[-1:]) for run in runs])
+    row("resumed at", [_named(run.resumed[:1]) for run in runs])
     again = [redone(run.first, run.kept, run.resumed) for run in runs]
     row("redone, equal", [f"{same} of {steps}" for steps, same in again], end_section=True)
     for field, name in COMPARED.items():
@@ -180,5 +182,5 @@ def _table(
     return table
 
 
-def _place(one: Sequence[Step]) -> str:
-    return f"epoch {one[0].epoch}, step {one[0].step}" if one else "nothing"
+def _named(steps: Sequence[Step]) -> str:
+    return f"epoch {steps[0].epoch}, step {steps[0].step}" if steps else "nothing"

@@ -1,4 +1,4 @@
-"""Steps: what a training process logs of each step, and the log that outlives its SIGKILL."""
+"""Steps: the record that a training process logs of each step, in a log that survives SIGKILL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Step(NamedTuple):
     """One training step.
 
     Attributes:
-        epoch, step: its place; both are counted from 0.
+        epoch, step: both counted from 0.
         samples: the indices of the batch.
         digest: SHA-256 of the batch's bytes.
-        loss: as ``float.hex()`` writes it, so that equal text means equal bits.
+        loss: as ``float.hex()``, so that equal text means equal bits.
     """
 
     epoch: int
@@ -26,22 +26,22 @@ class Step(NamedTuple):
     loss: str
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Which step of the whole training this is."""
+    def key(self) -> tuple[int, int]:
+        """Identifies the step in the whole run."""
         return self.epoch, self.step
 
 
 def write_step(log: TextIO, step: Step) -> None:
-    """Append a step; once this returns, killing the process cannot take it back."""
+    """Append a step; once this returns, a kill of the process cannot undo it."""
     log.write(json.dumps(step._asdict()) + "\n")
     log.flush()
 
 
 class StepLog:
-    """The log of a process that may still be writing, or may have been killed while it did.
+    """The log of a process that may still be writing, or was killed while writing.
 
     Args:
-        path: need not exist yet.
+        path: the log file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class StepLog:
         self._steps: list[Step] = []
 
     def read(self) -> list[Step]:
-        """All steps so far. A line without its end is still being written, or never will be."""
+        """All steps so far, without an unfinished last line."""
         if not self.path.exists():
             return self._steps
         with self.path.open("rb") as log:

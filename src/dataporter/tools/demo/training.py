@@ -1,7 +1,7 @@
-"""The demo's training script, run as a process of its own: trains, logs every step, checkpoints.
+"""The demo's training script, run in a separate process: trains, logs every step, checkpoints.
 
-Started again in a directory that holds a checkpoint, it goes on from there. It is the same script
-for both loaders; only `build_loader` knows which one it is.
+Started again in a directory that holds a checkpoint, it resumes from it. Both loaders use the same
+script; only `build_loader` distinguishes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["BATCH_SIZE", "CHECKPOINT", "CHECKPOINT_EVERY", "LoaderName"]
 
 BATCH_SIZE = 32
 CHECKPOINT = "checkpoint.pt"
-# Steps of an epoch from one checkpoint to the next.
+# Steps between checkpoints, within an epoch.
 CHECKPOINT_EVERY = 20
 SEED = 20
 
@@ -40,7 +40,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class AugmentedDigits(Dataset[tuple[Tensor, int, int]]):
     """The digits, each shifted, made noisy and brightened or darkened at random.
 
-    Every step draws from another of the three generators that augmentations use in the wild.
+    Each of the three augmentations draws from a different global generator.
 
     Args:
         path: an ``.npz`` file with ``images`` (float32, of shape (n, 8, 8)) and ``labels``.
@@ -62,10 +62,10 @@ class AugmentedDigits(Dataset[tuple[Tensor, int, int]]):
 
 
 class HandResumedLoader:
-    """A plain DataLoader and the resume that training scripts usually write by hand.
+    """A plain DataLoader with the resume logic that training scripts usually contain.
 
-    The checkpoint says how many steps of the epoch were done. After the restart the epoch begins
-    anew, which shuffles anew, and has as many steps as were missing.
+    The checkpoint says how many steps of the epoch were done. After the restart the epoch starts
+    again in a new order, and runs for the number of steps that were missing.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
@@ -79,18 +79,18 @@ class HandResumedLoader:
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Which step comes next."""
+        """The number of the next step."""
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with that step, of whatever shuffle the epoch gets this time."""
+        """Resume at that step, in whatever order the epoch has this time."""
         self.epoch, self.step = state["epoch"], state["step"]
 
 
 def build_loader(
     name: LoaderName, dataset: AugmentedDigits, workers: int
 ) -> ResumableDataLoader[Batch] | HandResumedLoader:
-    """The loader under trial, or the one that people have today."""
+    """The loader under test, or the plain one."""
     if name == "plain":
         plain = DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=workers)
         return HandResumedLoader(cast("DataLoader[Batch]", plain))
@@ -98,7 +98,7 @@ def build_loader(
 
 
 def build_model() -> nn.Module:
-    """A small network. Its dropout draws from the training process's own generator."""
+    """A small network. Its dropout draws from the training process's global generator."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(),
@@ -117,7 +117,7 @@ def train(
     directory: Path, data: Path, log_path: Path, loader_name: LoaderName, workers: int, epochs: int
 ) -> None:
     """Train to the last epoch, from the checkpoint in ``directory`` if there is one."""
-    # Equal losses are to mean equal bits, so sums are taken in one fixed order.
+    # Equal losses must mean equal bits, so sums need a fixed order.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
@@ -164,7 +164,7 @@ def train(
                     }
                     save_atomically(checkpoint, checkpoint_path, keep=1)
                 if os.getppid() != started_by:
-                    raise SystemExit("the process that started this training is gone")
+                    raise SystemExit("the process that started this training run is gone")
 
 
 def digest_of(batch: Batch) -> str:
@@ -178,7 +178,7 @@ def digest_of(batch: Batch) -> str:
 def main() -> None:
     """Read the arguments that the demo passes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where the checkpoint is kept")
+    parser.add_argument("directory", type=Path, help="the checkpoint's directory")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--loader", choices=("dataporter", "plain"), required=True)

@@ -1,4 +1,4 @@
-"""The verdict: compares what the training processes logged, step by step and bit by bit."""
+"""The verdict: compares the logs of the training processes, step by step and bit by bit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
     "redone",
 ]
 
-# What is compared of a step, and how people call it.
+# The compared fields of a step, and their names in the output.
 COMPARED = {"samples": "sample ids", "digest": "batch bytes", "loss": "losses"}
 
 
 class Difference(NamedTuple):
-    """What is wrong with one step: one of `COMPARED`, or that it is missing, twice or too many."""
+    """What is wrong with a step: one of `COMPARED` differs, or the step is missing or repeated."""
 
     epoch: int
     step: int
@@ -40,50 +40,50 @@ class Difference(NamedTuple):
 
 
 def differences(expected: Sequence[Step], found: Sequence[Step]) -> list[Difference]:
-    """Everything in which ``found`` is not ``expected``, by step; nothing when they are equal."""
+    """Every difference between ``found`` and ``expected``, by step; empty if they are equal."""
     found_at: dict[tuple[int, int], list[Step]] = {}
     for step in found:
-        found_at.setdefault(step.place, []).append(step)
+        found_at.setdefault(step.key, []).append(step)
     differing = []
     for step in expected:
-        candidates = found_at.pop(step.place, [])
+        candidates = found_at.pop(step.key, [])
         if not candidates:
-            differing.append(Difference(*step.place, "missing"))
+            differing.append(Difference(*step.key, "missing"))
         if len(candidates) > 1:
-            differing.append(Difference(*step.place, f"{len(candidates)} times"))
+            differing.append(Difference(*step.key, f"{len(candidates)} times"))
         for field, name in COMPARED.items():
             if any(getattr(other, field) != getattr(step, field) for other in candidates):
-                differing.append(Difference(*step.place, f"{name} differ"))
-    differing += (Difference(*place, "not expected") for place in found_at)
+                differing.append(Difference(*step.key, f"{name} differ"))
+    differing += (Difference(*key, "not expected") for key in found_at)
     if not differing and list(expected) != list(found):
         first = next(have for want, have in zip(expected, found) if want != have)
-        differing.append(Difference(*first.place, "out of turn"))
+        differing.append(Difference(*first.key, "out of order"))
     return differing
 
 
 class Coverage(NamedTuple):
-    """How often each sample came in some steps: int64, of shape (dataset length,)."""
+    """How often each sample was seen: int64, of shape (dataset length,)."""
 
     counts: NDArray[np.int64]
 
     @property
     def repeated(self) -> int:
-        """Samples that came more than once."""
+        """Number of samples seen more than once."""
         return int((self.counts > 1).sum())
 
     @property
     def never_seen(self) -> int:
-        """Samples that did not come at all."""
+        """Number of samples never seen."""
         return int((self.counts == 0).sum())
 
     @property
     def is_whole(self) -> bool:
-        """Whether every sample came exactly once."""
+        """Whether every sample was seen exactly once."""
         return self.repeated == self.never_seen == 0
 
 
 def coverage(steps: Sequence[Step], epoch: int, length: int) -> Coverage:
-    """How often each of ``length`` samples came in an epoch."""
+    """How often each of ``length`` samples was seen in an epoch."""
     seen = chain.from_iterable(step.samples for step in steps if step.epoch == epoch)
     counts = np.bincount(np.fromiter(seen, np.int64), minlength=length)
     return Coverage(counts.astype(np.int64))
@@ -91,12 +91,12 @@ def coverage(steps: Sequence[Step], epoch: int, length: int) -> Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of comparing a killed and resumed training with the one left alone.
+    """The result of comparing a killed and resumed run with the uninterrupted one.
 
     Attributes:
-        steps: how many steps the training was to have.
-        same: for each of `COMPARED`, in how many of these steps it was the same.
-        differences: all that is not as it should be.
+        steps: number of steps of the uninterrupted run.
+        same: for each of `COMPARED`, the number of these steps in which it is the same.
+        differences: everything that differs.
     """
 
     steps: int
@@ -112,28 +112,27 @@ class Verdict:
 def judge(
     reference: Sequence[Step], first: Sequence[Step], kept: int, resumed: Sequence[Step]
 ) -> Verdict:
-    """Compare a resumed training with ``reference``.
+    """Compare a killed and resumed run with ``reference``.
 
     Args:
-        reference: the training left alone.
-        first: what the process logged that was killed.
-        kept: how many of its steps are in the checkpoint.
-        resumed: what the process logged that went on from the checkpoint.
+        reference: the steps of the uninterrupted run.
+        first: the steps of the process that was killed.
+        kept: how many of them the checkpoint includes.
+        resumed: the steps of the process that resumed from the checkpoint.
     """
     whole = (*first[:kept], *resumed)
-    found = {step.place: step for step in whole}
+    found = {step.key: step for step in whole}
     same = {
         field: sum(
-            step.place in found and getattr(found[step.place], field) == getattr(step, field)
+            step.key in found and getattr(found[step.key], field) == getattr(step, field)
             for step in reference
         )
         for field in COMPARED
     }
     differing = chain(
         differences(reference, whole),
-        # What was lost with the kill must have been right as well,
+        # The steps lost in the kill must also have been right, and be the same when redone.
         differences(reference[: len(first)], first),
-        # and have come again as it was.
         differences(*_done_twice(first, kept, resumed)),
     )
     return Verdict(
@@ -144,14 +143,14 @@ def judge(
 
 
 class Redone(NamedTuple):
-    """How many steps were done before the kill and again after it, and how many came the same."""
+    """The number of steps lost in the kill and redone, and how many of them were the same."""
 
     steps: int
     same: int
 
 
 def redone(first: Sequence[Step], kept: int, resumed: Sequence[Step]) -> Redone:
-    """Compare the steps that the kill undid with how they came again."""
+    """Compare the steps lost in the kill with the same steps redone."""
     before, after = _done_twice(first, kept, resumed)
     return Redone(len(before), sum(step == other for step, other in zip(before, after)))
 
@@ -159,5 +158,5 @@ def redone(first: Sequence[Step], kept: int, resumed: Sequence[Step]) -> Redone:
 def _done_twice(
     first: Sequence[Step], kept: int, resumed: Sequence[Step]
 ) -> tuple[Sequence[Step], Sequence[Step]]:
-    undone = first[kept:]
-    return undone, resumed[: len(undone)]
+    lost = first[kept:]
+    return lost, resumed[: len(lost)]

@@ -1,6 +1,6 @@
-"""One rank of the demo's distributed training, run as a process of its own: trains, logs, resumes.
+"""One rank of the demo's distributed training, run in a separate process: trains, logs, resumes.
 
-Started again in a directory that holds a checkpoint, in a world of any size, it goes on from there.
+Started again in a directory that holds a checkpoint, in a world of any size, it resumes from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataporter.tools.demo.training import CHECKPOINT, SEED, AugmentedDigits, bu
 
 __all__ = ["CHECKPOINT_EVERY"]
 
-# Steps of an epoch from one checkpoint to the next.
+# Steps between checkpoints, within an epoch.
 CHECKPOINT_EVERY = 5
 _TIMEOUT = timedelta(seconds=60)
 
@@ -41,9 +41,9 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     started_by = os.getppid()
-    # One file for each life of the training: a dead world's ranks are still in the one before.
-    meeting_place = f"file://{log_path.parent}/meeting-place"
-    dist.init_process_group("gloo", meeting_place, _TIMEOUT, world_size, rank)
+    # A new file for each run of the chain: the last one still lists the ranks of a dead world.
+    rendezvous = f"file://{log_path.parent}/rendezvous"
+    dist.init_process_group("gloo", rendezvous, _TIMEOUT, world_size, rank)
 
     loader = create_resumable_dataloader(
         AugmentedDigits(data), global_batch_size // world_size, shuffle=True, seed=SEED
@@ -68,7 +68,7 @@ def train(
                 loss.backward()  # type: ignore[no-untyped-call]  # torch left it so
                 optimizer.step()
                 trained_steps += 1
-                # What is repeated to make the ranks equal is trained on, and not counted.
+                # Repeats added as padding are trained on, but not counted.
                 counts = ~torch.from_numpy(loader.padding(loader.step - 1))
                 done = Step(
                     epoch=loader.epoch,
@@ -87,7 +87,7 @@ def train(
                     }
                     save_atomically(checkpoint, checkpoint_path)
                 if os.getppid() != started_by:
-                    raise SystemExit("the process that started this training is gone")
+                    raise SystemExit("the process that started this training run is gone")
     dist.barrier()
 
 
@@ -98,7 +98,7 @@ def _digest(image: Tensor) -> str:
 def main() -> None:
     """Read the arguments that the demo passes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where the checkpoint is kept")
+    parser.add_argument("directory", type=Path, help="the checkpoint's directory")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     for number in ("rank", "world-size", "global-batch-size", "epochs"):
@@ -113,8 +113,8 @@ def main() -> None:
         given.global_batch_size,
         given.epochs,
     )
-    # Not by way of Python's end: a thread of gloo may wait for Python's lock then, to let go of the
-    # model's last reduction, and torch aborts the process. Taking the group down does not help
+    # Skip Python's finalisation, in which a gloo thread may wait for Python's lock to release the
+    # model's last reduction, so that torch aborts the process. Destroying the group does not help
     # while a DDP model holds it.
     os._exit(0)
 
