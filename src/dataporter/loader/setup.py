@@ -12,7 +12,7 @@ from dataporter.errors import ConfigurationError, DatasetChangedError
 from dataporter.fetch.fetch import Fetch, fetch_for
 from dataporter.loader.arguments import Arguments, tail_checked
 from dataporter.orders import Order
-from dataporter.orders.by_name import generator_seed, order_for
+from dataporter.orders.by_name import generator_seed, order_for, sampler_name
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import World, seed_of_sampler, world_of_sampler
 from dataporter.schedule.plan import Tail
@@ -160,7 +160,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
     world_checked(world, seed, in_order=in_order)
     identity = Identity(
         strategy=strategy.name,
-        order=f"sampler {type(custom).__name__}" if order is None else order.name,
+        order=sampler_name(custom) if order is None else order.name,
         order_version=0 if order is None else order.version,
         dataset_length=length_if_any(rows),
         dataset_fingerprint=fingerprint_of(arguments.dataset),

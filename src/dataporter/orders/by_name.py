@@ -17,8 +17,12 @@ __all__ = [
     "order_for",
     "order_named",
     "order_of_state",
+    "sampler_name",
+    "sampler_named",
 ]
 
+# The name of a custom sampler in a state begins so.
+_SAMPLER = "sampler "
 _ORDERS: dict[str, Order] = {
     "shuffled": ShuffledOrder(),
     "blocks": BlockShuffledOrder(),
@@ -66,6 +70,16 @@ def order_of_state(name: str, version: int) -> Order | None:
     """
     order = order_named(name)
     return order if order is not None and order.version == version else None
+
+
+def sampler_name(sampler: object) -> str:
+    """The name that a state gives the order of a custom sampler."""
+    return f"{_SAMPLER}{type(sampler).__name__}"
+
+
+def sampler_named(name: str) -> str | None:
+    """The class of the custom sampler with this name in a state; None for the name of an order."""
+    return name.removeprefix(_SAMPLER) if name.startswith(_SAMPLER) else None
 
 
 def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dataporter.errors import ConfigurationError
+from dataporter.orders.by_name import sampler_named
 from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
 from dataporter.streams.state import StreamState
 
-__all__ = ["CUSTOM_SAMPLER", "Changes", "index_changes", "strategy_of", "stream_changes"]
-
-# A state names the class of a custom sampler behind this, in place of an order.
-CUSTOM_SAMPLER = "sampler "
+__all__ = ["Changes", "index_changes", "strategy_of", "stream_changes"]
 
 
 class Changes(NamedTuple):
@@ -39,7 +37,7 @@ def index_changes(identity: Identity, strategy: ResumptionStrategy | None) -> Ch
         known.append(f"fingerprint {identity.dataset_fingerprint}")
     dataset = f"the dataset ({', '.join(known)})" if known else "the dataset"
     order = f"order {identity.order!r}, version {identity.order_version}"
-    if identity.order.startswith(CUSTOM_SAMPLER):
+    if sampler_named(identity.order) is not None:
         order = f"the {identity.order} and its indices"
     return _by_strategy(
         ["the number of workers, prefetching and pinning"],

@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 from dataporter.errors import InvalidStateError
 from dataporter.orders import Order, TorchOrder
-from dataporter.orders.by_name import order_named, order_of_state
+from dataporter.orders.by_name import order_named, order_of_state, sampler_named
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
 from dataporter.state.resume import resume_at
 from dataporter.state.schema import Identity, State
 from dataporter.state.strategies import strategy_named
-from dataporter.tools.inspection.changes import CUSTOM_SAMPLER, index_changes, strategy_of
+from dataporter.tools.inspection.changes import index_changes, strategy_of
 from dataporter.tools.inspection.report import Next, StateReport
 
 __all__ = ["index_facts"]
@@ -127,10 +127,10 @@ def _schedule(identity: Identity) -> tuple[PlannedSchedule | None, str]:
 def _order(identity: Identity) -> tuple[Order | None, str]:
     """The order that a state names; None where this release does not have it, and why."""
     name = identity.order
-    if name.startswith(CUSTOM_SAMPLER):
+    if (sampler := sampler_named(name)) is not None:
         return None, (
-            f"the indices come from a custom sampler ({name.removeprefix(CUSTOM_SAMPLER)}): only "
-            "the program that has it knows the next ones, and the length of an epoch"
+            f"the indices come from a custom sampler ({sampler}): only the program that has it "
+            "knows the next ones, and the length of an epoch"
         )
     if (order := order_of_state(name, identity.order_version)) is not None:
         return order, ""
