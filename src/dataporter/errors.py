@@ -1,4 +1,4 @@
-"""The errors DataPorter raises: one family, each also the built-in type that people would catch."""
+"""DataPorter's errors, each also the built-in type that a caller would expect, and warnings."""
 
 from __future__ import annotations
 
@@ -28,49 +28,48 @@ __all__ = [
 
 
 class DataPorterError(Exception):
-    """Everything DataPorter raises of its own accord is one of these."""
+    """The base class of all errors that DataPorter itself raises."""
 
 
 class ConfigurationError(DataPorterError, ValueError):
-    """An argument is wrong by itself or contradicts another one."""
+    """An argument is invalid or contradicts another one."""
 
 
 class UnsupportedDatasetError(DataPorterError, TypeError):
-    """The dataset does not offer what the call needs (a length, random access)."""
+    """The dataset lacks something that the call needs, such as a length or random access."""
 
 
 class InvalidStateError(DataPorterError, ValueError):
-    """What was given to ``load_state_dict`` is no state of this library, damaged, or too new."""
+    """The argument of ``load_state_dict`` is not a DataPorter state, is damaged, or is too new."""
 
 
 class StateMismatchError(DataPorterError, ValueError):
-    """The state is sound, but belongs to another dataset or configuration than this loader's."""
+    """The state is valid, but belongs to a different dataset or configuration."""
 
 
 class RankMismatchError(DataPorterError, ValueError):
-    """The ranks of a process group hold loaders or states that differ, or one of them failed.
+    """The loaders or states of a process group's ranks differ, or a rank failed.
 
-    Raised on every rank, except on those that have an error of their own to raise.
+    Raised on every rank except those that raise their own error.
     """
 
 
 class SampleError(DataPorterError, RuntimeError):
-    """A sample failed and its own exception cannot be raised here.
+    """A sample failed, and the dataset's exception cannot be raised here.
 
-    Raised instead of the dataset's exception only when that one cannot cross a process boundary,
-    when it is a ``StopIteration`` (which would silently end the loop), or when ``on_error="skip"``
-    left nothing of a batch.
+    Raised only if that exception cannot cross a process boundary, if it is a ``StopIteration``
+    (which would silently end the loop), or if ``on_error="skip"`` left a batch empty.
     """
 
 
 class LossyConversionError(DataPorterError, ValueError):
-    """A conversion would change a value by more than it may.
+    """A conversion would change a value by more than the tolerance.
 
     Attributes:
-        path: of the leaf.
-        value: as it was.
-        sample: its place in the batch; None where there is no batch, or no order in it.
-        dtype: the name of the dtype or form that does not hold the value.
+        path: the key path of the leaf.
+        value: the original value.
+        sample: the sample's offset in the batch; None without a batch, or if it has no order.
+        dtype: the name of the dtype or form that cannot hold the value.
         fits: the name of the smallest dtype that holds all values of the leaf, if there is one.
     """
 
@@ -97,31 +96,31 @@ class LossyConversionError(DataPorterError, ValueError):
 
 
 class MissingLibraryError(DataPorterError, ImportError):
-    """A library that is needed is not installed, or too old; the message says what to install."""
+    """A required library is not installed or too old; the message says what to install."""
 
 
 class DatasetChangedError(DataPorterError, RuntimeError):
-    """The dataset has another length than when the loader was built."""
+    """The dataset's length differs from when the loader was built."""
 
 
 class WorkerDiedError(DataPorterError, RuntimeError):
-    """Workers died more often than ``worker_restarts`` allows, or of the same batch twice."""
+    """Workers died more often than ``worker_restarts`` allows, or twice on the same batch."""
 
 
 class WorkerTimeoutError(DataPorterError, RuntimeError):
-    """A worker gave no batch within ``timeout`` seconds."""
+    """A worker delivered no batch within ``timeout`` seconds."""
 
 
 class CheckpointNotFoundError(DataPorterError, FileNotFoundError):
-    """There is no checkpoint where ``load_latest`` looked for one, or none that is whole."""
+    """``load_latest`` found no checkpoint, or none that is complete."""
 
 
 class UnreadableCheckpointError(DataPorterError, ValueError):
-    """A file or folder is no checkpoint, is damaged, or cannot be read without executing it."""
+    """A file or folder is not a checkpoint, is damaged, or cannot be read without executing it."""
 
 
 def add_note(error: Exception, text: str) -> None:
-    """Add to an exception's traceback; Python 3.10 keeps the note without printing it."""
+    """Add a note to an exception; Python 3.10 keeps the note without printing it."""
     if hasattr(error, "add_note"):
         error.add_note(f"dataporter: {text}")
     else:
@@ -129,7 +128,7 @@ def add_note(error: Exception, text: str) -> None:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Issue a warning that points at the line outside of DataPorter that led to it."""
+    """Issue a warning that points at the caller's line outside DataPorter."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
