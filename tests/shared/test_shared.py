@@ -661,7 +661,7 @@ def test_what_cannot_be_unpickled_is_named_when_it_has_to_be() -> None:
 
 @pytest.mark.parametrize("nothing", [5, None, object()])
 def test_what_is_not_iterable_is_refused(nothing: Any) -> None:
-    with pytest.raises(ConfigurationError, match="not iterable; give a list"):
+    with pytest.raises(ConfigurationError, match="not iterable: pass a list"):
         SharedSequence(nothing)
 
 

@@ -378,7 +378,7 @@ def test_samples_that_fail_are_left_out_where_the_loader_says_so() -> None:
     loader = ResumableDataLoader(Broken(10), 4, on_error="skip")
     plan = suggest_conversions(loader)
     assert (plan.samples, at(plan, "").certainty) == (5, "guess")
-    assert "5 samples raised" in plan.notes[0]
+    assert "left out 5 samples" in plan.notes[0]
     replaced = ResumableDataLoader(Broken(10), 4, on_error=lambda error, index: 1000)
     assert at(suggest_conversions(replaced), "").high == 1000
     with pytest.raises(OSError, match="unreadable") as failed:
@@ -432,11 +432,11 @@ def test_what_is_not_always_there_or_not_always_the_same() -> None:
     assert plan.as_rules() == {"b": "float16"}
     assert at(plan, "a").dtypes == ("float64", "int64")
     assert "not always the same" in at(plan, "a").notes[0]
-    assert "there in 2 of 4 samples" in at(plan, "b").notes
+    assert "present in 2 of 4 samples" in at(plan, "b").notes
     assert at(plan, "b").before == (2 + 7) * 4 / 4
     assert suggest_conversions([1.0, 1, 1.0], widened=True).as_rules() == {}
     same_name = suggest_conversions([{1: 5, "1": 6}, {"other": 7}])
-    assert at(same_name, "1").notes == ("there in 1 of 2 samples",)
+    assert at(same_name, "1").notes == ("present in 1 of 2 samples",)
 
 
 def test_long_lists_are_one_path() -> None:
@@ -714,7 +714,7 @@ def test_json() -> None:
     assert told == plan.to_dict()
     assert told["rules"] == {"x": "float16", "y": "uint8"}
     assert told["suggestions"][0]["low"] == told["suggestions"][0]["high"] == 0.5
-    assert told["suggestions"][0]["notes"] == ["holds infinity or nan as well"]
+    assert told["suggestions"][0]["notes"] == ["also holds infinity or nan"]
     assert (told["before"], told["after"], told["saved"]) == (16, 3, 1 - 3 / 16)
 
 
@@ -753,8 +753,8 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([DATA], {"maximum": {"nix": 5}}, ConfigurationError, "'x[0]', 'x[1]', 'y', 'z'"),
     ([DATA], {"maximum": {"x[": 5}}, ConfigurationError, "cannot be read"),
     ([DATA], {"maximum": {"x[1]": 1}}, ConfigurationError, "1 is less than 2"),
-    ([DATA], {"maximum": {"y": 1}}, ConfigurationError, "there is float64"),
-    ([DATA], {"maximum": {"z": 1}}, ConfigurationError, "there is bool"),
+    ([DATA], {"maximum": {"y": 1}}, ConfigurationError, "it holds float64"),
+    ([DATA], {"maximum": {"z": 1}}, ConfigurationError, "it holds bool"),
     ([], {}, ConfigurationError, "no samples"),
     (Counting(0), {}, ConfigurationError, "no samples"),
     ({"x": np.ones(3), "y": np.ones(2)}, {}, ConfigurationError, "one length"),
@@ -779,8 +779,8 @@ def test_mistakes_are_named(
     [
         (Failing(10), "the sample with index 3"),
         (DataLoader(Failing(10), 2), "the sample with index 3"),
-        (FailingStream(), "behind the first 3"),
-        (DataLoader(FailingStream(), 2), "behind the first 3"),
+        (FailingStream(), "after the first 3"),
+        (DataLoader(FailingStream(), 2), "after the first 3"),
         (DataLoader(range(9), 4, collate_fn=lambda s: s[0] // 0), "indices [0, 1, 2, 3]"),  # type: ignore[arg-type]
     ],
 )

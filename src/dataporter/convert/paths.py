@@ -55,7 +55,7 @@ def parse(text: str) -> Pattern:
             or (found["index"] is not None) != is_index
             or not (is_index or has_dot or not steps)
         ):
-            raise ConfigurationError(f"path {text!r}: cannot read {text[end:]!r}; {_SYNTAX}")
+            raise ConfigurationError(f"path {text!r}: {text[end:]!r} cannot be read; {_SYNTAX}")
         steps.append(int(found["index"]) if found["index"] else _level(found["name"], text))
         end = found.end()
     return tuple(steps)

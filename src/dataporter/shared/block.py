@@ -1,13 +1,13 @@
 """A block of read-only memory that processes share, and the handle by which they find it.
 
-On Linux the memory is a file without a name. A handle says in which processes it is open; another
-process opens it through `/proc/PID/fd`, and knows by the block's first bytes, which are random,
-that it is the right one: process and descriptor numbers are given out anew. multiprocessing's own
-DupFd serves once, and needs either a process that is just being started or a thread that answers;
-this serves any number of processes, whichever way and whenever they were started.
+On Linux the memory is a file without a name. A handle names the processes that have it open, and
+another process opens it through `/proc/PID/fd`. The block starts with a random token that confirms
+its identity, since process and descriptor numbers are reused. The DupFd of multiprocessing serves
+only once, and needs a process that is just starting or a thread that answers; a handle serves any
+number of processes, however and whenever they start.
 
-Elsewhere the memory is anonymous: forked processes share it, and a handle carries the bytes
-themselves. So it is on macOS and Windows, where this has not been tried.
+Elsewhere (on macOS and Windows, where this is untested) the memory is anonymous: forked processes
+share it, and a handle carries the bytes.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _HAS_DESCRIPTORS = os.path.isdir("/proc/self/fd")
 
 
 class Writer(Protocol):
-    """What a block's content is written to, from its beginning to its end."""
+    """Receives the content of a block, from beginning to end."""
 
     def write(self, data: Any, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """The way to a block.
+    """Where to find a block.
 
     Attributes:
-        token: the block's first bytes, which no other block has.
+        token: the block's first bytes, unique to it.
         size: of the block, in bytes.
-        holders: processes that had it open, and the descriptors they had it under.
-        content: the block itself, where descriptors of other processes cannot be opened.
+        holders: (process, descriptor) pairs under which the block was open.
+        content: the whole block, if descriptors of other processes cannot be opened.
     """
 
     token: bytes
@@ -56,7 +56,7 @@ class Handle:
 
 
 class Block:
-    """A block as this process has it mapped; unmapped when nothing made of ``memory`` is left."""
+    """A block mapped by this process, until nothing refers to its ``memory`` any more."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class Block:
         _BLOCKS[token] = self
 
     def handle(self) -> Handle:
-        """Where other processes find the block, as long as this one, or its maker, has it."""
+        """A handle that is valid as long as this process, or the block's creator, has it open."""
         popen = get_spawning_popen()
         if popen is not None:
-            # A process that is being started opens the block later than its starter may drop it.
+            # The parent may drop the block before the starting process has opened it.
             _STARTING.setdefault(popen, []).append(self)
         if self._descriptor is None:
             return Handle(self._token, len(self.memory), content=bytes(self.memory))
@@ -88,7 +88,7 @@ class Block:
 
 
 def create_block(size: int, write: Callable[[Writer], None]) -> Block:
-    """A new block whose content ``write`` writes: ``size`` bytes behind those of the token."""
+    """A new block, for which ``write`` writes ``size`` bytes of content after the token."""
     token, size = secrets.token_bytes(TOKEN_SIZE), TOKEN_SIZE + size
     if not _HAS_DESCRIPTORS:
         memory = mmap.mmap(-1, size)
@@ -108,10 +108,10 @@ def create_block(size: int, write: Callable[[Writer], None]) -> Block:
 
 
 def find_block(handle: Handle) -> Block:
-    """The block of a handle: this process's own, if it has it, or else one of another process's.
+    """The block of a handle, already mapped by this process or opened through another.
 
     Raises:
-        ConfigurationError: no process that the handle knows has the block any more.
+        ConfigurationError: no process that the handle names has the block open any more.
     """
     known = _BLOCKS.get(handle.token)
     if known is not None:
@@ -132,19 +132,19 @@ def find_block(handle: Handle) -> Block:
         return Block(handle.token, mapped, descriptor, handle.holders[-1])
     processes = " and ".join(str(pid) for pid, _ in handle.holders)
     raise ConfigurationError(
-        f"the shared memory behind this pickle ({handle.size:,} bytes) is gone or out of reach: "
-        f"a pickle of shared memory holds none of its content, only the way to it through a "
-        f"process that has it (here {processes}), on the same machine, in the same container, as "
-        "the same user. Keep the SharedSequence alive in that process until it is unpickled; to "
-        "keep the objects in a file, pickle list(sequence) and build a SharedSequence of that"
+        f"the shared memory of this pickle ({handle.size:,} bytes) is gone or out of reach: the "
+        f"pickle holds none of its content, only where to find it in a process that has it (here "
+        f"{processes}), on the same machine, in the same container, as the same user. Keep the "
+        "SharedSequence alive in that process until it is unpickled; to keep the objects in a "
+        "file, pickle list(sequence) and build a SharedSequence from that"
     )
 
 
-# What this process has mapped, by token, so that a block is mapped once however many pickles of it
-# are loaded, and one that comes back from a worker that has ended is still found.
+# The blocks mapped by this process, by token. A block is mapped once, however many of its pickles
+# are loaded, and is found even if its pickle comes from a worker that has ended.
 _BLOCKS: weakref.WeakValueDictionary[bytes, Block] = weakref.WeakValueDictionary()
 
-# Blocks in the arguments of processes, by the object that multiprocessing keeps of each process.
+# Blocks in the arguments of processes, by the object that multiprocessing has for each process.
 _STARTING: weakref.WeakKeyDictionary[Any, list[Block]] = weakref.WeakKeyDictionary()
 
 
@@ -152,7 +152,7 @@ def _opened(holder: tuple[int, int], handle: Handle) -> int | None:
     path = "/proc/{}/fd/{}".format(*holder)
     try:
         status = os.stat(path)
-        # Nothing else is opened: that alone may change, or wait for, a device or a pipe.
+        # Open regular files only: opening a device or pipe may change it, or block.
         if not stat.S_ISREG(status.st_mode) or status.st_size != handle.size:
             return None
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

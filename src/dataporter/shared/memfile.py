@@ -1,4 +1,4 @@
-"""Memory without a name: nothing of it is left behind, whoever is killed."""
+"""Memory without a name: the system frees it, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["create_memory"]
 
 
 def create_memory(size: int) -> int:
-    """A descriptor of so many bytes of memory without a name, zeroed. The caller closes it."""
+    """A descriptor of ``size`` zeroed bytes of memory without a name. The caller closes it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("dataporter", os.MFD_CLOEXEC)
-    else:  # macOS: an unlinked file, which stays in memory as long as there is enough of it
+    else:  # macOS: an unlinked file, which stays in memory while there is enough of it
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     try:

@@ -1,8 +1,8 @@
-"""Objects as columns of bytes, which grow as a stream of objects comes, and objects of columns.
+"""Records: stores objects as columns of bytes, which grow as objects arrive, and reads them back.
 
-Records of one shape become a column for each field; a column is as narrow as its values allow, and
-one of pickles as soon as they are of several types. Records of several shapes become one column of
-whole pickled records. What comes late and does not fit turns what is there into pickles.
+Records of one shape become one column per field. A column is as narrow as its values allow, and
+holds pickles if its values have several types. Records of several shapes become one column of
+pickled records. If a late value or record does not fit, the values stored so far become pickles.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dataporter.shared.block import TOKEN_SIZE, Writer
 
 __all__ = ["Records", "read_records"]
 
-# Objects that are looked at together, and about how many bytes of them at most.
+# Objects that are processed together, and about how many bytes of them at most.
 _CHUNK = 1024
 _CHUNK_BYTES = 1 << 20
 
-# Bytes that are kept, and given back, together while columns grow and are written.
+# Bytes that are allocated, and freed, together while columns grow and are written.
 _PIECE = 1 << 20
 
-# A wider record, such as an embedding, is read faster as one pickle.
+# Wider records, such as embeddings, are read faster as one pickle.
 _MOST_FIELDS = 64
 
 _ALIGNMENT = 8
@@ -43,10 +43,10 @@ class Column:
     """Where a column is in the block.
 
     Attributes:
-        kind: how its numbers are read, a format of ``struct``; or "text" or "pickle".
-        start: of its numbers; of the ends of its values in ``blob`` where it is no numbers.
-        blob: where its values' bytes are.
-        ends: how the ends are read.
+        kind: the ``struct`` format of its numbers; or "text" or "pickle".
+        start: of its numbers; for text and pickles, of the ends of its values in ``blob``.
+        blob: the range of its values' bytes.
+        ends: the ``struct`` format of the ends.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the block holds: bare values (``container`` None), or records of these fields."""
+    """What the block holds: single values (``container`` is None), or records of these fields."""
 
     container: type | None
     keys: tuple[str, ...]
@@ -79,7 +79,7 @@ class Records:
             if not self.length:
                 self._take_shape(chunk[0])
             self._add(chunk)
-            # Few at a time where they are large, since that many exist as objects.
+            # Large objects few at a time, since a whole chunk is held as objects.
             size = max(1, sum(column.size for column in self._columns))
             count = max(1, min(_CHUNK, 2 * count, _CHUNK_BYTES * self.length // size))
 
@@ -95,14 +95,14 @@ class Records:
         self._columns = [_column_for(column[0]) for column in values]
 
     def _split(self, chunk: list[Any]) -> list[Sequence[Any]] | None:
-        """The values by column, or None where they are not all records of the shape."""
+        """The values by column, or None if not all objects are records of the shape."""
         if self._container is None:
             return [chunk]
         if set(map(type, chunk)) != {self._container}:
             return None
         if self._container is not dict:
             return list(zip(*chunk)) if set(map(len, chunk)) == {self._fields} else None
-        # Types first: 1, 1.0 and True are one key to a dict, and another one to its reader.
+        # Types first: 1, 1.0 and True are equal as keys, but not the same to a reader.
         if not set(map(type, chain.from_iterable(chunk))) <= {str}:
             return None
         if set(map(tuple, chunk)) != {self._keys}:
@@ -131,7 +131,7 @@ class Records:
         return map(self._container, rows)
 
     def plan(self) -> tuple[int, Callable[[Writer], None]]:
-        """How many bytes the columns take, and what writes them and thereby gives them up."""
+        """The size of the columns in bytes, and a function that writes and frees them."""
         at, planned = TOKEN_SIZE, []
         for column in self._columns:
             described, at = column.planned(at)
@@ -148,14 +148,14 @@ class Records:
 
 
 def read_records(memory: memoryview) -> tuple[Callable[[int], Any], int]:
-    """A function that makes the object at a place, and how many there are."""
+    """A function that makes the object at an index, and the number of objects."""
     start, size = _FOOTER.unpack(memory[-_FOOTER.size :])
     layout: Layout = pickle.loads(memory[start : start + size])
     readers = [_column_reader(memory, column, layout.length) for column in layout.columns]
     if layout.container is None:
         return (readers[0] if readers else _nothing), layout.length
     if layout.container is dict:
-        # As the keys of a program's own are, so that finding one needs no comparison of texts.
+        # Interned, as the keys in a program are, so that a look-up compares no text.
         fields = list(zip(map(sys.intern, layout.keys), readers))
         return (lambda index: {key: read(index) for key, read in fields}), layout.length
     if layout.container is tuple:
@@ -183,7 +183,7 @@ def _nothing(index: int) -> Any:
 
 
 class _Pieces:
-    """Bytes that grow at their end and are given back from their beginning."""
+    """Bytes that are appended at the end and freed from the beginning."""
 
     def __init__(self) -> None:
         self._pieces: deque[bytearray] = deque()
@@ -202,7 +202,7 @@ class _Pieces:
 
 
 class _Numbers:
-    """Values of one type of numbers, in the narrowest format that holds them all."""
+    """Numbers of one type, in the narrowest format that holds them all."""
 
     def __init__(self, type_: type) -> None:
         self._type = type_
@@ -214,7 +214,7 @@ class _Numbers:
         return self._pieces.size
 
     def extend(self, values: Sequence[Any], first: int) -> bool:
-        """Add values, of which the first has this index; False, and nothing added, if unfit."""
+        """Add values from index ``first`` on; return False, and add none, if one does not fit."""
         if set(map(type, values)) != {self._type}:
             return False
         if self._type is int:
@@ -222,7 +222,7 @@ class _Numbers:
             if kind is None:
                 return False
             self._widen(kind)
-        # An array knows no truth values, but they are bytes to everybody.
+        # array has no type code for booleans; as bytes they have the format "?".
         self._pieces.append(bytes(values) if self.kind == "?" else array(self.kind, values))
         return True
 
@@ -234,17 +234,17 @@ class _Numbers:
                 self._pieces.append(array(kind, chunk))
 
     def drain(self) -> Iterator[Any]:
-        """The values, which are given up."""
+        """Yield the values and free them."""
         kind: Any = self.kind
         pieces = (memoryview(piece).cast(kind) for piece in self._pieces.drain())
         return chain.from_iterable(pieces)
 
     def planned(self, at: int) -> tuple[Column, int]:
-        """Where it is in the block if it begins there, and where it ends."""
+        """Its column if it starts at ``at`` in the block, and where it ends."""
         return Column(self.kind, at), _aligned(at + self.size)
 
     def write(self, file: Writer) -> None:
-        """Write it, as placed, and give it up."""
+        """Write it as planned, and free it."""
         size = self.size
         for piece in self._pieces.drain():
             file.write(piece)
@@ -252,7 +252,7 @@ class _Numbers:
 
 
 class _Blobs:
-    """Strings, or anything as pickles: the bytes of all values, and how long each is."""
+    """Strings, or any objects as pickles: the bytes of all values, and the length of each."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -265,7 +265,7 @@ class _Blobs:
         return self._pieces.size + self._lengths.size
 
     def extend(self, values: Sequence[Any], first: int) -> bool:
-        """Add values, of which the first has this index; False, and nothing added, if unfit.
+        """Add values from index ``first`` on; return False, and add none, if one does not fit.
 
         Raises:
             ConfigurationError: a value cannot be pickled.
@@ -276,14 +276,14 @@ class _Blobs:
             encoded = [value.encode("utf-8", "surrogatepass") for value in values]
         else:
             encoded = [_pickled(value, first + number) for number, value in enumerate(values)]
-        # In one piece, so that no value goes over the end of one.
+        # In one piece, so that no value crosses the end of a piece.
         self._pieces.append(b"".join(encoded))
         self._lengths.extend(list(map(len, encoded)), first)
         self._count += len(encoded)
         return True
 
     def drain(self) -> Iterator[Any]:
-        """The values, which are given up."""
+        """Yield the values and free them."""
         pieces, piece, at = self._pieces.drain(), memoryview(b""), 0
         for index, length in enumerate(self._lengths.drain()):
             if length and at == len(piece):
@@ -296,7 +296,7 @@ class _Blobs:
             )
 
     def planned(self, at: int) -> tuple[Column, int]:
-        """Where it is in the block if it begins there, and where it ends."""
+        """Its column if it starts at ``at`` in the block, and where it ends."""
         ends = next(kind for kind in "HIQ" if self._pieces.size < 256 ** struct.calcsize(kind))
         start = _aligned(at + (self._count + 1) * struct.calcsize(ends))
         stop = start + self._pieces.size
@@ -304,7 +304,7 @@ class _Blobs:
         return Column(self._kind, at, (start, stop), ends), _aligned(stop)
 
     def write(self, file: Writer) -> None:
-        """Write it, as placed, and give it up."""
+        """Write it as planned, and free it."""
         ends = accumulate(self._lengths.drain(), initial=0)
         while chunk := list(islice(ends, _CHUNK)):
             file.write(array(self._ends, chunk))
@@ -334,9 +334,9 @@ def _pickled(value: Any, index: int) -> bytes:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise ConfigurationError(
-            f"object {index} cannot be shared, since it, or what it holds, cannot be pickled: a "
-            f"{type(value).__name__} raised {error!r}. SharedSequence holds what pickle.dumps "
-            "takes; hold the means to make the object (a path, a name) instead"
+            f"object {index} cannot be shared, since it, or an object in it, cannot be pickled: a "
+            f"{type(value).__name__} raised {error!r}. A SharedSequence holds objects that "
+            "pickle.dumps accepts; share the means to make the object (a path, a name) instead"
         ) from error
 
 
@@ -345,9 +345,9 @@ def _loaded(data: memoryview, index: int) -> Any:
         return pickle.loads(data)
     except Exception as error:
         raise ConfigurationError(
-            f"object {index} cannot be shared: it, or what it holds, could be pickled, but "
-            f"pickle.loads of that raised {error!r}. SharedSequence holds what pickle.loads gives "
-            "back; hold the means to make the object (a path, a name) instead"
+            f"object {index} cannot be shared, since it, or an object in it, was pickled, but "
+            f"pickle.loads raised {error!r}. A SharedSequence holds objects that pickle.loads "
+            "restores; share the means to make the object (a path, a name) instead"
         ) from error
 
 

@@ -17,39 +17,39 @@ T = TypeVar("T")
 
 
 class SharedSequence(Sequence[T]):
-    """A list that all processes hold together, once, and that no access makes grow.
+    """A read-only list that all processes share, and that does not grow when it is read.
 
     A list of a million paths, dicts or annotations in a dataset grows in every worker: each access
-    counts a reference, and so writes to, and copies, memory that was shared when the worker was
-    forked (https://github.com/pytorch/pytorch/issues/13246). Here the objects are columns of bytes
-    in one read-only block of memory, and are made anew at each access.
+    counts a reference, which writes to memory that the worker shares with its parent, and thereby
+    copies it (https://github.com/pytorch/pytorch/issues/13246). A ``SharedSequence`` holds the
+    objects as columns of bytes in one read-only block of memory; each access makes a new object.
 
-    Records, that is dicts with the same string keys in the same order, or tuples or lists of one
-    length, with up to 64 fields, become a column for each field: integers in 1 to 8 bytes, floats,
-    truth values, strings, and pickles for everything else and for fields of several types. All
-    other objects are pickled whole. What is read equals what was given and is of the same types;
-    it is a new object each time, so changing it changes nothing here. An object that is in several
-    records, or in several fields of one, is several objects afterwards.
+    Records (dicts with the same string keys in the same order, or tuples or lists of one length)
+    with up to 64 fields become one column per field: integers of 1 to 8 bytes, floats, booleans,
+    strings, and pickles for all other types and for fields of several types. All other objects are
+    pickled whole. An object that is read equals the one that was given and has the same types, but
+    it is a new object: changing it does not change the sequence. An object that is in several
+    records, or in several fields of one, is read as several objects.
 
-    It is indexed and sliced as a list is. A slice is a view of the same block. Comparing goes
-    element by element, also with lists and tuples; as always, a NaN equals nothing.
+    It is indexed and sliced like a list. A slice is a view of the same block. Comparison is element
+    by element, also with lists and tuples; as always, a NaN equals nothing.
 
     Forked processes inherit the block. A pickle holds none of the content, only where to find the
-    block: spawned workers, and whoever else unpickles it on this machine, map the same memory, as
-    long as the process that made the pickle or the one that made the block holds the sequence. The
-    block has no name and is gone when the last process that has it is, however that ends. On macOS
-    and Windows, where this has not been tried, forked processes share the block, and a pickle
-    carries its bytes, so that each spawned worker has one copy, which does not grow either.
+    block: spawned workers, and other processes on this machine that unpickle it, map the same
+    memory, as long as the process that made the pickle or the one that made the block holds the
+    sequence. The block has no name and disappears with the last process that has it, however that
+    ends. On macOS and Windows, where this is untested, forked processes share the block, and a
+    pickle carries its bytes, so that each spawned worker has one copy, which does not grow either.
 
-    Reading from several threads at once is safe. A ``SharedSequence`` can be a dataset by itself.
+    Reading from several threads at once is safe. A ``SharedSequence`` can itself be a dataset.
 
     Args:
-        objects: any iterable of objects that can be pickled; a generator is consumed as it comes,
-            and no more than about a thousand of its objects exist at a time.
+        objects: any iterable of objects that can be pickled; a generator is consumed lazily, so
+            that about a thousand of its objects exist at a time.
 
     Raises:
-        ConfigurationError: ``objects`` is not iterable, or holds what cannot be pickled; or, when
-            it is unpickled, no process that the pickle knows has the block any more.
+        ConfigurationError: ``objects`` is not iterable, or holds an object that cannot be pickled;
+            or, at unpickling, no process that the pickle names has the block any more.
 
     Example:
         >>> from dataporter import SharedSequence
@@ -69,7 +69,7 @@ class SharedSequence(Sequence[T]):
     def __init__(self, objects: Iterable[T]) -> None:
         if not isinstance(objects, Iterable):
             raise ConfigurationError(
-                f"objects={objects!r} is a {type(objects).__name__}, which is not iterable; give a "
+                f"objects={objects!r} is a {type(objects).__name__}, which is not iterable: pass a "
                 "list, a generator or another iterable of the objects to hold"
             )
         size, write = Records(objects).plan()
@@ -79,7 +79,7 @@ class SharedSequence(Sequence[T]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole shared block, which a slice has in common with what it is of."""
+        """Bytes of the whole shared block, which a slice shares with its source."""
         return len(self._block.memory)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class SharedSequence(Sequence[T]):
         return self._read(row)
 
     def __getitems__(self, indices: Iterable[int]) -> list[T]:
-        """The objects of a batch, as loaders ask for them."""
+        """The objects of a batch, for loaders that read batches."""
         return [self[index] for index in indices]
 
     def __iter__(self) -> Iterator[T]:
@@ -120,7 +120,7 @@ class SharedSequence(Sequence[T]):
             return True
         return all(mine == theirs for mine, theirs in zip(self, other))
 
-    # It equals lists, which have no hash.
+    # It equals lists, which are not hashable.
     __hash__ = None  # type: ignore[assignment]
 
     def __copy__(self) -> SharedSequence[T]:
@@ -149,7 +149,7 @@ class SharedSequence(Sequence[T]):
         )
 
 
-# What reads each block in this process; a view of a block reads it the same way.
+# The readers of each block in this process; views of a block share them.
 _READERS: weakref.WeakKeyDictionary[Block, tuple[Callable[[int], Any], int]] = (
     weakref.WeakKeyDictionary()
 )

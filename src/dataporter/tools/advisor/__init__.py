@@ -1,1 +1,1 @@
-"""Advisor: which dtypes a dataset's values allow."""
+"""Advisor: the narrowest dtypes that hold a dataset's values."""

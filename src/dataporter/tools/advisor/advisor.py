@@ -1,4 +1,4 @@
-"""`suggest_conversions`: looks at samples, and says which rules would narrow them exactly."""
+"""`suggest_conversions`: reads samples, and suggests rules that narrow them exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dataporter.checks import whole_number
+from dataporter.checks import positive_number, whole_number
 from dataporter.convert.forms import Bits, Cast, Form, Scaled, name_of
 from dataporter.convert.paths import Pattern, Wildcard, parse, shown
 from dataporter.errors import ConfigurationError
@@ -18,7 +18,7 @@ from dataporter.tools.advisor.survey import Leaf, Survey
 
 __all__ = ["suggest_conversions"]
 
-# Not uint16, uint32 and uint64: torch has few operations for them.
+# Without uint16, uint32 and uint64, for which torch has few operations.
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
 _PATHS_SHOWN = 20
 
@@ -32,44 +32,42 @@ def suggest_conversions(
     widened: bool = False,
     seed: int = 0,
 ) -> ConversionPlan:
-    """Look at samples, and suggest for each path the narrowest dtype that keeps every value seen.
+    """Read samples, and suggest for each path the narrowest dtype that keeps every value seen.
 
-    Whole numbers get the smallest of uint8, int8, int16 and int32 that has their range; floats
-    float16, bfloat16 or, from float64, float32, where every value comes back from it as it was.
-    What a sample of a dataset cannot prove is marked as a guess: a converter made of the plan
-    raises where it turns out wrong. So is what random samples cannot prove, where they are drawn
-    from a global generator or :func:`~dataporter.sample_rng`. Nothing is suggested for leaves whose
-    dtype changes.
+    Whole numbers get the smallest of uint8, int8, int16 and int32 that holds their range. Floats
+    get float16, bfloat16 or (if they are float64) float32, if every value survives the round trip.
+    A suggestion is a guess if only some samples were read, or if samples are random (drawn from a
+    global generator or :func:`~dataporter.sample_rng`); the plan's converter raises an error if a
+    guess is wrong. Leaves whose dtype changes get no suggestion.
 
     Args:
         source: a dataset with ``__len__`` and ``__getitem__``, a dict of equally long arrays, an
             iterable dataset (its first samples are read), or a ``DataLoader`` or
-            :class:`~dataporter.ResumableDataLoader`. Of a loader the batches are looked at that it
-            makes of the dataset's samples, so that the paths are those of its batches; it is read
-            in this process, without its sampler, its workers and its ``converter``, and stays where
-            it is. Of a dataset's samples, Python's numbers count as what ``default_collate`` makes
-            of them.
-        samples: how many are looked at, at most.
-        tolerance: how far a float may be rounded, relative to its size. By default not at all; what
-            is rounded is marked so.
-        maximum: path → the largest whole number that there can be, such as a vocabulary's size,
-            where a sample cannot tell.
-        widened: whether batches are widened again after they were moved
-            (``DevicePrefetcher(widen=)`` or ``converter.widen``), so that they may come in forms
-            that are no dtype: ``"bits"`` for masks of 0 and 1, and ``"uint8:scale"`` for floats
-            that are multiples of 1/255.
-        seed: decides which samples are looked at, where there are more.
+            :class:`~dataporter.ResumableDataLoader`. The paths of a loader are those of its
+            batches, which are made in this process, without its sampler, workers and
+            ``converter``; its position does not change. Python's numbers in the samples of a
+            dataset count as the tensors that ``default_collate`` makes of them.
+        samples: the largest number of samples to read.
+        tolerance: how far a float may be rounded, relative to its size; by default not at all.
+            Rounded suggestions are marked.
+        maximum: path → the largest whole number possible, such as a vocabulary's size, if a sample
+            cannot show it.
+        widened: whether batches are widened again on the device (``DevicePrefetcher(widen=)`` or
+            ``converter.widen``). If so, two forms that are not dtypes are suggested as well:
+            ``"bits"`` for masks of 0 and 1, and ``"uint8:scale"`` for floats that are multiples of
+            1/255.
+        seed: determines which samples are read, if there are more.
 
     Returns:
-        The plan: ``print`` it, or take its ``converter()`` or ``as_rules()``.
+        The plan: ``print`` it, or use its ``converter()`` or ``as_rules()``.
 
     Raises:
-        ConfigurationError: (a ``ValueError``) an argument is wrong, ``maximum`` names no path or is
-            less than what was seen, or there are no samples.
+        ConfigurationError: (a ``ValueError``) an argument is invalid, ``maximum`` names an unknown
+            path or is less than a value seen, or there are no samples.
         UnsupportedDatasetError: (a ``TypeError``) the source is none of the above.
         SampleError: (a ``RuntimeError``) no sample could be read.
 
-    What a sample raises comes with a note that names its index.
+    An exception from a sample has a note that names its index.
 
     Example:
         >>> dataset = [{"ids": torch.arange(9) + number, "mask": True} for number in range(300)]
@@ -81,9 +79,7 @@ def suggest_conversions(
         >>> suggest_conversions(dataset).as_rules()
         {'ids': 'int16'}
     """
-    samples = whole_number("samples", samples)
-    if samples == 0:
-        raise ConfigurationError("samples=0: expected a whole number of 1 or more")
+    samples = positive_number("samples", samples)
     tolerance = _tolerance_checked(tolerance)
     limits = _limits_checked(maximum)
     is_loader = isinstance(source, DataLoader)
@@ -109,7 +105,7 @@ def _judged(
     *,
     widened: bool,
 ) -> Suggestion:
-    """What to do with a path."""
+    """The suggestion for a path."""
     high = leaf.high if maximum is None else max(leaf.high, maximum)
     ways = _ways(leaf, high) if _can_be_named(path) else {}
     best = _smallest(ways, leaf.before, widened=widened)
@@ -134,7 +130,7 @@ def _judged(
 
 
 def _ways(leaf: Leaf, high: Any) -> dict[Form, int]:
-    """The forms that hold all that was seen, and the bytes that they take, the best first."""
+    """The forms that hold every value seen, with the bytes they take, the best first."""
     if len(leaf.dtypes) != 1 or not leaf.values or not leaf.is_plain:
         return {}
     (dtype,) = leaf.dtypes
@@ -143,7 +139,7 @@ def _ways(leaf: Leaf, high: Any) -> dict[Form, int]:
         if high > 1:
             exact.pop(Bits(), None)
         exact = {Cast(to): leaf.values * to.itemsize for to in _held_by(leaf.low, high)} | exact
-    # Those that are exact come first, so that of equally small ones they are taken.
+    # Exact forms come first, so that they win over others of the same size.
     near = {Cast(to): leaf.values * to.itemsize for to in leaf.near}
     ways = exact | {form: size for form, size in near.items() if form not in exact}
     return {form: size for form, size in ways.items() if size < leaf.before}
@@ -176,14 +172,14 @@ def _is_whole(dtype: torch.dtype) -> bool:
 
 
 def _can_be_named(path: Pattern) -> bool:
-    """Whether a rule can be about this path; an empty key has no name there."""
+    """Whether a rule can name this path; it cannot name an empty key."""
     try:
         return parse(shown(path)) == path
     except ConfigurationError:
         return False
 
 
-# ---- what there is to say
+# ---- notes
 
 
 def _notes_on(
@@ -196,35 +192,35 @@ def _notes_on(
     maximum: int | None,
 ) -> Iterator[str]:
     if not _can_be_named(path):
-        yield "left alone: no rule can name a path with an empty key"
+        yield "no suggestion: no rule can name a path with an empty key"
     elif not leaf.is_plain:
-        yield "left alone: not a dense tensor"
+        yield "no suggestion: not a dense tensor"
     elif len(leaf.dtypes) > 1:
-        yield "left alone: the dtype is not always the same"
+        yield "no suggestion: the dtype is not always the same"
     elif not leaf.values:
-        yield "left alone: no values were seen"
+        yield "no suggestion: no values were seen"
     if maximum is not None:
-        yield f"numbers up to {maximum} are provided for"
+        yield f"leaves room for numbers up to {maximum}"
     if Wildcard.ONE not in path and leaf.items < survey.items:
         looked_at = "batches" if survey.in_batches else "samples"
-        yield f"there in {leaf.items:,} of {survey.items:,} {looked_at}"
+        yield f"present in {leaf.items:,} of {survey.items:,} {looked_at}"
     if leaf.has_more:
-        yield "holds infinity or nan as well"
+        yield "also holds infinity or nan"
     size = leaf.before if best is None else ways[best]
     for form in (Scaled(), Bits()):
         if form is not best and ways.get(form, size) < size:
             size = ways[form]
             yield (
-                f"{form.name!r} would take {ways[form] / looked.samples:,.1f} bytes, where batches "
+                f"{form.name!r} would take {ways[form] / looked.samples:,.1f} bytes, if batches "
                 "are widened again (widened=True)"
             )
 
 
 def _notes(looked: Looked, survey: Survey) -> Iterator[str]:
     if looked.draws:
-        yield "the dataset draws random numbers, so that what it gives next time may be others"
+        yield "the dataset draws random numbers, so its values may differ next time"
     if looked.left_out:
-        yield f"{looked.left_out:,} samples raised and were left out, as on_error='skip' says"
+        yield f"on_error='skip' left out {looked.left_out:,} samples that raised an error"
     if survey.left_out:
         yield f"{survey.left_out:,} leaves were left out: there are too many different paths"
 
@@ -269,8 +265,8 @@ def _check_limits(limits: dict[str, int], leaves: dict[str, Leaf]) -> None:
         if not all(map(_is_whole, leaf.dtypes)) or leaf.high is None:
             names = ", ".join(sorted(map(name_of, leaf.dtypes)))
             raise ConfigurationError(
-                f"maximum of {path!r}: the range says something about whole numbers only, and "
-                f"there is {names}: leave it out"
+                f"maximum of {path!r}: expected a path of whole numbers, but it holds {names}: "
+                "leave it out"
             )
         if limit < leaf.high:
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Samples: some of a dataset's, or a loader's in batches, read here without moving anything."""
+"""Samples: reads some samples of a dataset, or batches of a loader, without moving its position."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _INDICES_SHOWN = 8
 
 @dataclass(slots=True)
 class Looked:
-    """What was looked at.
+    """A summary of the samples read.
 
     Attributes:
-        length: samples in the dataset, where it has a length.
-        samples: samples that were looked at.
-        left_out: samples that raised, where the loader's ``on_error="skip"`` allows it.
+        length: samples in the dataset, or None if it has no length.
+        samples: samples read.
+        left_out: samples that raised an error and that the loader's ``on_error="skip"`` left out.
         is_all: whether these were all samples of the dataset.
-        draws: whether reading drew from a global random generator, so that the next time the
-            samples may be others.
+        draws: whether reading drew from a global random generator, so that samples may differ next
+            time.
     """
 
     length: int | None
@@ -45,22 +45,22 @@ class Looked:
 
 
 def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) -> Looked:
-    """Show some samples of a dataset, or batches of a loader, to ``visit``, one after the other.
+    """Pass some samples of a dataset, or batches of a loader, to ``visit`` one by one.
 
-    The global random generators are put back; a loader's samplers and generators are not used.
+    The global random generators are restored; a loader's samplers and generators are not used.
 
     Args:
-        source: a dataset that can be indexed, an iterable one, or a loader of torch's or ours.
-        samples: how many at most.
-        seed: which ones, where there are more; of an iterable dataset the first.
-        visit: called with each sample; of a loader with each batch that it makes of so many
-            samples as it takes together, converted by nobody.
+        source: a dataset that can be indexed, an iterable one, or a ``DataLoader``.
+        samples: the largest number of samples to read.
+        seed: determines which ones, if there are more; an iterable dataset gives its first ones.
+        visit: called with each sample, or with each batch of a loader, in the loader's batch size
+            and before its ``converter``.
 
     Raises:
         UnsupportedDatasetError: the source is none of these, or has no length.
         ConfigurationError: there are no samples.
         SampleError: all samples failed, or one raised a ``StopIteration``.
-        Exception: what a sample or the collate function raised, with a note that names the indices.
+        Exception: raised by a sample or the collate function, with a note that names the indices.
     """
     batches = _batches_of(source)
     rows = rows_of(source.dataset if isinstance(source, DataLoader) else source)
@@ -74,18 +74,18 @@ def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) 
         looked.draws = global_state() != before
     if looked.left_out and not looked.samples:
         raise SampleError(
-            f"on_error='skip' left nothing: all {looked.left_out} samples that were read failed"
+            f"on_error='skip' left no samples, since all {looked.left_out} samples read failed: "
+            "correct the dataset, or pass on_error='raise' to see the error"
         )
     if not looked.samples:
         raise ConfigurationError(
-            f"dataset of type {type(rows).__name__} has no samples: expected at least one to look "
-            "at"
+            f"dataset of type {type(rows).__name__} has no samples: expected at least one"
         )
     return looked
 
 
 def is_batched(source: Any) -> bool:
-    """Whether it is a loader that makes batches, rather than hand out samples one by one."""
+    """Whether the source is a loader that makes batches, rather than yield single samples."""
     return isinstance(source, DataLoader) and not (
         source.batch_size is None and source.batch_sampler is None
     )
@@ -94,7 +94,7 @@ def is_batched(source: Any) -> bool:
 def _is_iterable(rows: Any) -> bool:
     if isinstance(rows, IterableDataset):
         return True
-    # What has a state of its own (a prefetcher, a loader that is not torch's) would be moved.
+    # Reading would move the position of a source with a state, such as a prefetcher.
     return (
         hasattr(rows, "__iter__")
         and not hasattr(rows, "__getitem__")
@@ -107,9 +107,9 @@ class _Batches:
     """How a loader makes batches.
 
     Attributes:
-        size: samples in one.
-        collate: makes one of a list of samples.
-        reads_together: whether ``__getitems__`` is called where a dataset has it.
+        size: samples in a batch.
+        collate: makes a batch of a list of samples.
+        reads_together: whether ``__getitems__`` is called if the dataset has it.
         on_error: see :class:`~dataporter.ResumableDataLoader`.
     """
 
@@ -124,8 +124,8 @@ def _batches_of(source: Any) -> _Batches:
         if not _is_iterable(source) and not hasattr(source, "__getitem__"):
             raise UnsupportedDatasetError(
                 f"{type(source).__name__}: expected a dataset with __len__ and __getitem__, a dict "
-                "of arrays, an IterableDataset, or a DataLoader over one of them; of anything that "
-                "wraps a loader, pass the loader"
+                "of arrays, an IterableDataset, or a DataLoader over one of them; instead of an "
+                "object that wraps a loader, pass the loader"
             )
         return _Batches()
     on_error: OnError = getattr(source, "on_error", "raise")
@@ -133,7 +133,7 @@ def _batches_of(source: Any) -> _Batches:
     size = source.batch_size or getattr(source.batch_sampler, "batch_size", None)
     if not is_batched(source):
         return _Batches(1, lambda samples: collate(samples[0]), False, on_error)
-    # Batches whose sizes only a sampler knows may hold samples that do not go together otherwise.
+    # If only a sampler knows the batch sizes, other samples may not collate with one another.
     return _Batches(size or 1, collate, on_error == "raise", on_error)
 
 
@@ -178,7 +178,7 @@ def _look_through(
 ) -> Looked:
     looked = Looked(None)
     stream = _attempt(partial(iter, rows), "the first sample")
-    # Not one more than asked for, to see whether there is one: it may take long to come.
+    # Does not read one more sample to check for the end: that may take long.
     for read in _taken(stream, samples, batches.size):
         where = f"{len(read)} samples from number {looked.samples} on"
         visit(_collated(read, batches, where))
@@ -194,7 +194,7 @@ def _taken(stream: Iterator[Any], samples: int, size: int) -> Iterator[list[Any]
         try:
             read.extend(islice(stream, min(size, samples - taken)))
         except Exception as error:
-            add_note(error, f"while reading the sample behind the first {taken + len(read)}")
+            add_note(error, f"while reading the sample after the first {taken + len(read)}")
             raise
         if not read:
             return
@@ -215,7 +215,7 @@ def _attempt(read: Callable[[], Any], where: str) -> Any:
         return read()
     except StopIteration as error:
         raise SampleError(
-            f"the dataset raised {error!r} for {where}; that would end an epoch silently, so raise "
+            f"the dataset raised {error!r} for {where}, which would end an epoch silently: raise "
             "an IndexError or a RuntimeError there"
         ) from error
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`ConversionPlan`: what an advisor suggests for each path, as rules, as a table, and as JSON."""
+"""`ConversionPlan`: the suggestion for each path, as rules, as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ Certainty = Literal["certain", "guess"]
 
 _WIDTH = 100
 _LEGEND = {
-    "certain": "all samples were looked at, or the dtype, or maximum=, leaves no other values",
-    "guess": "by a sample; a value that does not fit will raise, and is never changed silently",
+    "certain": "all samples were read, or the dtype or maximum= excludes other values",
+    "guess": "only some samples were read; a value that does not fit raises an error",
     "rounded": "values change, within the tolerance",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """What was seen at a path, and the narrowest form that holds it.
+    """The values seen at a path, and the narrowest form that holds them.
 
     Attributes:
-        path: as the rules of a converter name it.
-        dtypes: what is there now; several where it changes.
-        low, high: the smallest and the largest finite number that was seen; None where there was
-            none, or the numbers are complex.
+        path: as in the rules of a converter.
+        dtypes: the present dtype; several if it changes.
+        low, high: the smallest and largest finite numbers seen; None if there were none, or the
+            numbers are complex.
         values: how many numbers were seen.
-        form: name of the suggested dtype or form; None where nothing narrower is known to do.
-        certainty: ``"certain"``: all samples were looked at, or the dtype or ``maximum`` leaves no
-            other values; ``"guess"``: only a sample was looked at, or samples are random; None
-            without a form.
-        rounded: whether values change, within the tolerance that was given.
-        headroom: how many times larger the numbers could be than what was seen, or than the
-            ``maximum`` given for them; None where that says nothing.
-        before, after: bytes of a sample, on average.
-        notes: what else there is to say.
+        form: name of the suggested dtype or form; None if none is narrower.
+        certainty: ``"certain"``: all samples were read, or the dtype or ``maximum`` excludes other
+            values; ``"guess"``: only some samples were read, or samples are random; None without
+            a form.
+        rounded: whether values change, within the given tolerance.
+        headroom: how many times larger than those seen, or than the given ``maximum``, the numbers
+            could be; None if that has no meaning.
+        before, after: average bytes of a sample.
+        notes: further remarks.
     """
 
     path: str
@@ -63,20 +63,20 @@ class Suggestion:
 
     @property
     def kind(self) -> str:
-        """The certainty in words, and whether it is rounded."""
+        """The certainty, with a remark if values are rounded."""
         return ", ".join([*filter(None, [self.certainty]), *["rounded"] * self.rounded])
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """What :func:`~dataporter.suggest_conversions` suggests; ``print`` shows it as a table.
+    """The suggestions of :func:`~dataporter.suggest_conversions`; ``print`` shows a table.
 
     Attributes:
-        suggestions: one for each path at which there are numbers.
-        samples: how many were looked at.
-        length: samples in the dataset; None where it has no length.
+        suggestions: one for each path that has numbers.
+        samples: how many were read.
+        length: samples in the dataset, or None if it has no length.
         tolerance: relative, for floats; 0 allows no rounding.
-        notes: what there is to say about the whole.
+        notes: remarks about the plan as a whole.
     """
 
     suggestions: tuple[Suggestion, ...]
@@ -87,17 +87,17 @@ class ConversionPlan:
 
     @property
     def before(self) -> float:
-        """Bytes of a sample as it is, on average."""
+        """Average bytes of a sample before conversion."""
         return sum(suggestion.before for suggestion in self.suggestions)
 
     @property
     def after(self) -> float:
-        """Bytes of a sample as it would be, on average."""
+        """Average bytes of a sample after conversion."""
         return sum(suggestion.after for suggestion in self.suggestions)
 
     @property
     def saved(self) -> float:
-        """The share of the bytes that is saved, 0 to 1."""
+        """The share of bytes saved, 0 to 1."""
         return 1 - self.after / self.before if self.before else 0.0
 
     def as_rules(self) -> dict[str, str]:
@@ -111,7 +111,7 @@ class ConversionPlan:
     def converter(
         self, *, on_loss: OnLoss = "error", strict: bool = False
     ) -> KeyBasedDtypeConverter:
-        """A converter by these rules, that raises where a float is rounded beyond the tolerance.
+        """A converter with these rules, which raises if a float is rounded beyond the tolerance.
 
         Args:
             on_loss, strict: as in :class:`~dataporter.KeyBasedDtypeConverter`.
@@ -121,7 +121,7 @@ class ConversionPlan:
         )
 
     def without_guesses(self) -> ConversionPlan:
-        """The plan with what is certain alone; guesses become notes."""
+        """The plan without its guesses, which become notes."""
         return replace(self, suggestions=tuple(map(_unguessed, self.suggestions)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,10 +140,10 @@ class ConversionPlan:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        # A width of its own, since what is printed here may be read elsewhere.
+        # A fixed width, since the text may be read in another terminal.
         console = Console(file=text, width=_WIDTH, color_system=None, highlight=False)
         share = f"{self.samples:,} samples" if self.length is None else _share(self)
-        console.print(f"Suggested conversions, by {share}:")
+        console.print(f"Suggested conversions, from {share}:")
         if self.suggestions:
             console.print(_table(self))
         for line in _lines(self):
@@ -214,7 +214,7 @@ def _lines(plan: ConversionPlan) -> Iterator[str]:
     for word, meaning in _LEGEND.items():
         if any(word in kinds[path] for path in rules):
             yield f"{word}: {meaning}"
-    yield "bytes, then: of a sample, on average"
+    yield "bytes, then: average of a sample, now and after conversion"
     yield ""
     yield "KeyBasedDtypeConverter("
     yield "    {"

@@ -1,4 +1,4 @@
-"""Survey: what samples hold at each path, and which narrow forms have held all of it so far."""
+"""Survey: the values of samples at each path, and the narrow forms that have held all so far."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dataporter.structure import Step, parts_of
 
 __all__ = ["Leaf", "Survey"]
 
-# From so many places of lists, and so many keys, on, all at their level are taken together as "*":
-# they are a sequence of like things, or ids, and a rule for each would be no rule.
+# Beyond so many indices of a list, or so many keys, a level becomes one "*": such a list has items
+# of one kind, and such keys are ids.
 _MOST_INDICES = 16
 _MOST_KEYS = 256
-# Levels of several wildcards multiply; what lies beyond so many paths is left out, and counted.
+# Nested levels multiply. Leaves beyond so many paths are left out, and counted.
 _MOST_PATHS = 4096
 
 _NARROWER = {
@@ -32,19 +32,20 @@ _NARROWER = {
 
 @dataclass(slots=True)
 class Leaf:
-    """What was seen at a path.
+    """The values seen at a path.
 
     Attributes:
-        dtypes: what the leaves are.
-        items: samples or batches that have a leaf here; through a wildcard only roughly.
-        values: numbers that were seen.
+        dtypes: of the leaves.
+        items: samples or batches that have a leaf here; approximate through a wildcard.
+        values: how many numbers were seen.
         before: their bytes.
-        low, high: the smallest and the largest of the finite ones.
+        low, high: the smallest and largest finite numbers.
         has_more: whether some are infinite or nan.
         is_plain: whether all are dense tensors that torch can cast.
-        exact: forms from which every value comes back as it was, and the bytes they take. Of whole
-            numbers the dtypes are not among them: those follow from the range.
-        near: dtypes from which it comes back within the tolerance, if not exactly.
+        exact: forms that restore every value exactly, with the bytes they take; without the dtypes
+            of whole numbers, which follow from the range.
+        near: dtypes that restore every value within the tolerance.
+        last_item: the last sample or batch that has a leaf here.
     """
 
     dtypes: set[torch.dtype] = field(default_factory=set)
@@ -60,10 +61,10 @@ class Leaf:
     last_item: int = 0
 
     def add(self, tensor: torch.Tensor, item: int, *, in_numpy: bool, packs: bool) -> None:
-        """Look at one more leaf, in sample or batch number ``item``, counted from 1.
+        """Add a leaf of sample or batch number ``item``, counted from 1.
 
         Args:
-            in_numpy: whether it becomes an array of NumPy's, which has no bfloat16.
+            in_numpy: whether it stays a NumPy array, which cannot be bfloat16.
             packs: whether it has a dimension to pack along.
         """
         dtype = tensor.dtype
@@ -88,7 +89,7 @@ class Leaf:
             self.exact, self.near = {}, []
 
     def judge(self, tensor: torch.Tensor, tolerance: float) -> None:
-        """Keep the forms that hold this leaf as well."""
+        """Keep the forms that hold this leaf too."""
         taken = {form: _bytes_in(form, tensor) for form in self.exact}
         self.exact = {
             form: self.exact[form] + more for form, more in taken.items() if more is not None
@@ -101,7 +102,7 @@ class Leaf:
         ]
 
     def merge(self, other: Leaf) -> None:
-        """Take over what was seen at a path that from now on is one with this."""
+        """Add the values seen at a path that is now merged into this one."""
         if not other.dtypes:
             return
         if not self.dtypes:
@@ -164,7 +165,7 @@ class _Node:
                 self.children[step] = child
 
     def unite(self) -> None:
-        """Make one of all children."""
+        """Merge all children into one."""
         first, *others = self.children.values() or (_Node(),)
         for other in others:
             first.merge(other)
@@ -182,15 +183,14 @@ class _Node:
 
 @dataclass(slots=True, eq=False)
 class Survey:
-    """Looks at samples or batches, one after the other.
+    """Collects the values of samples or batches.
 
     Attributes:
         tolerance: how far a float may be rounded, relative to its size.
-        in_batches: whether it is batches that are looked at: Python's numbers are no leaves of
-            theirs, and the first dimension is no sample's.
-        batched: whether each has a first dimension for its samples.
-        items: how many were looked at.
-        left_out: leaves at more paths than are kept.
+        in_batches: whether items come from a loader, so that Python's numbers are not leaves.
+        batched: whether the first dimension of each item is that of its samples.
+        items: how many were added.
+        left_out: leaves beyond the largest number of paths.
     """
 
     tolerance: float
@@ -202,7 +202,7 @@ class Survey:
     _paths: int = 1
 
     def add(self, item: Any) -> None:
-        """Look at one more."""
+        """Add one sample or batch."""
         self.items += 1
         self._walk(item, self._root)
 
@@ -218,7 +218,7 @@ class Survey:
                 self._look(tensor, node.leaf, in_numpy=value is not tensor, packs=packs)
             return
         numbers = None if self.in_batches else _as_numbers(value)
-        if numbers is not None:  # at once, since a list of tokens has a leaf for each
+        if numbers is not None:  # all at once, since each token of a list is a leaf
             if Wildcard.ONE not in node.children:
                 if self._paths >= _MOST_PATHS or self.left_out:
                     self.left_out += len(value)
@@ -241,7 +241,7 @@ class Survey:
     def _number(self, value: Any, node: _Node) -> None:
         if self.in_batches or not isinstance(value, bool | int | float | complex | np.generic):
             return
-        # As default_collate would have it: 64 bits for Python's numbers.
+        # As default_collate does: 64 bits for Python's numbers.
         tensor = as_tensor(np.asarray(value))
         if tensor is not None:
             in_numpy = isinstance(value, np.generic)
@@ -257,7 +257,7 @@ class Survey:
         if Wildcard.ONE in node.children:
             return node.children[Wildcard.ONE]
         if step not in node.children:
-            # Once a leaf is left out no level may become a "*", which would stand for it as well.
+            # After a leaf was left out, no level may become a "*", which would include it.
             if self._paths >= _MOST_PATHS or self.left_out:
                 return None
             node.children[step] = _Node()
@@ -280,7 +280,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _as_numbers(value: Any) -> torch.Tensor | None:
-    """A long list of Python's numbers as what they would be one by one."""
+    """A long list of Python's numbers as one tensor, with the dtype each would have alone."""
     if type(value) not in (list, tuple) or len(value) <= _MOST_INDICES:
         return None
     kinds = set(map(type, value))
@@ -298,7 +298,7 @@ def _candidates(dtype: torch.dtype) -> tuple[Form, ...]:
 
 
 def _bytes_in(form: Form, tensor: torch.Tensor) -> int | None:
-    """What the tensor takes in this form; None where a value would not come back."""
+    """The bytes of the tensor in this form, or None if a value would not be restored."""
     if isinstance(form, Cast):
         held = narrowest(tensor, (form.dtype,), rtol=0)
         return None if held is None else tensor.numel() * form.dtype.itemsize
