@@ -1,4 +1,4 @@
-"""Ranks whose loaders an Accelerator prepares; what came of it in each scenario goes to a file.
+"""Ranks whose loaders an Accelerator prepares; writes the results of each scenario to a file.
 
 torchrun ... prepared_ranks.py DIRECTORY
 """
@@ -39,7 +39,7 @@ def accelerator_with(**configuration: Any) -> Accelerator:
 
 
 def passed(accelerator: Accelerator, loader: Any) -> dict[str, Any]:
-    """What a pass gives on this rank, and over all of them once what is there twice is cut."""
+    """A pass on this rank, and gathered from all ranks without the padding."""
     own, gathered, ends = [], [], []
     for batch in loader:
         own.append(batch.tolist())
@@ -83,7 +83,7 @@ def explicit() -> Any:
     return passed(accelerator, prepare(accelerator, loader_of(4)))
 
 
-def waiting_place() -> Any:
+def waiting_position() -> Any:
     loader = accelerator_with().prepare(WAITS_BEFORE)
     return {"epoch": loader.epoch, "own": [batch.tolist() for batch in loader]}
 
@@ -119,7 +119,7 @@ def resumed_with_another_batch_size() -> Any:
     return seen + passed(accelerator, after)["gathered"]
 
 
-def own_sampler(directory: Path) -> Any:
+def custom_sampler(directory: Path) -> Any:
     weights = torch.arange(1, LENGTH + 1, dtype=torch.float64)
 
     def prepared(build: Callable[..., Any], **named: Any) -> Any:
@@ -157,16 +157,16 @@ def streams(directory: Path) -> Any:
     resumed = accelerator.prepare(ResumableDataLoader(Sharded(30, 4), 2))
     accelerator.load_state(str(directory / "stream"))
     again = numbers(list(resumed))
-    uncut = refusal(lambda: accelerator.prepare(ResumableDataLoader(Generated(30), 2)))
+    unsharded = refusal(lambda: accelerator.prepare(ResumableDataLoader(Generated(30), 2)))
     return {
         "delivered": numbers(delivered),
         "rest": rest,
         "again": again,
-        "uncut": uncut,
+        "unsharded": unsharded,
     }
 
 
-def own_world() -> Any:
+def given_world() -> Any:
     loader = accelerator_with().prepare(loader_of(4, rank=0, world_size=1))
     return sum(len(batch) for batch in loader)
 
@@ -178,18 +178,18 @@ if __name__ == "__main__":
         "simple_built_before": simple_built_before(),
         "built_after": built_after(),
         "explicit": explicit(),
-        "waiting_place": waiting_place(),
+        "waiting_position": waiting_position(),
         "split_batches": split_batches(),
         "split_of_an_odd_batch": split_of_an_odd_batch(),
         "uneven_batches": uneven_batches(),
         "dropped": dropped(),
         "another_batch_size": resumed_with_another_batch_size(),
-        "own_sampler": own_sampler(home),
+        "custom_sampler": custom_sampler(home),
         "streams": streams(home),
-        "own_world": own_world(),
+        "given_world": given_world(),
     }
     accelerator = Accelerator(cpu=True)
     (home / f"rank-{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.wait_for_everyone()
-    # Not by way of Python's end, at which gloo's threads may still come for its lock, and abort.
+    # Skips Python's shutdown, during which gloo's threads may still ask for its lock, and abort.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What the frameworks' tests share."""
+"""Fixtures of the frameworks' tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For trainings that cases share, over all processes that run tests."""
+    """A folder for trainings that cases share, over all processes that run tests."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -20,7 +20,7 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trainings start a framework several times, which takes minutes on a busy machine."""
+    """Give these tests more time: they start a framework several times, on a busy machine."""
     for item in items:
         if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))

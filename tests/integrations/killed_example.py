@@ -1,4 +1,4 @@
-"""An example left alone beside one that is killed and started again."""
+"""Runs an example uninterrupted, and again with a kill and a restart."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def left_alone_and_resumed(
     directory: Path, example: str, killed_at: str
 ) -> tuple[list[str], list[str]]:
-    """What an example prints when it is left alone, and when it is started again after a kill.
+    """The lines that an example prints uninterrupted, and after a kill and a restart.
 
     Args:
-        killed_at: SIGKILL comes once a line with this in it is printed.
+        killed_at: the example gets SIGKILL when it prints a line that contains this.
     """
     command = [sys.executable, "-u", str(EXAMPLES / example)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""In Accelerate: what `prepare()` returns is the loader itself, does as theirs do, and resumes."""
+"""Accelerate: `prepare()` returns the loader itself, which behaves like theirs, and resumes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lists(loader: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("case", ACCELERATE, ids=lambda case: case.what)
-def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
@@ -68,11 +68,11 @@ def test_a_state_of_two_processes_loads_into_one_and_into_four(tmp_path: Path) -
         assert len(counted) == EPOCHS
         for samples in counted.values():
             assert set(samples) == set(range(LENGTH))
-            # What makes the ranks' last batches equally long is all that comes twice.
+            # Only the padding that makes the ranks' last batches equally long appears twice.
             assert samples.total() - LENGTH == -LENGTH % ranks
 
 
-def test_prepare_returns_the_loader_which_says_where_its_epoch_ends() -> None:
+def test_prepare_returns_the_loader_which_shows_where_its_epoch_ends() -> None:
     accelerator = accelerator_with(accumulate=2)
     loader = loader_of(4)
     model = nn.Linear(1, 1)
@@ -140,7 +140,7 @@ def test_a_loader_prepared_explicitly_needs_no_look_up(monkeypatch: Any) -> None
     accelerator, loader, unprepared = accelerator_with(), loader_of(4), loader_of(4)
     assert prepare(accelerator, loader) is loader
     assert accelerator.prepare(loader) is loader
-    assert accelerator.prepare(unprepared) is not unprepared, "it is found by a look-up alone"
+    assert accelerator.prepare(unprepared) is not unprepared, "only a look-up finds its accelerator"
 
 
 def test_explicit_settings_stay_until_the_loader_is_prepared_explicitly_again() -> None:
@@ -175,7 +175,7 @@ def test_a_pass_that_is_left_is_no_longer_the_active_one() -> None:
     assert not accelerator.gradient_state.in_dataloader
 
 
-def test_batches_are_placed_as_the_accelerator_places_them(monkeypatch: Any) -> None:
+def test_batches_go_to_the_device_as_the_accelerator_is_configured(monkeypatch: Any) -> None:
     placed = []
     monkeypatch.setattr(
         "dataporter.integrations.accelerate.send_to_device",
@@ -193,7 +193,7 @@ def test_batches_are_placed_as_the_accelerator_places_them(monkeypatch: Any) -> 
     assert placed == [(accelerator.device, True)] * 2
 
 
-def test_a_state_saved_in_a_loop_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+def test_a_state_saved_in_a_loop_resumes_with_the_next_batch(tmp_path: Path) -> None:
     expected = lists(loader_of(4)) + lists(loader_of(4))
     for stop in (1, 2, 3):
         accelerator = accelerator_with()
@@ -207,7 +207,7 @@ def test_a_state_saved_in_a_loop_goes_on_with_the_next_batch(tmp_path: Path) -> 
         assert resumed.epoch == 1
 
 
-def test_a_checkpoint_without_the_loader_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_loader_warns(tmp_path: Path) -> None:
     accelerator = accelerator_with()
     accelerator.prepare(DataLoader(range(10), 4), loader_of(4))
     accelerator.save_state(str(tmp_path))
@@ -218,10 +218,10 @@ def test_a_checkpoint_without_the_loader_says_so(tmp_path: Path) -> None:
     ):
         accelerator = accelerator_with()
         accelerator.prepare(*loaders)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             accelerator.load_state(str(tmp_path))
-        said = [str(one.message) for one in told if "has no state of loader" in str(one.message)]
+        said = [str(one.message) for one in warned if "has no state of loader" in str(one.message)]
         assert [int(text.split("no state of loader ")[1][0]) for text in said] == missing
 
 
@@ -255,7 +255,7 @@ class Broken(list[int]):
         return super().__getitem__(index)
 
 
-def test_a_sample_that_fails_does_not_take_the_batch_before_it_along() -> None:
+def test_a_sample_that_fails_leaves_the_batch_before_it_delivered() -> None:
     loader = accelerator_with().prepare(ResumableDataLoader(Broken(range(6)), 2))
     batches = iter(loader)
     assert next(batches).tolist() == [0, 1]
@@ -265,7 +265,7 @@ def test_a_sample_that_fails_does_not_take_the_batch_before_it_along() -> None:
     assert loader.step == 2
 
 
-def test_skip_first_batches_jumps_and_accelerates_own_says_why_it_does_not() -> None:
+def test_skip_first_batches_jumps_and_accelerates_function_says_why_it_does_not() -> None:
     accelerator = accelerator_with()
     loader = accelerator.prepare(loader_of(4, num_workers=1))
     expected = lists(loader_of(4))
@@ -287,7 +287,7 @@ def test_skip_first_batches_jumps_and_accelerates_own_says_why_it_does_not() -> 
         ResumableDataLoader(Stateful(12), 4, multiprocessing_context="fork", num_workers=1),
     ],
 )
-def test_accelerates_own_functions_are_refused_for_any_loader(loader: Any) -> None:
+def test_accelerates_functions_are_refused_for_any_loader(loader: Any) -> None:
     accelerator = accelerator_with()
     for skipped in (loader, accelerator.prepare(loader)):
         with pytest.raises(ConfigurationError, match="leave it out after load_state"):
@@ -315,18 +315,18 @@ def test_uneven_inputs_are_joined_as_the_loader_was_built_or_not_at_all(
     loader = accelerator.prepare(loader_of(4, tail=tail))
     other = accelerator.prepare(loader_of(4, tail="pad" if tail == "uneven" else "uneven"))
     without_tail = accelerator.prepare(loader_of(4, drop_last=True))
-    # On the CPU Accelerate leaves everything as it is; what it does on several GPUs is this.
+    # On the CPU Accelerate changes nothing; this is its behaviour on several GPUs.
     monkeypatch.setattr(Accelerator, "multi_device", True, raising=False)
     monkeypatch.setattr("accelerate.accelerator.Join", lambda *_, **__: nullcontext())
     with accelerator.join_uneven_inputs([], even_batches=even):
         assert len(lists(loader)) == 3
-        assert len(lists(without_tail)) == 2, "even, whatever is said"
+        assert len(lists(without_tail)) == 2, "even in any case"
         with pytest.raises(ConfigurationError, match=f"build the loader with tail='{tail}'"):
             next(iter(other))
     assert len(lists(other)) == 3
 
 
-def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
+def test_a_refused_configuration_changes_nothing() -> None:
     loader = loader_of(4)
     with pytest.raises(ConfigurationError, match="leave dispatch_batches= out"):
         accelerator_with(dispatch_batches=True).prepare(loader)
@@ -342,14 +342,14 @@ class Unfinished(list[int]):
         return super().__len__()
 
 
-def test_an_attribute_missing_in_a_dataset_does_not_make_it_anybodys_loader() -> None:
+def test_an_attribute_missing_in_a_dataset_is_an_error_of_prepare() -> None:
     loader = ResumableDataLoader(Unfinished(range(6)), 2)
     loader.dataset.unready = True  # type: ignore[attr-defined]
     with pytest.raises(ConfigurationError, match=r"missing .* the index is not read yet"):
         accelerator_with(even_batches=False).prepare(loader)
 
 
-def test_a_copy_of_a_prepared_loader_is_on_its_own() -> None:
+def test_a_copy_of_a_prepared_loader_is_not_prepared() -> None:
     accelerator = accelerator_with()
     loader = accelerator.prepare(loader_of(4))
     next(iter(loader))
@@ -360,12 +360,12 @@ def test_a_copy_of_a_prepared_loader_is_on_its_own() -> None:
     assert loader.step == 1
 
 
-def test_a_place_set_before_prepare_stays() -> None:
+def test_a_position_set_before_prepare_stays() -> None:
     loader = loader_of(4)
     loader.seek(epoch=2, step=1)
     before = loader.sampler
     prepared = accelerator_with(split_batches=True).prepare(loader)
-    assert prepared.sampler is not before, "it was built anew"
+    assert prepared.sampler is not before, "the loader was rebuilt"
     assert (prepared.epoch, prepared.step) == (2, 1)
 
 
@@ -388,7 +388,7 @@ def test_the_example_killed_equals_the_example_left_alone(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What `prepared_ranks.py` has found, by rank."""
+    """The results of `prepared_ranks.py`, by rank."""
     directory = tmp_path_factory.mktemp("ranks")
     with launched(RANKS, 2, directory, directory=directory) as started:
         finished(started)
@@ -401,15 +401,13 @@ ALL = set(range(21))
 @pytest.mark.parametrize(
     "scenario", ["built_before", "simple_built_before", "built_after", "split_batches", "explicit"]
 )
-def test_two_ranks_share_each_sample_out_once(
-    two_ranks: list[dict[str, Any]], scenario: str
-) -> None:
+def test_two_ranks_share_each_sample_once(two_ranks: list[dict[str, Any]], scenario: str) -> None:
     first, second = (found[scenario] for found in two_ranks)
     own = [index for found in (first, second) for batch in found["own"] for index in batch]
     assert set(own) == ALL
     assert len(own) == 22
     assert [len(batch) for batch in first["own"]] == [4, 4, 3]
-    # gather_for_metrics cuts the one that is there twice.
+    # gather_for_metrics removes the sample that is there twice.
     assert sorted(first["gathered"]) == sorted(ALL)
     assert first["gathered"] == second["gathered"]
     assert first["ends"] == [False, False, True]
@@ -430,11 +428,14 @@ def test_ranks_prepared_explicitly_equal_ranks_prepared_by_the_accelerator(
         assert found["explicit"] == found["built_after"]
 
 
-def test_a_place_of_before_is_shared_out_as_well(two_ranks: list[Any]) -> None:
+def test_a_position_from_before_is_shared_as_well(two_ranks: list[Any]) -> None:
     own = [
-        index for found in two_ranks for batch in found["waiting_place"]["own"] for index in batch
+        index
+        for found in two_ranks
+        for batch in found["waiting_position"]["own"]
+        for index in batch
     ]
-    assert {found["waiting_place"]["epoch"] for found in two_ranks} == {1}
+    assert {found["waiting_position"]["epoch"] for found in two_ranks} == {1}
     alone = ResumableDataLoader(range(21), 4, shuffle=True, seed=3)
     before = {int(index) for step in range(2) for index in alone.samples_at(1, step)}
     assert set(own) >= ALL - before
@@ -461,9 +462,9 @@ def test_gathering_after_a_resume_with_another_batch_size(two_ranks: list[Any]) 
     assert sorted(two_ranks[0]["another_batch_size"]) == sorted(ALL)
 
 
-def test_a_sampler_of_ones_own_is_shared_out_as_accelerate_does(two_ranks: list[Any]) -> None:
-    first, second = (found["own_sampler"] for found in two_ranks)
-    # One draw for both ranks: what is gathered is what the sampler gave, and nothing twice.
+def test_a_custom_sampler_is_sharded_as_by_accelerate(two_ranks: list[Any]) -> None:
+    first, second = (found["custom_sampler"] for found in two_ranks)
+    # One draw for both ranks: they gather what the sampler yielded, and nothing twice.
     assert first["gathered"] == second["gathered"]
     assert len(first["gathered"]) == first["theirs_gathered"] == 21
     assert first["gathered"][:4] == first["own"][0]
@@ -478,9 +479,9 @@ def test_a_stream_in_shards_is_saved_for_all_ranks(two_ranks: list[Any]) -> None
     for found in (found["streams"] for found in two_ranks):
         assert found["again"] == found["rest"]
         delivered += found["delivered"] + found["rest"]
-        assert "cannot be shared out" in found["uncut"]
+        assert "cannot be sharded" in found["unsharded"]
     assert sorted(delivered) == list(range(30))
 
 
-def test_a_world_that_was_said_is_left(two_ranks: list[Any]) -> None:
-    assert [found["own_world"] for found in two_ranks] == [21, 21]
+def test_a_given_world_stays(two_ranks: list[Any]) -> None:
+    assert [found["given_world"] for found in two_ranks] == [21, 21]

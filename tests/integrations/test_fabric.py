@@ -1,4 +1,4 @@
-"""In Fabric: what `fabric.save` keeps is exact, back and forth, and on other numbers of devices."""
+"""Fabric: a state in `fabric.save` is exact, back and forth, and on other numbers of devices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import nn
 
 
 @pytest.mark.parametrize("case", FABRIC, ids=lambda case: case.what)
-def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_devices_reads_what_is_left_once(
+def test_another_number_of_devices_reads_the_rest_once(
     tmp_path: Path, before: int, after: int
 ) -> None:
     launchers: dict[int, Any] = {1: (), 2: torchrun(2)}
@@ -49,7 +49,7 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
             fabric.load(path, state)
         steps: list[Any] = []
 
-        def go_on() -> Iterator[Any]:
+        def remaining_steps() -> Iterator[Any]:
             for _ in range(loader.epoch, 3):
                 for batch in wrapped:
                     loss = nn.functional.cross_entropy(model(batch["pixels"]), batch["label"])
@@ -58,13 +58,13 @@ def test_fabric_saves_and_loads_the_loader_it_has_wrapped(tmp_path: Path) -> Non
                     optimizer.step()
                     yield batch["id"].tolist(), loss.item()
 
-        for step in go_on():
+        for step in remaining_steps():
             steps.append(step)
             if len(steps) == save_at:
                 fabric.save(tmp_path / "fabric.ckpt", state)
         if goes_back:
             fabric.load(tmp_path / "fabric.ckpt", state)
-            return list(go_on())
+            return list(remaining_steps())
         return steps
 
     alone = train()

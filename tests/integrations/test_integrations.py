@@ -1,4 +1,4 @@
-"""The integrations' docstrings, and the code of the document about them."""
+"""The integrations' docstrings run, and the guide names each integration."""
 
 from __future__ import annotations
 

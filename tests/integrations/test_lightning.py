@@ -1,4 +1,4 @@
-"""Lightning: trainings that are killed go on exactly from its own checkpoints."""
+"""Lightning: killed trainings resume exactly from its own checkpoints."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", LIGHTNING, ids=lambda case: case.what)
-def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
 @pytest.mark.timeout(600)
-def test_what_goes_wrong_with_torchs_loader_is_seen(tmp_path: Path) -> None:
-    # A pass begins anew, so that samples are repeated; Lightning itself warns of it.
+def test_the_trial_detects_that_torchs_loader_repeats(tmp_path: Path) -> None:
+    # The pass restarts, which repeats samples; Lightning itself warns of it.
     assert "repeated" in (verdict(LIGHTNING[0], "torch", tmp_path) or "")
 
 
 @pytest.mark.timeout(600)
-def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None:
+def test_another_number_of_ranks_reads_the_rest_once(tmp_path: Path) -> None:
     options = ("--every", "3")
     begun = attempt(
         "lightning", tmp_path / "2", 0, *options, "--devices", "2", kill_at=4, seconds=200
@@ -40,17 +40,17 @@ def test_another_number_of_ranks_reads_what_is_left_once(tmp_path: Path) -> None
     for ranks in (1, 3):
         home = tmp_path / str(ranks)
         shutil.copytree(tmp_path / "2" / "checkpoints", home / "checkpoints")
-        gone_on = attempt("lightning", home, 1, *options, "--devices", str(ranks), seconds=200)
-        first = Counter(i for entry in gone_on if entry.epoch == 0 for i in entry.ids)
+        resumed = attempt("lightning", home, 1, *options, "--devices", str(ranks), seconds=200)
+        first = Counter(i for entry in resumed if entry.epoch == 0 for i in entry.ids)
         assert seen + first == Counter(range(LENGTH)), ranks
         for epoch in (1, 2):
-            whole = Counter(i for entry in gone_on if entry.epoch == epoch for i in entry.ids)
+            whole = Counter(i for entry in resumed if entry.epoch == epoch for i in entry.ids)
             assert set(whole) == set(range(LENGTH))
             assert whole.total() == LENGTH, ranks
 
 
 @pytest.mark.timeout(600)
-def test_the_example_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+def test_the_example_resumes_where_it_was_killed(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "lightning_training.py"
 
     def start(directory: str, kill_at: str | None = None) -> list[str]:

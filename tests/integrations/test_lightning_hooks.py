@@ -1,4 +1,4 @@
-"""Lightning: every checkpoint of a training, whichever hook has taken it, goes on exactly."""
+"""Lightning: every checkpoint of a training resumes exactly, whichever hook has taken it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No callback but those that a test names."""
+    """Only the callbacks that a test names."""
     monkeypatch.setattr(
         callback_connector, "_load_external_callbacks", lambda group: [], raising=True
     )
 
 
 class Learner(LightningModule):
-    """Writes down what it is given."""
+    """Records its batches."""
 
     def __init__(self, *, estimates: bool = False) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Learner(LightningModule):
 
 
 class SaveAlways(Callback):
-    """Saves a checkpoint in each of the hooks in which people do."""
+    """Saves a checkpoint in each of the hooks in which users do."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -87,7 +87,7 @@ class SaveAlways(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         validates = trainer.val_check_batch is not None and trainer.enable_validation
         batches = trainer.fit_loop.epoch_loop.batch_idx + 1
-        # Resumed from right before a validation, Lightning passes that validation over.
+        # After a resume from right before a validation, Lightning skips that validation.
         if not (validates and batches % trainer.val_check_batch == 0):
             self.save(trainer, "on_train_batch_end")
 
@@ -124,7 +124,7 @@ def long() -> ResumableDataLoader[Any]:
     return ResumableDataLoader(Digits(), 16, shuffle=True, seed=SEED)  # 6 batches
 
 
-def own_sampler() -> ResumableDataLoader[Any]:
+def custom_sampler() -> ResumableDataLoader[Any]:
     digits = Digits()
     sampler = DistributedSampler(digits, num_replicas=1, rank=0, seed=SEED)
     return ResumableDataLoader(digits, 16, sampler=sampler, seed=SEED)
@@ -150,7 +150,7 @@ def hugging_face() -> ResumableDataLoader[Any]:
 
 
 class Ahead(DevicePrefetcher[Any]):
-    """As on an accelerator."""
+    """Reads ahead as on an accelerator."""
 
     reads_ahead = True
 
@@ -174,8 +174,8 @@ TRAININGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "prefetcher": (lambda: Ahead(long(), "cpu"), {"limit_train_batches": 4}),
     "prefetcher, stream": (lambda: Ahead(stream(), "cpu"), {}),
     "stream, reloaded": (stream, {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4}),
-    "own sampler": (own_sampler, {}),
-    "own sampler, cycle": (together("max_size_cycle", own_sampler, lambda: short(40)), {}),
+    "custom sampler": (custom_sampler, {}),
+    "custom sampler, cycle": (together("max_size_cycle", custom_sampler, lambda: short(40)), {}),
     "cycle, ends together": (together("max_size_cycle", lambda: short(32), long), {}),
     "stream": (stream, {}),
     "stream, max_steps": (stream, {"max_epochs": None, "max_steps": 16}),
@@ -187,7 +187,7 @@ TRAININGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Path) -> None:
+def test_every_checkpoint_of_a_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     build, options = TRAININGS[name]
     options = dict(options)
     validation = options.pop("validation", None)
@@ -205,7 +205,7 @@ def test_every_checkpoint_of_a_training_goes_on_exactly(name: str, tmp_path: Pat
 
 
 class SaveInStep(SaveAlways):
-    """Saves where an epoch begins, and where a batch was read and its step is not made."""
+    """Saves where an epoch begins, and where a batch was read and its step is not done."""
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.save(trainer, "on_train_batch_start")
@@ -219,15 +219,15 @@ class SaveInStep(SaveAlways):
         self.save(trainer, "on_train_epoch_start")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Saved by the other."""
+        """The base class saves here; this one does not."""
 
     on_validation_end = on_train_epoch_end = on_train_batch_end
 
 
 @pytest.mark.parametrize(
-    "name", ["validation", "max_size", "stream", "own sampler", "prefetcher, stream"]
+    "name", ["validation", "max_size", "stream", "custom sampler", "prefetcher, stream"]
 )
-def test_a_checkpoint_inside_a_step_lets_the_step_be_made_again(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_inside_a_step_repeats_the_step(name: str, tmp_path: Path) -> None:
     build, options = TRAININGS[name]
     data, options = options.get("validation"), {**options, "max_epochs": 2, "validation": None}
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_inside_a_step_lets_the_step_be_made_again(name: str, tmp_p
 
 
 @pytest.mark.parametrize("build", [long, stream])
-def test_a_step_that_failed_is_made_again(build: Callable[[], Any], tmp_path: Path) -> None:
+def test_a_step_that_failed_is_repeated(build: Callable[[], Any], tmp_path: Path) -> None:
     class Fails(Callback):
         def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
             if trainer.global_step == 8:
@@ -258,7 +258,7 @@ def test_a_step_that_failed_is_made_again(build: Callable[[], Any], tmp_path: Pa
     assert fit(build(), checkpoint=tmp_path / "failed.ckpt").steps == alone.steps[8:]
 
 
-def test_a_checkpoint_from_before_the_first_step_of_a_resume_is_where_it_stands(
+def test_a_checkpoint_before_the_first_step_of_a_resume_has_its_position(
     tmp_path: Path,
 ) -> None:
     class SaveAtStart(SaveAlways):
@@ -272,7 +272,7 @@ def test_a_checkpoint_from_before_the_first_step_of_a_resume_is_where_it_stands(
     assert fit(long(), checkpoint=again.saved[0][0]).steps == alone.steps[steps:]
 
 
-def test_the_generator_inside_a_sampler_that_lightning_shares_out_is_resumed() -> None:
+def test_the_generator_inside_a_sampler_that_lightning_shards_is_resumed() -> None:
     def build() -> ResumableDataLoader[Any]:
         random = RandomSampler(range(40), generator=torch.Generator().manual_seed(SEED))
         sampler = DistributedSamplerWrapper(random, num_replicas=2, rank=1)
@@ -288,7 +288,7 @@ def test_the_generator_inside_a_sampler_that_lightning_shares_out_is_resumed() -
 
 
 @pytest.mark.parametrize("build", [long, stream])
-def test_an_epoch_that_the_training_sets_by_itself_is_followed(build: Callable[[], Any]) -> None:
+def test_an_epoch_that_a_callback_sets_is_followed(build: Callable[[], Any]) -> None:
     class Again(Callback):
         def on_train_epoch_start(self, *_: Any) -> None:
             loader.seek(epoch=0)
@@ -299,7 +299,7 @@ def test_an_epoch_that_the_training_sets_by_itself_is_followed(build: Callable[[
 
 
 @pytest.mark.parametrize("build", [long, stream])
-def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
+def test_a_training_that_stopped_in_mid_epoch_can_be_extended(
     build: Callable[[], Any], tmp_path: Path
 ) -> None:
     alone = fit(build(), max_epochs=None, max_steps=9)
@@ -310,7 +310,7 @@ def test_a_training_that_was_stopped_in_mid_epoch_can_be_made_longer(
         assert resumed.steps == alone.steps[steps:], path.name
 
 
-def test_another_batch_size_reads_what_is_left_once(tmp_path: Path) -> None:
+def test_another_batch_size_reads_the_rest_once(tmp_path: Path) -> None:
     fit(long(), always := SaveAlways(tmp_path), max_epochs=2)
     for path, steps, _ in always.saved:
         halved = ResumableDataLoader(Digits(), 8, shuffle=True, seed=SEED)
@@ -335,7 +335,7 @@ def test_a_stream_without_the_callback_loses_a_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
-def test_every_trainer_has_the_callback_by_itself(package: str, tmp_path: Path) -> None:
+def test_every_trainer_has_the_callback_already(package: str, tmp_path: Path) -> None:
     library = importlib.import_module(package)
     factory = importlib.import_module(f"dataporter.integrations.{package}")
 
@@ -371,17 +371,17 @@ def test_every_trainer_has_the_callback_by_itself(package: str, tmp_path: Path) 
     alone, _ = train(9), train(4)
     assert train(9, tmp_path / "last.ckpt") == alone[4:]
     named = (factory.ResumableCallback(),)
-    assert train(9, tmp_path / "last.ckpt", named) == alone[4:], "a second one does no harm"
+    assert train(9, tmp_path / "last.ckpt", named) == alone[4:], "a second one changes nothing"
 
 
-def test_other_loaders_than_were_saved_are_an_error(tmp_path: Path) -> None:
+def test_other_loaders_than_the_saved_ones_are_an_error(tmp_path: Path) -> None:
     fit(long(), always := SaveAlways(tmp_path), max_epochs=1)
     both = together("min_size", long, stream)()
     with pytest.raises(StateMismatchError, match=r"states of 1 .* this training has 2"):
         fit(both, checkpoint=always.saved[0][0])
 
 
-def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_callback_and_other_loaders_work(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callback_connector, "_load_external_callbacks", lambda group: [])
         alone = fit(long(), always := SaveAlways(tmp_path))
@@ -394,7 +394,7 @@ def test_a_checkpoint_of_before_the_callback_and_other_loaders_go_through(tmp_pa
 
 
 @pytest.mark.parametrize(("version", "refused"), [("2.5.2", True), ("2.5.3", False)])
-def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
+def test_a_lightning_that_is_too_old_is_refused_where_it_matters(
     monkeypatch: pytest.MonkeyPatch, version: str, refused: bool
 ) -> None:
     monkeypatch.setattr("lightning.__version__", version)
@@ -406,9 +406,9 @@ def test_a_lightning_that_is_too_old_is_told_of_where_it_matters(
         fit(long(), max_epochs=1)
 
 
-def test_a_fit_loop_of_ones_own_is_of_the_lightning_that_it_comes_from() -> None:
+def test_a_custom_fit_loop_has_the_version_of_its_base_class() -> None:
     class OwnLoop(_FitLoop):
-        """Of this module, which has no version."""
+        """Belongs to this module, which has no version."""
 
     class Loops(Callback):
         def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
@@ -417,16 +417,16 @@ def test_a_fit_loop_of_ones_own_is_of_the_lightning_that_it_comes_from() -> None
     assert len(fit(long(), Loops(), max_epochs=1).steps) == 6
 
 
-def test_a_checkpoint_of_torchs_loader_begins_its_epoch_again_and_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_of_torchs_loader_restarts_its_epoch_with_a_warning(tmp_path: Path) -> None:
     fit(DataLoader(Digits(), 16), always := SaveAlways(tmp_path), max_epochs=2)
     middle, ended = always.saved[2][0], always.saved[5][0]
     with pytest.warns(RuntimeWarning, match="begins with its first batches again"):
         assert len(fit(long(), checkpoint=middle, max_epochs=2).steps) == 9
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         assert len(fit(long(), checkpoint=ended, max_epochs=2).steps) == 6
-    assert not any("first batches again" in str(warning.message) for warning in told)
+    assert not any("first batches again" in str(warning.message) for warning in warned)
 
 
-def test_what_lightning_rebuilds_a_loader_for_is_told() -> None:
+def test_lightning_rebuilding_a_loader_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
         fit(long(), overfit_batches=2)

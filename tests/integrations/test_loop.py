@@ -1,4 +1,4 @@
-"""The trial itself: a loop by hand is exact with our loader, and seen not to be with torch's."""
+"""The trial itself: a loop by hand is exact with our loader, and not with torch's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.frameworks.trial import (
 
 @pytest.mark.parametrize("kill_at", [7, 12, 29])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_loop_goes_on_exactly(tmp_path: Path, kill_at: int, workers: int) -> None:
+def test_a_killed_loop_resumes_exactly(tmp_path: Path, kill_at: int, workers: int) -> None:
     alone = attempt("loop", tmp_path / "alone", 0, "--workers", str(workers))
     assert [entry.step for entry in alone] == list(range(36))
     assert all(
@@ -31,13 +31,13 @@ def test_a_killed_loop_goes_on_exactly(tmp_path: Path, kill_at: int, workers: in
     assert difference(alone, resumed) is None
 
 
-def test_the_trial_sees_what_a_loader_without_a_state_does(tmp_path: Path) -> None:
+def test_the_trial_detects_that_a_loader_without_a_state_repeats(tmp_path: Path) -> None:
     alone = attempt("loop", tmp_path / "alone", 0, "--loader", "torch")
     attempt("loop", tmp_path / "killed", 0, "--loader", "torch", kill_at=7)
     resumed = attempt("loop", tmp_path / "killed", 1, "--loader", "torch")
     assert "repeated" in (difference(alone, resumed) or "")
 
 
-def test_a_training_that_fails_is_no_result(tmp_path: Path) -> None:
+def test_a_training_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match="invalid choice"):
         attempt("loop", tmp_path, 0, "--loader", "none")

@@ -23,14 +23,12 @@ pytestmark = pytest.mark.timeout(900)
 SECONDS = RAY[0].seconds
 
 
-def test_a_run_that_is_started_again_goes_on_exactly(homes: Path) -> None:
+def test_a_restarted_run_resumes_exactly(homes: Path) -> None:
     assert verdict(RAY[0], "dataporter", homes) is None
 
 
-def test_a_killed_worker_is_replaced_by_ray_and_goes_on_exactly(
-    homes: Path, tmp_path: Path
-) -> None:
-    """From a checkpoint of an epoch's last step."""
+def test_ray_replaces_a_killed_worker_which_resumes_exactly(homes: Path, tmp_path: Path) -> None:
+    """The checkpoint is of an epoch's last step."""
     options = (*RAY[0].options, "--loader", "dataporter")
     alone = left_alone("ray_train", homes, *options, seconds=SECONDS)
     killed = attempt(
@@ -54,7 +52,7 @@ def command_of(process: psutil.Process) -> str:
     return ""
 
 
-def test_another_number_of_workers_goes_on_with_what_is_left(tmp_path: Path) -> None:
+def test_another_number_of_workers_reads_the_rest_once(tmp_path: Path) -> None:
     options = ("--every", "3")
     killed = attempt("ray_train", tmp_path, 0, *options, kill_at=10, seconds=SECONDS)
     done = samples_of_epochs(entry for entry in killed if entry.step < 9)[1]
@@ -68,7 +66,7 @@ def test_another_number_of_workers_goes_on_with_what_is_left(tmp_path: Path) -> 
 
 
 def in_a_world_of(workers: int, monkeypatch: pytest.MonkeyPatch) -> ResumableDataLoader[object]:
-    """A loader as it is made in the loop of a worker, without the workers."""
+    """A loader as a worker's loop builds it, without the workers."""
     context = SimpleNamespace(get_world_size=lambda: workers, get_world_rank=lambda: 0)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
@@ -76,10 +74,10 @@ def in_a_world_of(workers: int, monkeypatch: pytest.MonkeyPatch) -> ResumableDat
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_loader_that_ray_has_wrapped_says_so_at_start(
+def test_a_loader_that_ray_has_wrapped_is_refused(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's wrapper reads a batch ahead, which would be lost at a resume."""
+    """Ray's wrapper reads a batch ahead, which a resume would lose."""
     prepared = ray.train.torch.prepare_data_loader(in_a_world_of(workers, monkeypatch))
     with pytest.raises(ConfigurationError, match="without prepare_data_loader"):
         next(iter(prepared))

@@ -1,4 +1,4 @@
-"""In the Transformers Trainer: a resume is exact and at once, whatever has changed in between."""
+"""The Transformers Trainer: a resume is exact and immediate, also after changes of arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLES = 45
 
 
 @pytest.mark.parametrize("case", TRAINER, ids=lambda case: case.what)
-def test_a_killed_training_goes_on_exactly(case: Case, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(case: Case, tmp_path: Path) -> None:
     assert verdict(case, "dataporter", tmp_path) is None
 
 
@@ -56,7 +56,7 @@ def test_another_number_of_processes(tmp_path: Path, before: int, after: int) ->
 
 
 class Numbers(Dataset[Any]):
-    """Knows which samples were read."""
+    """Records which samples were read."""
 
     def __init__(self, length: int = SAMPLES) -> None:
         self.length = length
@@ -94,7 +94,7 @@ class StoppedError(Exception):
 
 
 class Recording(ResumableTrainer):
-    """Remembers what each update was given, and may stop as if killed."""
+    """Records the samples of each update, and may stop as if killed."""
 
     stop_after: int | None = None
 
@@ -170,7 +170,7 @@ def test_another_batch_size_and_accumulation(
     resumed = recording(tmp_path, **after)
     resumed.train(resume_from_checkpoint=True)
     *updates, last = resumed.updates
-    assert last == []  # each batch has come to an update
+    assert last == []  # each batch was part of an update
     assert resumed.state.global_step == 5 + len(updates) == resumed.state.max_steps
     seen = Counter(index for update in begun.updates[:5] + updates for index in update)
     per_update = after.get("per_device_train_batch_size", 4) * after.get(
@@ -191,7 +191,7 @@ def test_another_batch_size_and_accumulation(
     assert rate == pytest.approx(0, abs=1e-12)
 
 
-def test_a_resume_reads_nothing_but_what_is_left(tmp_path: Path) -> None:
+def test_a_resume_reads_only_the_rest(tmp_path: Path) -> None:
     stopped_at(tmp_path, 6)
     dataset = Numbers()
     recording(tmp_path, dataset=dataset).train(resume_from_checkpoint=True)
@@ -210,7 +210,7 @@ def test_the_trainers_other_orders(tmp_path: Path, strategy: str) -> None:
         assert alone.updates[0] == [0, 1, 2, 3]
 
 
-def test_a_checkpoint_is_the_trainers_and_one_of_a_plain_trainer_is_refused(tmp_path: Path) -> None:
+def test_a_plain_trainer_loads_our_checkpoint_and_its_own_is_refused(tmp_path: Path) -> None:
     stopped_at(tmp_path / "ours", 6)
     checkpoint = get_last_checkpoint(str(tmp_path / "ours"))
     plain = recording(tmp_path / "ours", Trainer)
@@ -221,7 +221,7 @@ def test_a_checkpoint_is_the_trainers_and_one_of_a_plain_trainer_is_refused(tmp_
         recording(tmp_path / "theirs").train(resume_from_checkpoint=True)
 
 
-def test_ignore_data_skip_begins_the_epoch_anew(tmp_path: Path) -> None:
+def test_ignore_data_skip_restarts_the_epoch(tmp_path: Path) -> None:
     begun = stopped_at(tmp_path, 6)
     resumed = recording(tmp_path, ignore_data_skip=True)
     resumed.train(resume_from_checkpoint=True)
@@ -235,7 +235,7 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
 
 
 class Asked(Recording):
-    """Is asked for a checkpoint, as by SIGTERM, when so many updates are made."""
+    """Receives a request for a checkpoint, as by SIGTERM, after a number of updates."""
 
     asked_after: int | None = None
     asked_before_reading = False
@@ -284,7 +284,7 @@ def test_a_checkpoint_before_an_update_leaves_its_batches_for_the_resume(
     assert resumed.updates == alone.updates[updates:]
 
 
-def test_the_loader_has_the_arguments_that_the_trainer_gives_its_own(tmp_path: Path) -> None:
+def test_the_loader_has_the_arguments_of_the_trainers_loader(tmp_path: Path) -> None:
     arguments = {
         "dataloader_in_order": False,
         "dataloader_multiprocessing_context": "spawn",
@@ -304,7 +304,7 @@ class OwnOrder(Recording):
         return range(len(train_dataset))[::-1]
 
 
-def test_a_sampler_of_ones_own_is_given_the_dataset(tmp_path: Path) -> None:
+def test_a_custom_sampler_receives_the_dataset(tmp_path: Path) -> None:
     training = recording(tmp_path, OwnOrder, max_steps=1)
     training.train()
     assert training.updates[0] == [44, 43, 42, 41]
@@ -313,10 +313,10 @@ def test_a_sampler_of_ones_own_is_given_the_dataset(tmp_path: Path) -> None:
 def lines_of(shards: list[int]) -> Any:
     for shard in shards:
         for number in range(shard * 15, shard * 15 + 15):
-            yield {"input_ids": [number], "labels": number, "line": "which no model asks for"}
+            yield {"input_ids": [number], "labels": number, "line": "unused by the model"}
 
 
-def test_a_stream_of_hugging_faces_that_does_not_know_its_columns(tmp_path: Path) -> None:
+def test_a_hugging_face_stream_that_does_not_know_its_columns(tmp_path: Path) -> None:
     def training(folder: str) -> Recording:
         stream = datasets.IterableDataset.from_generator(
             lines_of, gen_kwargs={"shards": [0, 1, 2]}
@@ -336,7 +336,7 @@ def test_a_stream_of_hugging_faces_that_does_not_know_its_columns(tmp_path: Path
 
 
 class Lines(IterableDataset[Any]):
-    """Says how long it is; cut into shards of these lengths."""
+    """A stream with a length, in shards of the given lengths."""
 
     def __init__(self, *lengths: int) -> None:
         self.lengths, self.num_shards = lengths, len(lengths)
@@ -374,8 +374,10 @@ def test_a_stream_with_a_length_is_read_to_its_end_with_another_batch_size(
     assert in_first == dict.fromkeys(range(SAMPLES), 1)
 
 
-def test_a_stream_with_more_batches_than_its_length_says_is_told_of(tmp_path: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="12 batches, by which .* epoch 0, and the Lines has"):
+def test_a_stream_with_more_batches_than_its_length_warns(tmp_path: Path) -> None:
+    with pytest.warns(
+        RuntimeWarning, match="ended epoch 0 after the 12 batches .* the Lines has more"
+    ):
         recording(tmp_path, dataset=Lines(13, 13, 13, 6), num_train_epochs=1).train()
 
 
@@ -401,20 +403,22 @@ class PlainTrainer(Trainer):
     get_train_dataloader = OwnLoader.get_train_dataloader
 
 
-def test_a_loader_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_loader(tmp_path: Path) -> None:
     alone = recording(tmp_path / "alone", OwnLoader)
     alone.train()
     stopped_at(tmp_path / "stopped", 6, cls=OwnLoader)
     resumed = recording(tmp_path / "stopped", OwnLoader)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.updates == alone.updates[5:]
-    with pytest.raises(ConfigurationError, match="gave a DataLoader"):
+    with pytest.raises(ConfigurationError, match="returned a DataLoader"):
         recording(tmp_path, PlainLoader).train()
-    with pytest.raises(ConfigurationError, match=r"gave a ResumableDataLoader, .* not prepared"):
+    with pytest.raises(
+        ConfigurationError, match=r"returned a ResumableDataLoader, .* not prepared"
+    ):
         recording(tmp_path, UnpreparedLoader).train()
 
 
-def test_a_plain_trainer_with_our_loader_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_a_plain_trainer_with_our_loader_is_told_to_use_ours(tmp_path: Path) -> None:
     recording(tmp_path, PlainTrainer, max_steps=5).train()
     with pytest.raises(ConfigurationError, match="ResumableTrainer"):
         recording(tmp_path, PlainTrainer).train(resume_from_checkpoint=True)

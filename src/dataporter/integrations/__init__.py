@@ -1,4 +1,4 @@
-"""Integrations: one module for each framework, imported only where it is used; the hooks always."""
+"""Integrations: one module per framework, imported where it is used; look-ups by frames always."""
 
 from dataporter.integrations import callers
 

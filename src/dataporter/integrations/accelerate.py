@@ -1,4 +1,4 @@
-"""Accelerate: `prepare()` returns the loader itself, and its passes do what Accelerate's do."""
+"""Accelerate: `prepare()` returns the loader itself, whose passes behave like Accelerate's."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Batch = TypeVar("Batch")
 def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
     """Accelerate's function of this name, which jumps where it is given a ResumableDataLoader.
 
-    The loader itself is set to that batch of its current epoch and returned, so that its state goes
-    on to be right; the pass after is the next epoch, from its start. Any other loader is left to
-    Accelerate.
+    It sets the loader to that batch of its current epoch and returns it, so that its state stays
+    right; the pass after that is the next epoch, from its start. Accelerate handles any other
+    loader.
 
     Example:
         >>> loader = ResumableDataLoader(range(6), batch_size=2)
@@ -113,7 +113,7 @@ def is_prepared(loader: ResumableDataLoader[Any]) -> bool:
 
 
 class _Settings(NamedTuple):
-    """What a loader's batches depend on in an accelerator."""
+    """The part of an accelerator's configuration that a loader's batches depend on."""
 
     processes: int
     split_batches: bool
@@ -122,14 +122,14 @@ class _Settings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """What Accelerate's loaders do in a pass: placing batches, and telling where an epoch ends.
+    """A pass as in Accelerate's loaders: moves batches to the device, and shows an epoch's end.
 
     Attributes:
-        loader: whose passes they are.
-        settings: what it was built anew for.
-        device: where the batches go; None: nowhere.
-        samples: how many samples an epoch has over all processes, where the loader does not know
-            which of them are padding.
+        loader: the loader of the passes.
+        settings: the settings that it was built for.
+        device: the device that batches are moved to; None: they stay where they are.
+        samples: number of samples in an epoch over all processes, where the loader does not know
+            which of them are padding; else None.
         given: the loader's arguments as the user gave them.
         explicit: prepared by :func:`prepare`, and not by an accelerator that asked.
     """
@@ -165,8 +165,8 @@ class _Passes:
             state._remove_dataloader(loader)
 
     def _remainder(self, loader: Any, last: int) -> int:
-        """How many samples an incomplete last global batch has, by which ``gather_for_metrics``
-        cuts it; -1 where it has no padding.
+        """The number of samples in an incomplete last global batch, to which
+        ``gather_for_metrics`` shortens it; -1 where it has no padding.
         """
         if loader.tail != "pad" or loader.setup.stream is not None:
             return -1
@@ -175,9 +175,9 @@ class _Passes:
 
 
 def _watch_loading(accelerator: Accelerator) -> None:
-    """Have ``load_state()`` tell of loaders that the checkpoint does not have.
+    """Have ``load_state()`` warn of loaders that the checkpoint has no state of.
 
-    Accelerate numbers what was prepared, and passes over what it finds no file for.
+    Accelerate numbers the prepared loaders, and skips those that it finds no file for.
     """
     if accelerator in _WATCHED:
         return
@@ -192,7 +192,8 @@ def _watch_loading(accelerator: Accelerator) -> None:
                 warn(
                     f"{folder} has no state of loader {number} of those that were prepared, a "
                     f"ResumableDataLoader ({name} is missing): it stays at epoch {loader.epoch}, "
-                    f"step {loader.step}. Save it prepared, and prepare loaders in one sequence",
+                    f"step {loader.step}. Prepare it before save_state(), and prepare all loaders "
+                    "in the same sequence each time",
                     RuntimeWarning,
                 )
 
@@ -212,13 +213,13 @@ def _prepare(
     _watch_loading(accelerator)
     if accelerator.dispatch_batches:
         raise ConfigurationError(
-            "dispatch_batches=True has the main process read for all, and of a ResumableDataLoader "
-            "each process reads its own share: leave dispatch_batches= out"
+            "dispatch_batches=True lets the main process read for all processes, and with a "
+            "ResumableDataLoader each process reads its own share: leave dispatch_batches= out"
         )
     before = loader.adapter if isinstance(loader.adapter, _Passes) else None
     given = loader.setup.arguments if before is None else before.given
-    said, ranks = given.rank is not None, loader.setup.ranks
-    knows_ranks = said or ranks.several
+    world_given, ranks = given.rank is not None, loader.setup.ranks
+    knows_ranks = world_given or ranks.several
     processes = loader.world_size if knows_ranks else accelerator.num_processes
     settings = _Settings(processes, bool(accelerator.split_batches), bool(accelerator.even_batches))
     if before is None or settings != before.settings:
@@ -227,7 +228,7 @@ def _prepare(
         if changes or before is not None or not (knows_ranks or processes == 1):
             fixed = {name: value for name, value in given.by_name().items() if name not in SETTABLE}
             rebuild(loader, **{**fixed, **changes})
-    _check_shares(loader, accelerator, said)
+    _check_shares(loader, accelerator, world_given)
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard):
         per_process, samples = shard.batch_size, _samples_of(shard)
@@ -238,7 +239,7 @@ def _prepare(
             # join_uneven_inputs() sets it.
             shard.even_batches = loader.tail == "pad"  # type: ignore[attr-defined]
     is_placed = accelerator.device_placement if device_placement is None else device_placement
-    prepared: Any = loader  # has Accelerate's attributes from here on
+    prepared: Any = loader  # gets the attributes of Accelerate's loaders
     prepared.total_batch_size = (per_process or 1) * loader.world_size
     prepared.end_of_dataloader, prepared.remainder = False, -1
     prepared.adapter = _Passes(
@@ -255,18 +256,18 @@ def _prepare(
 def _changes(
     loader: ResumableDataLoader[Any], given: Arguments, settings: _Settings
 ) -> dict[str, Any]:
-    """The arguments in which the loader must be another than the user has built."""
+    """The arguments that must differ from those that the user has given."""
     processes = settings.processes
     changes: dict[str, Any] = {}
-    own = given.custom_sampler
-    if own is not None:
-        is_shared_out = processes == 1 or world_of_sampler(own, World(0, 1)).size > 1
-        return changes if is_shared_out else _share_out(loader, settings)
+    custom = given.custom_sampler
+    if custom is not None:
+        is_sharded = processes == 1 or world_of_sampler(custom, World(0, 1)).size > 1
+        return changes if is_sharded else _shard(loader, settings)
     batch_size = given.batch_size
     if settings.split_batches and batch_size is not None:
         if batch_size % processes:
             raise ConfigurationError(
-                f"split_batches=True shares each batch of batch_size={batch_size} among "
+                f"split_batches=True divides each batch of batch_size={batch_size} among "
                 f"{processes} processes: expected a multiple of {processes}"
             )
         changes["batch_size"] = batch_size // processes
@@ -275,19 +276,19 @@ def _changes(
     return changes
 
 
-def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str, Any]:
-    """A sampler of the user's own gives all batches, and each process takes its share of them."""
+def _shard(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[str, Any]:
+    """The arguments by which each process takes its share of a custom sampler's batches."""
     batches: Any = loader.batch_sampler
     if isinstance(batches, BatchSamplerShard):
         batches = batches.batch_sampler
     if batches is None:
         raise ConfigurationError(
-            "a sampler of your own without batches (batch_size=None) gives processes "
-            "the same samples: pass batch_size="
+            "a custom sampler without batches (batch_size=None) gives all processes the same "
+            "samples: pass batch_size="
         )
     rank = dist.get_rank(loader.setup.ranks.group)
     shard = BatchSamplerShard(batches, settings.processes, rank, *settings[1:])
-    # Where the loader looks for what is in it: generators to set, epochs to tell.
+    # The loader looks there for generators to seed, and for samplers that want the epoch.
     shard.sampler = batches
     return {
         "sampler": None,
@@ -299,18 +300,21 @@ def _share_out(loader: ResumableDataLoader[Any], settings: _Settings) -> dict[st
 
 
 def _check_tail(loader: ResumableDataLoader[Any]) -> None:
-    """Refuse what ``join_uneven_inputs()`` may have set, but in a shard of Accelerate's own."""
+    """Refuse an ``even_batches`` of ``join_uneven_inputs()`` that contradicts the loader's tail.
+
+    Accelerate's ``BatchSamplerShard`` can follow it.
+    """
     batches, is_even = loader.batch_sampler, loader.tail == "pad"
     if isinstance(batches, BatchSamplerShard) or loader.setup.stream is not None:
         return
-    if loader.tail == "drop":  # without a tail, ranks are even whatever is said
+    if loader.tail == "drop":  # without a tail, ranks are even in any case
         return
-    if (told := getattr(batches, "even_batches", is_even)) != is_even:
+    if (asked := getattr(batches, "even_batches", is_even)) != is_even:
         raise ConfigurationError(
-            f"join_uneven_inputs(even_batches={told}), and this loader was built with "
-            f"tail={loader.tail!r}, by which its ranks' batches are even or not: leave "
+            f"join_uneven_inputs(even_batches={asked}) contradicts this loader's "
+            f"tail={loader.tail!r}, which settles whether the ranks' batches are even: leave "
             "even_batches= out there, and build the loader with "
-            f"tail={'pad' if told else 'uneven'!r}"
+            f"tail={'pad' if asked else 'uneven'!r}"
         )
 
 
@@ -319,17 +323,19 @@ def _samples_of(shard: Any) -> int | None:
     return len(sampler) if hasattr(sampler, "__len__") and not shard.drop_last else None
 
 
-def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, said: bool) -> None:
-    """Refuse what would give several processes the same samples, or not be saved."""
+def _check_shares(
+    loader: ResumableDataLoader[Any], accelerator: Accelerator, world_given: bool
+) -> None:
+    """Refuse loaders that would give processes the same samples, or whose state would be lost."""
     stream, ranks = loader.setup.stream, loader.setup.ranks
     processes = accelerator.num_processes
     if stream is not None and stream.sharding.name == "workers" and processes > 1:
         raise UnsupportedDatasetError(
-            f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be shared out: "
+            f"a {type(loader.dataset).__name__} is an IterableDataset that cannot be sharded: "
             f"each of {processes} processes would read all of it, and Accelerate saves one state "
             "for all of them: give it num_shards and shard(); see dataporter.ShardedStream"
         )
-    if said or (ranks.several and ranks.group is not dist.group.WORLD):
+    if world_given or (ranks.several and ranks.group is not dist.group.WORLD):
         return
     sharing, mesh = processes, getattr(accelerator, "torch_device_mesh", None)  # not in 1.5
     if mesh is not None:
@@ -337,7 +343,7 @@ def _check_shares(loader: ResumableDataLoader[Any], accelerator: Accelerator, sa
         sharing = sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1)
     if loader.world_size != sharing:
         raise ConfigurationError(
-            f"this loader shares the data out to {loader.world_size} ranks, and the accelerator to "
+            f"this loader shards the data for {loader.world_size} ranks, and the accelerator for "
             f"{sharing} of its {processes} processes: build the loader with process_group= the "
             "data-parallel ranks, or with rank= and world_size="
         )

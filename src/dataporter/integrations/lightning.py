@@ -1,4 +1,4 @@
-"""Lightning: a callback that keeps the loaders' places; installing DataPorter brings it along."""
+"""Lightning: a callback that saves the loaders' positions; installing DataPorter registers it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["ResumableCallback", "callbacks"]
 
 
 class ResumableCallback(LoaderHooks, Callback):  # type: ignore[misc]  # mypy does not follow it
-    """Makes ``fit(ckpt_path=...)`` go on exactly, wherever in the training the checkpoint is from.
+    """Makes ``fit(ckpt_path=...)`` resume exactly, whenever the checkpoint was taken.
 
-    Every ``Trainer`` has one by itself where DataPorter is installed as a package: it is one of its
-    entry points (``lightning.pytorch.callbacks_factory``). A second one does no harm.
+    Where DataPorter is installed as a package, every ``Trainer`` has one already: it is one of the
+    entry points (``lightning.pytorch.callbacks_factory``). A second one changes nothing.
 
     Example:
         >>> from lightning import Trainer
@@ -22,5 +22,5 @@ class ResumableCallback(LoaderHooks, Callback):  # type: ignore[misc]  # mypy do
 
 
 def callbacks() -> list[Callback]:
-    """What the entry point gives to each ``Trainer``."""
+    """The entry point: the callbacks that each ``Trainer`` gets."""
     return [ResumableCallback()]

@@ -1,4 +1,4 @@
-"""Lightning's hooks: they keep the loaders' places in the trainer's own checkpoints."""
+"""Lightning's hooks: they save the loaders' positions in the trainer's own checkpoints."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ if TYPE_CHECKING:
 __all__ = ["LoaderHooks"]
 
 _KEY = "dataporter"
-# Older ones resume otherwise: 2.4 repeats batches, and 2.5.2 does with loaders without a length.
+# Older versions repeat batches at a resume: 2.4 always, 2.5.2 with loaders without a length.
 _OLDEST = "2.5.3"
 
 
 class LoaderHooks:
-    """What a callback does; of no class of Lightning's, which comes as two packages.
+    """The hooks of a callback, apart from Lightning's class, which comes in two packages.
 
-    Makes ``fit(ckpt_path=...)`` go on exactly, wherever in the training the checkpoint is from.
+    Makes ``fit(ckpt_path=...)`` resume exactly, whenever the checkpoint was taken.
 
-    Lightning saves and loads a loader's state by itself, but for a few places: with
-    ``estimated_stepping_batches`` it does not load it, a loader without a length it reads one batch
-    ahead, of several ranks it keeps the first one's state, and of several loaders it forgets which
-    have ended. These hooks save the states of all :class:`~dataporter.ResumableDataLoader` in
-    ``train_dataloader``, as far as the training has used them, and load them right before the
-    first batch.
+    Lightning saves and loads a loader's state by itself, with four gaps: it does not load the state
+    if ``estimated_stepping_batches`` was read; it reads a loader without a length one batch ahead;
+    it keeps only the first rank's state; and it forgets which of several loaders have ended. These
+    hooks save the state of each :class:`~dataporter.ResumableDataLoader` in ``train_dataloader``,
+    as far as the training has used its batches, and load it right before the first batch.
 
-    Validation loaders are put to an epoch that follows from the steps that were trained, so that
-    they too give the same after a resume, shuffled or augmented at random as they may be.
+    They set validation loaders to an epoch that follows from the number of trained steps, so that a
+    shuffled or randomly augmented validation is the same after a resume.
     """
 
     def __init__(self) -> None:
-        # The trainer's epoch that the loaders' last pass belongs to.
+        # The trainer's epoch of the loaders' last pass.
         self._epoch = 0
-        # Batches that the fetcher held when the training ended, which takes it down.
-        self._held = 0
+        # Batches in the fetcher when the training ended, which removes the fetcher.
+        self._unused = 0
         # Optimizer steps that were made before the present batch.
         self._stepped = 0
         self._loaded: dict[str, Any] | None = None
-        # Whether a checkpoint was loaded that says nothing of loaders.
-        self._says_nothing = False
-        # The loaders that have a loaded place and no batch since; with the epoch they were in, and
-        # the one after the pass that they were in, if they were.
+        # Whether the loaded checkpoint has no state of any loader.
+        self._has_no_states = False
+        # The loaders that have loaded a position and delivered no batch since; each with its epoch,
+        # and with the epoch after the pass that it was in, if it was in one.
         self._resumed: list[tuple[ResumableDataLoader[Any], int, int]] = []
 
     def on_save_checkpoint(
@@ -56,20 +55,20 @@ class LoaderHooks:
     ) -> None:
         fit = trainer.fit_loop
         if self._loaded is not None:
-            # The loaders are not at their places yet.
+            # The loaders have not loaded their positions yet.
             checkpoint[_KEY] = self._loaded
-        elif _ours(fit):
-            epoch, ahead, ends = self._epoch, self._held, False
+        elif _resumable(fit):
+            epoch, ahead, ends = self._epoch, self._unused, False
             if self._is_in_batch(trainer):
-                # Its step is made again. Without a length, the fetcher has asked for another since.
+                # Its step is repeated. Without a length, the fetcher has asked for another since.
                 ahead = 1 + (fit._data_fetcher.length is None)
                 ends = ahead == 2 and fit._data_fetcher.done  # a prefetcher has not asked again
                 epoch = fit.epoch_progress.current.processed
-                _take_batch_back(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+                _uncount_batch(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
             elif fit._data_fetcher is not None:
-                ahead = _held_by(fit)
-            if fit.epoch_progress.current.processed > epoch and _is_cut_short(fit):
-                _take_epoch_up_again(checkpoint["loops"]["fit_loop"]["epoch_progress"])
+                ahead = _unused(fit)
+            if fit.epoch_progress.current.processed > epoch and _ended_early(fit):
+                _reopen_epoch(checkpoint["loops"]["fit_loop"]["epoch_progress"])
             ended = getattr(fit._combined_loader._iterator, "_consumed", ())
             checkpoint[_KEY] = {
                 "epoch": epoch,
@@ -77,7 +76,7 @@ class LoaderHooks:
                     loader.state_dict(
                         gather=True, at=loader.mark(read_ahead=ahead + (more and not ends))
                     )
-                    for loader, more in _ours_and_ahead(fit)
+                    for loader, more in _resumable_and_ahead(fit)
                 ],
                 "ended": list(ended),
             }
@@ -88,63 +87,65 @@ class LoaderHooks:
         if trainer.state.fn != "fit" or "loops" not in checkpoint:
             return
         loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-        self._says_nothing = not (_KEY in checkpoint or loop.get("combined_loader"))
+        self._has_no_states = not (_KEY in checkpoint or loop.get("combined_loader"))
         if _KEY not in checkpoint:
             return
         self._loaded = checkpoint[_KEY]
         if len(loop.get("combined_loader", ())) == len(self._loaded["loaders"]):
-            # All of them are ours. One rank's state would be refused on another.
+            # All loaders are resumable. Lightning would load one rank's state on the others, which
+            # refuse it.
             del loop["combined_loader"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fit, saved, self._loaded = trainer.fit_loop, self._loaded, None
-        if _ours(fit):
+        if _resumable(fit):
             _check_version(fit)
-        self._warn_if_begun_anew(fit)
+        self._warn_of_repeats(fit)
         if saved is None:
             return
         if fit._should_reload_train_dl:
-            fit.setup_data()  # which Lightning does next, and these are the ones to be placed
+            fit.setup_data()  # which Lightning would do next, with new loaders
         if fit.restarted_on_epoch_end:
-            # With max_steps, Lightning takes an epoch that was over up again, for one batch.
+            # With max_steps, Lightning would run one more batch of an epoch that is over.
             fit.epoch_progress.increment_completed()
             fit._restarting = fit.epoch_loop.restarting = False
             fit.reset_restart_stage()
-        loaders, states, ended = _ours(fit), saved["loaders"], saved["ended"]
+        loaders, states, ended = _resumable(fit), saved["loaders"], saved["ended"]
         if len(loaders) != len(states):
             raise StateMismatchError(
                 f"the checkpoint has the states of {len(states)} ResumableDataLoaders, and this "
-                f"training has {len(loaders)}: train with the same loaders, in the same places of "
-                "train_dataloader"
+                f"training has {len(loaders)}: train with the same loaders, in the same sequence "
+                "in train_dataloader"
             )
         begun, self._epoch = saved["epoch"], fit.epoch_progress.current.processed
         if fit.restarted_on_epoch_start or self._epoch > begun:
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
-            # Its place stays, whatever epoch the trainer sets before the first batch: a sampler of
-            # the user's own asks for no epoch that it was told before.
-            _tell_epoch(loader, self._epoch)
+            # The position stays, whatever epoch the trainer sets before the first batch: setting a
+            # custom sampler's epoch a second time changes nothing.
+            _set_epoch(loader, self._epoch)
             loader.load_state_dict(state)
             self._resumed.append((loader, loader.epoch, loader.epoch + (loader.step > 0)))
             if isinstance(loader.sampler, OrderSampler):
-                loader.sampler.set_epoch = _stay  # type: ignore[method-assign]
+                loader.sampler.set_epoch = _ignore  # type: ignore[method-assign]
         if self._epoch > begun:
-            self._leave_pass()
+            self._skip_pass()
         if fit._data_fetcher.length is None:
-            iter(fit._data_fetcher)  # it holds a batch of before
+            iter(fit._data_fetcher)  # discards the batch that it has fetched
         if self._epoch == begun:
             if ended:
                 fit._combined_loader._iterator._consumed = list(ended)
             _recount(trainer, loaders, ended or [False] * len(loaders))
 
-    def _warn_if_begun_anew(self, fit: Any) -> None:
-        says_nothing, self._says_nothing = self._says_nothing, False
-        if not (says_nothing and _ours(fit) and fit.restarted_mid_epoch):
+    def _warn_of_repeats(self, fit: Any) -> None:
+        has_no_states, self._has_no_states = self._has_no_states, False
+        if not (has_no_states and _resumable(fit) and fit.restarted_mid_epoch):
             return
         if not fit.epoch_loop.batch_progress.is_last_batch:
             warn(
-                "the checkpoint is from the middle of an epoch and has no state of any loader, for "
-                "torch's have none: the rest of the epoch begins with its first batches again",
+                "the checkpoint is from the middle of an epoch and has no state of any loader, "
+                "since torch's loaders have none: the rest of the epoch begins with its first "
+                "batches again; save checkpoints with a ResumableDataLoader to resume exactly",
                 RuntimeWarning,
             )
 
@@ -153,54 +154,54 @@ class LoaderHooks:
         epoch = fit.epoch_progress.current.processed
         if self._resumed:
             if epoch > self._epoch:
-                # Lightning had nothing left to do in the epoch that the state is of.
+                # Lightning had nothing left to do in the state's epoch.
                 self._epoch = epoch
-                self._leave_pass()
+                self._skip_pass()
         elif epoch > 0 and fit._last_train_dl_reload_epoch == trainer.current_epoch:
-            # A loader that was made anew for this epoch is told of it by its sampler, if at all;
-            # and to see whether it is empty, Lightning has begun a pass, and begins another next.
+            # Lightning sets the epoch of a reloaded loader on its sampler, if it has one; and has
+            # begun a pass to see whether the loader is empty, and begins another next.
             begun = fit._data_fetcher.length is None
-            for loader in _ours(fit):
+            for loader in _resumable(fit):
                 if begun or loader.epoch < epoch:
                     loader.seek(epoch=max(epoch, loader.epoch))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._loaded = None  # what a learning rate finder has put back in mid-training
+        self._loaded = None  # a learning rate finder loads its checkpoint in mid-training
         self._epoch = trainer.fit_loop.epoch_progress.current.processed
         self._stepped = trainer.global_step
-        self._let_go()
+        self._release_samplers()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _ours(trainer.fit_loop):
-            self._held = _held_by(trainer.fit_loop)
+        if _resumable(trainer.fit_loop):
+            self._unused = _unused(trainer.fit_loop)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go()
+        self._release_samplers()
 
     def _is_in_batch(self, trainer: Trainer) -> bool:
-        """Whether a batch was read and its step is not made: in ``training_step``, say."""
+        """Whether a batch was read and its step is not done, as in ``training_step``."""
         fit = trainer.fit_loop
         counts = fit.epoch_loop.batch_progress.current
         return (
-            hasattr(fit._data_fetcher, "batches")  # else training_step reads as many as it likes
+            hasattr(fit._data_fetcher, "batches")  # else training_step reads any number of batches
             and counts.processed < counts.ready
             and (counts.started < counts.ready or trainer.global_step == self._stepped)
         )
 
-    def _leave_pass(self) -> None:
-        """Go where the loaders would have gone when the trainer began its present epoch."""
+    def _skip_pass(self) -> None:
+        """Move the loaders to the epoch that follows theirs in an uninterrupted training."""
         for loader, epoch, following in self._resumed:
             if isinstance(loader.sampler, OrderSampler):
                 loader.seek(epoch=max(following, self._epoch))
             else:
-                # A pass tells its sampler the epoch that it is of.
-                _tell_epoch(loader, epoch)
+                # A pass sets its sampler's epoch.
+                _set_epoch(loader, epoch)
                 loader.seek(epoch=following)
-                _tell_epoch(loader, self._epoch)
+                _set_epoch(loader, self._epoch)
 
-    def _let_go(self) -> None:
+    def _release_samplers(self) -> None:
         for loader, _, _ in self._resumed:
             vars(loader.sampler).pop("set_epoch", None)
         self._resumed.clear()
@@ -209,45 +210,45 @@ class LoaderHooks:
         if trainer.state.fn != "fit":
             return
         loop = trainer.fit_loop.epoch_loop.val_loop
-        if loaders := _ours(loop):
+        if loaders := _resumable(loop):
             for loader in loaders:
                 loader.seek(epoch=trainer.fit_loop.total_batch_idx + 1)
             if loop._data_fetcher.length is None:
                 iter(loop._data_fetcher)
 
 
-def _stay(epoch: int) -> None:
-    """In place of a sampler's ``set_epoch``."""
+def _ignore(epoch: int) -> None:
+    """Replaces a sampler's ``set_epoch``."""
 
 
 def _check_version(fit: Any) -> None:
     from packaging.version import Version  # Lightning needs it as well
 
-    # Of the loop's own class, or of the one that a user's is derived from.
+    # The package of the loop's class, or of the class that a custom loop is derived from.
     packages = [one.__module__.partition(".")[0] for one in type(fit).__mro__]
     package = next(one for one in packages if one in ("lightning", "pytorch_lightning"))
     version = sys.modules[package].__version__
     if Version(version) < Version(_OLDEST):
         name = package.replace("_", "-")
         raise MissingLibraryError(
-            f"a training with a ResumableDataLoader would not go on exactly in {name} {version}: "
-            f"it needs {_OLDEST} or newer: pip install -U '{name}>={_OLDEST}'"
+            f"a training with a ResumableDataLoader would not resume exactly in {name} {version}: "
+            f"expected {_OLDEST} or newer: pip install -U '{name}>={_OLDEST}'"
         )
 
 
-def _tell_epoch(loader: ResumableDataLoader[Any], epoch: int) -> None:
-    """What Lightning does when an epoch begins."""
+def _set_epoch(loader: ResumableDataLoader[Any], epoch: int) -> None:
+    """Set the samplers' epoch, as Lightning does when an epoch begins."""
     for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
         if callable(set_epoch := getattr(sampler, "set_epoch", None)):
             set_epoch(epoch)
 
 
-def _ours(loop: Any) -> list[ResumableDataLoader[Any]]:
-    return [loader for loader, _ in _ours_and_ahead(loop)]
+def _resumable(loop: Any) -> list[ResumableDataLoader[Any]]:
+    return [loader for loader, _ in _resumable_and_ahead(loop)]
 
 
-def _ours_and_ahead(loop: Any) -> list[tuple[ResumableDataLoader[Any], bool]]:
-    """Our loaders; and whether each is read a batch ahead on its way to the device."""
+def _resumable_and_ahead(loop: Any) -> list[tuple[ResumableDataLoader[Any], bool]]:
+    """The resumable loaders; and whether a prefetcher reads each one batch ahead."""
     combined, found = getattr(loop, "_combined_loader", None), []
     for loader in [] if combined is None else combined.flattened:
         ahead = isinstance(loader, DevicePrefetcher) and loader.reads_ahead
@@ -257,27 +258,27 @@ def _ours_and_ahead(loop: Any) -> list[tuple[ResumableDataLoader[Any], bool]]:
     return found
 
 
-def _held_by(fit: Any) -> int:
-    """How many batches were read, to see whether more comes, and have not been used."""
+def _unused(fit: Any) -> int:
+    """Number of batches that the fetcher has read to see whether there are more."""
     fetcher = fit._data_fetcher
-    # Not by what it holds, which is nothing where reading one more has failed.
+    # Not the number in its list, which is empty if reading one more has failed.
     return int(hasattr(fetcher, "batches") and fetcher.length is None and not fetcher.done)
 
 
-def _is_cut_short(fit: Any) -> bool:
+def _ended_early(fit: Any) -> bool:
     """Whether Lightning has ended an epoch before its last batch: ``max_steps``, or a stop."""
     loop = fit.epoch_loop
     return not (loop.batch_progress.is_last_batch or loop._num_ready_batches_reached())
 
 
-def _take_epoch_up_again(progress: dict[str, dict[str, int]]) -> None:
-    """Let who resumes be in mid-epoch: Lightning has counted the epoch as done."""
+def _reopen_epoch(progress: dict[str, dict[str, int]]) -> None:
+    """Let a resume be in mid-epoch, though Lightning has counted the epoch as done."""
     for counts in progress.values():
         counts["processed"] = counts["completed"] = counts["started"] - 1
 
 
-def _take_batch_back(progress: dict[str, Any]) -> None:
-    """Let who resumes be right before a batch that Lightning has counted as read."""
+def _uncount_batch(progress: dict[str, Any]) -> None:
+    """Let a resume be right before a batch that Lightning has counted as read."""
     for counts in (progress["total"], progress["current"]):
         counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
     progress["is_last_batch"] = False
@@ -288,8 +289,8 @@ def _recount(
 ) -> None:
     """Let Lightning expect as many batches as the epoch still has.
 
-    It expects as many as an epoch of the present world and batch size has, but for those that it
-    has counted, which were larger or smaller if the world or batch size was another one.
+    It expects those of an epoch with the present world and batch size, less those that it has
+    counted, which differ in size if the world or batch size has changed.
     """
     combined, batches = trainer.fit_loop._combined_loader, trainer.num_training_batches
     whole = trainer.limit_train_batches == 1.0 and batches != float("inf")
@@ -307,7 +308,7 @@ def _recount(
 def _begin_epoch(loop: Any) -> None:
     """Let the next batch be an epoch's first.
 
-    Lightning counts on, of an epoch without a length, or of one that had less batches.
+    Otherwise Lightning would add to its count, if the epoch had no length or fewer batches.
     """
     if loop.restarted_on_train_batch_end:
         loop.batch_progress.increment_completed()

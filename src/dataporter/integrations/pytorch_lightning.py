@@ -1,4 +1,4 @@
-"""Lightning under its other name: the same callback for its other package."""
+"""Lightning as `pytorch_lightning`: the same callback for its other package."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["ResumableCallback", "callbacks"]
 
 
 class ResumableCallback(LoaderHooks, Callback):  # type: ignore[misc]  # mypy does not follow it
-    """Makes ``fit(ckpt_path=...)`` go on exactly, wherever in the training the checkpoint is from.
+    """Makes ``fit(ckpt_path=...)`` resume exactly, whenever the checkpoint was taken.
 
-    Every ``Trainer`` has one by itself where DataPorter is installed as a package: it is one of its
-    entry points (``pytorch_lightning.callbacks_factory``). A second one does no harm.
+    Where DataPorter is installed as a package, every ``Trainer`` has one already: it is one of the
+    entry points (``pytorch_lightning.callbacks_factory``). A second one changes nothing.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -22,5 +22,5 @@ class ResumableCallback(LoaderHooks, Callback):  # type: ignore[misc]  # mypy do
 
 
 def callbacks() -> list[Callback]:
-    """What the entry point gives to each ``Trainer``."""
+    """The entry point: the callbacks that each ``Trainer`` gets."""
     return [ResumableCallback()]

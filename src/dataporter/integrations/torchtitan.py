@@ -1,4 +1,4 @@
-"""`EndlessLoader`: epoch after epoch through one iterator, for trainings that count steps alone."""
+"""`EndlessLoader`: epoch after epoch through one iterator, for trainings that only count steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class EndlessLoader(Generic[Batch]):
-    """What torchtitan's ``build_dataloader_fn`` returns: it asks for ``iter()`` once a training.
+    """For torchtitan's ``build_dataloader_fn`` to return: torchtitan calls ``iter()`` once.
 
-    Its checkpointer finds the loader's state through ``state_dict`` and ``load_state_dict``. A
-    stream's is brought together from all ranks, so that any number of them can go on.
+    Its checkpointer finds the loader's state through ``state_dict`` and ``load_state_dict``. The
+    state of a stream is gathered from all ranks, so that any number of ranks can resume.
 
     Args:
         loader: the loader whose epochs follow each other. Under tensor, pipeline or context
@@ -46,27 +46,27 @@ class EndlessLoader(Generic[Batch]):
         is_stream = isinstance(loader.dataset, IterableDataset)
         if loader.tail == "uneven" and loader.world_size > 1 and not is_stream:
             raise ConfigurationError(
-                "tail='uneven' gives some ranks a step less, so that they would be epochs ahead of "
-                "the others in time, and no one state could tell where all of them are: give the "
-                "loader tail='pad' or tail='drop'"
+                "tail='uneven' gives some ranks a step less in each epoch, so that in time they "
+                "would be in other epochs than the rest, for which there is no common state: give "
+                "the loader tail='pad' or tail='drop'"
             )
         while True:
-            begins, came = self.loader.step, False
-            for batch in self.loader:
-                came = True
+            first_step, is_empty = loader.step, True
+            for batch in loader:
+                is_empty = False
                 yield batch
-            # A pass that a state began at an epoch's end has none to give.
-            if not came and begins == 0:
+            # After a resume at an epoch's end, a pass is rightly empty.
+            if is_empty and first_step == 0:
                 raise ConfigurationError(
-                    f"rank {self.loader.rank} of {self.loader.world_size} has no batch in an epoch "
-                    "of its loader, so that there is nothing to go on with for ever: give it more "
-                    "samples, smaller batches or fewer ranks"
+                    f"rank {loader.rank} of {loader.world_size} has no batch in an epoch of its "
+                    "loader, so that an endless loader would wait forever: give it more samples, "
+                    "smaller batches or fewer ranks"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stands; all ranks call it together, as checkpointers do."""
+        """The position of the training; all ranks call this together, as checkpointers do."""
         return self.loader.state_dict(gather=True)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state at the next ``iter()``; all ranks call it together."""
+        """Resume from a state at the next ``iter()``; all ranks call this together."""
         self.loader.load_state_dict(state)

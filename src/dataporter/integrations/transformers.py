@@ -1,4 +1,4 @@
-"""Transformers: `ResumableTrainer`, a Trainer that resumes from the exact next sample, at once."""
+"""Transformers: `ResumableTrainer`, a Trainer that resumes at the exact next sample, at once."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ __all__ = ["ResumableTrainer"]
 
 if not hasattr(Trainer, "_init_training_state"):
     raise MissingLibraryError(
-        "ResumableTrainer needs transformers 5.3 or newer, whose Trainer finds the place to resume "
-        f"at in a method of its own, and this is {transformers.__version__}: "
+        f"ResumableTrainer does not work with transformers {transformers.__version__}, whose "
+        "Trainer has no _init_training_state(): expected 5.3 or newer: "
         "pip install -U 'transformers>=5.3'"
     )
 
-# Where trainer_state.json, which says which step a checkpoint is of, keeps the loader's state too.
+# The key of the loader's state in trainer_state.json, beside the step of the checkpoint.
 _KEY = "ResumableDataLoader"
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to mypy
-    """A ``transformers.Trainer`` whose ``train(resume_from_checkpoint=True)`` is exact and at once.
+    """A ``transformers.Trainer`` whose ``train(resume_from_checkpoint=True)`` resumes exactly.
 
-    Its training loader is a :class:`~dataporter.ResumableDataLoader` made from the same arguments,
-    whose state goes into the checkpoint's ``trainer_state.json``; nothing is skipped at a resume.
-    Per-device batch size, number of processes and of workers may be others than before: each sample
-    of the epoch still comes once, and ``max_steps`` and the number of epochs are set by what is
-    left. Evaluation is the Trainer's.
+    Its training loader is a :class:`~dataporter.ResumableDataLoader` with the same arguments. The
+    loader's state is in the checkpoint's ``trainer_state.json``, so that a resume skips nothing.
+    Per-device batch size, number of processes and number of workers may change: each sample of the
+    epoch still appears exactly once, and ``max_steps`` and the number of epochs follow from the
+    rest of the epoch. Evaluation is the Trainer's.
 
-    The order is shuffled with ``data_seed``, or else ``seed``, or as ``train_sampling_strategy`` or
-    a ``_get_train_sampler`` of your own says; a batch size or number of processes that changes is
-    an error then. ``ignore_data_skip=True`` begins the epoch anew, as in the Trainer.
+    The order is shuffled by ``data_seed``, or else by ``seed``; or it is that of
+    ``train_sampling_strategy`` or of a custom ``_get_train_sampler``, for which batch size and
+    number of processes may not change. ``ignore_data_skip=True`` restarts the epoch, as in the
+    Trainer.
 
-    For a Trainer of another class: ``class MyTrainer(ResumableTrainer, SFTTrainer)``. A loader of
-    your own: return a ``ResumableDataLoader`` through ``self.accelerator.prepare()`` in
+    For another Trainer: ``class MyTrainer(ResumableTrainer, SFTTrainer)``. For a custom loader:
+    return a ``ResumableDataLoader`` through ``self.accelerator.prepare()`` from
     ``get_train_dataloader``.
     """
 
     def get_train_dataloader(self) -> Any:
-        """The training loader: what the Trainer would build, made resumable."""
+        """The training loader that the Trainer would build, made resumable."""
         dataset, args = self.train_dataset, self.args
         if dataset is None:
             return super().get_train_dataloader()  # raises
-        # Not those of a stream, which may not know its columns: its collator leaves them out.
+        # A stream may not know its columns, so the collator removes them.
         if trainer.is_datasets_available() and isinstance(dataset, trainer.datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="training")
             collate = self.data_collator
@@ -67,7 +68,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
-            # Arguments of newer versions alone.
+            # Arguments of newer versions only.
             "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
             "in_order": getattr(args, "dataloader_in_order", True),
             "seed": args.seed if args.data_seed is None else args.data_seed,
@@ -88,7 +89,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         if sampler is None or type(sampler) is SequentialSampler:
             return {}
         if isinstance(sampler, getattr(trainer_pt_utils, "BatchRebalanceSampler", ())):
-            # Gives whole batches, and of each only what its rank has.
+            # Yields whole batches, and only this rank's part of each.
             world = {"rank": self.args.process_index, "world_size": self.args.world_size}
             return {"batch_sampler": sampler, **world}
         return {"sampler": sampler}
@@ -102,14 +103,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         """The Trainer's ``train``.
 
         Raises:
-            InvalidStateError: (a ``ValueError``) the checkpoint has no place of a loader.
-            StateMismatchError: (a ``ValueError``) it is of other data or another order.
+            InvalidStateError: (a ``ValueError``) the checkpoint has no state of a loader.
+            StateMismatchError: (a ``ValueError``) its state is of other data or another order.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         self._checkpoint = resume_from_checkpoint or None
-        # The loop gives its loader away to this function in the resumed epoch, and nothing else is
-        # asked whether to: it is the loader's state that has brought it to its place.
+        # In the resumed epoch the loop passes its loader to this function unconditionally, though
+        # the loader's state has set its position already.
         theirs, trainer.skip_first_batches = trainer.skip_first_batches, _skip_unless_resumable
         try:
             return super().train(resume_from_checkpoint, *arguments, **named)
@@ -117,23 +118,23 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             trainer.skip_first_batches = theirs
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        """Epochs and steps, with what is left of the resumed epoch in its real size."""
+        """Epochs and steps, with the true number of steps in the rest of the resumed epoch."""
         (epochs, updates, examples, samples, total_batch_size, steps_in_epoch, max_steps) = (
             super().set_initial_training_values(args, dataloader)
         )
         if not isinstance(dataloader, ResumableDataLoader) or dataloader.adapter is None:
             raise ConfigurationError(
-                f"get_train_dataloader() gave a {type(dataloader).__name__}, which is not prepared "
-                "or not resumable: a ResumableTrainer needs "
-                "self.accelerator.prepare(ResumableDataLoader(...)) there"
+                f"get_train_dataloader() returned a {type(dataloader).__name__}, which is not "
+                "prepared or not resumable: return "
+                "self.accelerator.prepare(ResumableDataLoader(...))"
             )
         self._train_loader = dataloader
         self._resumed_at: tuple[int, int] | None = None
         self._missing_in_group = 0
         self._before_update: tuple[int, Any] | None = None
         if self._checkpoint is not None and not args.ignore_data_skip:
-            global_step, place = self._load_place(dataloader, self._checkpoint)
-            epoch, step = self._resumed_at = _place(dataloader, place, steps_in_epoch)
+            global_step, state = self._load_state(dataloader, self._checkpoint)
+            epoch, step = self._resumed_at = _epoch_and_step(dataloader, state, steps_in_epoch)
             done, self._missing_in_group = divmod(step, args.gradient_accumulation_steps)
             # In updates of the present size; the same as the global step while no size changes.
             done += epoch * updates
@@ -146,9 +147,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of the next update; the first after a resume may be short of some.
+        """The batches of the next update; the first update after a resume may have fewer.
 
-        With another batch size, what is left of an epoch need not be a multiple of
+        With another batch size, the rest of an epoch need not be a multiple of
         ``gradient_accumulation_steps``, and the loop counts from the epoch's end.
         """
         self._before_update = self.state.global_step, self._train_loader.mark()
@@ -165,36 +166,36 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         is_over = trainer.has_length(loader) and round(self.state.epoch or 0, 6) >= epoch + 1
         if is_over and not loader.end_of_dataloader:
             warn(
-                f"len() says {len(loader)} batches, by which the Trainer has ended epoch {epoch}, "
-                f"and the {type(loader.dataset).__name__} has more, which are left out: a stream "
-                "ends in an incomplete batch for each shard or worker; give it no __len__, and the "
-                "Trainer max_steps=, to have all of it read",
+                f"the Trainer has ended epoch {epoch} after the {len(loader)} batches of len(), "
+                f"and the {type(loader.dataset).__name__} has more, which are not read: a stream "
+                "ends in an incomplete batch for each shard or worker; to read all of it, give it "
+                "no __len__, and the Trainer max_steps=",
                 RuntimeWarning,
             )
 
-    def _load_place(
+    def _load_state(
         self, loader: ResumableDataLoader[Any], checkpoint: Any
     ) -> tuple[int, dict[str, Any]]:
         saved = TrainerState.load_from_json(os.path.join(checkpoint, trainer.TRAINER_STATE_NAME))
-        place = saved.stateful_callbacks.get(_KEY)
-        if place is None:
+        state = saved.stateful_callbacks.get(_KEY)
+        if state is None:
             raise InvalidStateError(
-                f"{checkpoint} was not saved by a ResumableTrainer, so the order it was in is not "
-                "known: go on with the Trainer that saved it, or pass ignore_data_skip=True to "
-                "begin its epoch anew"
+                f"{checkpoint} was not saved by a ResumableTrainer, so the order of its epoch is "
+                "unknown: resume with the Trainer that saved it, or pass ignore_data_skip=True to "
+                "restart its epoch"
             )
-        loader.load_state_dict(place)
-        return saved.global_step, place
+        loader.load_state_dict(state)
+        return saved.global_step, state
 
     def _init_training_state(self, *arguments: Any, **named: Any) -> tuple[int, int]:
         counted: tuple[int, int] = super()._init_training_state(*arguments, **named)
         return counted if self._resumed_at is None else self._resumed_at
 
     def _state_of_updates(self) -> dict[str, Any]:
-        """The loader's state after the batches of the updates that were made.
+        """The loader's state after the batches of the completed updates.
 
-        The batches of an update are read before it. What saves meanwhile, as the Trainer's own
-        callback for SIGTERM does, keeps the weights of before, and the step that they are of.
+        The Trainer reads the batches of an update before it. A checkpoint that is taken meanwhile,
+        as by the Trainer's callback for SIGTERM, has the weights and the step from before.
         """
         loader = self._train_loader
         if self._before_update is not None:
@@ -208,10 +209,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
         super()._save_checkpoint(*arguments, **named)
 
 
-def _place(
+def _epoch_and_step(
     loader: ResumableDataLoader[Any], state: dict[str, Any], steps_in_epoch: int
 ) -> tuple[int, int]:
-    """The epoch a loader goes on in, and the step, counted back from the epoch's last."""
+    """The epoch that a loader resumes in, and the step, counted back from the epoch's last."""
     if not trainer.has_length(loader):
         return loader.epoch, loader.step
     if steps_in_epoch != len(loader):
@@ -224,9 +225,9 @@ def _place(
 
 
 def _left(loader: Any, state: dict[str, Any]) -> int:
-    """How many steps a stream's epoch still has, by its length and the samples of all ranks.
+    """Number of steps in the rest of a stream's epoch, by its length and all ranks' samples.
 
-    The steps that were made may have been of another size.
+    The steps so far may have had another size.
     """
     left = max(0, len(loader.dataset) - parse(state).progress.delivered)
     size: int = loader.total_batch_size

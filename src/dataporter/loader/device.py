@@ -1,4 +1,4 @@
-"""`DevicePrefetcher`: the next batch travels to the accelerator while the present one is used."""
+"""`DevicePrefetcher`: copies the next batch to the accelerator while the present one is used."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Batch = TypeVar("Batch")
 class DevicePrefetcher(Generic[Batch]):
     """Iterates over a loader, with each batch on ``device``, one batch ahead of the training.
 
-    On CUDA the copy runs on a stream of its own, so that it overlaps with the computing on the
-    batch before; it needs ``pin_memory=True`` in the loader to do so. On the CPU the batches are
-    passed on as they are, and nothing is read ahead.
+    On CUDA the copy runs on a separate stream, so that it overlaps with the computation on the
+    previous batch; this needs ``pin_memory=True`` in the loader. On the CPU the batches are
+    returned as they are, and nothing is read ahead.
 
     Args:
         loader: a :class:`~dataporter.ResumableDataLoader`, or any iterable of batches.
-        device: where the tensors go. Dicts, lists, tuples, dataclasses and their like are walked
-            through, and whatever else has a method ``to`` is moved with it.
-        widen: the loader's converter; the batches come with the dtypes that they had before it,
-            widened on the device, so that the narrow ones travel.
+        device: the device to move to: tensors, also within dicts, lists, tuples, dataclasses and
+            the like, and all other objects with a method ``to``.
+        widen: the loader's converter. The narrow batches are copied, and get back their dtypes from
+            before the conversion on the device.
 
     Raises:
         RuntimeError: there is no such device.
-        ConfigurationError: (a ``ValueError``) ``widen`` is no converter; or, at ``iter()``, the
-            loader is one that Accelerate has prepared; or, while iterating, ``widen`` does not know
-            the dtypes.
+        ConfigurationError: (a ``ValueError``) ``widen`` is no converter; or, at ``iter()``,
+            Accelerate has prepared the loader; or, while iterating, ``widen`` does not know the
+            dtypes.
 
     Example:
         >>> from dataporter import ResumableDataLoader
@@ -61,17 +61,17 @@ class DevicePrefetcher(Generic[Batch]):
         self.loader = loader
         self.device = torch.device(device)
         self.widen = widen
-        # The loader's position before the batch that is on its way, which is not delivered yet: a
-        # mark, or the state of a loader that takes no marks.
+        # Gives the loader's state before the batch that is being copied, which is not delivered
+        # yet.
         self._before: Callable[[], dict[str, Any]] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         if getattr(self.loader, "adapter", None) is not None:
             raise ConfigurationError(
-                "Accelerate has prepared this loader: its batches go to the device by themselves, "
-                "and save_state() and end_of_dataloader would be a batch ahead of the training "
-                "behind a DevicePrefetcher: iterate over the loader itself (in place of widen=: "
-                "converter.widen(batch) in the loop)"
+                "Accelerate has prepared this loader, which moves its batches to the device "
+                "itself; behind a DevicePrefetcher, save_state() and end_of_dataloader would be a "
+                "batch ahead of the training: iterate over the loader itself (instead of widen=, "
+                "call converter.widen(batch) in the loop)"
             )
         self._before = None
         if not self.reads_ahead:
@@ -80,7 +80,7 @@ class DevicePrefetcher(Generic[Batch]):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it asks the loader for one more batch before it gives one."""
+        """Whether it reads one batch ahead of the training."""
         return self.device.type != "cpu"
 
     def __len__(self) -> int:
@@ -88,10 +88,10 @@ class DevicePrefetcher(Generic[Batch]):
         return len(self.loader)  # type: ignore[arg-type]  # Sized or a TypeError, as for the loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's state after the last batch that came out of here.
+        """The loader's state after the last batch that this prefetcher delivered.
 
         Raises:
-            AttributeError: the loader has none.
+            AttributeError: the loader has no ``state_dict``.
         """
         if self._before is not None:
             return self._before()
@@ -99,11 +99,11 @@ class DevicePrefetcher(Generic[Batch]):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give the loader this state; the next ``iter()`` goes on from it.
+        """Load a state into the loader, which resumes from it at the next ``iter()``.
 
         Raises:
-            AttributeError: the loader cannot take one.
-            DataPorterError: what the loader raises for the state.
+            AttributeError: the loader has no ``load_state_dict``.
+            DataPorterError: the loader refuses the state.
         """
         self.loader.load_state_dict(state)  # type: ignore[attr-defined]
         self._before = None
@@ -112,17 +112,17 @@ class DevicePrefetcher(Generic[Batch]):
         on_cuda = self.device.type == "cuda"
         stream: Any = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]  # torch's
         batches = iter(self.loader)
-        on_its_way = self._send(batches, stream)
-        while on_its_way is not None:
-            source, batch = on_its_way
+        sent = self._send(batches, stream)
+        while sent is not None:
+            source, batch = sent
             if stream is not None:
                 current = torch.cuda.current_stream(self.device)
                 current.wait_stream(stream)
                 _moved(batch, partial(_used_on, current))
-                # Its memory may be used again only once it was copied.
+                # The source's memory may be reused only after the copy.
                 stream.synchronize()
             del source
-            on_its_way = self._send(batches, stream)
+            sent = self._send(batches, stream)
             yield batch
         self._before = None
 
@@ -131,7 +131,7 @@ class DevicePrefetcher(Generic[Batch]):
         try:
             batch = next(batches)
         except StopIteration:
-            # The training has the last batch, and its epoch has not ended yet.
+            # The training still uses the last batch, so its epoch has not ended.
             self._before = before
             return None
         self._before = before
@@ -141,7 +141,7 @@ class DevicePrefetcher(Generic[Batch]):
 
 
 def _state_of(loader: Any) -> Callable[[], dict[str, Any]] | None:
-    """Gives the present state of a loader later on; None where it has none."""
+    """A function that returns the loader's present state later; None if it has none."""
     if isinstance(loader, ResumableDataLoader):
         return partial(loader.state_dict, at=loader.mark())
     if not hasattr(loader, "state_dict"):
@@ -157,7 +157,7 @@ def _used_on(stream: Any, tensor: Any) -> Any:
 
 
 def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
-    """The batch with what can be moved in it moved, in containers of the same types."""
+    """The batch with its movable parts moved, in containers of the same types."""
     if isinstance(value, torch.Tensor) or (hasattr(value, "to") and callable(value.to)):
         return move(value)
     parts = parts_of(value)

@@ -1,4 +1,4 @@
-"""Hooks: where a loader asks the integrations whether a framework is calling."""
+"""Hooks: a loader asks the integrations whether a framework is calling."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["Hooks", "install", "installed"]
 
 
 class Hooks(Protocol):
-    """Recognises frameworks by the frame that calls a loader.
+    """Recognises frameworks by the frames that call a loader.
 
     Some frameworks use a loader without calling anything that is made for them: they copy its
-    attributes, or put another loader around it. ``integrations`` installs what recognises them.
+    attributes, or put another loader around it. ``integrations`` installs hooks that see this.
     """
 
     def iterating(self, loader: Any, caller: FrameType) -> None:
-        """``iter(loader)`` was called; raises where a framework must not."""
+        """``iter(loader)`` was called; raises if the caller must not do so."""
 
     def reading_arguments(self, loader: Any, caller: FrameType) -> None:
-        """An attribute was read that only copies of a loader need; raises as above."""
+        """An attribute was read that only a copy of the loader needs; raises as above."""
 
     def is_prepared(self, loader: Any, caller: FrameType) -> bool:
-        """Whether an ``Accelerator`` that asks may take the loader as it is."""
+        """Whether the ``Accelerator`` that asks may take the loader as it is."""
 
     def counts_passes(self, caller: FrameType) -> bool:
-        """Whether ``set_epoch`` was called with a count of passes, and not with an epoch."""
+        """Whether ``set_epoch`` received a number of passes, not an epoch."""
 
 
 class _NoHooks:
