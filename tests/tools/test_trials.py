@@ -66,6 +66,7 @@ def job(trial: Trial) -> Any:
 
 
 def test_a_run_is_interrupted_where_loaders_go_wrong() -> None:
+    rng = random.Random(1)
     found = {one.name: one.after for one in reference().interruptions}
     random_step = found.pop("random step")
     assert 1 <= random_step < 10
@@ -77,9 +78,10 @@ def test_a_run_is_interrupted_where_loaders_go_wrong() -> None:
         "end of epoch": 11,
         "second epoch": 13,
     }
-    assert interruptions_in(EVENTS[:1], random.Random(1)) == [Interruption("start", 0)]
-    names = [one.name for one in interruptions_in(EVENTS[:3], random.Random(1))]
-    assert names == ["start", "mid-epoch"]
+    assert interruptions_in(EVENTS[:1], rng) == [Interruption("start", 0)]
+    short, ending = ([one.name for one in interruptions_in(EVENTS[:n], rng)] for n in (3, 12))
+    assert short == ["start", "mid-epoch"]
+    assert ending == ["start", "mid-epoch", "random step", "last step", "end of epoch"]
 
 
 def test_settings_are_each_number_of_workers_with_each_engine() -> None:
