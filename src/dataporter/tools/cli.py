@@ -152,11 +152,11 @@ def verify(
     processes, and compares every batch that follows. The loader may be DataPorter's, torch's,
     torchdata's or a custom one. Exit code: 0 if exact, 1 if not, 2 if the comparison could not run.
     """
-    from dataporter.tools.verification.command import Asked, carry_out
+    from dataporter.tools.verification.command import Options, carry_out
 
     with _one_line("verify", debug=debug):
         exact = carry_out(
-            Asked(
+            Options(
                 *(target, workers, engine, batch_size, world, spawn, steps, max_seconds, seed),
                 *(argument or (), diagnose, as_json, html),
             )

@@ -19,14 +19,14 @@ from dataporter.tools.target import argument
 from dataporter.tools.verification.report import VerifyReport, measured, shown_fault, time_shown
 from dataporter.tools.verification.session import OnProgress, verify
 
-__all__ = ["Asked", "carry_out", "show"]
+__all__ = ["Options", "carry_out", "show"]
 
 _COLOURS = {"exact": "green", "not exact": "red", "failed": "red", "not run": "yellow"}
 _FAULTS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Options:
     """The options of the command line, as text."""
 
     target: str
@@ -44,7 +44,7 @@ class Asked:
     html: Path | None
 
 
-def carry_out(asked: Asked) -> bool:
+def carry_out(options: Options) -> bool:
     """Verify a loader, and print the report.
 
     Returns:
@@ -54,32 +54,32 @@ def carry_out(asked: Asked) -> bool:
         VerificationError: the verification could not be carried out.
         ConfigurationError: (a ``ValueError``) an option is wrong.
     """
-    _check(asked.html)
+    _check(options.html)
     with _progress() as on_progress:
         report = verify(
-            asked.target,
-            workers=_numbers("--workers", asked.workers),
-            engines=_names(asked.engine),
-            batch_sizes=_numbers("--batch-size", asked.batch_size),
-            worlds=_numbers("--world", asked.world),
-            spawn=asked.spawn,
-            steps=asked.steps,
-            max_seconds=asked.max_seconds,
-            seed=asked.seed,
-            diagnose=asked.diagnose,
-            arguments=dict(map(argument, asked.argument)),
+            options.target,
+            workers=_numbers("--workers", options.workers),
+            engines=_names(options.engine),
+            batch_sizes=_numbers("--batch-size", options.batch_size),
+            worlds=_numbers("--world", options.world),
+            spawn=options.spawn,
+            steps=options.steps,
+            max_seconds=options.max_seconds,
+            seed=options.seed,
+            diagnose=options.diagnose,
+            arguments=dict(map(argument, options.argument)),
             on_progress=on_progress,
         )
-    if asked.as_json:
+    if options.as_json:
         # A console would wrap the lines.
         print(json.dumps(report.to_dict(), indent=2), flush=True)  # noqa: T201
     else:
         show(report, Console(highlight=False))
-    if asked.html is not None:
+    if options.html is not None:
         # Last, so that the report is printed even if the disk is full.
-        report.save_html(asked.html)
+        report.save_html(options.html)
         Console(stderr=True, highlight=False).print(
-            f"Report: {asked.html}", soft_wrap=True, markup=False
+            f"Report: {options.html}", soft_wrap=True, markup=False
         )
     return report.exact
 
