@@ -1,4 +1,4 @@
-"""Streams of the three kinds: cut into shards, with a state, and with nothing at all."""
+"""Streams of three kinds: split into shards, with a state, and without either."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def sample(number: int) -> dict[str, Any]:
 
 
 def numbers(batches: list[Any]) -> list[int]:
-    """Which samples came."""
+    """The numbers of the samples in batches."""
     return [int(number) for batch in batches for number in batch["index"]]
 
 
 def _share(length: int) -> range:
-    """A worker's share, as torch's documentation has it."""
+    """A worker's share, as in torch's documentation."""
     info = get_worker_info()
     first, every = (0, 1) if info is None else (info.id, info.num_workers)
     return range(first, length, every)
 
 
 class Generated(IterableDataset[Any]):
-    """Gives no state."""
+    """Has no state."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -66,48 +66,48 @@ class Generated(IterableDataset[Any]):
 
 
 class Stateful(IterableDataset[Any]):
-    """Keeps its place itself, and gives it."""
+    """Keeps its offset, which is its state."""
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.place = 0
+        self.offset = 0
 
     def __iter__(self) -> Iterator[Any]:
         share = _share(self.length)
-        while self.place < len(share):
-            self.place += 1
-            yield sample(share[self.place - 1])
-        self.place = 0
+        while self.offset < len(share):
+            self.offset += 1
+            yield sample(share[self.offset - 1])
+        self.offset = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"place": self.place}
+        return {"offset": self.offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.place = state["place"]
+        self.offset = state["offset"]
 
 
 class _Iterator:
     def __init__(self, share: range) -> None:
-        self.share, self.place = share, 0
+        self.share, self.offset = share, 0
 
     def __iter__(self) -> _Iterator:
         return self
 
     def __next__(self) -> Any:
-        if self.place == len(self.share):
+        if self.offset == len(self.share):
             raise StopIteration
-        self.place += 1
-        return sample(self.share[self.place - 1])
+        self.offset += 1
+        return sample(self.share[self.offset - 1])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"place": self.place}
+        return {"offset": self.offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.place = state["place"]
+        self.offset = state["offset"]
 
 
 class StatefulIterator(IterableDataset[Any]):
-    """Its iterators keep their place, and give it."""
+    """Its iterators keep their offset, which is their state."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -117,7 +117,7 @@ class StatefulIterator(IterableDataset[Any]):
 
 
 class Sharded(IterableDataset[Any]):
-    """Cut into shards of unequal length, of which every other one gives its state."""
+    """Is split into shards of unequal length, every other one with a state."""
 
     def __init__(self, length: int, num_shards: int = 4) -> None:
         self.length = length
@@ -125,8 +125,8 @@ class Sharded(IterableDataset[Any]):
 
     def shard(self, num_shards: int, index: int) -> Any:
         assert get_worker_info() is None
-        # Cut at squares: shard 0 is empty where there are few samples.
-        ends = [self.length * place**2 // num_shards**2 for place in range(num_shards + 1)]
+        # Split at squares: shard 0 is empty if there are few samples.
+        ends = [self.length * shard**2 // num_shards**2 for shard in range(num_shards + 1)]
         piece = range(ends[index], ends[index + 1])
         return _Iterator(piece) if index % 2 else _Shard(piece)
 
@@ -170,7 +170,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def taken(loader: ResumableDataLoader[Any], steps: int) -> list[str]:
-    """Digests of the first batches of a pass, which is left there."""
+    """Digests of the first batches of a pass, which is then abandoned."""
     return [digest(batch) for batch in itertools.islice(loader, steps)]
 
 

@@ -33,7 +33,7 @@ def take(batches: Any, count: int) -> list[int]:
 
 
 def saving_rank(folder: Path) -> dict[str, Any]:
-    """Saves after two batches in three ways, going on while the asynchronous one is written."""
+    """Saves after two batches in three ways, and reads on during the asynchronous write."""
     loader = loader_of()
     assert isinstance(loader, Stateful)
     batches = iter(loader)
@@ -63,8 +63,8 @@ def loading_rank(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_checkpoint_of_four_ranks_is_gone_on_with_by_two_and_by_three(tmp_path: Path) -> None:
-    """Through distributed checkpoints, written meanwhile or not, and ``torch.save`` from rank 0."""
+def test_two_and_three_ranks_resume_a_checkpoint_of_four(tmp_path: Path) -> None:
+    """From distributed checkpoints, asynchronous or not, and from ``torch.save`` on rank 0."""
     saved = ranks_of(4, saving_rank, tmp_path)
     done = [index for rank in saved for index in rank["seen"]]
     for world_size in (2, 3):
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_four_ranks_is_gone_on_with_by_two_and_by_three(tmp_path
 
 
 def killed_rank(folder: Path, asynchronous: bool) -> None:
-    """Trains, with a checkpoint after every second step, until the fourth, which kills it."""
+    """Trains with a checkpoint after every second step, and is killed at the fourth."""
     loader, weights = loader_of(), {"w": torch.zeros(4)}
     journal = (folder / f"rank-{dist.get_rank()}").open("w")
     writing = None
@@ -106,9 +106,7 @@ def resumed_rank(folder: Path) -> tuple[int, list[int]]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_world_that_is_killed_is_gone_on_with_by_another_one(
-    tmp_path: Path, asynchronous: bool
-) -> None:
+def test_another_world_resumes_one_that_was_killed(tmp_path: Path, asynchronous: bool) -> None:
     with pytest.raises(ChildFailedError, match="exitcode  : -9"):
         ranks_of(2, killed_rank, tmp_path, asynchronous)
     lines = [(tmp_path / f"rank-{rank}").read_text().splitlines() for rank in range(2)]
@@ -124,7 +122,7 @@ def stream_of() -> EndlessLoader[Any]:
 
 
 def stream_saving_rank(folder: Path) -> list[int]:
-    """Through the endless loader, which brings the parts together, and through the loader alone."""
+    """Through the endless loader, which gathers the parts, and through the loader alone."""
     endless = stream_of()
     seen = numbers(list(islice(endless, 3)))
     dcp.save({"loader": endless}, checkpoint_id=folder / "together")
@@ -139,18 +137,18 @@ def stream_loading_rank(folder: Path) -> tuple[list[int], Any]:
     return numbers(list(endless.loader)), refused
 
 
-def test_a_streams_parts_are_brought_together_for_a_distributed_checkpoint(tmp_path: Path) -> None:
+def test_the_parts_of_a_stream_are_gathered_for_a_distributed_checkpoint(tmp_path: Path) -> None:
     seen = ranks_of(2, stream_saving_rank, tmp_path)
     loaded = ranks_of(3, stream_loading_rank, tmp_path)
     found = [number for part in (*seen, *(rest for rest, _ in loaded)) for number in part]
     assert sorted(found) == list(range(LENGTH))
-    # One rank's part, which is all that such a checkpoint keeps of the other: never gone on with.
+    # The checkpoint of the loader alone keeps one rank's part, which no other world may load.
     assert all("rank 0" in str(refused) for _, refused in loaded)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_batches_delivered_early_go_through_a_distributed_checkpoint(tmp_path: Path) -> None:
-    """A list of lists in the state, and an empty one in the loader that it is loaded into."""
+    """With a list of lists in the state, and an empty one in the loader that loads it."""
     arguments: dict[str, Any] = {"shuffle": True, "num_workers": 2, "in_order": False}
     state = ResumableDataLoader(Indices(40), 4, seed=1, **arguments).state_dict()
     state = {**state, "step": 2, "position": 0, "early": [[4, 8, 0], [12, 16, 0]]}

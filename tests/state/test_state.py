@@ -81,7 +81,7 @@ def test_every_carrier_brings_the_state_back(carrier: str, tmp_path: Path) -> No
     else:
         assert isinstance(loader, Stateful)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no process group is there
+            warnings.simplefilter("ignore")  # there is no process group
             dcp.save({"loader": loader}, checkpoint_id=tmp_path)
             dcp.load({"loader": resumed}, checkpoint_id=tmp_path)
     assert resumed.state_dict() == loader.state_dict()
@@ -187,7 +187,7 @@ def test_a_shorter_dataset_under_warn_ends_the_epoch() -> None:
 
 
 class Wandering:
-    """A sampler with random state of its own that the loader cannot see."""
+    """A sampler with random state that the loader cannot see."""
 
     def __init__(self) -> None:
         import random

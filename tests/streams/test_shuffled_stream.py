@@ -1,4 +1,4 @@
-"""A shuffled stream has every sample once, in an order of its window, and goes on exactly (C10)."""
+"""A shuffled stream has every sample once, shuffled in its window, and resumes exactly (C10)."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_each_window_has_its_own_samples_once(
         assert len(found) == len(expected)
 
 
-def test_epochs_shards_windows_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_shards_windows_and_seeds_have_different_orders() -> None:
     def orders(seed: int, epoch: int) -> list[tuple[int, ...]]:
         stream = ShuffledStream(Plain(400), window=50, seed=seed)
         stream.set_epoch(epoch)
-        places = []
+        orders = []
         for shard in range(2):
             found = [number // 2 for number in stream.shard(2, shard)]
-            places += [tuple(n % 50 for n in found[at : at + 50]) for at in range(0, 200, 50)]
-        return places
+            orders += [tuple(n % 50 for n in found[at : at + 50]) for at in range(0, 200, 50)]
+        return orders
 
     found = [*orders(1, 0), *orders(1, 1), *orders(2, 0)]
     assert len(set(found)) == 3 * 2 * 4
@@ -76,11 +76,11 @@ def test_a_sample_lands_anywhere_in_its_window() -> None:
         stream = ShuffledStream(Plain(12, 1), window=12)
         stream.set_epoch(epoch)
         landed[list(stream.shard(1, 0)).index(3)] += 1
-    assert chisquare([landed[place] for place in range(12)]).pvalue > 1e-4
+    assert chisquare([landed[index] for index in range(12)]).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("stop", range(0, 22, 3))
-def test_a_resume_reads_its_window_again_and_nothing_before_it(stop: int) -> None:
+def test_a_resume_rereads_its_window_and_nothing_before_it(stop: int) -> None:
     read: list[int] = []
 
     class Counting(Sharded):
@@ -110,7 +110,7 @@ class _Counting:
         return self
 
     def __next__(self) -> Any:
-        self.read.append(self.iterator.place)
+        self.read.append(self.iterator.offset)
         return next(self.iterator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Failing(_Counting):
 
 @pytest.mark.filterwarnings("ignore:on_error='skip' left out")
 @pytest.mark.parametrize("stop", range(15))
-def test_samples_that_fail_are_left_out_once(stop: int) -> None:
+def test_samples_that_fail_are_skipped_once(stop: int) -> None:
     class Broken(Sharded):
         def shard(self, num_shards: int, index: int) -> Any:
             iterator = super().shard(4, 1)
@@ -165,7 +165,7 @@ def test_a_window_that_has_lost_samples_is_noticed() -> None:
         list(resumed)
 
 
-def test_what_it_cannot_shuffle_is_refused() -> None:
+def test_streams_that_it_cannot_shuffle_are_refused() -> None:
     with pytest.raises(UnsupportedDatasetError, match="Generated has no num_shards"):
         ShuffledStream(Generated(3))
     with pytest.raises(ConfigurationError, match="window=0"):

@@ -1,4 +1,4 @@
-"""A stream's own state comes back from JSON exactly as it was, types and all (C5)."""
+"""The state of a dataset comes back from JSON exactly, with its types (C5)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_state_comes_back_as_it_was(state: Any) -> None:
     ],
     ids=["python", "numpy legacy", "numpy", "torch"],
 )
-def test_the_states_of_generators_do(state: Any) -> None:
+def test_the_states_of_generators_come_back_as_they_were(state: Any) -> None:
     assert same(decode(encode(state)), state)
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_shared_with_the_original() -> None:
     copy = decode(encode({"array": array}))["array"]
     array += 1
     assert copy.tolist() == [0, 0, 0]
-    copy += 1  # and it can be written to
+    copy += 1  # it is writable
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_nothing_is_shared_with_the_original() -> None:
     [{"a": [object()]}, {"a": [print]}, {"a": [np.array([object()])]}],
     ids=["object", "function", "array of objects"],
 )
-def test_what_would_have_to_be_pickled_is_refused(state: Any) -> None:
+def test_a_value_that_would_have_to_be_pickled_is_refused(state: Any) -> None:
     with pytest.raises(UnsupportedDatasetError, match=r"at state\['a'\]\[0\]"):
         encode(state)
 
@@ -135,7 +135,7 @@ def test_what_would_have_to_be_pickled_is_refused(state: Any) -> None:
         '{"$int":"1","b":2}',
     ],
 )
-def test_damage_is_told_of(text: str) -> None:
+def test_a_damaged_snapshot_is_refused(text: str) -> None:
     with pytest.raises(InvalidStateError, match="damaged"):
         decode(text)
 

@@ -1,4 +1,4 @@
-"""The loader's arguments with a stream: those that apply, and those that are refused (C10, C13)."""
+"""Arguments of a loader over a stream: accepted and refused ones (C10, C13)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_samples_without_batches(workers: int) -> None:
     assert sorted(seen) == list(range(11))
 
 
-def test_persistent_workers_begin_anew_after_a_pass_that_was_left() -> None:
+def test_persistent_workers_start_anew_after_an_abandoned_pass() -> None:
     loader = loader_of(Sharded(40), 2, persistent_workers=True)
     expected = rest(loader_of(Sharded(40)))
     assert taken(loader, 3) == expected[:3]
@@ -58,7 +58,7 @@ def test_batches_out_of_turn_are_counted_by_shard() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
+def test_a_converter_runs_in_the_process_that_reads_the_stream(workers: int) -> None:
     class Where(Generated):
         def __iter__(self) -> Iterator[Any]:
             return iter([{"pixels": torch.full((2,), 0.5), "pid": os.getpid()}] * 4)
@@ -70,7 +70,7 @@ def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "arguments", "told"),
+    ("dataset", "arguments", "message"),
     [
         (Generated(3), {"num_shards": 2}, "Generated cannot be split into shards"),
         (Sharded(3), {"num_shards": 5}, "1 to 4 shards"),
@@ -84,14 +84,14 @@ def test_a_converter_works_where_the_stream_is_read(workers: int) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_argument_that_has_no_meaning_here(
-    dataset: Any, arguments: dict[str, Any], told: str
+def test_an_argument_that_does_not_apply_is_refused(
+    dataset: Any, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         ResumableDataLoader(dataset, **arguments)
 
 
-def test_a_stream_has_no_place_to_jump_to() -> None:
+def test_a_stream_has_no_position_to_jump_to() -> None:
     loader = loader_of(Sharded(9))
     for act in (
         lambda: loader.seek(step=1),
@@ -103,7 +103,7 @@ def test_a_stream_has_no_place_to_jump_to() -> None:
             act()
 
 
-def test_what_is_left_is_known_where_the_length_is() -> None:
+def test_the_remaining_batches_are_known_if_the_length_is() -> None:
     class Sized(Generated):
         def __len__(self) -> int:
             return self.length
@@ -118,7 +118,7 @@ def test_what_is_left_is_known_where_the_length_is() -> None:
     assert (len(larger), larger.remaining) == (2, len(list(larger)))
 
 
-def test_nothing_is_left_to_a_rank_whose_shards_have_ended() -> None:
+def test_a_rank_whose_shards_have_ended_has_no_remaining_batches() -> None:
     class Sized(Sharded):
         def __len__(self) -> int:
             return self.length

@@ -1,4 +1,4 @@
-"""How a stream ends, and what the loader asks of its dataset (C3, C8, C10)."""
+"""The end of a stream, and what the loader requires of its dataset (C3, C8, C10)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 @pytest.mark.parametrize("workers", [0, 2])
 @kinds
-def test_an_epoch_after_the_other(kind: str, workers: int) -> None:
+def test_one_epoch_after_another(kind: str, workers: int) -> None:
     loader = loader_of(KINDS[kind](20), workers)
     first, second = list(loader), list(loader)
     assert sorted(numbers(first)) == sorted(numbers(second)) == list(range(20))
@@ -98,7 +98,7 @@ def test_the_state_after_the_last_batch_resumes_with_none() -> None:
         assert sorted(numbers(list(resumed))) == list(range(12))
 
 
-# ---- what the dataset is asked for
+# ---- what the loader requires of the dataset
 
 
 class Counting(StatefulIterator):
@@ -110,7 +110,7 @@ class Counting(StatefulIterator):
 
         class Counted(type(iterator)):  # type: ignore[misc]  # of an object
             def __next__(self) -> Any:
-                Counting.read.append(self.place)
+                Counting.read.append(self.offset)
                 return original(self)
 
         iterator.__class__ = Counted
@@ -118,7 +118,7 @@ class Counting(StatefulIterator):
 
 
 @pytest.mark.parametrize(("every", "again"), [(1, 0), (3, 2), (5, 0), (10, 5)])
-def test_a_resume_reads_again_what_came_since_the_snapshot(every: int, again: int) -> None:
+def test_a_resume_rereads_the_samples_since_the_snapshot(every: int, again: int) -> None:
     stopped = loader_of(Counting(60), snapshot_every=every)
     taken(stopped, 5)
     state = stopped.state_dict()
@@ -129,34 +129,34 @@ def test_a_resume_reads_again_what_came_since_the_snapshot(every: int, again: in
     assert Counting.read == list(range((5 - again) * 3, 6 * 3))
 
 
-def test_what_is_its_own_iterator_gives_its_state_once() -> None:
+def test_a_dataset_that_is_its_own_iterator_is_asked_for_its_state_once() -> None:
     class Own(IterableDataset[int]):
         asked = 0
-        place = 0
+        offset = 0
 
         def __iter__(self) -> Own:
             return self
 
         def __next__(self) -> Any:
-            if self.place == 9:
+            if self.offset == 9:
                 raise StopIteration
-            self.place += 1
-            return sample(self.place)
+            self.offset += 1
+            return sample(self.offset)
 
         def state_dict(self) -> dict[str, Any]:
             self.asked += 1
-            return {"place": self.place}
+            return {"offset": self.offset}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.place = state["place"]
+            self.offset = state["offset"]
 
     dataset = Own()
     loader = loader_of(dataset)
     batches = iter(loader)
     next(batches)
-    assert dataset.asked == 2  # as it was found, and behind the batch
+    assert dataset.asked == 2  # before the first pass, and after the batch
     state = loader.state_dict()
-    assert state["shards"][0][-1] == '{"dataset":{"place":3}}'
+    assert state["shards"][0][-1] == '{"dataset":{"offset":3}}'
     resumed = loader_of(Own())
     resumed.load_state_dict(state)
     assert numbers(list(resumed)) == [4, 5, 6, 7, 8, 9]
@@ -208,13 +208,13 @@ def test_the_epoch_reaches_the_stream(kind: Any, workers: int) -> None:
 
 
 @kinds
-def test_random_augmentation_belongs_to_shard_and_place(kind: str) -> None:
-    """The pixels of a sample do not depend on the batch size, and not on the workers of shards."""
+def test_random_augmentation_belongs_to_shard_and_offset(kind: str) -> None:
+    """The pixels of a sample depend neither on the batch size nor on the workers of shards."""
     first, second = (
         {
-            number: [batch[name][place].tolist() for name in DRAWN]
+            number: [batch[name][offset].tolist() for name in DRAWN]
             for batch in loader_of(KINDS[kind](20), batch_size=size)
-            for place, number in enumerate(batch["index"].tolist())
+            for offset, number in enumerate(batch["index"].tolist())
         }
         for size in (1, 6)
     )
@@ -222,7 +222,7 @@ def test_random_augmentation_belongs_to_shard_and_place(kind: str) -> None:
     assert len({str(pixels) for pixels in first.values()}) == 20
 
 
-def test_the_trainings_own_generators_stay_untouched() -> None:
+def test_the_generators_of_the_training_stay_untouched() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     rest(loader_of(Generated(9)))

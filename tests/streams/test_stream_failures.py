@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 
 
 class Failing(StatefulIterator):
-    """Fails at some samples, and can go on behind them."""
+    """Fails at some samples, and continues after them."""
 
     failing = (4, 5, 13)
 
@@ -75,7 +75,7 @@ def test_a_stream_that_raises_ends_the_pass_and_not_the_epoch(workers: int) -> N
 
 
 @pytest.mark.parametrize("stop", range(0, 10, 3))
-def test_samples_that_fail_are_left_out_and_the_places_stay(stop: int) -> None:
+def test_samples_that_fail_are_skipped_and_the_offsets_stay(stop: int) -> None:
     with pytest.warns(RuntimeWarning, match=r"left out sample index \(0, 4\)"):
         expected = list(loader_of(Failing(30), on_error="skip"))
     assert numbers(expected) == [n for n in range(30) if n not in Failing.failing]
@@ -90,7 +90,7 @@ def test_samples_that_fail_are_left_out_and_the_places_stay(stop: int) -> None:
         assert seen + rest(resumed) == [digest(batch) for batch in expected]
 
 
-def test_something_may_take_the_place_of_a_sample_that_fails() -> None:
+def test_a_sample_that_fails_may_be_replaced() -> None:
     def instead(error: Exception, index: Any) -> Any:
         return {**sample(0), "index": -index[1]}
 
@@ -98,7 +98,7 @@ def test_something_may_take_the_place_of_a_sample_that_fails() -> None:
     assert found == [-n if n in Failing.failing else n for n in range(30)]
 
 
-def test_a_generator_cannot_be_gone_on_with() -> None:
+def test_a_generator_cannot_continue_after_an_exception() -> None:
     class Broken(Generated):
         def __iter__(self) -> Iterator[Any]:
             yield sample(0)
@@ -123,10 +123,8 @@ def test_a_stream_that_only_fails() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 2, None])
-def test_a_batch_of_which_nothing_is_left_is_passed_over(
-    workers: int, batch_size: int | None
-) -> None:
-    def told(loader: ResumableDataLoader[Any], steps: int | None = None) -> list[int]:
+def test_a_batch_whose_samples_all_fail_is_skipped(workers: int, batch_size: int | None) -> None:
+    def delivered(loader: ResumableDataLoader[Any], steps: int | None = None) -> list[int]:
         batches = itertools.islice(loader, steps)
         return [
             int(number) for batch in batches for number in torch.as_tensor(batch["index"]).view(-1)
@@ -134,17 +132,17 @@ def test_a_batch_of_which_nothing_is_left_is_passed_over(
 
     arguments = {"batch_size": batch_size, "on_error": "skip"}
     with pytest.warns(RuntimeWarning, match=r"left out sample index .* broken") as caught:
-        expected = told(loader_of(Failing(20), workers, **arguments))
+        expected = delivered(loader_of(Failing(20), workers, **arguments))
     assert len(caught) == 3
     assert sorted(expected) == [n for n in range(20) if n not in Failing.failing]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for stop in range(len(expected) // (batch_size or 1)):
             stopped = loader_of(Failing(20), workers, **arguments)
-            seen = told(stopped, stop)
+            seen = delivered(stopped, stop)
             resumed = loader_of(Failing(20), workers, **arguments)
             resumed.load_state_dict(through_a_file(stopped.state_dict()))
-            assert seen + told(resumed) == expected
+            assert seen + delivered(resumed) == expected
 
 
 def test_a_collate_function_that_fails_loses_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face's streams, as they are, in a loader: whatever their pipeline (C8, C10)."""
+"""Hugging Face's streams in a loader, unchanged, with any pipeline (C8, C10)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_a_pipeline_goes_on_with_the_very_next_sample(pipeline: str) -> None:
+def test_a_pipeline_resumes_at_the_exact_next_sample(pipeline: str) -> None:
     build = PIPELINES[pipeline]
     whole = loader_of(build())
     expected, after = shown(whole), shown(whole)
@@ -131,7 +131,7 @@ def test_a_pipeline_goes_on_with_the_very_next_sample(pipeline: str) -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["batched map that draws", "shuffled", "interleaved"])
-def test_other_workers_go_on_with_it(pipeline: str) -> None:
+def test_other_workers_resume_it(pipeline: str) -> None:
     build = PIPELINES[pipeline]
     expected = shown(loader_of(build()))
     stopped = loader_of(build(), 2)
@@ -142,7 +142,7 @@ def test_other_workers_go_on_with_it(pipeline: str) -> None:
 
 
 @pytest.mark.parametrize(("pipeline", "replayed"), [("batched map", False), ("shuffled", True)])
-def test_only_what_has_to_be_is_read_again(pipeline: str, replayed: bool) -> None:
+def test_only_pipelines_without_an_exact_state_are_reread(pipeline: str, replayed: bool) -> None:
     loader = loader_of(PIPELINES[pipeline]())
     for _ in itertools.islice(loader, 5):
         pass

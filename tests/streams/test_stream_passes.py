@@ -1,4 +1,4 @@
-"""Streams that a pass has left, that read ahead, or of which nothing comes (C3, C8, C10, C12)."""
+"""Streams that were abandoned, that read ahead, or that yield nothing (C3, C8, C10, C12)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def digests(batches: Any) -> list[str]:
     return [digest(batch) for batch in batches]
 
 
-# ---- a pass that was left leaves nothing behind
+# ---- an abandoned pass leaves nothing behind
 
 
 @kinds
 @ways
-def test_the_epoch_after_a_pass_that_was_left_is_whole(kind: str, persistent: bool) -> None:
+def test_the_epoch_after_an_abandoned_pass_is_whole(kind: str, persistent: bool) -> None:
     untouched = loader_of(KINDS[kind](LENGTH), persistent)
     untouched.set_epoch(1)
     expected = digests(untouched)
@@ -52,9 +52,7 @@ def test_the_epoch_after_a_pass_that_was_left_is_whole(kind: str, persistent: bo
 
 @kinds
 @ways
-def test_a_state_loaded_in_mid_pass_counts_from_where_it_was_taken(
-    kind: str, persistent: bool
-) -> None:
+def test_a_state_loaded_in_mid_pass_resumes_where_it_was_taken(kind: str, persistent: bool) -> None:
     expected = digests(loader_of(KINDS[kind](LENGTH), persistent))
     loader = loader_of(KINDS[kind](LENGTH), persistent)
     batches = iter(loader)
@@ -66,13 +64,13 @@ def test_a_state_loaded_in_mid_pass_counts_from_where_it_was_taken(
     assert digests(loader) == expected[1:]
 
 
-def test_a_dataset_that_was_resumed_begins_its_next_epoch_at_the_front() -> None:
+def test_a_resumed_dataset_starts_its_next_epoch_at_the_first_sample() -> None:
     class Unending(Stateful):
         """Stays at its end."""
 
         def __iter__(self) -> Iterator[Any]:
             yield from super().__iter__()
-            self.place = self.length
+            self.offset = self.length
 
     expected = loader_of(Unending(LENGTH))
     first, second = (numbers(list(expected)) for _ in "ab")
@@ -84,7 +82,7 @@ def test_a_dataset_that_was_resumed_begins_its_next_epoch_at_the_front() -> None
     assert [numbers(list(resumed)), numbers(list(resumed))] == [first[3:], second]
 
 
-def test_the_epoch_counts_though_the_state_that_was_found_has_another() -> None:
+def test_set_epoch_prevails_over_the_first_state_of_the_dataset() -> None:
     class Epochs(IterableDataset[int]):
         epoch = 0
 
@@ -109,16 +107,16 @@ def test_a_dataset_may_have_no_state_before_it_is_iterated_over() -> None:
         start = 0
 
         def __iter__(self) -> Iterator[int]:
-            self.place, self.start = self.start, 0
-            while self.place < 6:
-                self.place += 1
-                yield self.place
+            self.offset, self.start = self.start, 0
+            while self.offset < 6:
+                self.offset += 1
+                yield self.offset
 
         def state_dict(self) -> dict[str, Any]:
-            return {"place": self.place}
+            return {"offset": self.offset}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.start = state["place"]
+            self.start = state["offset"]
 
     loader = loader_of(Late())
     next(iter(loader))
@@ -129,7 +127,7 @@ def test_a_dataset_may_have_no_state_before_it_is_iterated_over() -> None:
 
 
 class Tidy(IterableDataset[int]):
-    """Says when it was closed."""
+    """Records which shards were closed."""
 
     def __init__(self, shards: int = 1) -> None:
         self.num_shards = shards
@@ -153,7 +151,7 @@ class _TidyShard:
             self.closed.append(self.index)
 
 
-def test_what_a_pass_has_open_is_closed_when_it_is_left() -> None:
+def test_an_abandoned_pass_closes_what_it_has_open() -> None:
     stream = Tidy(2)
     loader = loader_of(stream)
     for _ in itertools.islice(loader, 2):
@@ -161,7 +159,7 @@ def test_what_a_pass_has_open_is_closed_when_it_is_left() -> None:
     assert sorted(stream.closed) == [0, 1]
 
 
-def test_a_shard_that_has_ended_is_let_go_of() -> None:
+def test_a_shard_that_has_ended_is_released() -> None:
     class Open:
         """An iterator that holds something as long as it lives."""
 
@@ -201,34 +199,34 @@ def test_a_shard_that_has_ended_is_let_go_of() -> None:
     assert len(list(batches)) == 1
 
 
-# ---- samples that are computed together
+# ---- samples computed together
 
 
 class Chunked(IterableDataset[Any]):
-    """Computes four samples when the first of them is asked for, and the rest of them again when
-    it goes on from a state; what is drawn is so drawn by the seed of another sample.
+    """Computes four samples when the first of them is requested, and again when it resumes among
+    them, so that random values are drawn under the seed of another sample.
     """
 
     reads_ahead = True
 
     def __init__(self, draw: Any) -> None:
         self.draw = draw
-        self.place = 0
+        self.offset = 0
 
     def __iter__(self) -> Iterator[Any]:
-        while self.place < LENGTH:
-            first = self.place - self.place % 4
+        while self.offset < LENGTH:
+            first = self.offset - self.offset % 4
             for drawn in [self.draw(number) for number in range(first, first + 4)][
-                self.place % 4 :
+                self.offset % 4 :
             ]:
-                self.place += 1
-                yield {"index": self.place - 1, "drawn": drawn}
+                self.offset += 1
+                yield {"index": self.offset - 1, "drawn": drawn}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"place": self.place}
+        return {"offset": self.offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.place = state["place"]
+        self.offset = state["offset"]
 
 
 DRAWS = {
@@ -236,7 +234,7 @@ DRAWS = {
     "python": lambda number: random.random(),
     "numpy": lambda number: np.random.rand(),
     "sample_rng": lambda number: sample_rng().random(),
-    # As many words as the generator makes at a time, so that its place is where it was.
+    # As many words as the generator makes at a time, so that its index is the same afterwards.
     "a whole turn": lambda number: float(np.random.rand(312).sum()),
     "late": lambda number: random.random() if number > 9 else 0.0,
 }
@@ -244,8 +242,10 @@ DRAWS = {
 
 @pytest.mark.parametrize("strategy", ["advanced", "simple"])
 @pytest.mark.parametrize("draws", DRAWS)
-def test_what_is_drawn_for_several_samples_at_once_comes_again(draws: str, strategy: str) -> None:
-    """... since no state is taken from the first draw on, and samples are read again from there."""
+def test_values_drawn_for_several_samples_at_once_are_drawn_again(
+    draws: str, strategy: str
+) -> None:
+    """... since a resume rereads the samples from the first draw on, where no state is taken."""
     arguments = {"strategy": strategy}
     expected = digests(loader_of(Chunked(DRAWS[draws]), **arguments))
     for stop in range(len(expected) + 1):
@@ -278,10 +278,10 @@ def test_a_dataset_may_say_that_its_states_are_not_exact() -> None:
     assert loader.state_dict()["stream"] == "replay"
 
 
-# ---- nothing comes
+# ---- streams that yield nothing
 
 
-def test_it_is_told_when_drop_last_leaves_nothing() -> None:
+def test_a_warning_says_that_drop_last_leaves_nothing() -> None:
     loader = loader_of(KINDS["shards"](LENGTH), batch_size=16, drop_last=True)
     with pytest.warns(RuntimeWarning, match=r"drop_last dropped all 20 samples .* in 4 shards"):
         assert list(loader) == []
@@ -292,7 +292,7 @@ def test_it_is_told_when_drop_last_leaves_nothing() -> None:
 
 
 @kinds
-def test_a_stream_can_be_put_to_the_start_of_any_epoch(kind: str) -> None:
+def test_seek_reaches_the_start_of_any_epoch_of_a_stream(kind: str) -> None:
     loader = loader_of(KINDS[kind](LENGTH))
     expected = digests(loader)
     for _ in itertools.islice(loader, 2):

@@ -1,4 +1,4 @@
-"""Streams on several ranks: shards are shared out, and states brought together (C7, C10)."""
+"""Streams on several ranks: shared shards, and states gathered from all ranks (C7, C10)."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def begin(kind: str, workers: int, steps: int) -> Any:
     return seen, loader.state_dict(), loader.state_dict(gather=True), loader.seed
 
 
-def go_on(kind: str, workers: int, state: Any) -> Any:
+def resume(kind: str, workers: int, state: Any) -> Any:
     loader = loader_of(kind, workers)
     loader.load_state_dict(state[dist.get_rank()] if isinstance(state, list) else state)
     return numbers(list(loader)), loader.seed
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 1)])
-def test_shards_go_on_on_another_number_of_ranks(before: int, after: int) -> None:
+def test_another_number_of_ranks_resumes_the_shards(before: int, after: int) -> None:
     begun = ranks_of(before, begin, "shards", 0, 2)
     wholes = [json.dumps(whole) for _, _, whole, _ in begun]
     assert len(set(wholes)) == 1
-    ended = ranks_of(after, go_on, "shards", 2, json.loads(wholes[0]))
+    ended = ranks_of(after, resume, "shards", 2, json.loads(wholes[0]))
     found = [number for rank in (*begun, *ended) for number in rank[0]]
     assert sorted(found) == list(range(LENGTH))
     assert len({rank[-1] for rank in (*begun, *ended)}) == 1
@@ -54,23 +54,23 @@ def begin_all() -> Any:
     return {kind: begin(kind, 2, 3) for kind in ALL_KINDS}
 
 
-def go_on_all(begun: list[Any]) -> Any:
+def resume_all(begun: list[Any]) -> Any:
     found = {}
     for kind in ALL_KINDS:
         parts = [one[kind][1] for one in begun]
         for what, state in (("the whole", begun[0][kind][2]), ("parts", parts)):
-            found[kind, what], _ = go_on(kind, 2, json.loads(json.dumps(state)))
+            found[kind, what], _ = resume(kind, 2, json.loads(json.dumps(state)))
     return found
 
 
 def test_the_same_ranks_load_the_whole_or_their_parts() -> None:
     begun = ranks_of(2, begin_all)
-    ended = ranks_of(2, go_on_all, begun)
+    ended = ranks_of(2, resume_all, begun)
     for kind, what in ended[0]:
         joined = [one[kind][0] + two[kind, what] for one, two in zip(begun, ended)]
         if kind == "shards":
             assert sorted(joined[0] + joined[1]) == list(range(LENGTH)), what
-        else:  # such a stream does not know of ranks: each one has all of it
+        else:  # each rank reads all of such a stream
             seed = begun[0][kind][-1]
             alone = ResumableDataLoader(KINDS[kind](LENGTH), 3, num_workers=2, seed=seed)
             assert joined == [numbers(list(alone))] * 2, what
@@ -92,10 +92,10 @@ def mistakes() -> Any:
     return others, ahead, pixels
 
 
-def test_mistakes_are_told_on_all_ranks() -> None:
+def test_mistakes_raise_on_all_ranks() -> None:
     (others_0, ahead_0, pixels_0), (others_1, ahead_1, pixels_1) = ranks_of(2, mistakes)
     assert others_0[0] == others_1[0] == "StateMismatchError"
     assert "rank 1's part" in others_0[1]
     assert ahead_0[0] == ahead_1[0] == "RankMismatchError"
     assert "rank 0 is at step 1 of epoch 1" in ahead_0[1]
-    assert pixels_0 != pixels_1  # each rank augments its own
+    assert pixels_0 != pixels_1  # each rank augments differently

@@ -31,7 +31,7 @@ from dataporter import (
 pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 
 
-def test_a_replay_is_told_of() -> None:
+def test_a_replay_issues_a_warning() -> None:
     loader = loader_of(Generated(30))
     taken(loader, 4)
     resumed = loader_of(Generated(30))
@@ -43,10 +43,10 @@ def test_a_replay_is_told_of() -> None:
 def test_a_replay_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     class Slow(Generated):
         def __iter__(self) -> Iterator[Any]:
-            for place in range(9001):
-                if place % 3000 == 0:
+            for number in range(9001):
+                if number % 3000 == 0:
                     time.sleep(0.6)
-                yield place
+                yield number
 
     state = {
         **loader_of(Slow(0)).state_dict(),
@@ -59,7 +59,7 @@ def test_a_replay_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["replay", "shards"])
-def test_data_that_have_become_fewer_are_noticed(kind: str) -> None:
+def test_a_stream_that_has_become_shorter_is_noticed(kind: str) -> None:
     loader = loader_of(KINDS[kind](40), snapshot_every=4)
     taken(loader, 11)
     resumed = loader_of(KINDS[kind](9), snapshot_every=4)
@@ -69,7 +69,7 @@ def test_data_that_have_become_fewer_are_noticed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [Generated, Stateful])
-def test_the_workers_of_a_stream_that_they_read_cannot_change(kind: Any) -> None:
+def test_the_number_of_workers_that_iterate_over_a_stream_cannot_change(kind: Any) -> None:
     loader = loader_of(kind(30), 2)
     taken(loader, 4)
     state = loader.state_dict()
@@ -79,14 +79,14 @@ def test_the_workers_of_a_stream_that_they_read_cannot_change(kind: Any) -> None
     anyway = loader_of(kind(30), 0)
     with pytest.warns(RuntimeWarning, match="num_workers"):
         anyway.load_state_dict(state, on_mismatch="warn")
-    assert numbers(list(anyway)) == list(range(30))  # from the epoch's beginning
+    assert numbers(list(anyway)) == list(range(30))  # from the start of the epoch
     with pytest.raises(StateMismatchError, match="world_size: the state has 1"):
         loader_of(kind(30), 2, rank=0, world_size=2).load_state_dict(
             {**state, "strategy": "distributed"}
         )
 
 
-def test_the_workers_of_a_stream_that_they_read_may_be_set_between_epochs() -> None:
+def test_the_number_of_workers_that_iterate_may_be_set_between_epochs() -> None:
     loader = loader_of(Generated(30), 2)
     assert sorted(numbers(list(loader))) == list(range(30))
     loader.num_workers = 3
@@ -102,7 +102,7 @@ def test_the_workers_of_a_stream_that_they_read_may_be_set_between_epochs() -> N
     assert numbers(list(loader)) == list(range(30))
 
 
-def test_no_worker_is_one_worker() -> None:
+def test_no_workers_and_one_worker_are_the_same() -> None:
     loader = loader_of(Generated(30))
     seen = taken(loader, 4)
     resumed = loader_of(Generated(30), 1)
@@ -111,7 +111,7 @@ def test_no_worker_is_one_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"num_shards": 3}, "num_shards: the state has 4"),
         ({"batch_size": 5, "strategy": "simple"}, "strategy"),
@@ -120,12 +120,12 @@ def test_no_worker_is_one_worker() -> None:
     ],
     ids=str,
 )
-def test_what_must_stay_is_named(changed: dict[str, Any], told: str) -> None:
+def test_what_must_stay_is_named(changed: dict[str, Any], message: str) -> None:
     loader = loader_of(Sharded(30))
     taken(loader, 4)
     other = loader_of(Sharded(30), **changed)
     before = other.state_dict()
-    with pytest.raises(StateMismatchError, match=told):
+    with pytest.raises(StateMismatchError, match=message):
         other.load_state_dict(loader.state_dict())
     assert other.state_dict() == before
 
@@ -146,13 +146,13 @@ def test_a_part_is_loaded_where_it_was_saved() -> None:
         ranks[0].state_dict(gather=True)
 
 
-def test_gathering_changes_nothing_where_there_is_one_rank_or_an_index() -> None:
+def test_gathering_changes_nothing_with_one_rank_or_a_map_style_dataset() -> None:
     stream, indexed = loader_of(Sharded(9)), loader_of(range(9))
     assert stream.state_dict(gather=True) == stream.state_dict()
     assert indexed.state_dict(gather=True) == indexed.state_dict()
 
 
-def test_states_of_streams_and_of_indices_are_told_apart() -> None:
+def test_a_state_of_the_other_kind_is_refused() -> None:
     stream, indexed = loader_of(Sharded(9)), loader_of(range(9))
     with pytest.raises(InvalidStateError, match="is of an iterable dataset"):
         indexed.load_state_dict(stream.state_dict())
@@ -192,7 +192,7 @@ def test_a_damaged_state_is_refused_whole(damage: dict[str, Any]) -> None:
             loader.load_state_dict({name: before[name] for name in before if name != field})
 
 
-def test_a_damaged_snapshot_is_told_of() -> None:
+def test_a_damaged_snapshot_is_refused() -> None:
     loader = loader_of(StatefulIterator(30))
     taken(loader, 4)
     state = loader.state_dict()
@@ -202,7 +202,7 @@ def test_a_damaged_snapshot_is_told_of() -> None:
         rest(loader)
 
 
-def test_a_snapshot_that_nobody_takes_any_more() -> None:
+def test_a_snapshot_for_a_stream_that_has_lost_its_state_is_refused() -> None:
     loader = loader_of(StatefulIterator(30))
     taken(loader, 4)
     state = loader.state_dict()
@@ -221,7 +221,7 @@ def test_a_state_passes_through_torch_save(tmp_path: Path) -> None:
     assert seen + rest(resumed) == rest(loader_of(Sharded(30)))
 
 
-def test_copies_go_their_own_way() -> None:
+def test_copies_are_independent() -> None:
     import copy
     import pickle
 

@@ -1,4 +1,4 @@
-"""Iterable datasets go on from the exact next sample, whatever they offer (C10)."""
+"""Iterable datasets resume at the exact next sample, whatever they offer (C10)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
-# ---- the law: stop anywhere, go on from the next sample
+# ---- the law: stop anywhere, resume at the next sample
 
 
 @kinds
@@ -83,7 +83,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one(
 @kinds
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("stop", [0, *slow(1), 4, *slow(8), 100])
-def test_workers_stop_and_go_on(kind: str, workers: int, stop: int) -> None:
+def test_workers_stop_and_resume(kind: str, workers: int, stop: int) -> None:
     expected = rest(loader_of(KINDS[kind](31), workers))
     stopped = loader_of(KINDS[kind](31), workers)
     seen = taken(stopped, stop)
@@ -99,7 +99,7 @@ def test_workers_stop_and_go_on(kind: str, workers: int, stop: int) -> None:
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 1), (2, 0), (5, 2)])
 @pytest.mark.parametrize("stop", [0, 3, 7])
 def test_other_workers_take_shards_over(before: int, after: int, stop: int) -> None:
-    """Neither the batches nor their sequence know of workers."""
+    """Neither the batches nor their order depend on the workers."""
     expected = rest(loader_of(Sharded(37)))
     stopped = loader_of(Sharded(37), before)
     seen = taken(stopped, stop)
@@ -124,9 +124,9 @@ def test_the_batch_size_changes_and_each_sample_comes_once(
         if state is not None:
             loader.load_state_dict(state)
         for batch in itertools.islice(loader, stop):
-            for place, number in enumerate(batch["index"].tolist()):
+            for offset, number in enumerate(batch["index"].tolist()):
                 assert number not in found
-                found[number] = batch["explicit"][place].item()
+                found[number] = batch["explicit"][offset].item()
         if loader.epoch == 1:
             break
         state = through_a_file(loader.state_dict())
@@ -144,7 +144,7 @@ def test_the_batch_size_changes_and_each_sample_comes_once(
     stop=st.integers(0, 4),
 )
 @settings(max_examples=cases(60))
-def test_ranks_come_and_go_and_each_sample_comes_once(
+def test_the_number_of_ranks_changes_and_each_sample_comes_once(
     length: int, num_shards: int, worlds: list[int], stop: int
 ) -> None:
     worlds = [min(world, num_shards) for world in worlds]
@@ -161,8 +161,8 @@ def test_ranks_come_and_go_and_each_sample_comes_once(
             for loader in loaders:
                 loader.load_state_dict(whole)
         passes = [iter(loader) for loader in loaders]
-        for a_pass in passes:
-            found += numbers(list(itertools.islice(a_pass, stop)))
+        for batches in passes:
+            found += numbers(list(itertools.islice(batches, stop)))
         parts = [loader.state_dict() for loader in loaders]
         whole = through_a_file(loaders[0].setup.format.join(parts))
         if whole["epoch"] == 1:
@@ -174,7 +174,7 @@ def test_ranks_come_and_go_and_each_sample_comes_once(
     assert sorted(found) == list(range(length))
 
 
-# ---- one sequence, whoever reads
+# ---- one order, whatever the workers and ranks
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -217,7 +217,7 @@ def test_workers_beyond_the_shards_have_nothing_to_read() -> None:
     assert sorted(numbers(list(loader))) == list(range(10))
 
 
-def test_every_shard_is_cut_once_and_as_often_as_is_said() -> None:
+def test_every_sample_is_in_one_of_num_shards_shards() -> None:
     assert len(loader_of(Sharded(64, 64), num_shards=8, batch_size=100).state_dict()["shards"]) == 0
     batches = list(loader_of(Sharded(64, 64), num_shards=8, batch_size=100))
     assert len(batches) == 8
