@@ -1,0 +1,45 @@
+"""What the tests of worker processes share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from subjects import digest
+
+from dataporter import ResumableDataLoader
+
+
+class Filled:
+    """Large enough to see a slot written over: 16 kB of its own index."""
+
+    def __init__(self, length: int = 60) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.full((64, 64), float(index)), "n": np.full(8, index), "s": str(index)}
+
+
+def inline(loader: ResumableDataLoader[Any]) -> list[str]:
+    """The digests of the next epoch, read without workers."""
+    arguments = {"shuffle": True, "seed": loader.seed, "strategy": loader.strategy}
+    reference = ResumableDataLoader(
+        loader.dataset, loader.batch_size, collate_fn=loader.collate_fn, **arguments
+    )
+    reference.seek(epoch=loader.epoch)
+    return [digest(batch) for batch in reference]
+
+
+def workers_of(process: psutil.Process | None = None) -> set[psutil.Process]:
+    return set((process or psutil.Process()).children())
+
+
+def shared_memory() -> set[str]:
+    """Without the semaphores, which the engine has none of, and which other tests have just now."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
