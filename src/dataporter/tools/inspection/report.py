@@ -40,6 +40,7 @@ class Next:
     def to_dict(self) -> dict[str, Any]:
         """The batch in JSON types."""
         fields = asdict(self)
+        # Programs that read the JSON know the offset by this key.
         fields["place"] = fields.pop("offset")
         return fields
 
