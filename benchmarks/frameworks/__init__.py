@@ -1,1 +1,1 @@
-"""What holds in each framework after a kill: the same training, with three loaders."""
+"""Exactness in each framework after a kill: the same training, with three loaders."""

@@ -40,7 +40,7 @@ NOTES = (
 )
 # Frameworks whose package has a different name.
 PACKAGES = {"by hand": "torch", "Fabric": "lightning", "Ray Train": "ray"}
-# A traceback's last line, of a rank or a Ray worker as well; not the launcher's summary of them.
+# The last line of a traceback, also of a rank or a Ray worker; not the launcher's summary.
 EXCEPTION = (
     r"^(?:\[rank\d+\]: *|.*pid=\d+\)\S* *)?((?!\S*ChildFailed)[\w.]*(?:Error|Exception): .+)$"
 )
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def outcome(case: Case, loader: str, home: Path) -> str:
-    """The table's cell for one case with one loader; a failure is reported and stops nothing."""
+    """The table's cell for one case with one loader; a failure becomes its cell."""
     try:
         return verdict(case, loader, home) or "exact"
     except TrainingFailedError as error:
@@ -89,7 +89,7 @@ def outcome(case: Case, loader: str, home: Path) -> str:
 
 
 def reason_of(error: TrainingFailedError) -> str:
-    """The last exception that a failed run has printed; otherwise how it ended."""
+    """The last exception that a failed run has printed; without one, how the run ended."""
     printed = re.findall(EXCEPTION, error.log.read_text(errors="replace"), re.MULTILINE)
     reason = printed[-1].strip() if printed else error.end
     return reason if len(reason) <= 120 else f"{reason[:117]}..."

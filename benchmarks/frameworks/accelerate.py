@@ -1,4 +1,4 @@
-"""A training with Accelerate, on as many processes as are launched; `save_state` keeps it."""
+"""A training with Accelerate, on any number of processes, saved by `save_state`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["train"]
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     theirs = options.loader != "dataporter"
     set_seed(1)
-    # Built first, as in most scripts: no process group is up yet.
+    # Built first, as in most scripts: no process group is initialised yet.
     loader: Any = build_loader(
         options.loader if not theirs else "torch",
         batch_size=options.batch_size,

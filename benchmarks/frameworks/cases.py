@@ -1,4 +1,4 @@
-"""What is tried in each framework: the programs, their options, and where the kill comes."""
+"""The cases of each framework: programs, their options, and the step of the kill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from benchmarks.frameworks.trial import attempt, difference, left_alone
+from benchmarks.frameworks.trial import attempt, difference, uninterrupted
 
 __all__ = [
     "ACCELERATE",
@@ -27,13 +27,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way to be interrupted.
+    """One way to interrupt a training.
 
     Attributes:
-        what: in a few words, as the docs say it.
+        what: the interruption, in a few words.
         program: a module of this package.
         kill_at: the step after which SIGKILL comes.
-        options: for the program, in every attempt.
+        options: of the program, in every attempt.
         launcher, seconds: see :func:`~benchmarks.frameworks.trial.attempt`.
     """
 
@@ -47,17 +47,17 @@ class Case:
 
 
 def verdict(case: Case, loader: str, home: Path) -> str | None:
-    """What is otherwise after the kill than in the training left alone; None: nothing.
+    """The difference between the resumed and the uninterrupted training; None if there is none.
 
     Args:
-        home: for all trainings; cases with the same options share the one that is left alone.
+        home: of all trainings; cases with the same options share the uninterrupted one.
 
     Raises:
-        TrainingFailedError: a training did not end as it should.
+        TrainingFailedError: a training ended in an unexpected way.
     """
     options = (*case.options, "--loader", loader)
     how: Any = {"seconds": case.seconds, "launcher": case.launcher}
-    alone = left_alone(case.program, home, *options, **how)
+    alone = uninterrupted(case.program, home, *options, **how)
     killed = Path(mkdtemp(prefix=f"{case.program}-killed-", dir=home))
     attempt(case.program, killed, 0, *options, kill_at=case.kill_at, **how)
     resumed = attempt(case.program, killed, 1, *options, **how)
@@ -65,7 +65,7 @@ def verdict(case: Case, loader: str, home: Path) -> str | None:
 
 
 def torchrun(ranks: int) -> tuple[str, ...]:
-    """What starts a program on so many ranks of this machine."""
+    """The launcher of a program on a number of ranks of this machine."""
     return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
 
 
@@ -102,7 +102,7 @@ FABRIC = tuple(
     ]
 )
 
-# Two ranks make 6 global steps an epoch, and a checkpoint comes every 3.
+# Two ranks take 6 global steps per epoch, and save a checkpoint every 3.
 TORCHTITAN = tuple(
     Case("torchtitan", what, "titan", kill_at, ("--every", "3", *options), torchrun(2))
     for what, kill_at, options in [

@@ -1,4 +1,4 @@
-"""A training with Lightning's Fabric, on as many ranks as are launched; `fabric.save` keeps it."""
+"""A training with Lightning's Fabric, on any number of ranks, saved by `fabric.save`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["train"]
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto")

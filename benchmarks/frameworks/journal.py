@@ -1,4 +1,4 @@
-"""The journal of a training: what each step was given, written down before the next one."""
+"""The journal of a training: the batch of each step, recorded before the next one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Entry:
     """One batch of one rank.
 
     Attributes:
-        step: batches that the training had taken before, over all epochs, as the framework counts.
+        step: number of earlier batches, over all epochs, as the framework counts.
         digest: of the batch's bytes.
-        loss: of the step, as ``float.hex()``; None where the framework does not show it.
+        loss: of the step, as ``float.hex()``; None if the framework does not show it.
     """
 
     step: int
@@ -34,12 +34,12 @@ class Entry:
 
 
 class Journal:
-    """Writes the entries of one rank of one attempt, and kills its own process when told to.
+    """Writes the entries of one rank of one attempt, and can kill its own process.
 
     Args:
         home: the directory of the training; each attempt of each rank has its own file there.
-        attempt: how often the training was started before.
-        kill_at: the step after whose entry SIGKILL comes, in mid-step for the framework.
+        attempt: number of earlier starts of the training.
+        kill_at: the step whose entry SIGKILL follows, in mid-step for the framework.
     """
 
     def __init__(self, home: Path, attempt: int, rank: int = 0, kill_at: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Journal:
         self._file = (home / f"attempt-{attempt}-rank-{rank}.jsonl").open("a")
 
     def write(self, step: int, epoch: int, batch: dict[str, Any], loss: Any = None) -> None:
-        """Write one batch down; with ``kill_at`` on this step, be killed."""
+        """Record one batch; if this is the step ``kill_at``, kill the process."""
         digest = hashlib.sha256()
         for name in sorted(batch):
             value = torch.as_tensor(batch[name]).detach().cpu().contiguous()
@@ -64,7 +64,7 @@ class Journal:
 
 
 def read_journals(home: Path, attempt: int) -> list[Entry]:
-    """All ranks' entries of one attempt, by step and rank, or as far as they were written."""
+    """All entries that the ranks of one attempt have written, by step and rank."""
     entries = []
     for file in sorted(home.glob(f"attempt-{attempt}-rank-*.jsonl")):
         for line in file.read_text().splitlines():

@@ -28,28 +28,28 @@ __all__ = ["DigitStream", "Learner", "train"]
 
 
 class DigitStream(IterableDataset[dict[str, Any]]):
-    """The digits in their own sequence, going on from a state; it does not say how many."""
+    """The digits in sequence, with a state and without a length."""
 
     def __init__(self) -> None:
-        self.digits, self.place = Digits(), 0
+        self.digits, self.position = Digits(), 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while self.place < len(self.digits):
-            self.place += 1
-            yield self.digits[self.place - 1]
-        self.place = 0
+        while self.position < len(self.digits):
+            self.position += 1
+            yield self.digits[self.position - 1]
+        self.position = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands."""
-        return {"place": self.place}
+        """The position."""
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
-        self.place = state["place"]
+        """Resume from a position."""
+        self.position = state["position"]
 
 
 class Learner(LightningModule):
-    """Learns the digits, and writes down what it was given."""
+    """Learns the digits, and records its batches."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class Learner(LightningModule):
         self.journal: Journal | None = None
 
     def setup(self, stage: str) -> None:
-        """Each rank has a journal of its own."""
+        """Open this rank's journal."""
         options, rank = self.options, self.trainer.global_rank
         self.journal = Journal(options.home, options.attempt, rank, options.kill_at)
 
     def train_dataloader(self) -> Any:
-        """What the options ask for."""
+        """One or two loaders, as the options say."""
         options = self.options
         loader = stream_loader if options.stream else build_loader
         arguments: dict[str, Any] = {"num_workers": options.workers}
@@ -73,7 +73,7 @@ class Learner(LightningModule):
         return CombinedLoader([longest, shortest], options.mode)
 
     def training_step(self, batch: Any, batch_index: int) -> Any:
-        """One step; several loaders' batches are one."""
+        """One step; joins the batches of several loaders."""
         assert self.journal is not None
         if isinstance(batch, list):
             parts = [part for part in batch if part is not None]
@@ -89,7 +89,7 @@ class Learner(LightningModule):
         self.log("validation loss", loss)
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a schedule over all steps where the options ask for one."""
+        """Adam, with a schedule over all steps if the options ask for one."""
         optimizer = torch.optim.Adam(self.parameters())
         if not self.options.estimated:
             return optimizer
@@ -112,7 +112,7 @@ def stream_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     saved = {
@@ -144,7 +144,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of all programs, and those about Lightning."""
+    """The options of all programs, and those for Lightning."""
     parser = parser_of_program(__doc__ or "")
     parser.add_argument("--save", choices=["steps", "epoch", "validation"], default="steps")
     parser.add_argument("--estimated", action="store_true", help="estimated_stepping_batches")

@@ -1,4 +1,4 @@
-"""A loop written by hand, with a checkpoint every few steps: the measure for the frameworks."""
+"""A loop written by hand, with a checkpoint every few steps: the standard for the frameworks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["end_of_rank", "parser_of_program", "train"]
 
 
 def parser_of_program(description: str) -> argparse.ArgumentParser:
-    """The options that every program here has."""
+    """The options that all programs share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--attempt", type=int, default=0)
@@ -32,10 +32,11 @@ def parser_of_program(description: str) -> argparse.ArgumentParser:
 
 
 def end_of_rank() -> NoReturn:
-    """End this process once every rank has come here, and not by way of Python's end.
+    """End this process once all ranks have called this, without Python's shutdown.
 
-    A thread of gloo lets go of a DDP model's last reduction when it gets Python's lock. When Python
-    ends meanwhile, it gets it never: torch aborts the process, or waits for ever for the thread.
+    A thread of gloo needs Python's lock to release a DDP model's last reduction. If Python shuts
+    down meanwhile, it never gets the lock: torch aborts the process, or waits forever for the
+    thread.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -45,7 +46,7 @@ def end_of_rank() -> NoReturn:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     journal = Journal(options.home, options.attempt, kill_at=options.kill_at)

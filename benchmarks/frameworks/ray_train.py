@@ -26,7 +26,7 @@ from benchmarks.frameworks.subject import (
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
-    """As in Ray's guide: restore, train, report with a checkpoint."""
+    """Restore, train, report with a checkpoint, as in Ray's guide."""
     options = argparse.Namespace(**config)
     torch.set_num_threads(1)
     context = ray.train.get_context()
@@ -81,29 +81,29 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
                     ray.train.report(
                         {"step": done}, checkpoint=ray.train.Checkpoint.from_directory(folder)
                     )
-                # These steps take no time, and the checkpoints are to be there when the kill comes.
+                # These steps are short, and the checkpoints must exist at the kill.
                 ray.train.get_all_reported_checkpoints()
 
 
 def loader_for(kind: str, rank: int, world_size: int) -> Any:
-    """Ray's guide has torch's loader prepared, which shares it out; its state would be lost."""
+    """Torch's loader is prepared, as in Ray's guide; this shards it, but would drop a state."""
     if kind == "torch":
         return ray.train.torch.prepare_data_loader(build_loader(kind))
     return build_loader_of_rank(kind, rank, world_size)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model within the wrapper that several workers have."""
+    """The model without the wrapper that several workers have."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def main(options: argparse.Namespace) -> None:
-    """Start Ray on this machine alone, train, and leave nothing of it."""
-    # No reports to anybody, and no token written into the user's home.
+    """Start Ray on this machine only, train, and remove all of it."""
+    # Sends no usage reports, and writes no token into the user's home.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    # Where several trainings are tried at a time, a worker's start takes long.
+    # While several trainings run, a worker takes long to start.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "200"
-    # The names of Ray's sockets have to be short, so that they do not go into the training's home.
+    # The paths of Ray's sockets must be short, so they are not in the training's home.
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         print(f"Ray's files: {folder}", flush=True)
         ray.init(

@@ -1,4 +1,4 @@
-"""What is trained: the digits with noise, a small model, and the three loaders."""
+"""The subject of all trainings: digits with noise, a small model, and the three loaders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEED = 5
 
 
 class Digits(Dataset[dict[str, Any]]):
-    """Handwritten digits, with noise from torch's default generator, as augmentation is written."""
+    """Handwritten digits, augmented with noise from torch's default generator."""
 
     def __init__(self) -> None:
         rows = read_digits()
@@ -49,7 +49,7 @@ class Digits(Dataset[dict[str, Any]]):
 def read_digits() -> Any:
     """scikit-learn's first digits, float64 of (LENGTH, 64 + 1): pixels of 0..16 and the label.
 
-    From its file: importing the library takes seconds, and hundreds of programs begin with this.
+    Reads its file: importing the library takes seconds, and hundreds of programs start with this.
     """
     found = find_spec("sklearn")
     assert found is not None
@@ -60,18 +60,18 @@ def read_digits() -> Any:
 
 
 def build_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
-    """A loader of a kind, as its users make one.
+    """A loader of a kind, as its users build one.
 
     Args:
         kind: one of ``LOADERS``.
-        **arguments: that ``torch.utils.data.DataLoader`` takes.
+        **arguments: of ``torch.utils.data.DataLoader``.
     """
     arguments = {"batch_size": BATCH_SIZE, "shuffle": True, **arguments}
     if kind == "dataporter":
         from dataporter import ResumableDataLoader
 
         return ResumableDataLoader(Digits(), seed=SEED, **arguments)
-    # The careful user of the others seeds the order as well.
+    # Careful users of the other loaders seed the order as well.
     arguments["generator"] = torch.Generator().manual_seed(SEED)
     if kind == "torchdata":
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -83,11 +83,11 @@ def build_loader(kind: str, **arguments: Any) -> DataLoader[Any]:
 def build_loader_of_rank(
     kind: str, rank: int, world_size: int, **arguments: Any
 ) -> DataLoader[Any]:
-    """A loader of one rank, as its users share data out where no framework does it for them.
+    """A loader of one rank, sharded as its users do where no framework does.
 
     Args:
-        kind: one of ``LOADERS``. ``"dataporter"`` finds its world by itself.
-        **arguments: that ``torch.utils.data.DataLoader`` takes.
+        kind: one of ``LOADERS``. ``"dataporter"`` finds its world itself.
+        **arguments: of ``torch.utils.data.DataLoader``.
     """
     if kind == "dataporter" or world_size == 1:
         return build_loader(kind, **arguments)
@@ -101,7 +101,7 @@ def build_loader_of_rank(
 
 
 def set_epoch_of(loader: Any, epoch: int) -> None:
-    """Tell a distributed sampler the epoch, as torch's documentation asks for; others need none."""
+    """Set a distributed sampler's epoch, as torch's documentation asks; others need none."""
     if isinstance(loader.sampler, DistributedSampler):
         loader.sampler.set_epoch(epoch)
 

@@ -1,4 +1,4 @@
-"""What a language model is trained on: the standard library's own text, cropped at random."""
+"""The data of a language model: source text of the standard library, cropped at random."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def build_language_model() -> Any:
 
 
 def crop(index: int) -> dict[str, Any]:
-    """Bytes from somewhere in the window that the index stands for."""
+    """A random crop of the window of an index, in bytes."""
     start = index * (len(TEXT) - WINDOW) // LENGTH + int(torch.randint(WINDOW - CROP, ()))
     ids = torch.tensor(list(TEXT[start : start + CROP]))
     return {"id": index, "input_ids": ids, "labels": ids.clone()}
 
 
 class Crops(Dataset[dict[str, Any]]):
-    """By index."""
+    """The crops, by index."""
 
     def __len__(self) -> int:
         return LENGTH
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= LENGTH:
-            raise IndexError(index)  # some iterate over it
+            raise IndexError(index)  # some samplers iterate over it
         return crop(index)
 
 
 class CropStream(IterableDataset[dict[str, Any]]):
-    """One after another, as from a file that is read through; it has a state of its own."""
+    """The crops in sequence, as from a file, with a state."""
 
     def __init__(self) -> None:
         self._next = 0

@@ -1,7 +1,7 @@
 """A training with torchtitan's own `CheckpointManager`, in the loop of its `Trainer`.
 
-Its `Trainer` needs an accelerator, so that the loop is written out here, with torchtitan's parts:
-checkpointer, optimizer and scheduler containers, and a loader as its `build_dataloader_fn` makes.
+Its `Trainer` needs an accelerator, so this program has the loop itself, with torchtitan's parts:
+checkpointer, optimizer and scheduler containers, and a loader as from its `build_dataloader_fn`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from benchmarks.frameworks.subject import (
     set_epoch_of,
 )
 
-# torchtitan imports its mixture-of-experts kernels wherever it is imported, and they need triton,
-# which there is none of without an accelerator. They are not used here, but this stand-in has to be
-# there before the imports below.
+# Importing torchtitan imports its mixture-of-experts kernels, which need triton, which needs an
+# accelerator. This program does not use the kernels, but this stand-in must exist before the
+# imports below.
 _kernels = ModuleType("torchtitan.models.moe.kernels")
 vars(_kernels)["generate_permute_indices"] = None
 sys.modules[_kernels.__name__] = _kernels
@@ -46,7 +46,7 @@ from torchtitan.config import Checkpoint  # noqa: E402  # needs it
 
 @dataclass
 class TrainState:
-    """What torchtitan's ``Trainer`` saves of itself, and the epoch, which some loaders are told."""
+    """The step that torchtitan's ``Trainer`` saves, and the epoch, which some loaders need."""
 
     step: int = 0
     epoch: int = 0
@@ -59,7 +59,7 @@ class TrainState:
 
 
 def build_dataloader(kind: str, dp_world_size: int, dp_rank: int) -> Any:
-    """As ``build_dataloader_fn`` in a ``TrainSpec``."""
+    """A loader as from ``build_dataloader_fn`` in a ``TrainSpec``."""
     if kind == "dataporter":
         from dataporter.integrations.torchtitan import EndlessLoader
 
@@ -78,7 +78,7 @@ def build_dataloader(kind: str, dp_world_size: int, dp_rank: int) -> Any:
 
 
 def batches_of(loader: Any, state: TrainState) -> Iterator[Any]:
-    """As ``Trainer.batch_generator``; epochs are begun here, where the loader does not do it."""
+    """Endless batches, as in ``Trainer.batch_generator``; begins epochs if the loader does not."""
     if hasattr(loader, "loader"):
         for batch in loader:
             state.epoch = loader.loader.epoch
@@ -90,7 +90,7 @@ def batches_of(loader: Any, state: TrainState) -> Iterator[Any]:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train for so many steps, from the last checkpoint where there is one."""
+    """Train for a number of steps, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""A training with the Transformers Trainer, on its own checkpoints."""
+"""A training with the Transformers Trainer, from its own checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["train"]
 
 
 class Journaling(Trainer):
-    """Writes each batch and its loss down."""
+    """Records each batch and its loss."""
 
     journal: Journal
     done: int | None = None
@@ -29,13 +29,13 @@ class Journaling(Trainer):
         shown = dict(inputs)
         inputs.pop("id")
         if self.done is None:
-            # As the Trainer counts: in updates, which may be fewer than the batches.
+            # The Trainer counts updates, which may be fewer than the batches.
             accumulated, batches = self.args.gradient_accumulation_steps, self.steps_in_epoch
             updates = -(-batches // accumulated)
             epochs, updates = divmod(self.state.global_step, updates)
             self.done = epochs * batches + updates * accumulated
         loss = super().training_step(model, inputs, *arguments)
-        # The epoch is only right after the step, but for rounding.
+        # The epoch is right only after the step, apart from rounding.
         epoch = int((self.state.epoch or 0) + 1e-6)
         self.journal.write(self.done, epoch, shown, loss.detach())
         self.done += 1
@@ -52,7 +52,7 @@ class JournalingResumable(ResumableTrainer, Journaling):
 
 
 class JournalingStateful(Journaling):
-    """The same with torchdata's, which the Trainer has no place for: it makes a plain one of it."""
+    """The same with torchdata's loader, which the Trainer replaces by a plain one."""
 
     def get_train_dataloader(self) -> Any:
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -69,7 +69,7 @@ class JournalingStateful(Journaling):
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train to the end, from the last checkpoint where there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     torch.set_num_threads(1)
     folder = str(options.home / "checkpoints")
     args = TrainingArguments(

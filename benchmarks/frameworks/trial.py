@@ -1,4 +1,4 @@
-"""A trial: a training left alone beside one that is killed and resumed, and what differs."""
+"""A trial: an uninterrupted training, one that is killed and resumed, and their difference."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ __all__ = [
     "TrainingFailedError",
     "attempt",
     "difference",
-    "left_alone",
     "samples_of_epochs",
+    "uninterrupted",
 ]
 
 
 class TrainingFailedError(RuntimeError):
-    """A training ended otherwise than it should have; says what it printed last.
+    """A training ended in an unexpected way; the message shows its last output.
 
     Attributes:
         end: how it ended, in a few words.
-        log: all that it printed.
+        log: its whole output.
     """
 
     def __init__(self, command: str, end: str, log: Path) -> None:
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        super().__init__(f"{command}\n{end}, and said last:\n{said}")
+        printed = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        super().__init__(f"{command}\n{end}, after printing:\n{printed}")
         self.end, self.log = end, log
 
 
@@ -49,21 +49,21 @@ def attempt(
     seconds: float = 240,
     launcher: Sequence[str] = (),
 ) -> list[Entry]:
-    """Start a training, with its directory, and return what it has written down.
+    """Run a training in a directory, and return its journal.
 
     Args:
         program: a module of this package, run as ``python -m``. It takes ``--home DIR``,
-            ``--attempt N`` and ``--kill-at STEP``, and resumes by itself from what lies in ``home``
-            when the attempt is not the first.
+            ``--attempt N`` and ``--kill-at STEP``, and after the first attempt resumes from the
+            files in ``home``.
         number: of the attempt, from 0.
-        *arguments: handed on to the program.
-        kill_at: SIGKILL comes after this step's entry, from the program itself; what is left of its
-            process group is killed then as well.
-        launcher: what starts the program, such as ``torchrun``'s module and options; it comes
-            between ``python`` and ``-m``.
+        *arguments: passed to the program.
+        kill_at: the program sends itself SIGKILL after this step's entry; the rest of its process
+            group is killed as well.
+        launcher: arguments between ``python`` and ``-m``, such as ``torchrun``'s module and
+            options.
 
     Raises:
-        TrainingFailedError: it ended in another way than it should have.
+        TrainingFailedError: the training ended in an unexpected way.
     """
     command = [sys.executable, *launcher, "-m", f"benchmarks.frameworks.{program}"]
     command += ["--home", str(home), "--attempt", str(number), *arguments]
@@ -89,7 +89,7 @@ def attempt(
 
 
 def _kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Leave nothing of it; a launcher's ranks and Ray's processes are in groups of their own."""
+    """Kill a process and all its descendants, which launchers and Ray start in other groups."""
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -99,27 +99,27 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def left_alone(
+def uninterrupted(
     program: str,
     homes: Path,
     *arguments: str,
     seconds: float = 240,
     launcher: Sequence[str] = (),
 ) -> list[Entry]:
-    """A training that nobody interrupts; run once, and read again for the same arguments.
+    """The journal of an uninterrupted training, which runs only once for the same arguments.
 
-    Several processes may ask for it at a time.
+    Several processes may call this at the same time.
 
     Args:
         program, *arguments, seconds, launcher: as for :func:`attempt`.
-        homes: where the directories of such trainings are.
+        homes: the parent of such trainings' directories.
     """
     homes.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(repr((program, arguments, list(launcher))).encode()).hexdigest()[:8]
     home = homes / f"{program}-{key}"
     finished = home / "finished"
     with home.with_suffix(".lock").open("w") as lock:
-        # Whoever comes meanwhile waits for it.
+        # Other processes wait here for the training.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not finished.exists():
             attempt(program, home, 0, *arguments, seconds=seconds, launcher=launcher)
@@ -128,13 +128,12 @@ def left_alone(
 
 
 def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:
-    """What is otherwise in a resumed training than in the one left alone, from its first step on.
+    """Compare a resumed training with an uninterrupted one, from the resumed one's first step on.
 
-    Each rank's ids, bytes and losses are compared, step for step, to the end. The world has to be
-    the same.
+    Compares each rank's ids, bytes and losses, step by step, to the end. Both have the same world.
 
     Returns:
-        In a few words, the worst that was found; None: nothing.
+        The worst difference, in a few words; None if there is none.
     """
     if not resumed:
         return "no steps"
@@ -164,7 +163,7 @@ def difference(alone: Iterable[Entry], resumed: Sequence[Entry]) -> str | None:
 
 
 def samples_of_epochs(entries: Iterable[Entry]) -> dict[int, Counter[int]]:
-    """How often each sample came in each epoch, over all ranks."""
+    """How often each sample appeared in each epoch, over all ranks."""
     counted: dict[int, Counter[int]] = {}
     for entry in entries:
         counted.setdefault(entry.epoch, Counter()).update(entry.ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def left_alone_and_resumed(
+def uninterrupted_and_resumed(
     directory: Path, example: str, killed_at: str
 ) -> tuple[list[str], list[str]]:
     """The lines that an example prints uninterrupted, and after a kill and a restart.

@@ -23,7 +23,7 @@ from benchmarks.frameworks.journal import read_journals
 from benchmarks.frameworks.subject import EPOCHS, LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
 from example_streams import Stateful, numbers
-from killed_example import left_alone_and_resumed
+from killed_example import uninterrupted_and_resumed
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchrun import finished
@@ -379,8 +379,10 @@ def test_dataporter_does_not_import_accelerate() -> None:
     assert run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_example_killed_equals_the_example_left_alone(tmp_path: Path) -> None:
-    alone, resumed = left_alone_and_resumed(tmp_path, "accelerate_training.py", "epoch 1, step 26:")
+def test_the_example_killed_equals_the_example_uninterrupted(tmp_path: Path) -> None:
+    alone, resumed = uninterrupted_and_resumed(
+        tmp_path, "accelerate_training.py", "epoch 1, step 26:"
+    )
     assert len(alone) == 3 * 57 + 1
     assert resumed[0].startswith("epoch 1, step 21:")
     assert alone[-len(resumed) :] == resumed

@@ -15,7 +15,7 @@ import torch
 from benchmarks.frameworks.cases import RAY, verdict
 from benchmarks.frameworks.journal import read_journals
 from benchmarks.frameworks.subject import LENGTH, Digits
-from benchmarks.frameworks.trial import attempt, difference, left_alone, samples_of_epochs
+from benchmarks.frameworks.trial import attempt, difference, samples_of_epochs, uninterrupted
 
 from dataporter import ConfigurationError, ResumableDataLoader
 
@@ -30,7 +30,7 @@ def test_a_restarted_run_resumes_exactly(homes: Path) -> None:
 def test_ray_replaces_a_killed_worker_which_resumes_exactly(homes: Path, tmp_path: Path) -> None:
     """The checkpoint is of an epoch's last step."""
     options = (*RAY[0].options, "--loader", "dataporter")
-    alone = left_alone("ray_train", homes, *options, seconds=SECONDS)
+    alone = uninterrupted("ray_train", homes, *options, seconds=SECONDS)
     killed = attempt(
         *("ray_train", tmp_path, 0, *options, "--restarted-by-ray", "--kill-at", "7"),
         seconds=SECONDS,

@@ -15,7 +15,7 @@ from benchmarks.frameworks.cases import TRAINER, Case, torchrun, verdict
 from benchmarks.frameworks.journal import read_journals
 from benchmarks.frameworks.subject import EPOCHS, LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
-from killed_example import left_alone_and_resumed
+from killed_example import uninterrupted_and_resumed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, trainer
@@ -430,11 +430,11 @@ def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
     assert trainer.skip_first_batches is theirs
 
 
-def test_the_example_killed_equals_the_example_left_alone(tmp_path: Path) -> None:
+def test_the_example_killed_equals_the_example_uninterrupted(tmp_path: Path) -> None:
     def shown(lines: list[str]) -> list[str]:
         return [line for line in lines if line.startswith("{'loss'")]
 
-    alone, resumed = left_alone_and_resumed(tmp_path, "trainer_training.py", "'epoch': '1.2'")
+    alone, resumed = uninterrupted_and_resumed(tmp_path, "trainer_training.py", "'epoch': '1.2'")
     assert len(shown(alone)) == 30
     assert 10 <= len(shown(resumed)) < 29
     assert shown(alone)[-len(shown(resumed)) :] == shown(resumed)

@@ -90,7 +90,7 @@ def search(lookup: Lookup, caller: FrameType, loader: object = None) -> Iterator
     """The frames of a look-up's functions, from a caller outwards.
 
     Args:
-        loader: its own methods, which a subclass may have overridden, are passed over.
+        loader: frames of its methods, which a subclass may override, are skipped.
     """
     frame: FrameType | None = caller
     while frame is not None:
