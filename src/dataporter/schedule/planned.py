@@ -54,15 +54,14 @@ class PlannedSchedule:
 
     def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         """The requests themselves, computed a block of positions at a time."""
-        plan = self._plan(progress)
+        plan, epoch = self._plan(progress), progress.epoch
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
-            indices = self._indices(positions, seed, progress.epoch)
+            indices = self._indices(positions, seed, epoch)
             rows = zip(positions, indices)
             for step, (step_positions, step_indices) in enumerate(rows, start=first_step):
-                yield Scheduled(
-                    Request(seed, progress.epoch, step, step_positions, step_indices),
-                    tuple(Delivered(*stretch) for stretch in plan.stretches(step)),
-                )
+                request = Request(seed, epoch, step, step_positions, step_indices)
+                # A list, since a generator takes longer than all the rest of this loop.
+                yield Scheduled(request, tuple([Delivered(*at) for at in plan.stretches(step)]))
 
     def ahead(self, epoch: int, seed: int) -> Requests:
         return Requests(self, Progress(epoch), seed)
