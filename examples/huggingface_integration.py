@@ -1,9 +1,9 @@
-"""Hugging Face datasets, map-style and streaming: killed in mid-epoch, resumed, and compared.
+"""Train on Hugging Face datasets, map-style and streaming: kill, resume, and compare.
 
 python examples/huggingface_integration.py
 
-Trains on fashion_mnist and on wikitext where the hub can be reached, and otherwise on what is here:
-scikit-learn's digits as images, the standard library's sources as text.
+Trains on fashion_mnist and wikitext if the hub can be reached, and otherwise on local data:
+scikit-learn's digits as images, the sources of the standard library as text.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def images() -> datasets.Dataset:
 
 
 def texts(directory: Path) -> datasets.IterableDataset:
-    """Text as a stream of eight files, or of the hub's."""
+    """Text as a stream, from the hub or from eight local files."""
     if hub_is_there():
         name = ("Salesforce/wikitext", "wikitext-2-raw-v1")
         return datasets.load_dataset(*name, split="train", streaming=True)
@@ -71,7 +71,7 @@ def texts(directory: Path) -> datasets.IterableDataset:
 
 
 def hub_is_there() -> bool:
-    """Whether the hub answers; asked once, by the process that starts the others."""
+    """Whether the hub answers; checked once, by the process that starts the others."""
     if "EXAMPLE_HUB" not in os.environ:
         import huggingface_hub
 
@@ -84,12 +84,12 @@ def hub_is_there() -> bool:
 
 
 def with_tokens(row: dict[str, str]) -> dict[str, list[int]]:
-    """The text's bytes as token ids, of one length."""
+    """The text's bytes as token ids, cut or padded to one length."""
     ids = list(row["text"].encode()[:TOKENS])
     return {"input_ids": ids + [0] * (TOKENS - len(ids))}
 
 
-# ---- the trainings: one line to make a loader of either kind
+# ---- the training
 
 
 def loader_of(kind: str, directory: Path, workers: int) -> ResumableDataLoader:
@@ -109,7 +109,7 @@ def loader_of(kind: str, directory: Path, workers: int) -> ResumableDataLoader:
 
 
 def train(kind: str, directory: Path, workers: int, checkpoint: Path, log: Path) -> None:
-    """Train to the end, from the checkpoint if there is one, with a line in the log for a step."""
+    """Train to the end, from the checkpoint if it exists, and log one line per step."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 10))
@@ -137,7 +137,7 @@ def train(kind: str, directory: Path, workers: int, checkpoint: Path, log: Path)
 
 
 def inputs_and_targets(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image and its label; or text, and the last figure of its first byte."""
+    """An image and its label; or text, and the last digit of its first byte."""
     if "image" in batch:
         return batch["image"].flatten(1), batch["label"]
     ids = batch["input_ids"]
@@ -148,7 +148,7 @@ def inputs_and_targets(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, to
 
 
 def run(kind: str, directory: Path, workers: int, name: str, kill_after: int | None) -> bool:
-    """A training in a process of its own, killed after so many steps; whether it was."""
+    """Train in a separate process, killed after so many steps; return whether it was killed."""
     log = directory / f"{name}.log"
     before = len(steps_of(log))
     arguments = [kind, directory, workers, directory / f"{name}.pt", log]
@@ -167,22 +167,22 @@ def run(kind: str, directory: Path, workers: int, name: str, kill_after: int | N
 
 
 def steps_of(log: Path) -> list[str]:
-    """The lines that a training has written, but for its last word."""
+    """The steps that a training has logged."""
     lines = log.read_text().splitlines() if log.exists() else []
     return [line for line in lines if line != "finished"]
 
 
 def joined(lines: list[str]) -> list[str]:
-    """The steps of all lives: what was done after the last checkpoint was done again."""
+    """The steps of both runs; the second run repeats those after the last checkpoint."""
     steps: dict[tuple[int, int], str] = {}
     for line in lines:
         epoch, step, *_ = line.split()
         steps[int(epoch), int(step)] = line
-    return [steps[place] for place in sorted(steps)]
+    return [steps[key] for key in sorted(steps)]
 
 
 def main() -> int:
-    """Both kinds; 0 where every step of the resumed runs is that of the uninterrupted one."""
+    """Run both kinds; return 0 if each step of the resumed runs equals the uninterrupted one."""
     differing = 0
     with tempfile.TemporaryDirectory() as folder:
         hub = "the hub's" if hub_is_there() else "local"
@@ -207,7 +207,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        what, place, number, saved_at, logged_at = sys.argv[1:]
-        train(what, Path(place), int(number), Path(saved_at), Path(logged_at))
+        kind, folder, workers, saved_at, logged_at = sys.argv[1:]
+        train(kind, Path(folder), int(workers), Path(saved_at), Path(logged_at))
     else:
         sys.exit(main())

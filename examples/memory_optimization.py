@@ -1,9 +1,9 @@
-"""Measure what narrower dtypes and shared objects save, on images and text that are at hand.
+"""Measure the memory that narrower dtypes and shared objects save, on local images and text.
 
 python examples/memory_optimization.py
 
-The images are scikit-learn's digits and photographs, the text is the source of Python's own
-standard library, cut into words.
+The images are scikit-learn's digits and photographs. The text is the source of Python's standard
+library, split into words.
 """
 
 import re
@@ -33,7 +33,7 @@ RECORDS = 500_000
 
 
 def photograph_tiles() -> torch.Tensor:
-    """Tiles of two photographs, as torchvision's ToTensor would give them: float32, 0 to 1."""
+    """Tiles of two photographs, as torchvision's ToTensor makes them: float32, 0 to 1."""
     tiles = []
     for photograph in load_sample_images().images:
         pixels = torch.tensor(photograph).permute(2, 0, 1)
@@ -43,14 +43,14 @@ def photograph_tiles() -> torch.Tensor:
 
 
 def tokenized_sources() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Token ids and attention masks of lines of source code, and how many words there are."""
+    """Token ids and attention masks of lines of source code, and the size of the vocabulary."""
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
     vocabulary: dict[str, int] = {"<pad>": 0}
     rows = []
     for source in sources:
         words = re.findall(r"\w+|[^\w\s]", source.read_text(encoding="utf-8", errors="replace"))
         ids = [vocabulary.setdefault(word, len(vocabulary)) for word in words]
-        # Pieces of several lengths, as sentences have them.
+        # Pieces of several lengths, as in sentences.
         start = 0
         while start < len(ids):
             length = 20 + (start * 7) % (LENGTH - 20)
@@ -58,14 +58,14 @@ def tokenized_sources() -> tuple[torch.Tensor, torch.Tensor, int]:
             start += length
     tokens = torch.zeros(len(rows), LENGTH, dtype=torch.int64)
     mask = torch.zeros_like(tokens)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
     return tokens, mask, len(vocabulary)
 
 
 class Samples(Dataset[dict[str, torch.Tensor]]):
-    """A photograph's tile, a digit with its label, and a piece of text."""
+    """A tile of a photograph, a digit with its label, and a piece of text."""
 
     def __init__(self) -> None:
         digits = load_digits()
@@ -94,7 +94,7 @@ def saved(before: int, after: int) -> str:
 
 
 def losses(batches: DevicePrefetcher[dict[str, torch.Tensor]]) -> list[float]:
-    """A small network that looks at everything in a batch."""
+    """The losses of a small network that uses all of a batch."""
     torch.manual_seed(0)
     embedding, head = nn.Embedding(50_000, 8), nn.Linear(64 + 8 + 3, 10)
     parameters = [*embedding.parameters(), *head.parameters()]
@@ -114,7 +114,7 @@ def losses(batches: DevicePrefetcher[dict[str, torch.Tensor]]) -> list[float]:
 
 
 class Records(Dataset[int]):
-    """Reads a record's label, and nothing else of it."""
+    """Reads only the label of each record."""
 
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:
         self.records = records
@@ -127,7 +127,7 @@ class Records(Dataset[int]):
 
 
 def growth_over_an_epoch(records: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Memory of this process and two workers, in bytes: at the first batch, and at the last."""
+    """Bytes of this process and two workers: at the first batch, and at the last."""
     loader = ResumableDataLoader(
         Records(records),
         1000,
@@ -148,7 +148,7 @@ def growth_over_an_epoch(records: Sequence[dict[str, Any]]) -> tuple[int, int]:
 def family_memory() -> int:
     """The proportional set sizes of this process and its workers: shared pages count once.
 
-    Systems that do not tell these tell what belongs to each process alone.
+    On systems without these, the sizes count only the memory that no other process shares.
     """
     process = psutil.Process()
     sizes = [each.memory_full_info() for each in (process, *process.children(recursive=True))]
@@ -156,13 +156,13 @@ def family_memory() -> int:
 
 
 def main() -> None:
-    """Five things, each measured."""
+    """Measure five things."""
     dataset = Samples()
 
-    print("1. What the data would allow\n")
+    print("1. The narrowest dtypes for the data\n")
     print(suggest_conversions(dataset, maximum={"input_ids": dataset.words - 1}))
 
-    print("\n2. What is saved, in a batch of 64\n")
+    print("\n2. Bytes saved in a batch of 64\n")
     converter = KeyBasedDtypeConverter(
         {"image": "float16", "labels": "int32", "attention_mask": "uint8", "input_ids": "int32"}
     )
@@ -197,21 +197,21 @@ def main() -> None:
         )
         found.append(losses(DevicePrefetcher(loader, "cpu", widen=converter_or_none)))
     same = found[0] == found[1]
-    print(f"\nA training's {len(found[0])} losses are the same, bit for bit: {same}")
+    print(f"\nThe {len(found[0])} training losses are the same, bit for bit: {same}")
 
-    print(f"\n4. {RECORDS:,} records that two workers read, over an epoch\n")
+    print(f"\n4. {RECORDS:,} records, read by two workers for an epoch\n")
     for name, hold in (("a list", list), ("a SharedSequence", SharedSequence)):
         records = hold(
-            {"path": f"images/{place:08}.jpg", "label": place % 10, "width": 640, "height": 480}
-            for place in range(RECORDS)
+            {"path": f"images/{number:08}.jpg", "label": number % 10, "width": 640, "height": 480}
+            for number in range(RECORDS)
         )
         begin, end = growth_over_an_epoch(records)
         print(
-            f"{name:16}: {begin / 1e6:5.0f} MB with the first batch, {end / 1e6:5.0f} MB at the end"
+            f"{name:16}: {begin / 1e6:5.0f} MB at the first batch, {end / 1e6:5.0f} MB at the end"
         )
         del records
 
-    print("\n5. What a loader holds\n")
+    print("\n5. The memory of a loader\n")
     print(report)
     if not same:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Casting: exact or an error, for every dtype and at every edge; and what saturating means."""
+"""Casting: exact or an error, for every dtype and at every edge; and the nearest values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EDGES = [
 
 @st.composite
 def tensors(draw: st.DrawFn, among: list[torch.dtype] = DTYPES) -> torch.Tensor:
-    """Of any dtype, with values at the edges of all of them, as far as it has these."""
+    """A tensor of any dtype, with the values at the edges of all dtypes that it can hold."""
     dtype = draw(st.sampled_from(among))
     numbers = draw(
         st.lists(st.sampled_from(EDGES) | st.integers(-300, 300) | st.floats(width=32), max_size=6)
@@ -72,7 +72,7 @@ def tensors(draw: st.DrawFn, among: list[torch.dtype] = DTYPES) -> torch.Tensor:
 
 
 def values(tensor: torch.Tensor) -> list[Any]:
-    """As Python's numbers, which are exact whatever they are compared with."""
+    """As Python's numbers, which compare exactly."""
     if tensor.dtype in TINY:
         tensor = tensor.to(torch.float32)
     return tensor.tolist()  # type: ignore[no-any-return]
@@ -93,18 +93,18 @@ def narrow(source: torch.Tensor, dtype: torch.dtype, **options: Any) -> torch.Te
 def test_without_tolerance_a_cast_is_exact_or_names_the_first_value_that_is_not(
     source: torch.Tensor, dtype: torch.dtype
 ) -> None:
-    """rtol=0: compared in Python's own numbers, one by one."""
+    """With rtol=0, compared one by one as Python's numbers."""
     result = narrow(source, dtype, rtol=0)
     became = values(source.to(dtype))
     kept = [same(was, now) for was, now in zip(values(source), became)]
-    # torch's cast of a float beyond the integers is not defined, and may come out right.
+    # torch does not define the cast of a float beyond the integers, which may be right.
     if isinstance(result, Loss):
-        place = result.index[0]
-        assert same(result.value, values(source)[place])
-        assert all(kept[:place])
+        index = result.index[0]
+        assert same(result.value, values(source)[index])
+        assert all(kept[:index])
         limits = None if dtype.is_floating_point or dtype.is_complex else dtype
         if limits is None or limits is torch.bool:
-            assert not kept[place]
+            assert not kept[index]
     else:
         assert result.dtype is dtype
         assert all(kept)
@@ -113,7 +113,7 @@ def test_without_tolerance_a_cast_is_exact_or_names_the_first_value_that_is_not(
 
 
 @given(tensors(FLOATS), st.sampled_from([*FLOATS, *TINY]))
-def test_floats_may_be_rounded_but_finite_ones_stay_finite_and_others_what_they_are(
+def test_floats_may_be_rounded_but_finite_and_other_values_stay_so(
     source: torch.Tensor, dtype: torch.dtype
 ) -> None:
     result = narrow(source, dtype)
@@ -165,10 +165,8 @@ def test_a_whole_number_that_float64_rounds_as_well_is_not_held(
 
 
 @given(tensors([torch.bool, *WHOLE]), st.sampled_from([*WHOLE, *FLOATS]))
-def test_whole_numbers_are_exact_without_being_asked_to(
-    source: torch.Tensor, dtype: torch.dtype
-) -> None:
-    """Against Python's integers, which have no limits."""
+def test_whole_numbers_are_exact_by_default(source: torch.Tensor, dtype: torch.dtype) -> None:
+    """Compared with Python's integers, which have no limits."""
     if dtype.is_floating_point:
         kept = [same(was, now) for was, now in zip(values(source), values(source.to(dtype)))]
     else:
@@ -218,7 +216,7 @@ def test_saturating_takes_the_nearest_value(source: torch.Tensor, dtype: torch.d
 @given(tensors(), dtypes)
 def test_wrapping_is_what_torch_does(source: torch.Tensor, dtype: torch.dtype) -> None:
     if source.is_floating_point() or source.is_complex():
-        # Beyond the whole numbers that it casts to, what torch does changes from call to call.
+        # Beyond the whole numbers of the dtype, the result of torch changes from call to call.
         source = source.nan_to_num(0).clamp(0, 100) if source.dtype in FLOATS else source[:0]
     result = narrow(source, dtype, on_loss="wrap")
     assert isinstance(result, torch.Tensor)
@@ -227,7 +225,7 @@ def test_wrapping_is_what_torch_does(source: torch.Tensor, dtype: torch.dtype) -
 
 
 @given(tensors([*WHOLE, *FLOATS]), dtypes)
-def test_the_dtype_that_is_said_to_fit_does_and_no_smaller_one_of_its_kind(
+def test_the_dtype_named_as_fitting_fits_and_no_smaller_one_of_its_kind(
     source: torch.Tensor, dtype: torch.dtype
 ) -> None:
     loss = narrow(source, dtype)
@@ -242,20 +240,20 @@ def test_the_dtype_that_is_said_to_fit_does_and_no_smaller_one_of_its_kind(
 @pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="an older torch")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
 def test_a_dtype_without_a_zero_holds_none(dtype: torch.dtype) -> None:
-    for values, place in (([1, 0], 1), ([0], 0)):
+    for values, index in (([1, 0], 1), ([0], 0)):
         result = narrow(torch.tensor(values).to(dtype), torch.float8_e8m0fnu, rtol=0)
         assert isinstance(result, Loss)
-        assert result.index == (place,)
+        assert result.index == (index,)
 
 
-def test_a_tensor_of_a_kind_that_fits_nowhere_is_said_to() -> None:
+def test_a_tensor_that_fits_no_dtype_of_its_kind_names_none() -> None:
     assert narrowest(torch.tensor([1.5]), (torch.int32,), rtol=None) is None
 
 
-# ---- blocks, layouts and places
+# ---- blocks, layouts and indices
 
 
-def test_the_place_is_found_in_every_block_and_in_every_order_of_dimensions(
+def test_the_index_is_found_in_every_block_and_order_of_dimensions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(casting, "BLOCK", 7)
@@ -303,7 +301,7 @@ def test_the_source_is_left_as_it_was() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_what_a_sparse_tensor_has_twice_is_checked_as_the_sum() -> None:
+def test_duplicate_entries_of_a_sparse_tensor_are_checked_as_their_sum() -> None:
     twice = torch.sparse_coo_tensor([[0, 0]], torch.tensor([200, 100]), (3,))
     result = narrow(twice, torch.uint8)
     assert isinstance(result, Loss)

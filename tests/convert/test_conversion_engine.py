@@ -1,4 +1,4 @@
-"""Conversion in worker processes: batches lie in slots, and what they were made of harms none."""
+"""Conversion in worker processes: converted batches are in slots, and stay unchanged."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def test_narrow_batches_are_made_in_the_slot_and_wide_ones_in_memory_that_is_use
     memory = slot(2 * 16 * 3 * 64 * 64 + 10_000)
     _, first = made(context, None, converter)
     assert not lies_in(first, memory)
-    places = []
+    addresses = []
     for _ in range(4):
         wide, narrow = made(context, memory, converter)
         assert lies_in(narrow, memory)
         assert not lies_in(wide, memory)
-        places.append(wide.data_ptr())
+        addresses.append(wide.data_ptr())
         del wide, narrow
         assert not memory.is_held
-    # Once it is known how much is needed, it is always the same memory.
-    assert len(set(places[-3:])) == 1
+    # Once the needed size is known, the memory is always the same.
+    assert len(set(addresses[-3:])) == 1
 
 
-def test_what_somebody_keeps_of_the_wide_batch_is_not_written_to_again() -> None:
+def test_a_kept_part_of_the_wide_batch_is_not_overwritten() -> None:
     converter, context = KeyBasedDtypeConverter(RULES), Placing()
     memory = slot(2 * 16 * 3 * 64 * 64 + 10_000)
     for _ in range(3):
@@ -73,7 +73,7 @@ def test_what_somebody_keeps_of_the_wide_batch_is_not_written_to_again() -> None
 
 
 class Keeping(Dataset[Any]):
-    """Keeps every wide batch that it has made, and looks whether one changes."""
+    """Keeps every wide batch that it made, and checks whether one changes."""
 
     def __init__(self) -> None:
         self.kept: list[torch.Tensor] = []
@@ -105,12 +105,12 @@ def test_a_dataset_may_keep_what_it_made_in_a_worker(in_order: bool) -> None:
         firsts += batch["first"]
         image = batch["image"].float()
         assert torch.equal(image, image[:, :1, :1, :1].expand_as(image))
-    # Each kept batch still begins with the sample that it began with.
+    # Each kept batch still begins with the same sample.
     assert set(firsts) == {index / 512 for index in range(0, 400, 16)}
 
 
 class Mixed(Dataset[Any]):
-    """Batches that change their size, their dtypes and what is left unconverted."""
+    """Batches that change their size, their dtypes and their unconverted leaves."""
 
     def __len__(self) -> int:
         return 60
@@ -162,8 +162,8 @@ def test_converted_batches_of_any_size_are_those_of_the_inline_engine() -> None:
         assert torch.equal(got["image"], wanted["image"])
 
 
-def test_what_is_small_is_found_out_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything placed, however small, the batches are the same."""
+def test_small_batches_need_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches are the same if every tensor, however small, is placed."""
     monkeypatch.setattr(placing, "_SMALLEST", 1)
     monkeypatch.setattr(placing, "_SMALLEST_BATCH", 1)
     test_converted_batches_of_any_size_are_those_of_the_inline_engine()

@@ -49,7 +49,7 @@ class Slotted:
 
 
 class Words(collections.UserDict[str, Any]):
-    """What tokenizers return: a mapping that is no dict, with more to it."""
+    """A mapping that is not a dict and has another attribute, like those of tokenizers."""
 
     def __init__(self, data: dict[str, Any], note: str = "") -> None:
         super().__init__(data)
@@ -57,14 +57,14 @@ class Words(collections.UserDict[str, Any]):
 
 
 class Metres(np.ndarray[Any, Any]):
-    """An array of a class of the user's own."""
+    """A custom class of arrays."""
 
 
 class Batches(list[Any]):
-    """A list of the user's own."""
+    """A custom list."""
 
 
-# ---- as the README prints it
+# ---- the example of the README
 
 
 def test_the_printed_example() -> None:
@@ -96,7 +96,7 @@ def test_the_printed_example() -> None:
     }
 
 
-# ---- structures, drawn
+# ---- drawn structures
 
 
 LEAVES = {
@@ -167,7 +167,7 @@ def walked(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]
 def as_numbers(leaf: Any) -> Any:
     tensor = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
     tensor = tensor.float() if tensor.dtype is torch.float8_e5m2 else tensor
-    # A nan that came back is as good as the same one.
+    # Any nan equals any other.
     return ["nan" if number != number else number for number in tensor.tolist()]
 
 
@@ -179,7 +179,7 @@ def is_leaf(value: Any) -> bool:
 def test_structure_is_kept_untouched_leaves_are_the_same_and_values_are_exact_or_an_error(
     batch: Any, rules: dict[str, str]
 ) -> None:
-    """And widening gives what was there before, dtype and all."""
+    """And widening restores values and dtypes."""
     converter = KeyBasedDtypeConverter(rules, rtol=0)
     before = walked(batch)
     kept = {path: copy.deepcopy(leaf) for path, leaf in before.items() if is_leaf(leaf)}
@@ -210,7 +210,7 @@ def test_structure_is_kept_untouched_leaves_are_the_same_and_values_are_exact_or
             assert touched or now is was
             continue
         rule = conversion.matcher.rule(path)
-        # Nothing was written into the input.
+        # The input was not modified.
         assert as_numbers(was) == as_numbers(kept[path])
         assert was.dtype == kept[path].dtype
         if rule is None:
@@ -221,7 +221,7 @@ def test_structure_is_kept_untouched_leaves_are_the_same_and_values_are_exact_or
     for rule, name in originals:
         names.setdefault(rule, set()).add(name)
     if any(len(met - {conversion.forms[rule].name}) > 1 for rule, met in names.items()):
-        return  # one rule, several dtypes: widening is refused, see below
+        return  # one rule, several dtypes: widening is refused, tested below
     if any(len(met) > 1 for met in names.values()):
         return
     converter._remember(originals)
@@ -248,7 +248,7 @@ def test_bits_give_back_every_length(row: list[int], rows: int, data: st.DataObj
     assert torch.equal(wide, mask)
 
 
-def test_bits_of_several_lengths_that_were_put_together_are_refused() -> None:
+def test_joined_bits_of_several_lengths_are_refused() -> None:
     converter = KeyBasedDtypeConverter({"mask": "bits"})
 
     def packed(length: int) -> Any:
@@ -274,13 +274,13 @@ def test_bits_of_several_lengths_that_were_put_together_are_refused() -> None:
     ],
     ids=["coo", "csr", "nested", "jagged"],
 )
-def test_forms_that_are_no_dtype_take_dense_tensors(made: Any, form: str) -> None:
+def test_forms_that_are_not_dtypes_take_dense_tensors(made: Any, form: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"'x': form '{form}' takes dense"):
         KeyBasedDtypeConverter({"x": form}).convert_batch({"x": made()})
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 3), (1, 8), (4, 16), (7,), (0,)])
-def test_bits_of_masks_with_nothing_in_them(shape: tuple[int, ...]) -> None:
+def test_bits_of_empty_masks(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape, dtype=torch.int64)
     converter = KeyBasedDtypeConverter({"mask": "bits"})
     wide = converter.widen(converter.convert_batch({"mask": mask}))["mask"]
@@ -302,7 +302,7 @@ def test_scaled_images_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(wide, images)
 
 
-def test_bytes_that_a_scale_has_left_alone_are_not_divided_when_they_are_widened() -> None:
+def test_bytes_that_were_not_scaled_are_not_divided_when_widened() -> None:
     converter = KeyBasedDtypeConverter({"": "uint8:scale"})
     pixels = torch.tensor([0, 7, 255], dtype=torch.uint8)
     assert converter.widen(converter.convert_batch(pixels)) is pixels
@@ -329,7 +329,7 @@ def test_an_image_that_is_no_multiple_is_an_error_unless_a_tolerance_allows_it()
         KeyBasedDtypeConverter({"": "uint8:scale"}).convert_batch(torch.tensor([1]))
 
 
-def test_the_savings_that_are_promised() -> None:
+def test_the_documented_savings() -> None:
     image = torch.randint(0, 256, (8, 3, 32, 32)).float().div(255)
     mask = torch.ones(8, 512, dtype=torch.int64)
     ids = torch.randint(0, 50257, (8, 512))
@@ -343,7 +343,7 @@ def test_the_savings_that_are_promised() -> None:
 # ---- real containers
 
 
-def test_containers_of_all_kinds_keep_their_type_and_what_else_they_hold() -> None:
+def test_containers_of_all_kinds_keep_their_type_and_other_content() -> None:
     def leaves() -> dict[str, Any]:
         return {"image": torch.rand(2, 3), "label": torch.arange(2)}
 
@@ -397,7 +397,7 @@ class Fixed(collections.abc.Mapping[str, Any]):
         (Fixed(x=torch.ones(1)), "a Fixed cannot.*positional.*take one mapping"),
     ],
 )
-def test_a_container_that_cannot_be_made_anew_is_named(batch: Any, message: str) -> None:
+def test_a_container_that_cannot_be_rebuilt_is_named(batch: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         KeyBasedDtypeConverter({"*": "float16"}).convert_batch(batch)
     untouched = {"batch": batch, "y": torch.ones(1)}
@@ -439,7 +439,7 @@ class Counted:
         self.runs += 1
 
 
-def test_a_dataclass_is_not_initialised_anew() -> None:
+def test_a_dataclass_is_not_initialised_again() -> None:
     batch = Counted(torch.arange(3))
     assert KeyBasedDtypeConverter({"labels": "int8"}).convert_batch(batch).runs == batch.runs == 1
 
@@ -474,7 +474,7 @@ def test_an_array_cannot_have_a_dtype_that_numpy_lacks() -> None:
         KeyBasedDtypeConverter({"x": "bfloat16"}).convert_batch({"x": np.ones(3)})
 
 
-def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
+def test_arrays_that_torch_has_no_dtype_for_are_kept() -> None:
     converter = KeyBasedDtypeConverter({"**": "float16"})
     batch = {"x": np.array(["a"]), "y": np.array([{}]), "z": torch.ones(1)}
     converted = converter.convert_batch(batch)
@@ -486,7 +486,7 @@ def test_arrays_that_torch_has_no_dtype_for_are_left_alone() -> None:
 @pytest.mark.parametrize(
     "made", [np.ma.masked_array([1, 2], mask=[0, 1]), np.arange(2).view(Metres)]
 )
-def test_a_class_of_arrays_keeps_what_it_adds(made: Any) -> None:
+def test_subclasses_of_arrays_are_kept(made: Any) -> None:
     converter = KeyBasedDtypeConverter({"x": "int16"})
     with pytest.warns(RuntimeWarning, match=r"'x' \(int64, which torch cannot hold\)"):
         assert converter.convert_batch({"x": made})["x"] is made
@@ -501,7 +501,7 @@ def test_a_field_of_packed_records_is_converted() -> None:
     assert converted.tolist() == [0, 1, 2]
 
 
-def test_a_samples_numbers_are_converted_before_they_are_collated() -> None:
+def test_numbers_of_a_sample_are_converted_before_collation() -> None:
     converter = KeyBasedDtypeConverter({"label": "int32", "weight": "float16", "seen": "uint8"})
     samples = [
         converter.convert_sample(
@@ -518,7 +518,7 @@ def test_a_samples_numbers_are_converted_before_they_are_collated() -> None:
     assert wide["label"].dtype is torch.int64
     assert wide["weight"].dtype is torch.float64
     assert wide["seen"].dtype is torch.bool
-    # In a batch a bare number is no row of anything, and stays.
+    # In a batch, a plain number is not a leaf.
     with pytest.warns(RuntimeWarning, match="matched no tensor"):
         assert converter.convert_batch({"label": 3}) == {"label": 3}
 
@@ -554,7 +554,7 @@ def test_a_lossy_conversion_says_what_where_and_what_would_fit() -> None:
 
 
 @pytest.mark.parametrize("fits", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_the_dtype_said_to_fit_can_be_put_into_the_rule(fits: torch.dtype) -> None:
+def test_the_dtype_named_as_fitting_can_be_used_in_the_rule(fits: torch.dtype) -> None:
     limits = torch.iinfo(fits)
     values = torch.tensor([limits.min, limits.max])
     rule = "uint8" if fits is not torch.uint8 else "int8"
@@ -594,12 +594,12 @@ def test_wrong_arguments_are_named(make: Any, message: str) -> None:
         make()
 
 
-def test_two_rules_that_fit_a_leaf_alike_are_an_error_at_the_first_one() -> None:
+def test_two_equally_specific_rules_are_an_error_at_the_first_leaf_that_both_fit() -> None:
     converter = KeyBasedDtypeConverter({"*.x": "int8", "y.*": "int16"})
     there = {"y": {"z": torch.arange(2)}, "z": {"x": torch.arange(2)}, "name": ["a", "b"]}
     converted = converter.convert_batch(there)
     assert (converted["y"]["z"].dtype, converted["z"]["x"].dtype) == (torch.int16, torch.int8)
-    # What is no leaf has no rule.
+    # Strings are not leaves.
     assert converter.convert_batch({"y": {"x": ["a", "b"]}}) == {"y": {"x": ["a", "b"]}}
     message = r"'\*\.x' and 'y\.\*' are equally specific, and both fit the path 'y\.x'"
     for convert in (converter.convert_batch, converter.convert_sample, converter.widen):
@@ -625,7 +625,7 @@ def test_the_tie_is_an_error_of_the_batch_in_every_worker(
     assert loader.position == 0
 
 
-def test_rules_come_as_a_list_as_well_and_dtypes_by_every_name() -> None:
+def test_rules_may_be_a_list_and_dtypes_have_every_name() -> None:
     rules = json.loads('[{"path": "x", "dtype": "float16"}, {"path": "y.z", "dtype": "int32"}]')
     assert KeyBasedDtypeConverter(rules).rules == {"x": "float16", "y.z": "int32"}
     for name in ("float16", "half", "torch.float16", torch.float16, np.float16, "f2",
@@ -637,7 +637,7 @@ def test_rules_come_as_a_list_as_well_and_dtypes_by_every_name() -> None:
     }
 
 
-def test_a_rule_that_matches_nothing_is_told_once_with_the_paths_there_are() -> None:
+def test_a_rule_that_matches_nothing_is_reported_once_with_the_present_paths() -> None:
     converter = KeyBasedDtypeConverter({"label": "int32", "x": "float16"})
     batch = {"labels": torch.arange(2), "x": torch.ones(2), "name": ["a", "b"]}
     with pytest.warns(
@@ -664,19 +664,19 @@ def test_the_warning_points_at_the_users_line(num_workers: int) -> None:
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_widening_what_is_not_known_or_has_two_answers_is_refused() -> None:
+def test_widening_to_an_unknown_or_ambiguous_dtype_is_refused() -> None:
     converter = KeyBasedDtypeConverter({"*": "int32"})
     with pytest.raises(ConfigurationError, match="converted nothing there"):
         converter.widen({"x": torch.zeros(1, dtype=torch.int32)})
     batch = converter.convert_batch({"x": torch.arange(2), "y": torch.arange(2).to(torch.int16)})
     with pytest.raises(ConfigurationError, match="int64 or int16"):
         converter.widen(batch)
-    # What is in another dtype by now was widened by somebody.
+    # A leaf in another dtype was widened already.
     assert converter.widen({"x": torch.ones(1)})["x"].dtype is torch.float32
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> None:
+def test_leaves_that_were_narrow_already_say_nothing_about_the_others(order: int) -> None:
     converter = KeyBasedDtypeConverter({"x": "int32"})
     batches = [{"x": torch.arange(2).to(dtype)} for dtype in (torch.int32, torch.int64)]
     for batch in batches[::order]:
@@ -685,7 +685,7 @@ def test_what_was_narrow_already_says_nothing_about_the_others(order: int) -> No
 
 
 @pytest.mark.parametrize("widen", [True, {"x": "int32"}])
-def test_what_cannot_widen_is_refused_at_once(widen: Any) -> None:
+def test_an_argument_that_cannot_widen_is_refused_at_once(widen: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"widen=loader\.converter"):
         DevicePrefetcher([], "cpu", widen=widen)
 
@@ -784,7 +784,7 @@ def test_every_engine_converts_and_the_widened_stream_is_the_plain_one(
 
 
 def test_converted_and_plain_streams_resume_each_other() -> None:
-    """The converter is no part of what is resumed: the samples are the same."""
+    """The converter is not part of the state: the samples are the same."""
 
     def loader(converter: Any) -> ResumableDataLoader[Any]:
         return ResumableDataLoader(ROWS, 8, shuffle=True, seed=3, converter=converter)
@@ -815,7 +815,7 @@ def test_a_loss_in_the_loader_names_the_sample_of_the_dataset(num_workers: int) 
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])
-def test_another_converter_counts_from_the_next_pass_on(persistent_workers: bool) -> None:
+def test_a_new_converter_takes_effect_at_the_next_pass(persistent_workers: bool) -> None:
     loader = ResumableDataLoader(
         Rows(), 8, num_workers=1, persistent_workers=persistent_workers,
         converter={"image": "float16"},
@@ -826,7 +826,7 @@ def test_another_converter_counts_from_the_next_pass_on(persistent_workers: bool
     assert (loader.usage().workers == first) or not persistent_workers
     loader.converter = KeyBasedDtypeConverter({"image": "float64"})
     assert {batch["image"].dtype for batch in loader} == {torch.float64}
-    loader.converter = {"image": "bfloat16"}  # type: ignore[assignment]  # rules do as well
+    loader.converter = {"image": "bfloat16"}  # type: ignore[assignment]  # rules are accepted too
     assert {batch["image"].dtype for batch in loader} == {torch.bfloat16}
     assert isinstance(loader.converter, KeyBasedDtypeConverter)
     loader.converter = None
@@ -847,7 +847,7 @@ class Stream(torch.utils.data.IterableDataset[Any]):
         return iter(range(6))
 
 
-def test_a_stream_is_converted_as_well() -> None:
+def test_a_stream_is_converted_too() -> None:
     loader = ResumableDataLoader(Stream(), 3, converter={"": "uint8"})
     assert [(batch.dtype, batch.tolist()) for batch in loader] == [
         (torch.uint8, [0, 1, 2]),
@@ -856,14 +856,14 @@ def test_a_stream_is_converted_as_well() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_converter_that_is_set_in_a_pass_waits_for_the_next_one(num_workers: int) -> None:
-    """The batches of this pass are noted by the converter that has converted them."""
+def test_a_converter_set_during_a_pass_waits_for_the_next_one(num_workers: int) -> None:
+    """The converter that converts the batches of this pass also records their dtypes."""
     loader = ResumableDataLoader(ROWS, 10, num_workers=num_workers, converter=RULES)
     before = loader.converter
     assert before is not None
     batches = iter(loader)
     next(batches)
-    loader.converter = {"label": "int16"}  # type: ignore[assignment]  # rules will do
+    loader.converter = {"label": "int16"}  # type: ignore[assignment]  # rules are accepted too
     for batch in batches:
         assert before.widen(batch)["label"].dtype is torch.int64
         assert batch["label"].dtype is torch.int32

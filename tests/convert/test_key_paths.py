@@ -1,4 +1,4 @@
-"""Key paths: what a rule's text means, which leaves it fits, and which of two rules wins."""
+"""Key paths: the meaning of a rule's text, the leaves it fits, and which of two rules wins."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_a_text_means(text: str, pattern: tuple[Any, ...]) -> None:
         "a\\",
     ],
 )
-def test_what_is_no_path_is_refused_with_the_place_and_the_syntax(text: str) -> None:
+def test_an_invalid_path_is_refused_with_the_reason_and_the_syntax(text: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(repr(text))):
         parse(text)
 
@@ -80,7 +80,7 @@ def test_only_text_is_a_path() -> None:
 
 
 def fits(pattern: tuple[Any, ...], path: tuple[Any, ...]) -> bool:
-    """What a pattern means, said once more, as plainly as possible."""
+    """The definition of a pattern, as plain as possible."""
     if not pattern:
         return not path
     first, rest = pattern[0], pattern[1:]
@@ -103,7 +103,7 @@ def rank(pattern: tuple[Any, ...]) -> tuple[int, int, int]:
 def test_the_most_specific_of_the_rules_that_fit_wins_and_a_tie_is_an_error(
     most_known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compared with the definition, on every path of up to four levels, however much is known."""
+    """Compared with the definition, on every path of up to four levels, for each memory limit."""
     monkeypatch.setattr(paths, "_MOST_KNOWN", most_known)
 
     @given(st.lists(few_patterns, max_size=4, unique=True))
@@ -132,7 +132,7 @@ def test_which_rule_is_more_specific(more: str, less: str) -> None:
         assert rules[Matcher(map(parse, rules)).rule(path) or 0] == more
 
 
-def test_a_tie_is_told_with_both_rules_and_a_path_that_both_fit() -> None:
+def test_a_tie_names_both_rules_and_the_path_that_both_fit() -> None:
     matcher = Matcher([parse("a.*"), parse("*.b")])
     with pytest.raises(ConfigurationError, match=r"'a\.\*' and '\*\.b'.*'a\.b'"):
         matcher.rule(("a", "b"))
@@ -146,7 +146,7 @@ def test_the_same_path_twice_is_an_error_without_a_batch() -> None:
         Matcher([parse("a.b"), parse("*"), parse(r"\a.b")])
 
 
-def test_a_walk_ends_where_nothing_can_match_any_more() -> None:
+def test_a_walk_ends_where_no_rule_can_match() -> None:
     start = Matcher([parse("inputs.image"), parse("labels")]).start
     assert start["text"] is None
     inputs = start["inputs"]
@@ -155,17 +155,17 @@ def test_a_walk_ends_where_nothing_can_match_any_more() -> None:
 
 
 def test_rules_that_can_meet_in_any_combination_are_told_apart_soon() -> None:
-    """2**40 combinations; a path meets as many as it has steps."""
+    """There are 2**40 combinations, but a path meets only as many as it has steps."""
     matcher = Matcher(parse(f"**.a{number}.**.b{number}") for number in range(40))
     first = tuple(f"a{number}" for number in range(40))
     assert [matcher.rule((*first, f"b{number}")) for number in range(40)] == list(range(40))
     assert matcher.rule((*first[:7], "b7")) is None
-    # Many rules are no trouble by themselves.
+    # Many plain rules are matched quickly.
     many = Matcher(parse(f"group{number % 50}.leaf{number}") for number in range(3000))
     assert many.rule(("group7", "leaf57")) == 57
 
 
-def test_ever_new_keys_and_combinations_take_no_more_memory(
+def test_new_keys_and_combinations_take_no_more_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(paths, "_MOST_KNOWN", 100)
@@ -180,7 +180,7 @@ def test_ever_new_keys_and_combinations_take_no_more_memory(
 
 
 def remembered(match: Match) -> dict[int, Match]:
-    """All matches that can be reached without computing any, by identity."""
+    """All matches that are reachable without computing any, by identity."""
     found = {id(match): match}
     waiting = [match]
     while waiting:
@@ -191,7 +191,7 @@ def remembered(match: Match) -> dict[int, Match]:
     return found
 
 
-def test_a_pickle_holds_the_patterns_and_nothing_that_was_remembered() -> None:
+def test_a_pickle_holds_the_patterns_only() -> None:
     matcher = Matcher([parse("a.*"), parse("**.b")])
     before = pickle.dumps(matcher)
     assert [matcher.rule(path) for path in ALL_PATHS].count(0) == 5

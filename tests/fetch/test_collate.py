@@ -1,4 +1,4 @@
-"""Collation: what torch's default_collate gives, to the bit, the type and the error."""
+"""Collation: the same as torch's default_collate, in bits, types and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pair = namedtuple("Pair", ["one", "two"])
 
 
 class Number(int):
-    """An int that somebody has made his own."""
+    """A custom int."""
 
 
 LEAVES = st.one_of(
@@ -54,7 +54,7 @@ def outcome(function: Any, samples: list[Any]) -> Any:
 
 
 def described(batch: Any) -> Any:
-    """A batch as something that ``==`` compares to the last bit, with every type."""
+    """A batch as a value that ``==`` compares bit by bit, with all types."""
     if isinstance(batch, torch.Tensor):
         return batch.dtype, batch.shape, batch.device.type, batch.contiguous().numpy().tobytes()
     if isinstance(batch, dict):
@@ -88,14 +88,14 @@ def test_numbers_go_to_the_default_device_as_in_torch() -> None:
         assert collate([{"a": 1}])["a"].device.type == "meta"
 
 
-def test_no_samples_are_the_error_that_they_are_in_torch() -> None:
+def test_no_samples_raise_the_same_error_as_in_torch() -> None:
     assert outcome(collate, []) == outcome(default_collate, [])
 
 
 @pytest.mark.parametrize("kind", [int, dict, tuple, Number])
-def test_types_added_to_torchs_map_are_collated_as_their_owner_says(
+def test_types_added_to_torchs_map_are_collated_by_their_function(
     kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, *, collate_fn_map: "his own")
+    monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, *, collate_fn_map: "custom")
     sample = {int: 1, dict: {"a": 1}, tuple: (1, 2), Number: Number(1)}[kind]
-    assert collate([sample, sample]) == "his own"
+    assert collate([sample, sample]) == "custom"

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: the wrapper gives what the dataset gives, as tensors, batch by batch."""
+"""Hugging Face datasets: the wrapper gives the dataset's values, as tensors, batch by batch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ hf.disable_progress_bars()
 
 
 def plain(value: Any) -> Any:
-    """Tensors, arrays and images as Python has them; nan as something that equals itself."""
+    """Tensors, arrays and images as Python objects; nan as a value that equals itself."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, dict):
@@ -79,7 +79,7 @@ def dtypes_are_as_stored(value: Any, feature: Any) -> bool:
     return str(value.dtype) == f"torch.{feature.dtype}"
 
 
-# ---- whatever the schema and the table
+# ---- any schema and table
 
 
 NUMBERS = {
@@ -137,7 +137,7 @@ def containers(inner: st.SearchStrategy[tuple[Any, Any]]) -> st.SearchStrategy[t
         return (LargeList if kind == "large" else List)(feature), st.lists(values, max_size=3)
 
     def struct(fields: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-        names = [f"f{place}" for place in range(len(fields))]
+        names = [f"f{number}" for number in range(len(fields))]
         return (
             {name: feature for name, (feature, _) in zip(names, fields)},
             st.fixed_dictionaries({name: values for name, (_, values) in zip(names, fields)}),
@@ -159,13 +159,13 @@ def tables(draw: st.DrawFn) -> Dataset:
     columns = draw(
         st.lists(st.recursive(leaves(), containers, max_leaves=3), min_size=1, max_size=3)
     )
-    features = Features({f"c{place}": feature for place, (feature, _) in enumerate(columns)})
+    features = Features({f"c{number}": feature for number, (feature, _) in enumerate(columns)})
     parts = []
     for _ in range(draw(st.integers(1, 3))):
         count = draw(st.integers(1, 5))
         values = {}
         for name, (feature, value) in zip(features, columns):
-            # datasets itself gives other values than it was given for arrays that are null.
+            # For null arrays, datasets returns other values than it received.
             nullable = draw(st.booleans()) and not is_array(feature)
             cell = st.none() | value if nullable else value
             values[name] = draw(st.lists(cell, min_size=count, max_size=count))
@@ -243,7 +243,7 @@ def saved(dataset: Dataset, path: Path, shards: int = 3) -> Dataset:
     return hf.load_from_disk(path)
 
 
-def test_what_torch_can_collate_is_what_torch_makes_of_it() -> None:
+def test_values_that_torch_can_collate_are_collated_as_in_torch() -> None:
     wrapper = UnifiedHFDatasetWrapper(mixed())
     batch = wrapper.__getbatch__(np.array([3, 1, 20]))
     assert digest(batch) == digest(default_collate(wrapper.__getitems__([3, 1, 20])))
@@ -262,7 +262,7 @@ def test_the_values_are_those_of_the_numpy_and_torch_formats() -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_however_the_table_came_about(tmp_path: Path, in_memory: bool) -> None:
+def test_tables_of_any_origin(tmp_path: Path, in_memory: bool) -> None:
     files = saved(mixed(2500), tmp_path / "files")
     if in_memory:
         files = hf.load_from_disk(tmp_path / "files", keep_in_memory=True)
@@ -287,7 +287,7 @@ def test_however_the_table_came_about(tmp_path: Path, in_memory: bool) -> None:
             assert plain(sample) == plain(dataset[row]), name
 
 
-def test_nulls_and_what_torch_cannot_collate_come_as_lists() -> None:
+def test_nulls_and_values_that_torch_cannot_collate_are_lists() -> None:
     rows = {
         "n": [1, None, 3],
         "ragged": [[1], [2, 3], []],
@@ -302,13 +302,13 @@ def test_nulls_and_what_torch_cannot_collate_come_as_lists() -> None:
     batch = UnifiedHFDatasetWrapper(dataset).__getbatch__(np.arange(3))
     assert batch["n"] == [torch.tensor(1), None, torch.tensor(3)]
     assert [row.tolist() for row in batch["ragged"]] == [[1], [2, 3], []]
-    assert batch["words"] == [["a", "b"], ["c", "d"], ["e", "f"]]  # not turned over
+    assert batch["words"] == [["a", "b"], ["c", "d"], ["e", "f"]]  # not transposed
     assert batch["struct"][1] is None
     assert batch["holes"][0] == [torch.tensor(1), None]
     assert torch.equal(batch["holes"][1], torch.tensor([2, 3]))
     assert batch["nothing"] == [None] * 3
     assert plain(batch["boxes"]) == plain(dataset["boxes"][:])
-    # The rows of one length that a batch happens to have are a tensor, as torch has it.
+    # Rows that happen to have one length are a tensor, as in torch.
     even = UnifiedHFDatasetWrapper(dataset).__getbatch__(np.array([0, 0]))
     assert torch.equal(even["ragged"], torch.tensor([[1], [1]]))
     assert torch.equal(even["n"], torch.tensor([1, 1]))
@@ -324,7 +324,7 @@ def test_an_empty_list_is_the_same_whatever_its_neighbours_are() -> None:
         assert [digest(row) for row in together] == [digest(wrapper[index]) for index in order]
 
 
-def test_features_that_are_read_in_their_own_way() -> None:
+def test_features_with_special_readers() -> None:
     features = Features(
         {
             "translation": Translation(["de", "en"]),
@@ -349,14 +349,14 @@ def test_features_that_are_read_in_their_own_way() -> None:
     batch = wrapper.__getbatch__(np.arange(2))
     assert batch["translation"] == {"de": ["eins", "zwei"], "en": ["one", "two"]}
     sounds = Dataset.from_dict({"audio": [{"bytes": b"a", "path": "p"}]})
-    if not hf.config.TORCHCODEC_AVAILABLE:  # what datasets says of it reaches the user
+    if not hf.config.TORCHCODEC_AVAILABLE:  # the message of datasets reaches the user
         with pytest.raises(ImportError, match="torchcodec"):
             UnifiedHFDatasetWrapper(sounds.cast_column("audio", hf.Audio()))[0]
     stored = UnifiedHFDatasetWrapper(sounds.cast_column("audio", hf.Audio(decode=False)))
     assert stored[0] == {"audio": {"bytes": b"a", "path": "p"}}
 
 
-def test_an_array_that_is_not_what_its_feature_says_is_an_error() -> None:
+def test_an_array_that_contradicts_its_feature_is_an_error() -> None:
     import pyarrow as pa
 
     kind = Array2D((2, 2), "int32")()
@@ -427,7 +427,7 @@ def test_images_of_several_sizes_and_lists_of_images() -> None:
 
 
 def test_the_example_that_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the README, with scikit-learn's digits in Fashion-MNIST's place."""
+    """As in the README, with scikit-learn's digits instead of Fashion-MNIST."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -515,7 +515,7 @@ def test_padding_goes_to_the_longest_row_and_yields_a_mask() -> None:
     assert single["attention_mask"].tolist() == [[True]]
 
 
-def test_a_mask_that_is_there_is_padded_and_other_columns_have_their_own() -> None:
+def test_an_existing_mask_is_padded_and_other_columns_get_their_own() -> None:
     own = Dataset.from_dict({**TEXTS, "attention_mask": [[1, 1, 0], [1], [1, 1]]})
     batch = UnifiedHFDatasetWrapper(own, pad={"input_ids": 0}).__getbatch__(np.arange(2))
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
@@ -560,7 +560,7 @@ def test_values_that_cannot_be_padded_are_errors() -> None:
         UnifiedHFDatasetWrapper(ids, pad={"ids": 0}).__getbatch__(np.arange(3))
 
 
-def test_datasets_that_are_none_are_errors_that_say_what_to_do() -> None:
+def test_objects_that_are_not_datasets_are_errors_that_say_what_to_do() -> None:
     splits = DatasetDict({"train": mixed(), "test": mixed()})
     with pytest.raises(UnsupportedDatasetError, match=r"\['train', 'test'\]: choose one"):
         UnifiedHFDatasetWrapper(splits)
@@ -609,7 +609,7 @@ def test_workers_give_the_same_batches(tmp_path: Path, context: str) -> None:
     assert [digest(batch) for batch in threads] == inline
 
 
-def test_whatever_way_the_loader_reads_the_batch_is_the_same() -> None:
+def test_the_batch_is_the_same_however_the_loader_reads() -> None:
     wrapper = UnifiedHFDatasetWrapper(mixed(40), columns=["ids", "inner", "text", "label"])
     batches = [digest(batch) for batch in ResumableDataLoader(wrapper, 8)]
     ways = {
@@ -646,7 +646,7 @@ def test_a_memory_report_counts_the_data_once() -> None:
     assert arrays.now == dataset.data.table.nbytes
 
 
-def test_a_batch_that_torch_cannot_collate_is_the_same_whatever_the_way() -> None:
+def test_a_batch_that_torch_cannot_collate_is_the_same_however_it_is_made() -> None:
     dataset = Dataset.from_dict({"n": [1, None, 3, 4], "ragged": [[1], [2, 3], [], [4]]})
     wrapper = UnifiedHFDatasetWrapper(dataset)
     batches = [digest(batch) for batch in ResumableDataLoader(wrapper, 2)]
@@ -680,13 +680,13 @@ def test_random_transforms_are_exact(batched: bool) -> None:
     resumed = loader(1)
     resumed.load_state_dict(begun.state_dict())
     assert start + [digest(batch) for batch in resumed] == whole
-    if not batched:  # a sample's draw is its own, whatever the batch
+    if not batched:  # a sample's draw does not depend on the batch
         other = ResumableDataLoader(wrapper, 20, shuffle=True, seed=5)
         draws = [torch.cat([batch["draw"] for batch in each]) for each in (loader(), other)]
         assert torch.equal(*draws)
 
 
-def test_a_transform_of_a_batch_has_to_keep_its_samples() -> None:
+def test_a_transform_of_a_batch_must_keep_its_samples() -> None:
     wrapper = UnifiedHFDatasetWrapper(
         mixed(), transform=lambda batch: {"label": batch["label"][:1]}, batched=True
     )
@@ -698,7 +698,7 @@ def upper(batch: dict[str, Any]) -> dict[str, Any]:
     return {"TEXT": [text.upper() for text in batch["text"]], "draw": [torch.rand(1)]}
 
 
-def test_a_function_of_the_dataset_itself_is_called_as_ever() -> None:
+def test_the_with_transform_of_a_dataset_is_still_called() -> None:
     wrapper = UnifiedHFDatasetWrapper(
         mixed(30).with_transform(upper), {"draw": "float16"}, transform=lambda row: {**row, "t": 1}
     )
@@ -758,7 +758,7 @@ print(UnifiedHFDatasetWrapper(test_hf.mixed(30).shuffle(seed=1)).fingerprint)
 
 
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
-    """Also of data that is made in memory: datasets hashes it."""
+    """Also for data made in memory, which datasets hashes."""
     code = FINGERPRINT.format(paths=[str(folder) for folder in Path(__file__).parents[:2]])
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
@@ -820,7 +820,7 @@ def test_snapshots_that_are_called_exact_are(name: str) -> None:
 
 
 def test_a_shuffle_buffer_really_loses_samples() -> None:
-    """The reason for which such snapshots are called inexact; if this fails, they may be loaded."""
+    """Why such snapshots are called inexact; if this fails, they may be loaded."""
     whole = []
     wrapper = UnifiedHFDatasetWrapper(PIPELINES["shuffled"]())
     for sample in wrapper:
@@ -847,7 +847,7 @@ def test_shards_together_are_the_stream_and_have_states() -> None:
     assert seen + [digest(sample) for sample in again] == whole[6:12]
 
 
-def test_an_epoch_shuffles_a_stream_anew() -> None:
+def test_each_epoch_shuffles_a_stream_differently() -> None:
     wrapper = UnifiedHFDatasetWrapper(streamed().shuffle(seed=1, buffer_size=5))
     first = [digest(sample) for sample in wrapper]
     wrapper.set_epoch(1)
@@ -857,7 +857,7 @@ def test_an_epoch_shuffles_a_stream_anew() -> None:
     assert wrapper.shard(2, 0)._stream.epoch == 1
 
 
-def test_workers_of_torch_share_a_stream_out_but_no_shard_of_it() -> None:
+def test_torchs_workers_split_a_stream_but_not_a_shard_of_it() -> None:
     wrapper = UnifiedHFDatasetWrapper(streamed(), columns=["label", "text"])
     texts = sorted(sample["text"] for sample in wrapper)
     loader = DataLoader(wrapper, None, num_workers=2)
@@ -867,7 +867,7 @@ def test_workers_of_torch_share_a_stream_out_but_no_shard_of_it() -> None:
     assert sorted(sample["text"] for sample in twice) == sorted(2 * [s["text"] for s in shard])
 
 
-def test_a_stream_of_unknown_features_has_64_bits_and_one_with_a_format_its_own() -> None:
+def test_a_stream_of_unknown_features_has_64_bits_and_one_with_a_format_stored_dtypes() -> None:
     def rows() -> Any:
         for n in range(3):
             yield {"n": n, "x": n / 2, "l": [n, n], "s": str(n), "a": np.arange(2, dtype=np.int8)}

@@ -62,7 +62,7 @@ class OneWay:
 
 
 def same(mine: Any, theirs: Any) -> bool:
-    """Equal, of the same types throughout, and of the same bits."""
+    """Whether two objects are equal, with the same types and bits throughout."""
     if type(mine) is not type(theirs):
         return False
     if isinstance(mine, float):
@@ -130,7 +130,7 @@ def alike(draw: st.DrawFn) -> list[Any]:
     return draw(st.lists(row, max_size=12))
 
 
-# Repeated, they fill many pieces of columns before the misfit comes.
+# Repeated, they fill many pieces of columns before a value that does not fit.
 object_lists = st.lists(values, max_size=8) | st.builds(
     lambda before, times, late, after: before * times + late + after,
     alike(),
@@ -187,8 +187,8 @@ def test_slices_of_slices_are_those_of_a_list_and_copy_nothing(
         assert type(view) is SharedSequence
         assert view._block is block
         assert same(list(view), sliced)
-        for place in range(-len(sliced), len(sliced)):
-            assert same(view[place], sliced[place])
+        for index in range(-len(sliced), len(sliced)):
+            assert same(view[index], sliced[index])
         assert same(list(pickle.loads(pickle.dumps(view))), sliced)
         with pytest.raises(IndexError, match="empty" if not sliced else f"{-len(sliced)} to"):
             view[len(sliced)]
@@ -239,7 +239,7 @@ def test_it_has_no_hash_and_cannot_be_changed() -> None:
         (["abcd"] * 50_000, 8),
         ([{"a": 1, "b": 1000}] * 50_000, 3),
         ([(1, 1.0, "é")] * 50_000, 15),
-        # What comes last widens what there is.
+        # The last value widens the column.
         ([1] * 49_999 + [1000], 2),
     ],
 )
@@ -269,7 +269,7 @@ def test_large_columns_and_wide_records(objects: list[Any], late: list[Any]) -> 
     assert same(shared[len(objects) - 1], objects[-1])
 
 
-def test_a_generator_is_consumed_as_it_comes() -> None:
+def test_a_generator_is_consumed_lazily() -> None:
     alive = most = 0
 
     class Large:
@@ -318,9 +318,9 @@ def test_copies_share_the_block(copied: Any, view: slice) -> None:
 def read_from_thread(shared: SharedSequence[Any], seed: int, failures: list[Any]) -> None:
     order = list(range(len(shared)))
     random.Random(seed).shuffle(order)
-    for place in order * 20:
-        if not same(shared[place], EXAMPLES[place]):
-            failures.append(place)
+    for index in order * 20:
+        if not same(shared[index], EXAMPLES[index]):
+            failures.append(index)
 
 
 def test_threads_read_at_once() -> None:
@@ -340,7 +340,7 @@ def test_threads_read_at_once() -> None:
 
 
 def identity(shared: SharedSequence[Any]) -> Any:
-    """Which memory it is in, in whatever process."""
+    """The identity of its memory, the same in every process."""
     if shared._block._descriptor is None:
         return None
     status = os.fstat(shared._block._descriptor)
@@ -352,7 +352,7 @@ def answer(shared: Any, replies: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_process_maps_the_block_though_its_starter_drops_it(method: str) -> None:
+def test_a_process_maps_the_block_even_if_its_parent_drops_it(method: str) -> None:
     context = multiprocessing.get_context(method)
     replies = context.SimpleQueue()
     mixed = [*EXAMPLES, None, Pair(1, "x")]
@@ -371,7 +371,7 @@ def test_a_process_maps_the_block_though_its_starter_drops_it(method: str) -> No
 
 
 class Inside(Dataset[Any]):
-    """Holds a view of a SharedSequence, as datasets hold their list of samples."""
+    """Holds a view of a SharedSequence, as a dataset holds its list of samples."""
 
     def __init__(self, samples: Any) -> None:
         self.samples = samples
@@ -456,14 +456,14 @@ def test_a_pickle_outlives_its_maker_where_another_process_has_the_block(
     assert shared == EVERY_OTHER
     maker.kill()
     maker.wait(30)
-    # Known here, though the pickle's own place is gone.
+    # This process knows the block, although the process of the pickle is gone.
     assert pickle.loads(first)._block is shared._block
     passer = Program(exec, PASSER, {})
     out, _ = passer.communicate(pickle.dumps(shared).hex().encode() + b"\n")
     assert passer.returncode == 0
     del shared
     gc.collect()
-    # None of the processes that the pickles name has it now.
+    # No process that the pickles name has it any more.
     for gone in (first, bytes.fromhex(out.decode())):
         with pytest.raises(ConfigurationError, match=r"gone or out of reach.*pickle list\("):
             pickle.loads(gone)
@@ -492,14 +492,14 @@ def test_a_worker_sends_it_back() -> None:
     process = context.Process(target=reply_with, args=(replies, shared))
     process.start()
     process.join(60)
-    # By now the worker, which the pickle names, has ended.
+    # The worker that the pickle names has ended.
     returned = replies.get()
     assert returned._block is shared._block
     assert returned == EXAMPLES[1:]
 
 
 @on_linux
-def test_other_things_under_the_same_descriptor_are_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_file_under_the_same_descriptor_is_not_mistaken_for_it(tmp_path: Path) -> None:
     shared = SharedSequence(EXAMPLES)
     handle = shared._block.handle()
     descriptor = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
@@ -508,13 +508,13 @@ def test_other_things_under_the_same_descriptor_are_not_taken_for_it(tmp_path: P
     try:
         token = bytes(16)
         own = Handle(token, handle.size, ((os.getpid(), descriptor),))
-        # The right size and the right token: that is what is looked for.
+        # The size and the token identify the block.
         assert bytes(find_block(own).memory[:16]) == token
         os.pwrite(descriptor, b"x", 0)
         gc.collect()
-        for place in ((os.getpid(), descriptor), (os.getpid(), reading), (2**22 + 1, 0)):
+        for holder in ((os.getpid(), descriptor), (os.getpid(), reading), (2**22 + 1, 0)):
             with pytest.raises(ConfigurationError, match="gone or out of reach"):
-                find_block(Handle(token, handle.size, (place,)))
+                find_block(Handle(token, handle.size, (holder,)))
         longer = Handle(b"x" + token[1:], handle.size + 1, ((os.getpid(), descriptor),))
         with pytest.raises(ConfigurationError, match="gone or out of reach"):
             find_block(longer)
@@ -545,7 +545,7 @@ def test_descriptors_and_mappings_go_with_the_sequence(maker: Program) -> None:
     assert held > before
     many = [pickle.loads(pickled) for _ in range(1000)] + [shared[n:] for n in range(1000)]
     assert descriptors() == held
-    # What reads goes on reading, and lets go of the descriptor.
+    # A reader keeps working, and the descriptor is closed.
     left = iter(shared)
     del many, shared
     assert descriptors() < held
@@ -558,9 +558,9 @@ def test_descriptors_and_mappings_go_with_the_sequence(maker: Program) -> None:
 
 
 @on_linux
-def test_nothing_is_left_of_what_is_killed() -> None:
+def test_a_killed_process_leaves_nothing_behind() -> None:
     def left() -> set[str]:
-        # Without joblib's semaphores, which tests that run beside this one bring about.
+        # Without joblib's semaphores, which other tests create meanwhile.
         shared = {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
         return shared | {name for name in os.listdir("/tmp") if name.startswith("dataporter")}
 
@@ -626,7 +626,7 @@ print((family() - start) // 1024)
 @on_linux
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["torch", "ours"])
-def test_a_family_does_not_grow_over_an_epoch_as_with_a_list(which: str) -> None:
+def test_processes_do_not_grow_over_an_epoch_as_with_a_list(which: str) -> None:
     def growth(what: str) -> int:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-c", FAMILY, what, which]
@@ -635,37 +635,37 @@ def test_a_family_does_not_grow_over_an_epoch_as_with_a_list(which: str) -> None
         )
         return int(ran.stdout)
 
-    # MB; what two workers copy of 200,000 dicts, and their own noise.
+    # MB; the copies of 200,000 dicts by two workers, and noise.
     assert growth("shared") < 12
     assert growth("list") > 40
 
 
-# What cannot be.
+# Errors.
 
 
 @pytest.mark.parametrize("before", [0, 1, 5000])
 @pytest.mark.parametrize(
     "wrap", [lambda it: it, lambda it: {"a": it}, lambda it: (it, 1), lambda it: [[it]]]
 )
-def test_what_cannot_be_pickled_is_named_by_its_index(before: int, wrap: Any) -> None:
+def test_an_object_that_cannot_be_pickled_is_named_by_its_index(before: int, wrap: Any) -> None:
     objects = [wrap(n) for n in range(before)] + [wrap(Unwilling()), wrap(1)]
     with pytest.raises(ConfigurationError, match=rf"object {before} cannot .*not me.*instead"):
         SharedSequence(iter(objects))
 
 
-def test_what_cannot_be_unpickled_is_named_when_it_has_to_be() -> None:
+def test_an_object_that_cannot_be_unpickled_is_named_when_it_must_be() -> None:
     objects = [{"a": n} for n in range(3000)] + [{"a": OneWay()}] * 2000 + [{"b": 1}]
     with pytest.raises(ConfigurationError, match=r"object 3000 cannot .*math domain"):
         SharedSequence(objects)
 
 
 @pytest.mark.parametrize("nothing", [5, None, object()])
-def test_what_is_not_iterable_is_refused(nothing: Any) -> None:
+def test_an_argument_that_is_not_iterable_is_refused(nothing: Any) -> None:
     with pytest.raises(ConfigurationError, match="not iterable: pass a list"):
         SharedSequence(nothing)
 
 
-def test_an_error_of_the_generator_is_its_own() -> None:
+def test_an_error_of_the_generator_is_raised_unchanged() -> None:
     def failing() -> Iterator[int]:
         yield 1
         raise KeyError("mine")

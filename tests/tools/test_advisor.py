@@ -1,4 +1,4 @@
-"""`suggest_conversions`: nothing that is looked at is ever changed, and guesses are called so."""
+"""`suggest_conversions`: no value seen is ever changed, and guesses are marked."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def at(plan: ConversionPlan, path: str) -> Suggestion:
 
 
 def form_of(value: Any, **arguments: Any) -> str | None:
-    """What is suggested for a dataset of one such sample."""
+    """The suggestion for a dataset of one such sample."""
     return at(suggest_conversions([value], **arguments), "").form
 
 
-# ---- the narrowest that keeps every value
+# ---- the narrowest dtype that keeps every value
 
 
 WHOLE = {
@@ -70,7 +70,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("ends", "form"), WHOLE.items())
-def test_whole_numbers_get_the_smallest_that_has_their_range(
+def test_whole_numbers_get_the_smallest_dtype_that_holds_their_range(
     ends: tuple[int, int], form: str | None
 ) -> None:
     assert form_of(torch.tensor(ends)) == form
@@ -80,7 +80,7 @@ def test_whole_numbers_get_the_smallest_that_has_their_range(
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.int16, np.uint8, np.int8])
-def test_no_suggestion_is_as_wide_as_what_is_there(dtype: type[np.generic]) -> None:
+def test_no_suggestion_is_as_wide_as_the_present_dtype(dtype: type[np.generic]) -> None:
     limits = np.iinfo(dtype)
     assert form_of(np.array([limits.min, limits.max], dtype)) in (
         ("int32",) if limits.max == 2**31 - 1 else (None,)
@@ -105,7 +105,7 @@ FLOATS = [
 
 
 @pytest.mark.parametrize(("values", "dtype", "form"), FLOATS)
-def test_floats_are_narrowed_where_each_comes_back(
+def test_floats_are_narrowed_if_each_is_restored(
     values: list[float], dtype: torch.dtype, form: str | None
 ) -> None:
     plan = suggest_conversions([torch.tensor(values, dtype=dtype)])
@@ -122,7 +122,7 @@ def test_numpy_has_no_bfloat16() -> None:
     assert form_of(torch.tensor(values * 1.01), tolerance=0.01) == "bfloat16"
 
 
-def test_what_a_tolerance_allows_is_marked() -> None:
+def test_rounding_within_a_tolerance_is_marked() -> None:
     images = [torch.tensor([1 / 3, 0.5])]
     assert at(suggest_conversions(images), "").form is None
     plan = suggest_conversions(images, tolerance=1e-3)
@@ -133,7 +133,7 @@ def test_what_a_tolerance_allows_is_marked() -> None:
     assert plan.converter().convert_sample(images[0]).dtype is torch.float16
     with pytest.raises(LossyConversionError):
         plan.converter().convert_sample(torch.tensor([1e-7 / 3]))
-    # What is exact without it is not marked, and of equally small ones the exact one is taken.
+    # Exact suggestions are not marked, and an exact form wins over others of the same size.
     exact = suggest_conversions([torch.tensor([0.5])], tolerance=1e-3)
     assert (at(exact, "").form, at(exact, "").rounded) == ("float16", False)
     tiny = suggest_conversions([torch.tensor([2.0**-24 * 1.0078125])], tolerance=1e-2)
@@ -169,7 +169,7 @@ def test_a_single_value_is_no_mask() -> None:
     assert form_of(torch.tensor(1), widened=True) == "uint8"
     assert form_of(True, widened=True) is None
     assert form_of(torch.tensor([1]), widened=True) == "uint8", "packed it would be no smaller"
-    # One of them has nothing to pack along.
+    # One of them has no dimension to pack along.
     plan = suggest_conversions([torch.ones(40).bool(), torch.tensor(True)], widened=True)
     assert plan.as_rules() == {}
     labels = ResumableDataLoader({"y": torch.ones(40).bool()}, 8)
@@ -185,10 +185,10 @@ def test_multiples_of_1_255_are_scaled_only_where_they_are_widened_again() -> No
     assert form_of(near, widened=True, tolerance=1e-2) == "float16", "scaled only exactly"
 
 
-# ---- what is certain
+# ---- certainty
 
 
-def test_what_only_a_sample_was_looked_at_for_is_a_guess() -> None:
+def test_a_suggestion_from_some_samples_is_a_guess() -> None:
     data = {"ids": torch.arange(100), "mask": torch.ones(100, 40).bool()}
     guessed = suggest_conversions(data, 99, widened=True)
     assert at(guessed, "ids").certainty == "guess"
@@ -229,7 +229,7 @@ def test_headroom_is_that_of_the_nearer_end() -> None:
 
 
 class Drawing(Dataset[float]):
-    """Of whole numbers this time; the next time it may be others."""
+    """Whole numbers this time, maybe others the next time."""
 
     def __init__(self, draw: Any) -> None:
         self.draw = draw
@@ -251,7 +251,7 @@ DRAWS = [
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_all_samples_prove_nothing_where_they_are_random(draw: Any) -> None:
+def test_all_samples_prove_nothing_if_they_are_random(draw: Any) -> None:
     before = global_state()
     for source in (Drawing(draw), DataLoader(Drawing(draw), 2)):
         plan = suggest_conversions(source)
@@ -329,7 +329,7 @@ def test_the_paths_of_a_loader_are_those_of_its_batches(make: Any) -> None:
     assert at(plan, "padded").values == 200
 
 
-def test_a_loader_stays_where_it_is() -> None:
+def test_a_loader_keeps_its_position() -> None:
     generator = torch.Generator().manual_seed(5)
     arguments: dict[str, Any] = {
         "batch_size": 4, "shuffle": True, "generator": generator, "converter": {"": "int16"}
@@ -368,7 +368,7 @@ def test_a_loader_reads_as_it_does_in_training() -> None:
     assert suggest_conversions(rows).as_rules() == {"x": "uint8", "y": "float16"}
 
 
-def test_samples_that_fail_are_left_out_where_the_loader_says_so() -> None:
+def test_samples_that_fail_are_left_out_if_the_loader_skips_them() -> None:
     class Broken(Watched):
         def __getitem__(self, index: int) -> int:
             if index % 2:
@@ -426,7 +426,7 @@ def test_paths_lead_through_every_container() -> None:
     assert converter.convert_sample(sample)["item"][0].label.dtype is torch.int16
 
 
-def test_what_is_not_always_there_or_not_always_the_same() -> None:
+def test_leaves_that_are_not_always_present_or_change_their_dtype() -> None:
     samples = [{"a": 1}, {"a": 1.5, "b": torch.ones(2)}, {"a": 2, "b": torch.ones(7)}, {"b": None}]
     plan = suggest_conversions(samples)
     assert plan.as_rules() == {"b": "float16"}
@@ -446,13 +446,13 @@ def test_long_lists_are_one_path() -> None:
     assert (at(plan, "tokens.*").values, at(plan, "tokens.*").high) == (228, 199)
     for sample in samples:
         assert_exact(sample, plan.converter())
-    # Also where the numbers do not go into one array.
+    # Also if the numbers do not fit one array.
     mixed = suggest_conversions([[*range(30), np.int64(300)]])
     assert mixed.as_rules() == {"*": "int16"}
 
 
 def test_many_different_keys_are_one_path() -> None:
-    """A dict from ids: the paths would be as many as the samples."""
+    """A dict keyed by ids, which would have as many paths as samples."""
     samples = [{"by_id": {f"id.{number}": {"x": number, "y": 0.5}}} for number in range(900)]
     plan = suggest_conversions(samples)
     assert plan.as_rules() == {"by_id.*.x": "int16", "by_id.*.y": "float16"}
@@ -460,17 +460,17 @@ def test_many_different_keys_are_one_path() -> None:
     assert at(plan, "by_id.*.x").high == 899
     few = suggest_conversions(samples, 200)
     assert len(few.suggestions) == 400
-    # What was seen before there were too many counts as well.
+    # Values seen before the limit count too.
     early = [{f"id{number}": {5: 70_000}.get(number, number)} for number in range(900)]
     assert suggest_conversions(early).as_rules() == {"*": "int32"}
     fine = [{f"id{number}": {5: 1 / 3}.get(number, 0.5)} for number in range(900)]
     assert suggest_conversions(fine).as_rules() == {}
-    # A level whose ids mean different things has one dtype or none.
+    # A level whose ids have different meanings has one dtype or none.
     odd = [{f"id{number}": number if number % 2 else 0.5} for number in range(900)]
     assert suggest_conversions(odd).as_rules() == {}
 
 
-def test_the_number_of_paths_is_bounded_and_what_is_left_out_is_said() -> None:
+def test_the_number_of_paths_is_bounded_and_omissions_are_reported() -> None:
     samples = [
         {f"{outer}": {f"{outer}.{inner}": 1.5 for inner in range(200)}} for outer in range(100)
     ]
@@ -508,7 +508,7 @@ LEFT_ALONE = [
 
 
 @pytest.mark.parametrize("leaf", LEFT_ALONE, ids=lambda leaf: type(leaf).__name__)
-def test_what_cannot_be_narrowed_is_left_alone(leaf: Any) -> None:
+def test_leaves_that_cannot_be_narrowed_get_no_suggestion(leaf: Any) -> None:
     plan = suggest_conversions([{"x": leaf}], widened=True, tolerance=0.1)
     assert plan.as_rules() == {}
     assert plan.after == plan.before
@@ -518,7 +518,7 @@ def test_what_cannot_be_narrowed_is_left_alone(leaf: Any) -> None:
     assert plan.converter().convert_sample({"x": 1}) == {"x": 1}
 
 
-def test_tensors_of_every_kind_are_looked_at_by_their_values() -> None:
+def test_tensors_of_every_kind_are_judged_by_their_values() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     assert form_of(weight) == "float16"
     assert form_of(torch.ones(4, 3).t()) == "float16"
@@ -561,7 +561,7 @@ SAMPLES = st.recursive(
 )
 DATASETS = st.one_of(
     st.lists(SAMPLES, min_size=1, max_size=5),
-    # The same leaves in each sample, as datasets have them.
+    # The same leaves in each sample, as in most datasets.
     st.fixed_dictionaries({"x": NUMBERS, "y": ARRAYS}).flatmap(
         lambda sample: st.just([sample, copy.deepcopy(sample)])
     ),
@@ -592,9 +592,7 @@ def assert_same(again: Any, sample: Any) -> None:
 
 
 @given(DATASETS, st.booleans())
-def test_every_sample_that_was_looked_at_is_converted_exactly(
-    samples: list[Any], widened: bool
-) -> None:
+def test_every_sample_read_is_converted_exactly(samples: list[Any], widened: bool) -> None:
     plan = suggest_conversions(samples, widened=widened)
     assert not any(suggestion.rounded for suggestion in plan.suggestions)
     assert all(suggestion.after <= suggestion.before for suggestion in plan.suggestions)
@@ -649,7 +647,7 @@ def test_digits() -> None:
 
 
 def test_tokens_of_the_standard_library() -> None:
-    """Words numbered as they come: the later files have larger numbers than a sample shows."""
+    """Words are numbered in order, so later files have larger numbers than a sample shows."""
     vocabulary: dict[str, int] = {}
     rows = []
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]:
@@ -681,7 +679,7 @@ def test_tokens_of_the_standard_library() -> None:
     assert set(direct.as_rules()) == {"input_ids.*", "attention_mask.*", "length"}
 
 
-# ---- what is printed
+# ---- the printed plan
 
 
 def test_the_rules_can_be_pasted() -> None:
@@ -784,7 +782,7 @@ def test_mistakes_are_named(
         (DataLoader(range(9), 4, collate_fn=lambda s: s[0] // 0), "indices [0, 1, 2, 3]"),  # type: ignore[arg-type]
     ],
 )
-def test_what_a_dataset_raises_is_raised_with_its_place(source: Any, note: str) -> None:
+def test_an_error_of_the_dataset_is_raised_with_its_index(source: Any, note: str) -> None:
     before = global_state()
     with pytest.raises(ZeroDivisionError) as failed:
         suggest_conversions(source)
