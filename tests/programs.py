@@ -35,7 +35,15 @@ class Program:
         self.stderr = _file(our_errors, "rb")
 
     @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
         return self._process.exitcode
 
     def kill(self) -> None:
@@ -66,4 +74,6 @@ def _run(ends: tuple[Connection, ...], target: Callable[..., object], arguments:
         end.close()
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(1)  # so that it may fork
+    # Workers would come off a server of its own otherwise, which would have to import torch.
+    multiprocessing.set_start_method("fork", force=True)
     target(*arguments)

@@ -107,15 +107,15 @@ def training(
                 os.replace(written, checkpoint)
 
 
-def main() -> None:
-    directory, strategy, workers, every = sys.argv[1:]
-    checkpoint = Path(directory) / "checkpoint.pt"
-    with (Path(directory) / f"{time.time_ns()}.jsonl").open("w", buffering=1) as log:
-        for record in training(checkpoint, strategy, int(workers), int(every)):
+def life(directory: Path, strategy: str, workers: int, every: int) -> None:
+    """Train to the end, or until a kill, and log each step."""
+    checkpoint = directory / "checkpoint.pt"
+    with (directory / f"{time.time_ns()}.jsonl").open("w", buffering=1) as log:
+        for record in training(checkpoint, strategy, workers, every):
             print(json.dumps(record), file=log)
             time.sleep(0.01)  # a step takes its time, so that a kill lands at any part of it
         print(json.dumps("finished"), file=log)
 
 
 if __name__ == "__main__":
-    main()
+    life(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import training_process
+from budgets import slow
+from programs import Program
 
 PROGRAM = Path(training_process.__file__)
 # What torch's workers take to notice that their parent is gone (5 s), with room to spare.
@@ -29,27 +31,36 @@ def uninterrupted(strategy: str) -> list[dict[str, Any]]:
 
 
 class Run:
-    """A training run of several lives in one directory."""
+    """A training run of several lives in one directory.
 
-    def __init__(self, directory: Path, strategy: str, every: int) -> None:
+    Each life is a new interpreter, or is forked off a server that has imported torch.
+    """
+
+    def __init__(self, directory: Path, strategy: str, every: int, *, forked: bool = False) -> None:
         self.directory, self.strategy, self.every = directory, strategy, every
+        self.forked = forked
         self.stream: list[dict[str, Any]] = []
         self.kills = self.repeated = 0
         self.started: list[psutil.Process] = []
 
     def live(self, workers: int, kill_after: int | None, delay: float = 0.0) -> None:
         """A fresh process: to its end, or killed a little after it has logged so many steps."""
-        arguments = [self.directory, self.strategy, workers, self.every]
+        arguments = (self.directory, self.strategy, workers, self.every)
         before = set(self.directory.glob("*.jsonl"))
-        process = psutil.Popen([sys.executable, PROGRAM, *map(str, arguments)])
-        self.started.append(process)
+        process: Program | psutil.Popen
+        if self.forked:
+            process = Program(training_process.life, *arguments)
+        else:
+            process = psutil.Popen([sys.executable, PROGRAM, *map(str, arguments)])
+        started = psutil.Process(process.pid)
+        self.started.append(started)
         deadline = time.monotonic() + A_LIFE_TAKES_AT_MOST
         while process.poll() is None and (kill_after is None or self._lines(before) < kill_after):
             assert time.monotonic() < deadline, "the training process hangs"
             time.sleep(0.002)
         time.sleep(delay)
         if kill_after is not None and process.poll() is None:
-            self.started += process.children(recursive=True)
+            self.started += started.children(recursive=True)
             process.kill()
         # On a machine so busy that the kill came too late, this life has come to its end.
         status = process.wait(10)
@@ -80,20 +91,25 @@ class Run:
         return alive
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "workers", "every"),
+    ("forked", "strategy", "workers", "every"),
     [
-        ("simple", (0, 0, 0), 1),
-        ("advanced", (0, 0, 0), 3),
-        ("simple", (2, 2, 2), 3),
-        ("advanced", (2, 2, 2), 1),
-        ("advanced", (2, 0, 1), 2),
-        ("shards", (2, 0, 3), 2),
-        ("dataset state", (1, 1, 1), 1),
-        ("replay", (0, 1, 1), 3),
+        (True, "advanced", (2, 0, 1), 2),
+        (True, "shards", (2, 0, 3), 2),
+        *slow(
+            (False, "simple", (0, 0, 0), 1),
+            (False, "advanced", (0, 0, 0), 3),
+            (False, "simple", (2, 2, 2), 3),
+            (False, "advanced", (2, 2, 2), 1),
+            (False, "advanced", (2, 0, 1), 2),
+            (False, "shards", (2, 0, 3), 2),
+            (False, "dataset state", (1, 1, 1), 1),
+            (False, "replay", (0, 1, 1), 3),
+        ),
     ],
     ids=[
+        "advanced-changing-forked",
+        "shards-changing-forked",
         "simple-0",
         "advanced-0",
         "simple-2",
@@ -105,13 +121,13 @@ class Run:
     ],
 )
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
-    strategy: str, workers: tuple[int, ...], every: int, tmp_path: Path
+    forked: bool, strategy: str, workers: tuple[int, ...], every: int, tmp_path: Path
 ) -> None:
     """Samples, augmentation and losses bit for bit; each life has its own number of workers."""
     seed = random.randrange(10**9)
     print(f"kills drawn from seed {seed}")
     rng = random.Random(seed)
-    run = Run(tmp_path, strategy, every)
+    run = Run(tmp_path, strategy, every, forked=forked)
     try:
         for number in workers[:-1]:
             kill_after, delay = rng.randint(1, 16), rng.uniform(0, 0.03)
