@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from budgets import slow
 from subjects import Indices
 from torch.utils.data import (
     BatchSampler,
@@ -859,8 +860,7 @@ def _a_worker_that_hangs_is_timed_out(loader: Loader, workers: int) -> Any:
     return outcome(lambda: next(iter(batches)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("context", ["fork", *slow("spawn"), "forkserver"])
 def test_every_way_of_starting_workers(context: str) -> None:
     def read(loader: Loader) -> Any:
         chosen: Any = context

@@ -83,7 +83,6 @@ def test_a_stream_stopped_and_resumed_is_the_uninterrupted_one(
     assert joined == uninterrupted[: len(joined)]
 
 
-@pytest.mark.slow
 @given(
     length=st.integers(1, 40),
     batch_size=st.integers(1, 9),

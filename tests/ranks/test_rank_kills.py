@@ -12,6 +12,7 @@ import psutil
 import pytest
 import rank_process
 import torch
+from budgets import slow
 from subjects import Augmented, digest, ids
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from worlds import ranks_of
@@ -77,8 +78,7 @@ def assert_the_rest_appears_once(directory: Path, world_size: int, others: int) 
     }, "each with the augmentation it would have had"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill_rank", [0, 2])
+@pytest.mark.parametrize("kill_rank", [*slow(0), 2])
 def test_when_one_rank_is_killed_the_others_end_and_fewer_resume(
     kill_rank: int, tmp_path: Path
 ) -> None:

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from budgets import slow_except
 
 from dataporter import ResumableDataLoader, ShuffledStream
 
 datasets = pytest.importorskip("datasets")
 split_dataset_by_node = pytest.importorskip("datasets.distributed").split_dataset_by_node
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:the stream has no exact state"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 LENGTH = 23
 
 
@@ -113,7 +111,10 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     datasets.enable_progress_bars()
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize(
+    "pipeline",
+    slow_except(("plain", "map that draws", "batched map", "shuffled", "interleaved"), PIPELINES),
+)
 def test_a_pipeline_resumes_at_the_exact_next_sample(pipeline: str) -> None:
     build = PIPELINES[pipeline]
     whole = loader_of(build())

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from budgets import slow
 from example_streams import KINDS, Generated, Sharded, numbers
 from worlds import outcome, ranks_of
 
 from dataporter import ResumableDataLoader
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:the stream has no exact state"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 LENGTH = 61
 
 
@@ -36,7 +34,7 @@ def resume(kind: str, workers: int, state: Any) -> Any:
     return numbers(list(loader)), loader.seed
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 1)])
+@pytest.mark.parametrize(("before", "after"), [(2, 3), *slow((4, 1))])
 def test_another_number_of_ranks_resumes_the_shards(before: int, after: int) -> None:
     begun = ranks_of(before, begin, "shards", 0, 2)
     wholes = [json.dumps(whole) for _, _, whole, _ in begun]
@@ -63,6 +61,7 @@ def resume_all(begun: list[Any]) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_the_same_ranks_load_the_whole_or_their_parts() -> None:
     begun = ranks_of(2, begin_all)
     ended = ranks_of(2, resume_all, begun)
