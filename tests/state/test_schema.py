@@ -153,5 +153,6 @@ def test_a_damaged_shard_is_shown_beside_what_was_expected(entry: object) -> Non
         stream_schema.parse({**json.loads(WORKERS_ON_DISK), "shards": [entry]})
     assert str(caught.value) == (
         f"the state's field 'shards' holds {type(entry).__name__} {entry!r}, expected [shard, "
-        "batches, offset, ended, marked, snapshot] with 0 <= shard < 2 and 0 <= marked <= offset"
+        "batches, offset, ended, snapshot_offset, snapshot] with 0 <= shard < 2 and "
+        "0 <= snapshot_offset <= offset"
     )

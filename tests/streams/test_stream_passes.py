@@ -257,8 +257,8 @@ def test_values_drawn_for_several_samples_at_once_are_drawn_again(
         resumed.load_state_dict(state)
         assert seen + digests(resumed) == expected
         if stop == 3:
-            marked = {"nothing": 9, "late": 6}.get(draws, 0)
-            assert state["shards"][0][4] == marked
+            snapshot_offset = {"nothing": 9, "late": 6}.get(draws, 0)
+            assert state["shards"][0][4] == snapshot_offset
 
 
 @pytest.mark.parametrize("draws", [draw for draw in DRAWS if draw not in ("nothing", "sample_rng")])

@@ -48,7 +48,7 @@ class StreamFetch:
         whole: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._sharding = sharding
-        # Our collation makes the same batches as default_collate, and replaces nothing else.
+        # Our collation makes the same batches as default_collate, so it replaces only that.
         known = batched and collate_fn is default_collate
         self._collate = collate_of(sharding.dataset) if known else collate_fn
         self._options = options
@@ -60,11 +60,11 @@ class StreamFetch:
         self._open: dict[int, tuple[Reader, ShardState]] = {}
 
     def __call__(self, request: StreamRequest) -> Fetched:
-        reader, marked = self._taken(request)
+        reader, latest = self._take_reader(request)
         samples, skipped = reader.read(request.length)
         found = len(samples) + len(skipped)
         counts = found == request.length if self._drop_last else found > 0
-        state = self._state_after(request, reader, marked, counts=counts and bool(request.length))
+        state = self._state_after(request, reader, latest, counts=counts and bool(request.length))
         if reader.ended:
             reader.close()
         self._open[state.shard] = reader, state
@@ -78,7 +78,7 @@ class StreamFetch:
             raise
         return Fetched(batch, skipped, shard=state)
 
-    def _taken(self, request: StreamRequest) -> tuple[Reader, ShardState]:
+    def _take_reader(self, request: StreamRequest) -> tuple[Reader, ShardState]:
         """Take out the shard's reader, at the request's offset, and the state of its last snapshot.
 
         The caller puts them back once it has succeeded: the offset of a reader that failed is
@@ -87,25 +87,25 @@ class StreamFetch:
         if request.pass_id != self._pass:
             self._open.clear()
             self._pass = request.pass_id
-        reader, marked = self._open.pop(request.start.shard, (None, request.start))
+        reader, latest = self._open.pop(request.start.shard, (None, request.start))
         if reader is None or (request.length and not reader.is_at(request.offset)):
-            marked = request.start
-            reader = Reader(self._sharding, marked, request.seed, request.epoch, self._options)
+            latest = request.start
+            reader = Reader(self._sharding, latest, request.seed, request.epoch, self._options)
         if request.length:
             # If this worker replaces another, batches were delivered since ``start``.
             reader.advance(request.offset)
         else:
             reader.return_to(request.offset)
-        return reader, marked
+        return reader, latest
 
     def _state_after(
-        self, request: StreamRequest, reader: Reader, marked: ShardState, *, counts: bool
+        self, request: StreamRequest, reader: Reader, latest: ShardState, *, counts: bool
     ) -> ShardState:
         batches = request.batches + counts
-        after = marked._replace(batches=batches, offset=reader.offset, ended=reader.ended)
+        after = latest._replace(batches=batches, offset=reader.offset, ended=reader.ended)
         if not counts or (batches % self._snapshot_every and not reader.ended):
             return after
         captured = reader.capture()
         if captured is None:
             return after
-        return after._replace(marked=reader.offset, snapshot=captured)
+        return after._replace(snapshot_offset=reader.offset, snapshot=captured)

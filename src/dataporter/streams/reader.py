@@ -60,7 +60,7 @@ class Reader:
     def __init__(
         self, sharding: Sharding, start: ShardState, seed: int, epoch: int, options: ReadOptions
     ) -> None:
-        self.offset = start.marked
+        self.offset = start.snapshot_offset
         self.ended = False
         self._sharding = sharding
         self._shard = start.shard

@@ -64,7 +64,8 @@ class ShardState(NamedTuple):
         batches: number of its batches so far.
         offset: number of its samples so far, which is the offset of the next one.
         ended: whether it has no more samples.
-        marked: the offset of ``snapshot``; a resume rereads the samples from here to ``offset``.
+        snapshot_offset: the offset that ``snapshot`` belongs to; a resume rereads the samples from
+            there to ``offset``.
         snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``; None
             resumes from the start of the shard.
     """
@@ -73,7 +74,7 @@ class ShardState(NamedTuple):
     batches: int = 0
     offset: int = 0
     ended: bool = False
-    marked: int = 0
+    snapshot_offset: int = 0
     snapshot: str | None = None
 
 
@@ -86,23 +87,23 @@ def set_stream_epoch(stream: Any, epoch: int) -> None:
 
 def snapshots_are_exact(stream: Any) -> bool:
     """Whether the states of a stream's shards resume at the exact next sample."""
-    if _is_of_hugging_face(stream):
+    if _is_from_hugging_face(stream):
         return hf.snapshots_are_exact(stream)
-    return _says(stream, "snapshots_are_exact", otherwise=True)
+    return _declared(stream, "snapshots_are_exact", otherwise=True)
 
 
 def reads_ahead(stream: Any) -> bool:
     """Whether a stream may compute several samples at once, under the seed of one of them."""
-    if _is_of_hugging_face(stream):
+    if _is_from_hugging_face(stream):
         return hf.reads_ahead(stream)
-    return _says(stream, "reads_ahead", otherwise=False)
+    return _declared(stream, "reads_ahead", otherwise=False)
 
 
-def _is_of_hugging_face(stream: Any) -> bool:
+def _is_from_hugging_face(stream: Any) -> bool:
     return type(stream).__module__.partition(".")[0] == "datasets"
 
 
-def _says(stream: Any, name: str, *, otherwise: bool) -> bool:
+def _declared(stream: Any, name: str, *, otherwise: bool) -> bool:
     """The value of a boolean attribute of a stream that declares it."""
-    said = getattr(stream, name, None)
-    return said if isinstance(said, bool) else otherwise
+    value = getattr(stream, name, None)
+    return value if isinstance(value, bool) else otherwise

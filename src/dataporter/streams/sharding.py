@@ -65,7 +65,7 @@ class Sharding(Protocol):
 
     @property
     def name(self) -> Literal["shards", "workers"]:
-        """The kind, as it is named in the state's identity."""
+        """``"shards"`` if the dataset splits itself, ``"workers"`` if the workers share it."""
 
     @property
     def dataset(self) -> Any: ...
@@ -140,7 +140,7 @@ class ByWorkers:
     dataset: Any
     snapshots: bool = True
     reads_ahead: bool = False
-    _found: list[str | None] = field(default_factory=list)
+    _first_states: list[str | None] = field(default_factory=list)
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -150,10 +150,10 @@ class ByWorkers:
         return shards_of_rank(rank, world_size, num_workers=num_workers)
 
     def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        if not self._found:
-            self._found.append(_state_of(self.dataset))
-        elif (found := self._found[0]) is not None:
-            self.dataset.load_state_dict(snapshot.decode(found))
+        if not self._first_states:
+            self._first_states.append(_state_of(self.dataset))
+        elif (first := self._first_states[0]) is not None:
+            self.dataset.load_state_dict(snapshot.decode(first))
         set_stream_epoch(self.dataset, epoch)
         opened: Iterable[Any] = self.dataset
         return opened

@@ -119,14 +119,14 @@ class _Shard:
     def __iter__(self) -> Iterator[Any]:
         windows = _Windows(self._shard, self._window, self._key, self._reads_ahead)
         # A state of the windows builds on the shard's. The chain hides it where there is none.
-        return windows if self._exact and windows.keeps_place else chain(windows)
+        return windows if self._exact and windows.keeps_state else chain(windows)
 
 
 class _Windows(Iterator[Any]):
     """The samples of a shard in shuffled windows.
 
-    A window is read as a whole when its first sample is requested. So the generators are seeded
-    here, for each sample by its offset in the shard.
+    A window is read as a whole, whichever of its samples is requested first. So the generators are
+    seeded here, for each sample by its offset in the shard.
     """
 
     def __init__(self, shard: Iterable[Any], window: int, key: int, watched: bool) -> None:
@@ -139,7 +139,7 @@ class _Windows(Iterator[Any]):
         self._begin(0)
 
     @property
-    def keeps_place(self) -> bool:
+    def keeps_state(self) -> bool:
         return self._source.states() is not None
 
     def __next__(self) -> Any:

@@ -174,9 +174,14 @@ def _shard(entry: object, total: int) -> ShardState:
     )
     if sound:
         state = ShardState(*entry)  # type: ignore[misc]  # checked above
-        if 0 <= state.shard < total and state.batches >= 0 and 0 <= state.marked <= state.offset:
+        if (
+            0 <= state.shard < total
+            and state.batches >= 0
+            and 0 <= state.snapshot_offset <= state.offset
+        ):
             return state
     raise InvalidStateError(
         f"the state's field 'shards' holds {shown(entry)}, expected "
-        f"[{', '.join(ShardState._fields)}] with 0 <= shard < {total} and 0 <= marked <= offset"
+        f"[{', '.join(ShardState._fields)}] with 0 <= shard < {total} and "
+        "0 <= snapshot_offset <= offset"
     )

@@ -135,12 +135,12 @@ class StreamLookup:
         )
 
 
-def warn_of_length(dataset: Any, said: int, delivered: int) -> None:
+def warn_of_length(dataset: Any, announced: int, delivered: int) -> None:
     """Warn, as torch does, about more batches than ``len()`` announced."""
-    if delivered > said:
+    if delivered > announced:
         warn(
-            f"len() of this loader over a {type(dataset).__name__} is {said} batches, but this is "
-            f"number {delivered}: the dataset has more samples than its __len__ says, or several "
-            "shards or workers end with an incomplete batch",
+            f"len() of this loader over a {type(dataset).__name__} is {announced} batches, but "
+            f"this is number {delivered}: the dataset has more samples than its __len__ says, or "
+            "several shards or workers end with an incomplete batch",
             UserWarning,
         )

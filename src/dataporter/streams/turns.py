@@ -91,18 +91,18 @@ class Turns:
         return [
             state
             for state in self._starts.values()
-            if state.marked < state.offset and not state.ended
+            if state.snapshot_offset < state.offset and not state.ended
         ]
 
     def _replays(self) -> Iterator[Scheduled]:
         # A part of each shard in turn, so that all workers take part and the bar moves.
-        behind = [(state.marked, state) for state in self.to_replay()]
+        behind = [(state.snapshot_offset, state) for state in self.to_replay()]
         while behind:
             behind = [
                 (min(offset + _REPLAYED_AT_ONCE, state.offset), state) for offset, state in behind
             ]
             for offset, state in behind:
-                start = state._replace(offset=state.marked)
+                start = state._replace(offset=state.snapshot_offset)
                 yield self._request(start, self.progress.step, state.batches, offset, 0)
             behind = [(offset, state) for offset, state in behind if offset < state.offset]
 
@@ -130,7 +130,7 @@ class _Batches(Iterator[Reply]):
         self._turns = turns
         self._replies = replies
         self._step = turns.progress.step
-        self._replayed = {state.shard: state.marked for state in turns.to_replay()}
+        self._replayed = {state.shard: state.snapshot_offset for state in turns.to_replay()}
         self._bar = _bar(turns.to_replay())
 
     def __next__(self) -> Reply:
@@ -181,15 +181,15 @@ def _turns(states: Iterable[ShardState]) -> list[tuple[int, int]]:
 
 def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
     """A progress bar for a replay, with a warning if it starts at the first sample."""
-    unmarked = sum(state.offset for state in to_replay if state.snapshot is None)
-    if unmarked:
+    from_start = sum(state.offset for state in to_replay if state.snapshot is None)
+    if from_start:
         warn(
-            f"the stream has no exact state to resume from, so the workers reread and discard "
-            f"{unmarked:,} delivered samples first; state_dict and load_state_dict on the dataset "
-            "or on its iterator avoid this",
+            "the stream has no exact state to resume from, so the workers reread and discard "
+            f"{from_start:,} delivered samples first; state_dict and load_state_dict on the "
+            "dataset or on its iterator avoid this",
             RuntimeWarning,
         )
-    total = sum(state.offset - state.marked for state in to_replay)
+    total = sum(state.offset - state.snapshot_offset for state in to_replay)
     if not total:
         return None
     return tqdm(
