@@ -1,4 +1,4 @@
-"""The command line that every benchmark has: `--quick` for a look, without it for the record."""
+"""The command line of every benchmark: `--quick` for a quick look, without it for the record."""
 
 from __future__ import annotations
 

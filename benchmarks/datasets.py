@@ -1,4 +1,4 @@
-"""The datasets the benchmarks read: the same rows in the forms that people have them in."""
+"""The datasets of the benchmarks: the same rows in the forms that users have them in."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _columns(length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pairs(length: int = LENGTH) -> TensorDataset:
-    """Rows as (64 float32, int64), in torch's own dataset of columns."""
+    """Rows as (64 float32, int64), in torch's ``TensorDataset``."""
     return TensorDataset(*_columns(length))
 
 
 class Dicts:
-    """Rows as dicts, one ``__getitem__`` each: the form most datasets of users have."""
+    """Rows as dicts, one ``__getitem__`` each: the form of most users' datasets."""
 
     def __init__(self, length: int = LENGTH) -> None:
         self.features, self.labels = _columns(length)
@@ -40,7 +40,7 @@ class Dicts:
 
 
 class BatchedDicts(Dicts):
-    """The same rows, which can also be asked for by the batch."""
+    """The same rows, which can also be read a batch at a time."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         rows = torch.as_tensor(indices)
@@ -49,7 +49,7 @@ class BatchedDicts(Dicts):
 
 
 class NumpyPairs:
-    """Rows as pairs of NumPy values: what Grain, which batches with NumPy, reads best."""
+    """Rows as pairs of NumPy values, which Grain reads best, because it batches with NumPy."""
 
     def __init__(self, length: int = LENGTH) -> None:
         features, labels = _columns(length)

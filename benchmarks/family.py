@@ -1,4 +1,4 @@
-"""Family: the memory of this process and of all that it has started, shared pages counted once."""
+"""Family: the memory of this process and all its descendants, shared pages counted once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["held_by_family", "with_unmapped_memory"]
 
 
 def held_by_family() -> int:
-    """Bytes: the proportional set sizes (PSS) of this process and of those below it."""
+    """Bytes: the proportional set sizes (PSS) of this process and its descendants."""
     return sum(int(each.memory_full_info().pss) for each in _family())
 
 
 def with_unmapped_memory() -> int:
-    """The same, with the shared memory that no process has mapped at the moment.
+    """The same, plus the shared memory that no process has currently mapped.
 
-    torch's workers unmap a batch that they have sent, and the training maps it when it takes it.
-    The memory in between is in nobody's PSS, but in that of the system, which is counted here
-    whole: on a machine that does nothing else.
+    torch's workers unmap a batch after sending it, and the training process maps it on receipt. In
+    between, the memory is in no process's PSS, but in the system's shared memory, which is counted
+    here in full: run this on an otherwise idle machine.
     """
     total = 0
     for each in _family():

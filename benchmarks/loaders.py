@@ -1,4 +1,4 @@
-"""The contestants: the same shuffled batches from each library, as its documentation has it."""
+"""The contestants: the same shuffled batches from each library, as in its documentation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dataporter import ResumableDataLoader
 
-# Grain looks for jax when it is imported, and logs that it is not there.
+# On import, Grain looks for jax and logs that it is missing.
 logging.getLogger("absl").setLevel(logging.ERROR)
 import grain  # noqa: E402  # once its log is quiet
 
-# SPDL says at each start which version of its pipeline it runs.
+# At each start, SPDL logs the version of its pipeline.
 logging.getLogger("spdl").setLevel(logging.ERROR)
 import spdl.dataloader  # noqa: E402  # once its log is quiet
 
-# torchdata 0.11 calls what torch 2.13 has deprecated, with every loader.
+# With every loader, torchdata 0.11 calls a function that torch 2.13 has deprecated.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 __all__ = [
@@ -80,8 +80,8 @@ def torchdata_loader(dataset: Any, num_workers: int = 0) -> StatefulDataLoader[A
 def grain_loader(source: Any, num_workers: int = 0) -> Iterable[Any]:
     """Grain's dataset pipeline: source, shuffle, batch.
 
-    It goes on for ever, epoch after epoch. Its reader threads are off: they would be a second
-    engine, and slow it down here where reading a row is no waiting.
+    It never ends: epoch follows epoch. Its reader threads are off: they would be a second engine
+    and slow it down here, where reading a row involves no waiting.
     """
     batches = (
         grain.MapDataset.source(source)
@@ -99,7 +99,7 @@ def grain_loader(source: Any, num_workers: int = 0) -> Iterable[Any]:
 def spdl_loader(
     dataset: Any, batch_size: int = BATCH_SIZE, *, num_workers: int, **arguments: Any
 ) -> Iterable[Any]:
-    """SPDL's loader of map-style datasets, with worker processes, in the sampler's order."""
+    """SPDL's loader for map-style datasets, with worker processes, in the sampler's order."""
     return spdl.dataloader.get_pytorch_dataloader(  # type: ignore[no-any-return]  # untyped here
         dataset,
         batch_size,

@@ -1,4 +1,4 @@
-"""The machine: what the figures were measured on, and with which versions."""
+"""The machine and the library versions with which the figures were measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl")
 
 
 def describe(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
-    """Facts by name; ``libraries`` are the packages whose versions are among them."""
+    """Facts by name, including the versions of ``libraries``."""
     return {
         "date": date.today().isoformat(),
         "CPU": f"{_cpu_model()}, {psutil.cpu_count(logical=False)} cores, "

@@ -1,4 +1,4 @@
-"""The page cache: how much of a file it holds, and how to make it forget the file (Linux)."""
+"""The page cache: how much of a file it holds, and how to drop the file from it (Linux)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def resident(path: Path) -> int:
-    """Bytes of the file that are in the page cache, as mincore says."""
+    """Bytes of the file in the page cache, according to mincore."""
     size, page = path.stat().st_size, mmap.PAGESIZE
     held = (ctypes.c_ubyte * -(-size // page))()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         start = np.frombuffer(mapped, dtype=np.uint8)
         address = ctypes.c_void_p(start.ctypes.data)
         failed = _libc.mincore(address, ctypes.c_size_t(size), held)
-        del start  # a mapping that is looked at cannot be closed
+        del start  # a mapping with a view cannot be closed
     if failed:
         raise OSError(ctypes.get_errno(), f"mincore of {path}")
     return int((np.frombuffer(held, dtype=np.uint8) & 1).sum()) * page
 
 
 def forget(path: Path) -> None:
-    """Take the file out of the page cache, also where this process has mapped it.
+    """Drop the file from the page cache, also if this process has mapped it.
 
-    The kernel keeps a mapped page; so the mappings let go of theirs first, and stay valid.
+    The kernel keeps mapped pages, so the mappings release theirs first; they stay valid.
     """
     advise(path, mmap.MADV_DONTNEED)
     with path.open("rb") as file:
@@ -40,7 +40,7 @@ def forget(path: Path) -> None:
 
 
 def advise(path: Path, advice: int) -> None:
-    """Give ``madvise`` some advice on what this process has mapped of the file."""
+    """Pass advice to ``madvise`` for this process's mappings of the file."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if fields[-1] == str(path):
@@ -51,6 +51,6 @@ def advise(path: Path, advice: int) -> None:
 
 
 def bytes_read() -> int:
-    """What this process has had fetched from disks so far, read-ahead included."""
+    """Bytes read from disks for this process so far, including read-ahead."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["read_bytes"])

@@ -1,4 +1,4 @@
-"""Real photographs as JPEGs: scikit-learn brings two, cut here into many."""
+"""Real photographs as JPEGs: scikit-learn includes two, cropped here into many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Photographs"]
 
 
 class Photographs:
-    """JPEGs of 400 x 400, decoded and resized to (3, 224, 224) uint8 at each reading."""
+    """JPEGs of 400 x 400, decoded and resized to (3, 224, 224) uint8 on each read."""
 
     def __init__(self) -> None:
         whole = load_sample_images().images

@@ -1,4 +1,4 @@
-"""Rounds: contestants measured in turn, so that a neighbour's noise falls on all of them alike."""
+"""Rounds: contestants measured in turn, so that noise on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Rounds", "play"]
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What each contestant measured, round by round."""
+    """The figures of each contestant, round by round."""
 
     figures: Mapping[str, list[float]]
 
     def median(self, name: str) -> float:
-        """The middle figure of a contestant."""
+        """The median figure of a contestant."""
         return median(self.figures[name])
 
     def range(self, name: str) -> tuple[float, float]:
@@ -25,28 +25,28 @@ class Rounds:
         return min(self.figures[name]), max(self.figures[name])
 
     def paired(self, combine: Callable[[float, float], float], name: str, other: str) -> float:
-        """The middle of ``combine`` over two contestants' figures of the same round."""
+        """The median of ``combine`` over two contestants' figures of the same round."""
         return median(
             combine(mine, theirs)
             for mine, theirs in zip(self.figures[name], self.figures[other], strict=True)
         )
 
     def ratio(self, name: str, other: str) -> float:
-        """How many times the figure of ``other`` a contestant has."""
+        """A contestant's figure as a multiple of that of ``other``."""
         return self.paired(lambda mine, theirs: mine / theirs, name, other)
 
 
 def play(contestants: Mapping[str, Callable[[], float]], rounds: int) -> Rounds:
-    """Measure every contestant once a round.
+    """Measure every contestant once per round.
 
-    Each round begins with another one, so that none always follows the same neighbour.
+    Each round starts with a different one, so that none always follows the same neighbour.
     """
     names = list(contestants)
     figures: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            # The garbage of one contestant is not to be collected on the time of the next.
+            # The next contestant must not pay for collecting this one's garbage.
             gc.collect()
             figures[name].append(contestants[name]())
     return Rounds(figures)

@@ -28,10 +28,10 @@ _LONGEST_CALL = 600.0
 def samples_per_second(
     loader: Iterable[Any], *, batch_size: int, at_most: float, warm_up: int = 0
 ) -> float:
-    """Samples per second over one pass, cut short after ``at_most`` seconds.
+    """Samples per second over one pass, or its first ``at_most`` seconds.
 
-    With workers ``warm_up`` batches are taken before the clock starts: starting processes is not
-    the question, and the batches they prefetched in the meantime would count as made for nothing.
+    ``warm_up`` batches are taken before the clock starts: the start-up of workers is not measured,
+    and the batches prefetched meanwhile would otherwise count as free.
     """
     batches = iter(loader)
     for _ in range(warm_up):
@@ -55,14 +55,14 @@ def seconds_per_call(call: Callable[[], object], *, at_least: float) -> float:
 
 
 def seconds_once(call: Callable[[], object]) -> float:
-    """Seconds of a single call, for what is never called twice."""
+    """Seconds of a single call, for a call that cannot be repeated."""
     begin = perf_counter()
     call()
     return perf_counter() - begin
 
 
 def peak_allocated(call: Callable[[], object]) -> int:
-    """Bytes that Python and NumPy held at most, over what they held before; not torch's tensors."""
+    """The peak in bytes of Python and NumPy memory over that before; without torch's tensors."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -74,19 +74,19 @@ def peak_allocated(call: Callable[[], object]) -> int:
 
 
 def peak_resident(call: Callable[[], object]) -> int:
-    """Bytes by which the process grew at most, whoever allocated them.
+    """The largest growth of the process in bytes, whatever allocated them.
 
-    Measured in a forked child, whose peak begins at what the parent has. Precise to a few MB.
+    Measured in a forked child, whose peak starts at the parent's memory. Accurate to a few MB.
 
     Raises:
         TimeoutError: the call took more than ten minutes.
-        EOFError: the child died of it.
+        EOFError: the child died during the call.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def measure() -> None:
-        # OpenMP's threads do not survive a fork, and the child would wait for them for ever.
+        # OpenMP's threads do not survive a fork, and the child would wait for them forever.
         torch.set_num_threads(1)
         before = _peak()
         call()

@@ -27,7 +27,7 @@ from dataporter import ResumableDataLoader, VerifyReport, verify
 
 RESULTS = Path(__file__).parent / "verify_peers.md"
 BATCH_SIZE = 64
-# torchdata 0.11 calls what torch 2.13 has deprecated, with every loader.
+# With every loader, torchdata 0.11 calls a function that torch 2.13 has deprecated.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 
@@ -156,7 +156,7 @@ CAREFUL: dict[str, Callable[..., Any]] = {
 
 def measure(quick: bool) -> list[Table]:
     with tempfile.TemporaryDirectory() as directory:
-        # Each of many processes would take two seconds to import scikit-learn.
+        # Importing scikit-learn would take each of many processes two seconds.
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -2,7 +2,7 @@
 
     torchrun ... preempted_ranks.py DIRECTORY WORKERS SCENARIO...
 
-Each scenario is a training that begins anew; every rank appends one line for it to its log.
+Each scenario is a new training run, for which every rank appends one line to its log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def training(
             samples += batch.tolist()
             if guard.should_stop():
                 stopped = True
-                # More signals, and a question that the other ranks do not hear.
+                # Further signals and calls, which the other ranks do not take part in.
                 os.kill(os.getpid(), signal.SIGTERM)
                 if dist.get_rank() == 0:
                     assert guard.should_stop()
