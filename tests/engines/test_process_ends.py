@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from budgets import slow
 from subjects import Indices, digest
 from worker_processes import Filled, workers_of
 
@@ -66,10 +67,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("context", ["fork", *slow("spawn", "forkserver")])
 @pytest.mark.parametrize(
-    "end", ["exit", "exit persistent", "raise", "interrupt", "kill", "kill busy"]
+    "end",
+    [*slow("exit"), "exit persistent", *slow("raise", "interrupt", "kill"), "kill busy"],
 )
 def test_no_worker_outlives_the_training(tmp_path: Path, context: str, end: str) -> None:
     script = tmp_path / "script.py"
