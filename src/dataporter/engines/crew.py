@@ -16,10 +16,11 @@ from typing import Any
 
 from dataporter.engines.channel import Channel, channels
 from dataporter.engines.engine import Usage
+from dataporter.engines.messages import Answer, Task
 from dataporter.engines.packing import unpack
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.spinning import AdaptiveSpin
-from dataporter.engines.worker import Answer, Task, WorkerSpec, run
+from dataporter.engines.worker import WorkerSpec, run
 from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest, Scheduled

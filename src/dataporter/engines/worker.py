@@ -11,25 +11,24 @@ import random
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from dataporter._torch import become_worker, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
+from dataporter.engines.messages import Answer, Failure, Task
 from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
-from dataporter.errors import DataPorterError, SampleError
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
 
-__all__ = ["Answer", "Failure", "Task", "WorkerSpec", "WorkerTraceback", "run"]
+__all__ = ["WorkerSpec", "run"]
 
 _CHECKS_PARENT_EVERY = 1.0  # s
 
@@ -54,101 +53,6 @@ class WorkerSpec:
     worker_init_fn: Callable[[int], None] | None
     num_workers: int
     base_seed: int
-
-
-class Task(NamedTuple):
-    """From the training process to a worker: a request, and news of slots and earlier requests.
-
-    Attributes:
-        ticket: identifies the task.
-        request: what to read.
-        reusable: slots that the worker may write to again.
-        spent: slots that the worker must not write to again.
-        cancelled: tickets of tasks that need no answer any more.
-    """
-
-    ticket: int
-    request: EngineRequest
-    reusable: list[int]
-    spent: list[int]
-    cancelled: list[int]
-
-    def packed(self) -> bytes:
-        return pickle.dumps(self._replace(request=self.request.packed()), pickle.HIGHEST_PROTOCOL)
-
-    @classmethod
-    def unpacked(cls, message: bytes) -> Task:
-        task: Task = pickle.loads(message)
-        packed: Any = task.request
-        return task._replace(request=packed.unpacked())
-
-
-class Answer(NamedTuple):
-    """From a worker to the training process: a packed ``Fetched``, or the failure.
-
-    Attributes:
-        ticket: the task's.
-        packed: the message, to be unpacked with the first ``size`` bytes of ``slot``.
-        slot: None if nothing of the batch lies in a slot.
-        is_new: the slot's descriptor accompanies this answer.
-        given_up: slots that the worker does not use any more.
-        failure: the exception that was raised instead.
-    """
-
-    ticket: int
-    packed: bytes = b""
-    slot: int | None = None
-    size: int = 0
-    is_new: bool = False
-    given_up: Sequence[int] = ()
-    failure: Failure | None = None
-
-
-class WorkerTraceback(DataPorterError):
-    """The traceback in the worker: the ``__cause__`` of a fetch's exception raised here."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An exception on its way from a worker.
-
-    Attributes:
-        pickled: None if the exception cannot be pickled.
-        shown: its type and message.
-        traceback: its traceback in the worker.
-    """
-
-    pickled: bytes | None
-    shown: str
-    traceback: str
-
-    @classmethod
-    def from_exception(cls, error: Exception) -> Failure:
-        text = "".join(traceback.format_exception(error))
-        try:
-            # Many exceptions can be pickled but not unpickled, so try both.
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)
-        except Exception:
-            pickled = None
-        # Not str(error): an exception's own __str__ may raise.
-        shown = "".join(traceback.format_exception_only(error)).strip()
-        return cls(pickled, shown, text)
-
-    def rebuilt(self) -> Exception:
-        error: Exception
-        if self.pickled is None:
-            error = SampleError(
-                f"a worker raised {self.shown}\n(this exception cannot be pickled, so it cannot be "
-                "raised here itself; its traceback is above)"
-            )
-        else:
-            error = pickle.loads(self.pickled)
-        error.__cause__ = WorkerTraceback(self.traceback)
-        return error
 
 
 def run(
