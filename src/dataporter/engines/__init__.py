@@ -1,6 +1,6 @@
 """Engines: where fetches run. They know requests and batches, and nothing of loaders."""
 
-from dataporter.engines.engine import Engine, EngineRequests, Reply, Usage
+from dataporter.engines.engine import Engine, Reply, Usage
 from dataporter.engines.inline import InlineEngine
 from dataporter.engines.options import WorkerOptions
 from dataporter.engines.process import ProcessEngine
@@ -8,7 +8,6 @@ from dataporter.engines.thread import ThreadEngine
 
 __all__ = [
     "Engine",
-    "EngineRequests",
     "InlineEngine",
     "ProcessEngine",
     "Reply",

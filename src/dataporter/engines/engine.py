@@ -10,9 +10,7 @@ from dataporter.errors import DataPorterError
 from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest, Scheduled
 
-__all__ = ["Engine", "EngineRequests", "Reply", "Usage", "refuse_inherited"]
-
-EngineRequests = Iterable[Scheduled]
+__all__ = ["Engine", "Reply", "Usage", "refuse_inherited"]
 
 
 class Reply(NamedTuple):
@@ -46,7 +44,9 @@ class Usage(NamedTuple):
 class Engine(Protocol):
     """Carries requests to where they are fetched, and the batches back."""
 
-    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
+    def start(
+        self, requests: Iterable[Scheduled], ahead: Iterable[Scheduled] | None
+    ) -> Iterator[Reply]:
         """Begin a pass, and end the one before, if it is not over.
 
         A fetch that fails is a reply, and the pass continues with the next one; only a failure of

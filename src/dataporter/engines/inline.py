@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dataporter.engines.engine import EngineRequests, Reply, Usage
+from dataporter.engines.engine import Reply, Usage
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import Scheduled
 
@@ -27,7 +27,9 @@ class InlineEngine:
     build_fetch: Callable[[], Fetch]
     pin: Callable[[Any], Any]
 
-    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
+    def start(
+        self, requests: Iterable[Scheduled], ahead: Iterable[Scheduled] | None
+    ) -> Iterator[Reply]:
         return map(partial(_served, self.build_fetch(), self.pin), requests)
 
     def usage(self) -> Usage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import multiprocessing
 
 from dataporter.engines.ahead import ReadAhead, RequestQueue
 from dataporter.engines.crew import Crew, Ticket, describe
-from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
+from dataporter.engines.engine import Reply, Usage, refuse_inherited
 from dataporter.engines.options import WorkerOptions
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError
@@ -52,7 +52,9 @@ class ProcessEngine:
         # The last pass's workers, which end with that pass unless they persist.
         self._last_crew: weakref.ref[Crew] | None = None
 
-    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
+    def start(
+        self, requests: Iterable[Scheduled], ahead: Iterable[Scheduled] | None
+    ) -> Iterator[Reply]:
         previous, self._pass = self._pass, None
         crew, queue = None, None
         # In a forked process, the pass and its workers are the parent's.
@@ -99,7 +101,7 @@ class _Pass(Iterator[Reply]):
         self,
         crew: Crew,
         queue: RequestQueue[Ticket],
-        following: EngineRequests | None,
+        following: Iterable[Scheduled] | None,
         pin: Callable[[Any], Any],
         options: WorkerOptions,
     ) -> None:
@@ -145,7 +147,7 @@ class _Pass(Iterator[Reply]):
         return Reply(ticket.request, ticket.delivers, result._replace(batch=pinned))
 
     def hand_over(
-        self, requests: EngineRequests
+        self, requests: Iterable[Scheduled]
     ) -> tuple[Crew, RequestQueue[Ticket]] | tuple[None, None]:
         """End this pass for a later one; returns the workers, and what that one has left to read.
 

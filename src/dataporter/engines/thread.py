@@ -6,14 +6,14 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
 from dataporter.engines.ahead import ReadAhead, RequestQueue
-from dataporter.engines.engine import EngineRequests, Reply, Usage, refuse_inherited
+from dataporter.engines.engine import Reply, Usage, refuse_inherited
 from dataporter.engines.options import WorkerOptions
 from dataporter.errors import WorkerTimeoutError, warn
 from dataporter.fetch.fetch import Fetch
@@ -44,7 +44,9 @@ class ThreadEngine:
         self._pool: _Threads | None = None
         self._owner = os.getpid()
 
-    def start(self, requests: EngineRequests, ahead: EngineRequests | None) -> Iterator[Reply]:
+    def start(
+        self, requests: Iterable[Scheduled], ahead: Iterable[Scheduled] | None
+    ) -> Iterator[Reply]:
         pool = self._pool
         if pool is None or self._owner != os.getpid():  # threads do not survive a fork
             pool = _Threads(self._options.num_workers)
