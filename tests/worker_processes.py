@@ -41,5 +41,5 @@ def workers_of(process: psutil.Process | None = None) -> set[psutil.Process]:
 
 
 def shared_memory() -> set[str]:
-    """Without the semaphores, which the engine has none of, and which other tests have just now."""
+    """Files in /dev/shm, except semaphores, which other tests have and engines do not."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}

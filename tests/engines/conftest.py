@@ -18,7 +18,7 @@ def nothing_is_left_behind() -> Iterator[None]:
     gc.collect()
     _, alive = psutil.wait_procs(workers_of() - processes, timeout=5)
     assert alive == []
-    # Tests of torch's own workers run at the same time, whose files come and go.
+    # Tests of torch's workers run at the same time, and their files come and go.
     left, until = shared_memory() - memory, time.monotonic() + 5
     while left and time.monotonic() < until:
         time.sleep(0.05)

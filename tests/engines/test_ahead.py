@@ -85,7 +85,7 @@ lengths, limits = st.integers(0, 12), st.integers(1, 5)
 
 
 @given(lengths, limits, st.booleans(), st.data())
-def test_every_request_is_delivered_once_and_in_order_where_that_is_wanted(
+def test_every_request_is_delivered_once_and_in_order_if_that_is_asked_for(
     length: int, limit: int, in_order: bool, data: st.DataObject
 ) -> None:
     workers = Workers(data)
@@ -95,20 +95,20 @@ def test_every_request_is_delivered_once_and_in_order_where_that_is_wanted(
 
 
 @given(lengths, lengths, limits, st.booleans(), st.data())
-def test_the_limit_is_kept_to_and_used_over_both_passes(
+def test_both_passes_together_use_the_limit_and_never_exceed_it(
     length: int, later: int, limit: int, in_order: bool, data: st.DataObject
 ) -> None:
     workers = Workers(data)
     ahead = read_ahead(Requests(0, length), Requests(1, later), limit=limit, in_order=in_order)
     for taken in range(1, length + 1):
         assert workers.take(ahead) is not None
-        # As many as there are, and those of the next pass last.
+        # As many as possible, and those of the next pass last.
         assert workers.submitted == (steps(0, length) + steps(1, later))[: taken + limit]
     assert workers.most_outstanding <= limit
 
 
 @given(st.integers(2, 12), limits, st.data())
-def test_out_of_order_all_outstanding_requests_of_the_pass_compete_and_in_order_the_first_alone(
+def test_the_first_outstanding_request_is_waited_for_or_any_of_the_pass_without_in_order(
     length: int, limit: int, data: st.DataObject
 ) -> None:
     anything, first = Workers(data), Workers(data)
@@ -119,7 +119,7 @@ def test_out_of_order_all_outstanding_requests_of_the_pass_compete_and_in_order_
 
 
 @given(st.data(), st.integers(1, 12), limits, st.booleans())
-def test_a_failure_of_the_requests_is_raised_once_all_before_it_are_delivered(
+def test_a_failing_sampler_is_reported_after_the_batches_before_it(
     data: st.DataObject, length: int, limit: int, in_order: bool
 ) -> None:
     workers, fails_after = Workers(data), data.draw(st.integers(0, length - 1))
@@ -134,7 +134,7 @@ def test_a_failure_of_the_requests_is_raised_once_all_before_it_are_delivered(
 
 
 @given(lengths, lengths, limits, st.booleans(), st.data())
-def test_what_was_read_ahead_is_kept_for_a_pass_that_asks_for_it_and_else_forgotten(
+def test_what_was_read_ahead_is_kept_if_the_next_pass_asks_for_it_and_forgotten_otherwise(
     length: int, taken: int, limit: int, is_asked_for: bool, data: st.DataObject
 ) -> None:
     workers = Workers(data)
@@ -168,7 +168,7 @@ def test_without_a_following_pass_nothing_is_read_beyond_the_end() -> None:
     assert submitted == [0, 1, 2]
 
 
-def test_a_request_that_was_peeked_at_is_submitted_still() -> None:
+def test_peek_leaves_the_request_to_be_submitted() -> None:
     queue: RequestQueue[int] = RequestQueue(Requests(0, 3))
     first = queue.peek()
     assert first is not None
@@ -178,7 +178,7 @@ def test_a_request_that_was_peeked_at_is_submitted_still() -> None:
     assert queue.peek() is None
 
 
-def test_a_failure_of_the_next_pass_s_requests_is_left_to_that_pass() -> None:
+def test_a_failure_in_the_next_pass_s_requests_is_raised_in_that_pass() -> None:
     ahead = read_ahead(Requests(0, 2), Requests(1, 6, fails_after=1), limit=8)
 
     def submit(scheduled: Scheduled, queue: RequestQueue[Ticket]) -> Ticket:

@@ -1,4 +1,4 @@
-"""Packing and the ring: a batch comes out as it went in, and keeps its slot while it lives."""
+"""Packing and the ring: a batch arrives equal, and keeps its slot while anything refers to it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Pair = namedtuple("Pair", ["one", "two"])
 
 @dataclass
 class Record:
-    """A batch of somebody's own."""
+    """A custom batch."""
 
     image: Any
     name: str
 
 
 class Frozen(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.content = content
@@ -195,7 +195,7 @@ def test_any_batch_arrives_as_it_was(batch: Any, copy: bool) -> None:
     assert described(Ends().carry(batch, copy=copy)) == described(batch)
 
 
-def test_what_occurs_twice_is_one_object_again() -> None:
+def test_an_object_that_occurs_twice_is_one_object_on_arrival() -> None:
     twice = torch.arange(3)
     batch = {"a": twice, "b": [twice], "c": (inner := [1]), "d": inner}
     found = Ends().carry(batch)
@@ -224,7 +224,7 @@ def test_a_view_keeps_its_strides(view: torch.Tensor) -> None:
     assert view.numel() > 1000 or torch.equal(found, view)
 
 
-def test_a_view_of_a_little_does_not_bring_all_of_it() -> None:
+def test_a_small_view_does_not_carry_the_whole_tensor() -> None:
     column = torch.arange(1_000_000.0).reshape(1000, 1000)[:, 7]
     packer = Packer([column], None)
     assert packer.size == 4032, "4000 bytes, to the next multiple of 64"
@@ -251,7 +251,7 @@ SHARED = {
 
 @pytest.mark.parametrize("in_arena", [False, True])
 @pytest.mark.parametrize("views", SHARED.values(), ids=SHARED)
-def test_what_shares_memory_shares_it_again(views: Any, in_arena: bool) -> None:
+def test_tensors_that_share_memory_share_it_on_arrival(views: Any, in_arena: bool) -> None:
     ends, arena, rows = Ends(), None, ROWS.clone()
     expected = writes_to_the_first_and_looks_at_all(views(ROWS.clone()))
     slot = ends.worker.make(1000)
@@ -272,7 +272,7 @@ RARE = ["complex32", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "uint4"]
 
 @pytest.mark.parametrize("name", RARE)
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
-def test_what_only_few_functions_of_torch_s_know_is_carried_as_well(name: str) -> None:
+def test_rare_dtypes_are_carried_as_well(name: str) -> None:
     if (dtype := getattr(torch, name, None)) is None:
         pytest.skip("this torch does not have it")
     raw = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
@@ -296,7 +296,7 @@ HOLDS = {
 
 
 @pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
-def test_a_slot_is_written_again_only_when_nothing_of_its_batch_is_left(hold: Any) -> None:
+def test_a_slot_is_reused_only_once_nothing_refers_to_its_batch(hold: Any) -> None:
     def batch(value: int) -> dict[str, Any]:
         return {
             "x": torch.full((4, 8), float(value)),
@@ -304,7 +304,7 @@ def test_a_slot_is_written_again_only_when_nothing_of_its_batch_is_left(hold: An
             "h": torch.full((4,), float(value), dtype=torch.bfloat16),
         }
 
-    gc.disable()  # a cycle would keep a slot until the collector comes
+    gc.disable()  # a cycle would keep a slot until the next collection
     try:
         ends = Ends()
         held = hold(ends.carry(batch(1)))
@@ -355,7 +355,7 @@ def test_a_forked_process_keeps_the_batches_that_it_inherited() -> None:
     os.close(reading), os.close(writing)
 
 
-def test_an_arena_hands_out_what_fits_and_knows_it_again() -> None:
+def test_an_arena_hands_out_what_fits_and_recognises_it() -> None:
     slots = WorkerSlots()
     slot = slots.make(1000)
     slots.forget_descriptor(slot)

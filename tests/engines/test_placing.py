@@ -1,4 +1,4 @@
-"""Placing: torch's functions give in a slot what they give elsewhere, to the bit and the stride."""
+"""Placing: torch functions have the same results in a slot, to the bit and the stride."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def outcome(make: Callable[[], Any]) -> Any:
     dense = dense.clone(memory_format=torch.contiguous_format)
     # A tensor of one value counts as contiguous with any stride, and would not be viewed as bytes.
     raw = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
-    # Of a dimension with one place in it, or of no values at all, a stride says nothing.
+    # The stride of a dimension of length 1, or of an empty tensor, has no meaning.
     strides = [
         stride for stride, size in zip(made.stride(), made.shape) if size > 1 and made.numel()
     ]
@@ -78,7 +78,7 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
 
 @st.composite
 def calls(draw: st.DrawFn) -> Callable[[], Any]:
-    """A call of one of the functions that can be placed, with right and with wrong arguments."""
+    """A call of one of the functions that can be placed, with valid and invalid arguments."""
     rows = draw(tensors())
     others = draw(st.lists(st.sampled_from([rows, rows.clone().detach(), rows[:1]]), max_size=3))
     dim = draw(st.integers(-2, 2))
@@ -117,7 +117,7 @@ def calls(draw: st.DrawFn) -> Callable[[], Any]:
 
 @settings(max_examples=cases(500))
 @given(calls())
-def test_a_call_gives_the_same_with_placing_and_without(call: Callable[[], Any]) -> None:
+def test_a_call_has_the_same_result_with_placing_and_without(call: Callable[[], Any]) -> None:
     expected = outcome(call)
     with switched_on(slot()):
         found = outcome(call)
@@ -139,7 +139,7 @@ CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_can_be_placed_lies_in_the_slot_and_only_within_the_context(name: str) -> None:
+def test_results_lie_in_the_slot_within_the_context_and_only_there(name: str) -> None:
     memory, rows = slot(), torch.arange(64.0).reshape(8, 8)
 
     def lies_there(tensor: torch.Tensor) -> bool:
@@ -148,19 +148,19 @@ def test_what_can_be_placed_lies_in_the_slot_and_only_within_the_context(name: s
     context = switched_on(memory)
     with context:
         assert lies_there(CALLS[name](rows))
-        with context:  # entered again by what is called within
+        with context:  # as a nested call enters it
             pass
     assert not lies_there(CALLS[name](rows))
 
 
-def test_what_does_not_fit_the_slot_is_made_elsewhere() -> None:
+def test_a_result_that_does_not_fit_the_slot_is_made_elsewhere() -> None:
     with switched_on(slot()):
         made = torch.zeros(SIZE, dtype=torch.float64)
     assert made.shape == (SIZE,)
     assert not made.any()
 
 
-def test_what_torch_is_told_to_fill_it_fills() -> None:
+def test_torch_still_fills_uninitialised_memory_if_algorithms_are_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         with switched_on(slot()):
@@ -169,7 +169,7 @@ def test_what_torch_is_told_to_fill_it_fills() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_on_another_default_device_nothing_is_made_in_the_slot() -> None:
+def test_with_another_default_device_nothing_is_made_in_the_slot() -> None:
     with switched_on(slot()), torch.device("meta"):
         made = [torch.zeros(8), torch.empty(8), torch.full((8,), 1.0)]
     assert {tensor.device.type for tensor in made} == {"meta"}
@@ -201,8 +201,8 @@ def test_small_batches_and_intermediate_results_switch_it_off(
     assert (memory.address <= made.data_ptr() < memory.address + memory.size) is (wasted == 0)
 
 
-def test_threads_of_a_dataset_are_handed_nothing_of_the_slot() -> None:
-    """What they take there at the same time could be the same."""
+def test_threads_of_a_dataset_receive_no_memory_of_the_slot() -> None:
+    """Two threads could receive the same bytes."""
     context = switched_on(slot())
     assert context.arena is not None
     with ThreadPoolExecutor(1) as pool:

@@ -31,13 +31,13 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 # ---- lifetimes
 
 
-def test_batches_that_are_held_are_never_written_over() -> None:
+def test_batches_that_the_loop_holds_are_never_overwritten() -> None:
     loader = ResumableDataLoader(Filled(), 4, shuffle=True, seed=1, num_workers=2)
     expected = inline(loader)
     assert [digest(batch) for batch in list(loader)] == expected
 
 
-def test_batches_held_by_another_thread_are_never_written_over() -> None:
+def test_batches_that_another_thread_holds_are_never_overwritten() -> None:
     loader = ResumableDataLoader(Filled(), 2, shuffle=True, seed=1, num_workers=2)
     expected, found = inline(loader), {}
     held: dict[int, Any] = {}
@@ -125,7 +125,7 @@ def test_workers_end_with_their_loader_and_need_no_garbage_collector(persistent:
         gc.enable()
 
 
-def test_a_training_with_too_many_files_open_is_told_so_and_nothing_is_left() -> None:
+def test_too_many_open_files_are_an_error_that_says_so_and_leaves_nothing_behind() -> None:
     resource = pytest.importorskip("resource")
     batches = iter(ResumableDataLoader(Filled(400), 2, num_workers=1))
     held, spare = [next(batches)], []
@@ -147,11 +147,11 @@ def test_a_training_with_too_many_files_open_is_told_so_and_nothing_is_left() ->
     assert psutil.Process().num_fds() < before
 
 
-# ---- what can be carried
+# ---- what a batch may hold
 
 
 class Odd:
-    """Nothing that lies in a slot, or only a part of it."""
+    """Indices, for batches of which little or nothing can lie in a slot."""
 
     def __len__(self) -> int:
         return 6
@@ -173,7 +173,7 @@ def collate_oddly(samples: list[int]) -> Any:
     }
 
 
-def test_what_cannot_lie_in_a_slot_arrives_all_the_same() -> None:
+def test_values_that_cannot_lie_in_a_slot_arrive_as_well() -> None:
     batches = list(ResumableDataLoader(Odd(), 1, num_workers=2, collate_fn=collate_oddly))
     for index, batch in enumerate(batches):
         assert torch.equal(batch["sparse"].to_dense(), torch.eye(2) * index)
@@ -186,7 +186,7 @@ def test_what_cannot_lie_in_a_slot_arrives_all_the_same() -> None:
         assert batch["set"] == {1, 2}
 
 
-def test_a_batch_that_cannot_be_pickled_is_an_error_of_its_own() -> None:
+def test_a_batch_that_cannot_be_pickled_is_an_error() -> None:
     loader = ResumableDataLoader(
         Indices(4), 2, num_workers=1, collate_fn=lambda samples: lambda: samples
     )
@@ -203,7 +203,7 @@ def test_neither_dev_shm_nor_files_are_used() -> None:
     def collate(samples: list[int]) -> Any:
         return default_collate([torch.zeros(100_000) for _ in samples]), maps(samples)
 
-    # What another library has there (tqdm a lock) was there before.
+    # Other libraries may have a file there (tqdm has a lock).
     before = maps([])
     for _, lines in ResumableDataLoader(Indices(8), 2, num_workers=2, collate_fn=collate):
         assert [line for line in lines if "/dev/shm" in line and line not in before] == []
@@ -242,7 +242,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_docker_s_64_kb_of_dev_shm_are_enough_and_stay_empty(tmp_path: Path) -> None:
-    """/dev/shm mounted as small as Docker has it, seen by this one process family alone."""
+    """Only these processes see a /dev/shm as small as Docker's."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(IN_DOCKER))
     mounted = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
@@ -269,7 +269,7 @@ def test_docker_s_64_kb_of_dev_shm_are_enough_and_stay_empty(tmp_path: Path) -> 
 def test_without_memfd_and_without_sending_memory_the_stream_is_the_same(
     system: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is used on systems that were not at hand, as far as Linux can run it."""
+    """What macOS and Windows would use, as far as Linux can run it."""
     if system == "macOS":
         monkeypatch.delattr(os, "memfd_create")
     else:

@@ -110,11 +110,11 @@ def test_no_worker_outlives_the_training(tmp_path: Path, context: str, end: str)
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_half_a_minute_of_mischief_changes_no_byte(
+def test_kills_delays_and_breaks_at_random_change_no_byte(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random kills of workers, delays, hoarding and breaks, against the inline engine."""
-    # Chance kills two workers at the same batch before long.
+    """Batches equal the inline engine's, also those that the loop holds for long."""
+    # By chance, two workers are soon killed at the same batch.
     monkeypatch.setattr(crew, "_MOST_DEATHS", 1000)
     mischief = random.Random(seed)
     processes, descriptors = workers_of(), psutil.Process().num_fds()
@@ -132,9 +132,9 @@ def test_half_a_minute_of_mischief_changes_no_byte(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         while time.monotonic() < until:
-            place = ResumableDataLoader(Filled(48), 3, shuffle=True, seed=seed)
-            place.seek(epoch=epochs)
-            expected = [digest(batch) for batch in place]
+            reference = ResumableDataLoader(Filled(48), 3, shuffle=True, seed=seed)
+            reference.seek(epoch=epochs)
+            expected = [digest(batch) for batch in reference]
             loader.seek(epoch=epochs)
             hoard: list[tuple[int, Any]] = []
             stop = mischief.choice([None, None, mischief.randrange(16)])

@@ -21,14 +21,14 @@ class Slow(Indices):
 
 
 def asked_of(loader: Any) -> list[tuple[int, int]]:
-    """(epoch, step) of what the persistent workers have been asked ahead."""
+    """(epoch, step) of the requests that the persistent workers have for the next epoch."""
     return [
         (t.request.epoch, t.request.step)
         for t in loader._serving._engine._pass._ahead.following.tickets
     ]
 
 
-def test_persistent_workers_fetch_the_next_epoch_while_the_last_batches_are_trained_on() -> None:
+def test_persistent_workers_read_the_next_epoch_during_the_last_training_steps() -> None:
     loader = ResumableDataLoader(
         Slow(8), 1, shuffle=True, seed=1, num_workers=2, persistent_workers=True
     )
@@ -44,26 +44,26 @@ def replay(loader: Any) -> ResumableDataLoader[Any]:
     return twin
 
 
-@pytest.mark.parametrize("course", ["set_epoch", "seek", "load_state_dict", "dropped"])
-def test_what_was_prefetched_is_dropped_when_the_course_changes(course: str) -> None:
+@pytest.mark.parametrize("change", ["set_epoch", "seek", "load_state_dict", "dropped"])
+def test_prefetched_batches_are_dropped_when_the_position_is_moved(change: str) -> None:
     loader = ResumableDataLoader(
         Slow(8), 1, shuffle=True, seed=1, num_workers=2, persistent_workers=True
     )
     batches = iter(loader)
     next(batches)
     state = loader.state_dict()
-    if course != "dropped":
+    if change != "dropped":
         list(batches)
-    if course == "set_epoch":
+    if change == "set_epoch":
         loader.set_epoch(7)
-    elif course == "seek":
+    elif change == "seek":
         loader.seek(epoch=3, step=5)
-    elif course == "load_state_dict":
+    elif change == "load_state_dict":
         loader.load_state_dict(state)
     else:
         del batches
     expected = [batch.item() for batch in replay(loader)]
-    if course == "dropped":
+    if change == "dropped":
         expected = [batch.item() for batch in skipped_to_next(loader)]
     assert [batch.item() for batch in loader] == expected
     assert [batch.item() for batch in replay_next(loader)] == [batch.item() for batch in loader]
@@ -91,7 +91,7 @@ class Counted(Slow):
 
 
 class Tallied(Indices):
-    """A byte in a file for each reading, whoever reads."""
+    """Appends a byte to a file for each read, in whichever process."""
 
     def __init__(self, length: int, tally: Path) -> None:
         super().__init__(length)
@@ -103,11 +103,11 @@ class Tallied(Indices):
         return index
 
 
-def test_what_was_prefetched_of_the_next_epoch_is_not_read_again(tmp_path: Path) -> None:
+def test_prefetched_batches_of_the_next_epoch_are_not_read_again(tmp_path: Path) -> None:
     tally = tmp_path / "tally"
 
     def readings(expected: int) -> int:
-        """How many there are, once those ahead have come, and a little later."""
+        """How many there are, a moment after those expected have arrived."""
         until = time.monotonic() + 10
         while tally.stat().st_size < expected and time.monotonic() < until:
             time.sleep(0.01)
@@ -122,7 +122,7 @@ def test_what_was_prefetched_of_the_next_epoch_is_not_read_again(tmp_path: Path)
         assert readings(8 * epoch + 4) == 8 * epoch + 4, "an epoch more, and four batches ahead"
 
 
-def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
+def test_requests_that_were_cancelled_are_not_read(tmp_path: Path) -> None:
     loader = ResumableDataLoader(
         Counted(100, tmp_path), 1, num_workers=1, prefetch_factor=8, persistent_workers=True
     )
@@ -131,4 +131,4 @@ def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
     assert next(iter(loader)).item() == 50
     read = {int(file.name) for file in tmp_path.iterdir()}
     assert 50 in read
-    assert len(read & set(range(50))) <= 3, "0, and what was being read when the course changed"
+    assert len(read & set(range(50))) <= 3, "0, and what was being read when the position was moved"

@@ -32,7 +32,7 @@ class Failing(Indices):
         return index
 
 
-def test_an_exception_that_fails_to_say_what_it_is_is_raised_and_kills_no_worker() -> None:
+def test_an_exception_whose_str_raises_is_raised_itself_and_kills_no_worker() -> None:
     batches = iter(ResumableDataLoader(Failing(6), 1, num_workers=1))
     assert [next(batches).item() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(Wordless):
@@ -41,7 +41,7 @@ def test_an_exception_that_fails_to_say_what_it_is_is_raised_and_kills_no_worker
 
 
 class Unwilling:
-    """A batch of somebody's own that can be sent, and not be received once."""
+    """A custom batch that can be pickled; unpickling one of them fails."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -53,7 +53,7 @@ class Unwilling:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_batch_that_cannot_be_received_can_be_passed_over(persistent: bool) -> None:
+def test_a_batch_that_cannot_be_received_can_be_skipped(persistent: bool) -> None:
     loader = ResumableDataLoader(
         Indices(5),
         1,
@@ -69,7 +69,7 @@ def test_a_batch_that_cannot_be_received_can_be_passed_over(persistent: bool) ->
     assert [batch[0].index for batch in batches] == [3, 4]
 
 
-def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_their_channels(
+def test_workers_end_at_once_although_later_workers_have_inherited_their_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = (iter(ResumableDataLoader(Indices(99), 1, num_workers=1)) for _ in "ab")
@@ -77,7 +77,7 @@ def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_t
     next(first)
     (worker,) = workers_of() - before
     next(second)
-    # Whoever does not hear that its channel has ended is waited for so long, and told by SIGTERM.
+    # A worker that does not notice the end of its channel would receive SIGTERM after this time.
     monkeypatch.setattr(crew, "_GRACE", 20.0)
     began = time.monotonic()
     del first
@@ -89,7 +89,7 @@ def test_workers_end_at_once_although_those_of_a_later_loader_were_forked_with_t
 
 
 class Deadly(Augmented):
-    """Kills its worker at some indices, as often as there are files to say so."""
+    """Kills its worker at each index for which there is a file, and removes the file."""
 
     def __init__(self, length: int, lives: Path, how: str = "kill") -> None:
         super().__init__(length)
@@ -132,7 +132,7 @@ def test_a_dead_worker_is_replaced_and_the_stream_is_the_same(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_more_deaths_than_allowed_are_an_error_that_says_what_was_in_flight(
+def test_more_deaths_than_allowed_are_an_error_that_names_the_samples_in_flight(
     tmp_path: Path,
 ) -> None:
     loader = ResumableDataLoader(
@@ -180,7 +180,7 @@ class Hanging(Indices):
         return index
 
 
-def test_a_worker_that_hangs_is_told_with_what_it_had() -> None:
+def test_a_worker_that_hangs_is_an_error_that_names_its_samples() -> None:
     loader = ResumableDataLoader(Hanging(8), 2, num_workers=2, timeout=1)
     found: list[int] = []
     began = time.monotonic()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
 
 class Growing(Indices):
-    """Each needs a slot of its own, whose descriptor comes before its message."""
+    """Each sample needs a new slot, whose descriptor arrives before its message."""
 
     def __getitem__(self, index: int) -> torch.Tensor:
         time.sleep(0.1)
@@ -31,7 +31,7 @@ class Growing(Indices):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
-def test_a_training_that_was_stopped_does_not_take_that_for_a_worker_s_time() -> None:
+def test_time_in_which_the_training_process_was_stopped_does_not_time_out_workers() -> None:
     batches = iter(ResumableDataLoader(Growing(10), 1, num_workers=1, timeout=0.5))
     found = [int(next(batches)[0, -1])]
     stopped = f"sleep 0.25; kill -STOP {os.getpid()}; sleep 1.5; kill -CONT {os.getpid()}"
@@ -40,7 +40,7 @@ def test_a_training_that_was_stopped_does_not_take_that_for_a_worker_s_time() ->
     assert found == list(range(10))
 
 
-def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None:
+def test_the_training_s_sigterm_handler_does_not_run_in_workers() -> None:
     def handler(*_: object) -> None:
         raise RuntimeError("save what there is")
 
@@ -64,8 +64,8 @@ def test_a_training_s_own_handler_of_sigterm_is_not_run_in_its_workers() -> None
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP", "SIGALRM"])
-def test_a_training_s_own_handler_of_another_signal_does_nothing_in_its_workers(name: str) -> None:
-    """SLURM tells all processes of a job; the training saves, and the workers read on."""
+def test_the_training_s_handlers_of_other_signals_do_not_run_in_workers(name: str) -> None:
+    """SLURM signals all processes of a job; the training saves, and the workers continue."""
 
     def handler(*_: object) -> None:
         raise RuntimeError("save what there is")
@@ -87,8 +87,8 @@ def test_a_training_s_own_handler_of_another_signal_does_nothing_in_its_workers(
     assert found == expected
 
 
-def test_a_signal_that_comes_while_a_worker_starts_is_not_the_training_s_there() -> None:
-    """Sent at once, again and again: between the fork and the worker's own handlers as well."""
+def test_the_training_s_handlers_do_not_run_in_a_worker_that_is_starting() -> None:
+    """The signal is sent again and again, also before the worker has set its handlers."""
 
     def handler(*_: object) -> None:
         raise RuntimeError("save what there is")
@@ -119,13 +119,13 @@ def test_a_signal_that_comes_while_a_worker_starts_is_not_the_training_s_there()
 
 
 class Blocked(Indices):
-    """Which signals are blocked where it is read."""
+    """The signals that are blocked in the process that reads."""
 
     def __getitem__(self, index: int) -> list[int]:
         return sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 
 
-def test_a_worker_blocks_the_signals_that_the_training_does() -> None:
+def test_a_worker_blocks_the_signals_that_the_training_blocks() -> None:
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
@@ -145,7 +145,7 @@ def test_a_worker_blocks_the_signals_that_the_training_does() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_fork_of_the_training_has_workers_of_its_own_and_leaves_those_of_the_training_alone(
+def test_a_fork_of_the_training_starts_new_workers_and_leaves_the_training_s_alone(
     persistent: bool,
 ) -> None:
     loader = ResumableDataLoader(

@@ -1,4 +1,4 @@
-"""Threads: the inline engine's batches, exact through sample_rng, and told where they are not."""
+"""Threads: the inline engine's batches, exact with sample_rng, and a warning where they are not."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_threads_give_what_the_inline_engine_gives_after_any_stop(
     assert found[: len(expected)] == expected
 
 
-def test_it_is_threads_that_read() -> None:
+def test_threads_read_the_samples() -> None:
     loader = ResumableDataLoader(Explicit(40), 4, num_workers=2, worker_kind="thread")
     readers = {thread for batch in loader for thread in batch["by"].tolist()}
     assert threading.get_ident() not in readers
 
 
-def test_a_dataset_that_draws_from_a_global_generator_is_told() -> None:
+def test_a_dataset_that_draws_from_a_global_generator_causes_a_warning() -> None:
     loader = ResumableDataLoader(Global(8), 2, num_workers=2, worker_kind="thread")
     with pytest.warns(RuntimeWarning, match=r"draws from Python's random.*sample_rng"):
         list(loader)
@@ -80,7 +80,7 @@ class Failing(Indices):
         return index
 
 
-def test_a_sample_that_raises_is_told_and_can_be_passed_over() -> None:
+def test_a_sample_that_raises_is_an_error_and_can_be_skipped() -> None:
     batches = iter(ResumableDataLoader(Failing(8), 2, num_workers=2, worker_kind="thread"))
     assert ids(next(batches)) + ids(next(batches)) == [0, 1, 2, 3]
     with pytest.raises(LookupError, match="no such file"):
@@ -102,7 +102,7 @@ def test_a_thread_that_hangs_is_timed_out() -> None:
 
 
 def test_the_threads_end_with_their_loader() -> None:
-    """At once, and not when the garbage collector comes."""
+    """At once, and not at the next garbage collection."""
     gc.collect()
     before = threading.active_count()
     gc.disable()
@@ -119,7 +119,7 @@ def test_the_threads_end_with_their_loader() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_fork_of_the_training_has_threads_of_its_own() -> None:
+def test_a_fork_of_the_training_starts_new_threads() -> None:
     loader = ResumableDataLoader(
         Indices(12), 2, num_workers=2, worker_kind="thread", persistent_workers=True
     )
@@ -156,13 +156,13 @@ def test_batches_out_of_order_are_counted_exactly() -> None:
     assert sorted(found) == list(range(40))
 
 
-def test_another_kind_is_refused() -> None:
+def test_an_unknown_kind_of_worker_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'process' or 'thread'"):
         ResumableDataLoader(Indices(4), worker_kind="fibre")  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_training_that_draws_meanwhile_is_not_blamed() -> None:
+def test_draws_of_the_training_loop_cause_no_warning() -> None:
     for _ in ResumableDataLoader(Explicit(20), 2, num_workers=2, worker_kind="thread"):
         random.random(), torch.rand(1)
     warnings.resetwarnings()
@@ -188,8 +188,8 @@ print(next(batches).tolist(), flush=True)
 """
 
 
-def test_python_ends_while_threads_are_still_to_read() -> None:
-    """Nobody wants those batches any more; a pool's threads would be waited for, 16 times 30 s."""
+def test_python_exits_although_threads_still_have_batches_to_read() -> None:
+    """Python would wait for the threads of a ThreadPoolExecutor, 16 times 30 s."""
     ended = subprocess.run(
         [sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=25, check=True
     )

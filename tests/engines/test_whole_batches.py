@@ -18,7 +18,7 @@ PICKED = torch.arange(4096 * 128, dtype=torch.float32).reshape(4096, 128)
 
 
 class Picked:
-    """Read by the batch, 256 kB and more of it, in the ways that end in plain tensors."""
+    """Reads batches of 256 kB and more as a whole, in several ways."""
 
     def __init__(self, way: str) -> None:
         self.way = way
@@ -48,7 +48,7 @@ def stack_by_hand(samples: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("way", ["rows", "negative", "resized", "intermediate", "zeros", "stack"])
-def test_a_batch_that_is_made_in_its_slot_is_the_inline_engine_s(way: str) -> None:
+def test_a_batch_that_is_made_in_its_slot_equals_the_inline_engine_s(way: str) -> None:
     dataset, collate = (PICKED, stack_by_hand) if way == "stack" else (Picked(way), as_it_is)
     arguments = {"shuffle": True, "seed": 3, "collate_fn": collate}
     expected = [digest(batch) for batch in ResumableDataLoader(dataset, 600, **arguments)]
@@ -66,7 +66,7 @@ def collate_views(samples: list[torch.Tensor]) -> Any:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_views_of_one_tensor_are_views_of_one_in_every_batch_wherever_it_was_made(
+def test_views_of_one_tensor_are_views_of_one_tensor_in_every_batch(
     workers: int,
 ) -> None:
     loader = ResumableDataLoader(PICKED, 600, num_workers=workers, collate_fn=collate_views)
@@ -78,7 +78,7 @@ def test_views_of_one_tensor_are_views_of_one_in_every_batch_wherever_it_was_mad
 
 
 class Keeping:
-    """Remembers what it has read, and gives it out again."""
+    """Keeps tensors that it has returned, and returns them again."""
 
     def __init__(self) -> None:
         self.kept: dict[int, torch.Tensor] = {}
@@ -96,13 +96,13 @@ class Keeping:
         return self.kept[first].clone() if indices[0] < 12 else self.kept[first]
 
 
-def test_what_a_dataset_keeps_is_not_written_over() -> None:
+def test_tensors_that_a_dataset_keeps_are_not_overwritten() -> None:
     loader = ResumableDataLoader(Keeping(), 1, num_workers=1, collate_fn=as_it_is)
     assert [int(batch[-1, -1]) for batch in loader] == [index % 6 for index in range(24)]
 
 
 class Refilling:
-    """Fills one buffer again for each batch, and makes a new one where the length is another."""
+    """Reuses one buffer for all batches of the same length."""
 
     def __init__(self) -> None:
         self.buffer: torch.Tensor | None = None
@@ -119,22 +119,22 @@ class Refilling:
         return self.buffer.copy_(torch.tensor(indices)[:, None])
 
 
-def test_a_buffer_that_a_dataset_fills_again_does_not_change_what_was_delivered() -> None:
-    """It comes to lie in a slot when placing is on, and is written to as long as that is read."""
+def test_a_buffer_that_a_dataset_reuses_does_not_change_delivered_batches() -> None:
+    """Placing makes the buffer in a slot, and the dataset writes to it while that is read."""
     loader = ResumableDataLoader(
         Refilling(), 12, num_workers=1, collate_fn=as_it_is, persistent_workers=True
     )
     for _ in range(3):
         found = []
         for batch in loader:
-            time.sleep(0.003)  # the worker reads on meanwhile
+            time.sleep(0.003)  # the worker reads meanwhile
             found += batch.min(dim=1).values.tolist()
             assert torch.equal(batch.min(dim=1).values, batch.max(dim=1).values)
         assert found == list(range(200))
 
 
 class Remembering:
-    """Keeps a little of what it makes along with each batch."""
+    """Keeps a small tensor of each batch."""
 
     def __init__(self) -> None:
         self.recent: list[torch.Tensor] = []
@@ -152,7 +152,7 @@ class Remembering:
 
 
 class KeepingResized(Remembering):
-    """Keeps what it made before it came to what only torch's own memory can do."""
+    """Keeps a tensor, then resizes another, which only memory that torch has allocated can do."""
 
     def __getitems__(self, indices: list[int]) -> Any:
         kept = torch.full((1 << 17,), float(indices[0]))
@@ -163,7 +163,7 @@ class KeepingResized(Remembering):
         return batch.fill_(float(indices[0])), float(self.recent[0].sum())
 
 
-def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
+def test_tensors_that_a_dataset_keeps_cost_only_a_few_slots() -> None:
     loader = ResumableDataLoader(
         Remembering(), 1, num_workers=1, collate_fn=as_it_is, persistent_workers=True
     )
@@ -173,7 +173,7 @@ def test_what_a_dataset_keeps_costs_a_few_slots_and_no_more() -> None:
     assert max(member.slots._slots) < 12, "the number of slots that were made"
 
 
-def test_what_is_made_a_second_time_does_not_overwrite_what_was_kept() -> None:
+def test_a_batch_that_is_made_again_does_not_overwrite_tensors_that_were_kept() -> None:
     expected = list(ResumableDataLoader(KeepingResized(), 1, collate_fn=as_it_is))
     loader = ResumableDataLoader(KeepingResized(), 1, num_workers=1, collate_fn=as_it_is)
     for (batch, kept), (inline_batch, inline_kept) in zip(loader, expected):
