@@ -38,13 +38,10 @@ class Lookup:
     variables: tuple[str, ...]
     elsewhere: bool = False
 
-    def is_of(self, frame: FrameType) -> bool:
-        """Whether a frame runs one of the functions, and has the variables."""
-        return (
-            frame.f_code.co_name in [name.rpartition(".")[2] for name in self.functions]
-            and (self.elsewhere or frame.f_globals.get("__name__") in self.modules)
-            and all(name in frame.f_locals for name in self.variables)
-        )
+    def matches(self, frame: FrameType) -> bool:
+        """Whether a frame of this name is in one of the modules, and has the variables."""
+        is_in_module = self.elsewhere or frame.f_globals.get("__name__") in self.modules
+        return is_in_module and all(name in frame.f_locals for name in self.variables)
 
 
 # Its wrapper takes over the loader's attributes and reads a batch ahead. Others may do the same.
@@ -92,9 +89,10 @@ def search(lookup: Lookup, caller: FrameType, loader: object = None) -> Iterator
     Args:
         loader: frames of its methods, which a subclass may override, are skipped.
     """
+    names = {function.rpartition(".")[2] for function in lookup.functions}
     frame: FrameType | None = caller
     while frame is not None:
-        if lookup.is_of(frame):
+        if frame.f_code.co_name in names and lookup.matches(frame):
             bound = frame.f_locals.get("self")
             if bound is None or bound is not loader:
                 yield frame
