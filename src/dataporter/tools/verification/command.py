@@ -125,7 +125,7 @@ def _table(report: VerifyReport) -> Table:
     table = Table(title=f"{report.subject}: {facts['loader']}{strategy}")
     for name in ("resumed with", "interrupted", "after"):
         table.add_column(name, justify="right" if name == "after" else "left")
-    for name in ("equal batches", "to first batch"):
+    for name in ("equal", "to first batch"):
         table.add_column(name, justify="right")
     table.add_column("")
     for index, case in enumerate(report.cases):
