@@ -26,7 +26,7 @@ from dataporter.loader.joining import Membership
 from dataporter.loader.order_sampler import OrderSampler
 from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.samplers import refuse_resumable
-from dataporter.loader.serving import Serving
+from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
 from dataporter.orders import Order
 from dataporter.ranks.agreement import Ranks
@@ -218,7 +218,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             cursor.set_epoch(epoch)
         progress = cursor.begin(this_pass)
         self._membership.setup = setup = setup.with_workers(self.num_workers, progress)
-        return self._serving.begin(self, setup, progress, cursor.settled_seed())
+        self.converter = converter_for(self.converter)
+        own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
+        return self._serving.begin(self, own, setup, progress, cursor.settled_seed())
 
     def _note(self, fetched: Fetched) -> None:
         self._serving.note(fetched)
@@ -430,7 +432,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             >>> for batch in (bar := loader.progress(disable=True)):
             ...     bar.set_postfix(loss=0.5)
         """
-        return bar_over(self, self._cursor.upcoming(), options)
+        return bar_over(self, self._membership.upcoming(), self._cursor.upcoming(), options)
 
     def usage(self) -> Usage:
         """The worker processes of the last pass, and the memory they share with this one."""

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from dataporter.loader.setup import Setup
 from dataporter.schedule.progress import EpochProgress
-
-if TYPE_CHECKING:
-    from dataporter.loader.loader import ResumableDataLoader
 
 __all__ = ["bar_over"]
 
 
 def bar_over(
-    loader: ResumableDataLoader[Any], begins: EpochProgress, options: dict[str, Any]
+    batches: Iterable[Any], setup: Setup, begins: EpochProgress, options: dict[str, Any]
 ) -> tqdm[Any]:
-    """A bar over the next pass of ``loader``.
+    """A bar over the next pass of a loader.
 
     Args:
+        batches: the loader.
+        setup: the loader's.
         begins: where the pass begins.
         options: for tqdm; they override what is set here.
     """
     try:
         # Not len(loader): after a change of the batch size, its steps are of another size.
-        total = begins.step + loader.setup.schedule.steps(begins)
+        total = begins.step + setup.schedule.steps(begins)
     except (TypeError, NotImplementedError):
         total = None
     shown: dict[str, Any] = {
-        "iterable": loader,
+        "iterable": batches,
         "initial": begins.step,
         "total": total,
         "desc": f"epoch {begins.epoch}",
         "unit": "batch",
-        "disable": loader.rank != 0 or not _is_first_process(),
+        "disable": setup.rank != 0 or not _is_first_process(),
     }
     return tqdm(**{**shown, **options})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader
 
 from dataporter._torch import pin_function
 from dataporter.convert import (
@@ -12,7 +14,6 @@ from dataporter.convert import (
     Converted,
     Empty,
     KeyBasedDtypeConverter,
-    converter_for,
     new,
 )
 from dataporter.engines import (
@@ -24,14 +25,21 @@ from dataporter.engines import (
     Usage,
     WorkerOptions,
 )
-from dataporter.fetch.fetch import Fetch, converting, undisturbing
+from dataporter.fetch.fetch import Fetch, OnError, converting, undisturbing
 from dataporter.fetch.fetched import Fetched
+from dataporter.loader.arguments import WorkerKind
 from dataporter.loader.setup import Setup
 
-if TYPE_CHECKING:
-    from dataporter.loader.loader import ResumableDataLoader
+__all__ = ["OwnAttributes", "Serving", "engine_for"]
 
-__all__ = ["Serving", "engine_for"]
+
+class OwnAttributes(NamedTuple):
+    """The attributes of a loader that users may set, and that torch's class does not have."""
+
+    on_error: OnError
+    converter: KeyBasedDtypeConverter | None
+    worker_kind: WorkerKind
+    worker_restarts: int
 
 
 class Serving:
@@ -43,11 +51,11 @@ class Serving:
         self._workers = 0
 
     def begin(
-        self, loader: ResumableDataLoader[Any], setup: Setup, progress: Any, seed: int
+        self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup, progress: Any, seed: int
     ) -> Iterator[Reply]:
         """The replies of a pass over the rest of an epoch."""
         setup.check_dataset()
-        engine = self._engine_of(loader, setup)
+        engine = self._engine_of(loader, own, setup)
         requests = setup.schedule.requests(progress, seed)
         ahead = setup.schedule.ahead(progress.epoch + 1, seed)
         return requests.batches(engine.start(requests, ahead))
@@ -62,8 +70,8 @@ class Serving:
         """The worker processes of the last pass, and the memory they share with this one."""
         return Usage() if self._engine is None else self._engine.usage()
 
-    def _engine_of(self, loader: ResumableDataLoader[Any], setup: Setup) -> Engine:
-        loader.converter = converter = converter_for(loader.converter)
+    def _engine_of(self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Engine:
+        converter = own.converter
         before = self._converter, self._workers
         # torch lets users set collate_fn, num_workers and the like, or change the dataset, between
         # two passes. Persistent workers keep what they started with, except for the converter,
@@ -71,26 +79,20 @@ class Serving:
         persists = loader.persistent_workers and before == (converter, loader.num_workers)
         if self._engine is None or not persists:
             self._converter, self._workers = converter, loader.num_workers
-            conversion = None if converter is None else converter.conversion
-            self._engine = engine_for(loader, setup, conversion)
+            self._engine = engine_for(loader, own, setup)
         return self._engine
 
 
-def engine_for(
-    loader: ResumableDataLoader[Any], setup: Setup, conversion: Conversion | None
-) -> Engine:
-    """An engine by the loader's present attributes.
-
-    Args:
-        conversion: is applied to the batches.
-    """
-    seeded = loader.num_workers == 0 or loader.worker_kind == "process"
+def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Engine:
+    """An engine by a loader's present attributes."""
+    conversion = None if own.converter is None else own.converter.conversion
+    seeded = loader.num_workers == 0 or own.worker_kind == "process"
     build_fetch = partial(
         setup.fetch,
         loader.collate_fn,
         batched=loader.batch_sampler is not None,
         seeds_each=setup.strategy.seeds_each if seeded else "nothing",
-        on_error=loader.on_error,
+        on_error=own.on_error,
     )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
@@ -104,12 +106,12 @@ def engine_for(
         persistent=loader.persistent_workers,
         in_order=loader.in_order,
         timeout=loader.timeout,
-        restarts=loader.worker_restarts,
+        restarts=own.worker_restarts,
         worker_init_fn=loader.worker_init_fn,
         context=loader.multiprocessing_context,
     )
     converting_fetch = partial(_converting_fetch, build_fetch, conversion)
-    if loader.worker_kind == "thread":
+    if own.worker_kind == "thread":
         return ThreadEngine(converting_fetch, pin, options)
     return ProcessEngine(converting_fetch, loader.dataset, pin, options)
 
