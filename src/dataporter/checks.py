@@ -31,17 +31,16 @@ def whole_number(name: str, value: Any) -> int:
 
 def positive_number(name: str, value: Any) -> int:
     """A whole number from 1."""
-    number = _whole(name, value, SEED_LIMIT)
-    if number < 1:
-        raise ConfigurationError(f"{name}={value!r}: expected 1 or more")
-    return number
+    return _whole(name, value, SEED_LIMIT, lowest=1)
 
 
-def _whole(name: str, value: Any, limit: int) -> int:
+def _whole(name: str, value: Any, limit: int, lowest: int = 0) -> int:
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or not 0 <= number < limit:
-        raise ConfigurationError(f"{name}={value!r}: expected a whole number from 0 to {limit - 1}")
+    if number is None or not lowest <= number < limit:
+        raise ConfigurationError(
+            f"{name}={value!r}: expected a whole number from {lowest} to {limit - 1}"
+        )
     return number

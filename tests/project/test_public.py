@@ -82,9 +82,8 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
 
     # Interrupted after the second batch of the first epoch, and started again.
     reader["num_epochs"] = 1
-    interrupted = start.replace("        ...\n", "        seen.append(batch)\n").replace(
-        "'checkpoint.pt')\n", "'checkpoint.pt')\n        if len(seen) == 2: break\n"
-    )
+    interrupted = start.replace("        ...\n", "        seen.append(batch)\n")
+    interrupted = f"{interrupted.rstrip()}\n        if len(seen) == 2: break\n"
     seen: list[Any] = []
     torch.manual_seed(1)
     exec(interrupted, {**reader, "seen": seen})
@@ -94,6 +93,7 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
         resume.replace("    ...\n", "    rest.append(batch)\n"),
         {"torch": torch, "dataloader": fresh, "rest": rest},
     )
+    assert (len(seen), len(rest)) == (2, 2)
     joined = [index for batch in [*seen, *rest] for index in ids(batch[0])]
     torch.manual_seed(1)
     whole = dataporter.create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
