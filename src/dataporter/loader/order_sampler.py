@@ -88,7 +88,7 @@ class OrderSampler(DistributedSampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """The loader's ``set_epoch``, but that it never goes back.
 
-        Frameworks call it with counts of their own: of passes since the program was started
+        Frameworks call it with other counts: of passes since the program was started
         (Fabric, which the loader does not follow), or of epochs of the longest of several loaders
         (Lightning). Such a count may be behind the loader's, and a loaded state must survive it.
         """

@@ -38,7 +38,7 @@ class SamplerPosition:
     ranks: Ranks
 
     @classmethod
-    def of(
+    def from_arguments(
         cls,
         call: str,
         dataset: Any,
@@ -61,7 +61,7 @@ class SamplerPosition:
             rows = range(whole_number("dataset", dataset)) if counted else dataset
             ordered = order_for(order, shuffle)
             length = length_of(rows_of(rows))
-            requests = PlannedSchedule.of(
+            requests = PlannedSchedule.for_rank(
                 ordered,
                 length,
                 batch_size_checked(batch_size) or 1,

@@ -73,7 +73,7 @@ class ResumableSampler(Sampler[int]):
         drop_last: bool = False,
         tail: Tail | None = None,
     ) -> None:
-        self._position = SamplerPosition.of(
+        self._position = SamplerPosition.from_arguments(
             "ResumableSampler()",
             dataset,
             batch_size,
@@ -164,7 +164,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         tail: Tail | None = None,
     ) -> None:
         world = find_world(rank, world_size, process_group, launched=True)
-        self._position = position = SamplerPosition.of(
+        self._position = position = SamplerPosition.from_arguments(
             "ResumableDistributedSampler()",
             dataset,
             batch_size,

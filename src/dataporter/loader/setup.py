@@ -148,7 +148,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         order = order_for(arguments.order, arguments.shuffle)
         seed = generator_seed(order, arguments.generator) if seed is None else seed
         batch_size = arguments.batch_size or 1
-        schedule = PlannedSchedule.of(
+        schedule = PlannedSchedule.for_rank(
             order, length_of(rows), batch_size, world.rank, world.size, tail
         )
     else:

@@ -36,7 +36,7 @@ class PlannedSchedule:
     dataset_length: int
 
     @classmethod
-    def of(
+    def for_rank(
         cls,
         order: Order,
         dataset_length: int,

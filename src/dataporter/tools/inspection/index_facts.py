@@ -114,7 +114,7 @@ def _schedule(identity: Identity) -> tuple[PlannedSchedule | None, str]:
         return None, unknown
     if identity.dataset_length is None:
         return None, "the state does not say how long the dataset is"
-    return PlannedSchedule.of(
+    return PlannedSchedule.for_rank(
         order,
         identity.dataset_length,
         identity.batch_size or 1,

@@ -185,7 +185,7 @@ def kept_state(
             f"{evidence}: samples depend on what was read before.{where}",
             "Cache only values that are always the same (before random augmentation), do not "
             "change them, and fill the cache before the workers start, or do without it: each "
-            "worker, and each process after a resume, starts with a cache of its own.",
+            "worker, and each process after a resume, starts with an empty cache.",
         )
     return Diagnosis(
         "state kept in the dataset",

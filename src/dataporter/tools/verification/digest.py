@@ -172,7 +172,7 @@ def _content(value: Any) -> bytes:
         size = f"{getattr(value, 'size', '')}{getattr(value, 'mode', '')}"
         return size.encode() + bytes(value.tobytes())
     for kind in (str, int, float, complex):
-        if isinstance(value, kind):  # a subclass may have a repr of its own
+        if isinstance(value, kind):  # a subclass may have another repr
             return kind.__repr__(value).encode()
     return _ADDRESS.sub("", repr(value)).encode()
 

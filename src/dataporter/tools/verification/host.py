@@ -85,7 +85,7 @@ def _import(libraries: list[str]) -> None:
 def main() -> None:
     """Serve until standard input is closed."""
     running: dict[int, int] = {}
-    # A descriptor of their own keeps the replies apart from what libraries print at import.
+    # A separate descriptor keeps the replies apart from what libraries print at import.
     replies = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -1,4 +1,4 @@
-"""Probes: experiments on a loader in a process of its own, to find why it is not exact.
+"""Probes: experiments on a loader in a separate process, to find why it is not exact.
 
 Each experiment reads the same samples in a fork of the process that made the loader, so that all
 of them start with the same objects. The global generators are seeded before each sample, as

@@ -1,4 +1,4 @@
-"""A recording: all that a loader delivers in a process of its own, and how it is recorded."""
+"""A recording: all that a loader delivers in a separate process, and how it is recorded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TIMES_LONGER = 8
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How to run a loader in a process of its own, and what to record.
+    """How to run a loader in a separate process, and what to record.
 
     Attributes:
         factory, setting: of the loader.
