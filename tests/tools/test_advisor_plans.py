@@ -55,12 +55,12 @@ def test_a_table_has_a_width_and_loses_nothing() -> None:
 
 def test_json() -> None:
     plan = suggest_conversions({"x": np.array([0.5, np.inf, np.nan]), "y": np.arange(3)})
-    told = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
-    assert told == plan.to_dict()
-    assert told["rules"] == {"x": "float16", "y": "uint8"}
-    assert told["suggestions"][0]["low"] == told["suggestions"][0]["high"] == 0.5
-    assert told["suggestions"][0]["notes"] == ["also holds infinity or nan"]
-    assert (told["before"], told["after"], told["saved"]) == (16, 3, 1 - 3 / 16)
+    printed = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert printed == plan.to_dict()
+    assert printed["rules"] == {"x": "float16", "y": "uint8"}
+    assert printed["suggestions"][0]["low"] == printed["suggestions"][0]["high"] == 0.5
+    assert printed["suggestions"][0]["notes"] == ["also holds infinity or nan"]
+    assert (printed["before"], printed["after"], printed["saved"]) == (16, 3, 1 - 3 / 16)
 
 
 # ---- errors
@@ -209,11 +209,11 @@ def test_a_file_may_have_the_name_of_a_module(here: Path) -> None:
 
 def test_the_options_of_the_command(here: Path) -> None:
     options = ["--tolerance", "0.001", "--maximum", "ids=50257", "--widened", "--json"]
-    told = json.loads(analyze("own_data:data", *options))
-    assert told["rules"] == {"ids": "int32", "y": "float16"}
-    assert told["samples"] == 1000
-    assert [one["certainty"] for one in told["suggestions"]] == ["certain", "guess"]
-    assert [one["rounded"] for one in told["suggestions"]] == [False, True]
+    printed = json.loads(analyze("own_data:data", *options))
+    assert printed["rules"] == {"ids": "int32", "y": "float16"}
+    assert printed["samples"] == 1000
+    assert [one["certainty"] for one in printed["suggestions"]] == ["certain", "guess"]
+    assert [one["rounded"] for one in printed["suggestions"]] == [False, True]
     assert "'': 'uint8',  # certain" in analyze("own_data:loader")
 
 

@@ -69,7 +69,7 @@ def test_a_loader_keeps_its_position() -> None:
     )
     states = generator.get_state(), global_state()
     plan = suggest_conversions(loader)
-    assert at(plan, "").dtypes == ("int64",), "it is looked at without its converter"
+    assert at(plan, "").dtypes == ("int64",), "the converter is not used"
     assert torch.equal(generator.get_state(), states[0])
     assert global_state() == states[1]
     batches, others = iter(loader), iter(untouched)
