@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataporter.checks import whole_number
 from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.engines import Reply, Usage
-from dataporter.errors import ConfigurationError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import OnError
 from dataporter.fetch.fetched import Fetched
 from dataporter.loader.arguments import WorkerKind, check_arguments
@@ -410,8 +410,19 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     @property
     def remaining(self) -> int:
-        """Batches in the rest of this epoch on this rank."""
-        return self._membership.upcoming().schedule.steps(self._cursor.progress)
+        """Batches in the rest of this epoch on this rank.
+
+        Raises:
+            UnsupportedDatasetError: (a ``TypeError``) the length of the epoch is unknown.
+        """
+        try:
+            return self._membership.upcoming().schedule.steps(self._cursor.progress)
+        except (TypeError, NotImplementedError) as error:
+            stream = " is an IterableDataset" if self.setup.stream is not None else ""
+            raise UnsupportedDatasetError(
+                f"dataset of type {type(self.dataset).__name__}{stream}: the length of its epochs "
+                f"is unknown ({error}): give it, or the custom sampler, __len__"
+            ) from error
 
     @property
     def seed(self) -> int:

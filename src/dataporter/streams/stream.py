@@ -94,21 +94,15 @@ class StreamSchedule:
         """Number of batches in the rest of the epoch, by the dataset's length.
 
         Raises:
-            UnsupportedDatasetError: (a ``TypeError``) the dataset has no length.
+            Exception: what ``len(dataset)`` raises, as in torch's loader.
         """
         stream, dataset = self.stream, self.stream.sharding.dataset
         ended = {shard for shard, state in progress.shards.items() if state.ended}
         # The samples of other ranks' shards are unknown, so this is the only certain zero.
         if ended.issuperset(stream.shards()):
             return 0
-        try:
-            # Counted by samples, because earlier steps may have had another batch size.
-            left = len(dataset) - progress.delivered * stream.sharing
-        except (TypeError, NotImplementedError) as error:
-            raise UnsupportedDatasetError(
-                f"dataset of type {type(dataset).__name__} is an IterableDataset without a length "
-                f"({error}): give it __len__ for len(loader) and loader.remaining"
-            ) from error
+        # Counted by samples, because earlier steps may have had another batch size.
+        left = len(dataset) - progress.delivered * stream.sharing
         return stream.steps_of(max(0, left))
 
 
