@@ -51,6 +51,12 @@ def state_at(steps: int, **arguments: Any) -> dict[str, Any]:
     return loader_at(steps, **arguments).state_dict()
 
 
+def test_a_digest_that_its_own_order_does_not_have_is_a_fault(tmp_path: Path) -> None:
+    torch.save({"loader": {**state_at(3), "order_digest": 5}}, tmp_path / "checkpoint.pt")
+    (fault,) = inspect_checkpoint(tmp_path / "checkpoint.pt").faults
+    assert "order_digest" in fault
+
+
 def ran(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
     return result.exit_code, result.stdout, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataporter.errors import InvalidStateError
+from dataporter.errors import InvalidStateError, StateMismatchError
 from dataporter.state.schema import parse as parse_indexed
 from dataporter.streams.state import parse as parse_stream
 from dataporter.tools.inspection.index_facts import index_facts
@@ -29,5 +29,6 @@ def facts_of(where: str, state: Mapping[str, Any], *, ranks: int, indices: int) 
         if "stream" in state:
             return stream_facts(where, state, parse_stream(state), ranks=ranks)
         return index_facts(where, state, parse_indexed(state), ranks=ranks, indices=indices)
-    except InvalidStateError as error:
+    # The state's own order gives other indices than its digest says: it is damaged as well.
+    except (InvalidStateError, StateMismatchError) as error:
         return StateReport(where, dict(state), fault=in_one_line(error))
