@@ -101,3 +101,22 @@ def test_a_loader_that_iterates_over_another_has_not_taken_it_over(subclass: Any
     outer = Nesting(range(2), 1)
     outer.inner = subclass(range(6), 2)
     assert len(list(outer)) == 3
+
+
+class Delegating(DataLoader[Any]):
+    """Passes the reading of attributes on, and takes none of them over."""
+
+    def __init__(self, loader: Any) -> None:
+        self.__dict__["loader"] = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["loader"], name)
+
+    def __iter__(self) -> Any:
+        yield from self.__dict__["loader"]
+
+
+def test_a_wrapper_that_delegates_is_left_alone() -> None:
+    loader = ResumableDataLoader(range(17), 4, seed=1)
+    expected = [batch.tolist() for batch in ResumableDataLoader(range(17), 4, seed=1)]
+    assert [batch.tolist() for batch in Delegating(loader)] == expected

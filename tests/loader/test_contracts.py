@@ -334,3 +334,23 @@ def test_a_distributed_sampler_of_the_users_own_is_followed_and_driven() -> None
     resumed = build(1)
     resumed.load_state_dict(states[0])
     assert [ids(batch) for batch in resumed] == epochs[1][1][1:]
+
+
+def test_a_pass_that_cannot_begin_leaves_the_position_as_it_was() -> None:
+    loader = loader_of(shuffle=True)
+    next(iter(loader))
+    before = loader.state_dict()
+    loader.converter = 5  # type: ignore[assignment]
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            next(iter(loader))
+        assert loader.state_dict() == before
+    loader.converter = None
+    assert [ids(batch) for batch in loader] == epoch_of(1)
+
+
+def test_what_is_refused_draws_nothing_from_torchs_generator() -> None:
+    loader, before = loader_of(shuffle=True, seed=None), torch.get_rng_state()
+    with pytest.raises(ConfigurationError, match="step=99"):
+        loader.seek(step=99)
+    assert torch.equal(torch.get_rng_state(), before)

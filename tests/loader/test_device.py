@@ -143,3 +143,17 @@ def test_on_cuda_widened_batches_are_the_plain_ones_bit_for_bit() -> None:
             assert wide[name].is_cuda
             assert wide[name].dtype is batch[name].dtype
             assert torch.equal(wide[name].cpu(), batch[name])
+
+
+class Counting(ResumableDataLoader[Any]):
+    def state_dict(self, **arguments: Any) -> dict[str, Any]:
+        return {"loader": super().state_dict(**arguments), "seen": self.step}
+
+
+def test_a_subclass_that_adds_to_the_state_is_asked_before_each_batch() -> None:
+    prefetched = DevicePrefetcher(Counting(range(17), 4, seed=1), "meta")
+    batches = iter(prefetched)
+    for count in (1, 2):
+        next(batches)
+        state = prefetched.state_dict()
+        assert (state["seen"], state["loader"]["step"]) == (count, count)

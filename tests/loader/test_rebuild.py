@@ -100,3 +100,15 @@ def test_a_refused_rebuild_changes_nothing() -> None:
     assert loader.state_dict() == state
     with pytest.raises(ConfigurationError, match="colour: a loader has no such argument"):
         rebuild(loader, colour="red")
+
+
+def test_a_loaders_sampler_serves_another_loader() -> None:
+    """As frameworks build a loader anew around the sampler that they find."""
+    first = ResumableDataLoader(Indices(17), 4, shuffle=True, seed=2)
+    expected = [ids(batch) for batch in ResumableDataLoader(Indices(17), 4, shuffle=True, seed=2)]
+    second = ResumableDataLoader(Indices(17), 4, sampler=first.sampler)
+    single = ResumableDataLoader(Indices(17), None, sampler=first.sampler)
+    assert [ids(batch) for batch in second] == expected
+    assert list(single) == [one for batch in expected for one in batch]
+    assert first.sampler.rank == 0
+    assert [ids(batch) for batch in first] == expected

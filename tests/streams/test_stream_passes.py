@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_streams import KINDS, Stateful, numbers
+from example_streams import KINDS, Stateful, numbers, taken
 from subjects import digest
 from torch.utils.data import IterableDataset
 
@@ -301,3 +301,16 @@ def test_seek_reaches_the_start_of_any_epoch_of_a_stream(kind: str) -> None:
     assert digests(loader) == expected
     with pytest.raises(UnsupportedDatasetError, match="no step can be looked up or jumped to"):
         loader.seek(epoch=0, step=1)
+
+
+def test_a_mark_keeps_the_workers_that_it_was_taken_with() -> None:
+    loader = loader_of(KINDS["dataset state"](24), num_workers=2)
+    taken(loader, 3)
+    mark, state = loader.mark(), loader.state_dict()
+    loader.num_workers = 1
+    loader.set_epoch(1)
+    taken(loader, 1)
+    assert loader.state_dict(at=mark) == state
+    resumed = loader_of(KINDS["dataset state"](24), num_workers=2)
+    resumed.load_state_dict(loader.state_dict(at=mark))
+    assert resumed.step == 3

@@ -244,7 +244,10 @@ class SampleFetch:
             if isinstance(error, StopIteration):
                 raise _stopped(error, shown) from error
             add_note(error, f"while reading {shown}")
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and would form a cycle with it
         else:
             samples.append(self.on_error(error, index))
 

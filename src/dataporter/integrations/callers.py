@@ -110,7 +110,7 @@ class FrameworkHooks:
         """
         for frame in search(RAY_WRAPS, caller, loader):
             wrapper = frame.f_locals["self"]
-            if isinstance(wrapper, DataLoader) and _has_setup_of(loader, wrapper):
+            if isinstance(wrapper, DataLoader) and _has_attributes_of(loader, wrapper):
                 raise ConfigurationError(
                     f"a {type(wrapper).__name__} has been put around this loader. It reads a batch "
                     "ahead of the training, which state_dict() would count, so that a resume would "
@@ -168,13 +168,13 @@ class FrameworkHooks:
         )
 
 
-def _has_setup_of(loader: ResumableDataLoader[Any], wrapper: Any) -> bool:
-    """Whether a loader of another class has the attributes of this one."""
-    try:
-        # The wrapper's class has no such property, and its attributes may have what it reads.
-        return ResumableDataLoader.setup.fget(wrapper) is loader.setup  # type: ignore[attr-defined]
-    except AttributeError:
-        return False
+def _has_attributes_of(loader: ResumableDataLoader[Any], wrapper: DataLoader[Any]) -> bool:
+    """Whether a wrapper holds the loader's attributes as its own.
+
+    Not by getattr: a wrapper that only passes the reading of attributes on reads nothing ahead.
+    """
+    public = {name: value for name, value in vars(loader).items() if not name.startswith("_")}
+    return all(vars(wrapper).get(name) is value for name, value in public.items())
 
 
 install(FrameworkHooks())

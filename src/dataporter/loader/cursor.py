@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 
 from dataporter.schedule.progress import EpochProgress
+from dataporter.state.format import StateFormat
 
 __all__ = ["MOST_READ_AHEAD", "AnyCursor", "Cursor", "Mark"]
 
@@ -19,10 +20,16 @@ P = TypeVar("P", bound=EpochProgress)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A position that was taken at a batch; ``state_dict(at=mark)`` is the state as of then."""
+    """A position that was taken at a batch; ``state_dict(at=mark)`` is the state as of then.
+
+    Attributes:
+        seed, progress: of the loader at that batch.
+        format: of its states then: its batch size or its workers may change later.
+    """
 
     seed: int
     progress: Any
+    format: StateFormat
 
 
 @dataclass(slots=True)
@@ -91,8 +98,8 @@ class Cursor(Generic[P]):
         self._ends, self._ended = 0, None
         return self.progress
 
-    def mark(self, read_ahead: int | None) -> Mark:
-        """The present position, or that of a loop which lags behind.
+    def behind(self, read_ahead: int | None) -> P:
+        """The present progress, or that of a loop which lags behind.
 
         Args:
             read_ahead: how many times the loop has asked, for a batch or for the end of the pass,
@@ -100,11 +107,10 @@ class Cursor(Generic[P]):
                 it begins another, whether it has seen the end or not. None: nothing was asked
                 beyond, and after its end the pass is over.
         """
-        progress = self.progress
-        if read_ahead is not None:
-            trail = self._trail or (progress,)
-            progress = trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
-        return Mark(self.settled_seed(), progress)
+        if read_ahead is None:
+            return self.progress
+        trail = self._trail or (self.progress,)
+        return trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
 
     def deliver(self, this_pass: object, delivers: Any) -> None:
         """Count what a batch delivers, unless its pass no longer moves the cursor."""

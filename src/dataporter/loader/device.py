@@ -142,7 +142,8 @@ class DevicePrefetcher(Generic[Batch]):
 
 def _state_of(loader: Any) -> Callable[[], dict[str, Any]] | None:
     """A function that returns the loader's present state later; None if it has none."""
-    if isinstance(loader, ResumableDataLoader):
+    # A subclass that adds to the state is asked for it now.
+    if getattr(type(loader), "state_dict", None) is ResumableDataLoader.state_dict:
         return partial(loader.state_dict, at=loader.mark())
     if not hasattr(loader, "state_dict"):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.cursor import AnyCursor
@@ -33,6 +34,16 @@ class Membership:
         if self._upcoming is None or self._upcoming.ranks.group is not world.group:
             self._upcoming = setup_of(self.setup.arguments, world)
         return self._upcoming
+
+    def standing(self, cursor: AnyCursor) -> tuple[Setup, Any, Any]:
+        """The setup for the present world, and the cursor's progress and origin in it."""
+        setup = self.upcoming()
+        if setup is self.setup:
+            return setup, cursor.progress, cursor.origin
+        # The seed decides nothing here, and is not to be drawn for it.
+        state = self.setup.format.build(cursor.seed or 0, cursor.progress)
+        progress = setup.format.resume(state, None, "error").progress
+        return setup, progress, progress
 
     def join(self, cursor: AnyCursor) -> bool:
         """Take the upcoming setup, where there is one; all ranks of the group call this together.

@@ -216,11 +216,14 @@ class ResumableDataLoader(DataLoader[Batch]):
         setup, cursor = self.setup, self._cursor
         if (epoch := setup.epochs.requested()) is not None:
             cursor.set_epoch(epoch)
-        progress = cursor.begin(this_pass)
+        progress = cursor.upcoming()
         self._membership.setup = setup = setup.with_workers(self.num_workers, progress)
         self.converter = converter_for(self.converter)
         own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
-        return self._serving.begin(self, own, setup, progress, cursor.settled_seed())
+        replies = self._serving.begin(self, own, setup, progress, cursor.settled_seed())
+        # Only now: a pass that cannot begin leaves the position as it was.
+        cursor.begin(this_pass)
+        return replies
 
     def _note(self, fetched: Fetched) -> None:
         self._serving.note(fetched)
@@ -255,7 +258,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             at = self.mark()
         elif not isinstance(at, Mark):
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
-        state = setup.format.build(at.seed, at.progress)
+        state = at.format.build(at.seed, at.progress)
         if gather is None:
             gather = self._adapter is not None and self._adapter.gathers_state
         if not gather or state.get("rank") is None:
@@ -267,8 +270,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "rank's state_dict(), and load it on the same rank"
             )
         with setup.ranks.agreed("state_dict(gather=True)") as terms:
-            terms.equal = {**setup.format.terms(), "seed": at.seed}
-        return setup.format.join(setup.ranks.gathered(state))
+            terms.equal = {**at.format.terms(), "seed": at.seed}
+        return at.format.join(setup.ranks.gathered(state))
 
     def mark(self, *, read_ahead: int | None = None) -> Mark:
         """The position as of now, for ``state_dict(at=mark)`` later. Costs no state.
@@ -287,7 +290,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 f"read_ahead={read_ahead}: expected 0 to {MOST_READ_AHEAD}, since no position "
                 "further back is kept"
             )
-        return self._cursor.mark(read_ahead)
+        progress = self._cursor.behind(read_ahead)
+        return Mark(self._cursor.settled_seed(), progress, self.setup.format)
 
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Resume from a state at the next ``iter()``. A refused state changes nothing.
@@ -340,6 +344,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._jump(self.setup.beginning(epoch))
             return
         lookup = self._membership.upcoming().lookup
+        lookup.check(epoch, step)
         self._jump(lookup.progress_at(epoch, step, self.seed))
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
@@ -356,8 +361,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             ConfigurationError: there is no such epoch or step.
         """
         epoch, step = whole_number("epoch", epoch), whole_number("step", step)
-        setup = self._membership.upcoming()
-        origin = self._cursor.origin if epoch == self.epoch else setup.beginning(epoch)
+        setup, _, origin = self._membership.standing(self._cursor)
+        setup.lookup.check(epoch, 0)
+        origin = origin if epoch == self.epoch else setup.beginning(epoch)
         return setup.lookup.samples_at(origin, step, self.seed)
 
     def padding(self, step: int) -> NDArray[np.bool_]:
@@ -379,8 +385,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             >>> [batch[~loader.padding(step)].tolist() for step, batch in enumerate(loader)]
             [[2, 3], []]
         """
-        lookup = self._membership.upcoming().lookup
-        return lookup.padding(self._cursor.origin, whole_number("step", step))
+        setup, _, origin = self._membership.standing(self._cursor)
+        return setup.lookup.padding(origin, whole_number("step", step))
 
     @property
     def epoch(self) -> int:
@@ -416,7 +422,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             UnsupportedDatasetError: (a ``TypeError``) the length of the epoch is unknown.
         """
         try:
-            return self._membership.upcoming().schedule.steps(self._cursor.progress)
+            setup, progress, _ = self._membership.standing(self._cursor)
+            return setup.schedule.steps(progress)
         except (TypeError, NotImplementedError) as error:
             stream = " is an IterableDataset" if self.setup.stream is not None else ""
             raise UnsupportedDatasetError(
@@ -495,8 +502,9 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _show(self, setup: Setup) -> None:
         self.rank, self.world_size = setup.rank, setup.world_size
         self.strategy, self.order, self.tail = setup.strategy, setup.order, setup.tail
-        if isinstance(self.sampler, OrderSampler):
-            self.sampler.show(setup)
+        if setup.arguments.is_planned:
+            sampler: Any = self.sampler
+            sampler.show(setup)
 
     def _jump(self, progress: Any) -> None:
         self._cursor.jump(progress)

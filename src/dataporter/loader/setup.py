@@ -132,6 +132,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             num_workers=max(1, arguments.num_workers),
             drop_last=tail == "drop",
             snapshot_every=arguments.snapshot_every,
+            fingerprint=fingerprint_of(arguments.dataset),
         )
         return Setup(
             **common,
@@ -187,7 +188,7 @@ def _parts_of_stream(stream: Stream, strategy: ResumptionStrategy) -> dict[str, 
         "stream": stream,
         "schedule": StreamSchedule(stream),
         "lookup": StreamLookup(stream.sharding.dataset),
-        "format": StreamFormat(stream, strategy, fingerprint_of(stream.sharding.dataset)),
+        "format": StreamFormat(stream, strategy),
         "fetch": partial(_stream_fetch, stream),
     }
 

@@ -72,12 +72,14 @@ class PlannedSchedule:
     def epoch_steps(self) -> int:
         return self.plan.last_step
 
-    def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
+    def check(self, epoch: int, step: int) -> None:
         if step > (steps := self.epoch_steps()):
             raise ConfigurationError(
                 f"step={step} of epoch {epoch}: an epoch has {steps} steps, so step must be within "
                 f"0..{steps}"
             )
+
+    def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         return Progress(epoch, step, self.plan.position_before(step))
 
     def progress_after(self, origin: Progress, steps: int) -> Progress:

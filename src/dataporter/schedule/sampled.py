@@ -78,6 +78,9 @@ class SampledSchedule:
     def epoch_steps(self) -> int:
         return self.steps(Progress())
 
+    def check(self, epoch: int, step: int) -> None:
+        """A custom sampler has to be walked through to see where it ends."""
+
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         if step == 0:
             return Progress(epoch)

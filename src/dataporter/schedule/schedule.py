@@ -40,6 +40,9 @@ class Schedule(Protocol):
 class Lookup(Protocol):
     """Answers questions about any step of any epoch without reading data."""
 
+    def check(self, epoch: int, step: int) -> None:
+        """Raise where it is known beforehand that ``progress_at`` has no answer."""
+
     def progress_at(self, epoch: int, step: int, seed: int) -> Any:
         """The progress of an epoch when ``step`` of its batches have been delivered."""
 

@@ -24,12 +24,10 @@ class StreamFormat:
     Attributes:
         stream: as this rank reads it.
         strategy: says what may change on resume.
-        fingerprint: identifies the data; None if the dataset has none.
     """
 
     stream: Stream
     strategy: ResumptionStrategy
-    fingerprint: str | None
 
     def terms(self) -> Mapping[str, Any]:
         terms = asdict(self._identity())
@@ -69,7 +67,7 @@ class StreamFormat:
             sharding=sharding.name,
             num_shards=shards if sharding.name == "shards" else None,
             num_workers=shards if sharding.name == "workers" else None,
-            dataset_fingerprint=self.fingerprint,
+            dataset_fingerprint=stream.fingerprint,
             batch_size=stream.batch_size,
             world_size=stream.world_size,
             tail="drop" if stream.drop_last else "uneven",

@@ -28,6 +28,7 @@ class Stream:
         num_workers: number of readers on this rank; 1 if the training process reads.
         drop_last: drop the last batch of a shard if it is incomplete.
         snapshot_every: number of batches of a shard per snapshot.
+        fingerprint: identifies the data; None if the dataset has none.
     """
 
     sharding: Sharding
@@ -37,6 +38,7 @@ class Stream:
     num_workers: int
     drop_last: bool
     snapshot_every: int
+    fingerprint: str | None
 
     def shards(self) -> range:
         """The shards that this rank reads."""
@@ -111,6 +113,9 @@ class StreamLookup:
     """The lookup of a stream, which refuses: steps are known only once they are read."""
 
     dataset: Any
+
+    def check(self, epoch: int, step: int) -> NoReturn:
+        self._refuse()
 
     def progress_at(self, epoch: int, step: int, seed: int) -> NoReturn:
         self._refuse()
