@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +362,23 @@ def test_an_exception_that_cannot_leave_its_worker_is_told_of() -> None:
 
     with pytest.raises(SampleError, match="Stubborn: 1 and 2"):
         list(ResumableDataLoader(Raising(6), 2, num_workers=1))
+
+
+class FailingRow(Indices):
+    def __getitem__(self, index: int) -> int:
+        if index == 3:
+            raise ValueError("broken")
+        return index
+
+
+def test_a_loader_whose_sample_has_raised_is_freed_without_the_garbage_collector() -> None:
+    loader = ResumableDataLoader(FailingRow(8), 2)
+    freed = weakref.ref(loader)
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            list(loader)
+        del loader
+        assert freed() is None
+    finally:
+        gc.enable()
