@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dataporter.errors import ConfigurationError
 from dataporter.tools.target import argument
-from dataporter.tools.verification.report import VerifyReport, measured, shown_fault, time_shown
+from dataporter.tools.verification.report import VerifyReport, time_shown
 from dataporter.tools.verification.session import OnProgress, verify
 
 __all__ = ["Options", "carry_out", "show"]
@@ -101,7 +101,7 @@ def show(report: VerifyReport, console: Console) -> None:
     console.print(_table(report))
     faults = report.faults
     for case in faults[:_FAULTS_SHOWN]:
-        _line(console, f"{case.setting}, {case.name}: {shown_fault(case)}")
+        _line(console, f"{case.setting}, {case.name}: {case.fault}")
     if len(faults) > _FAULTS_SHOWN:
         _line(console, f"and {len(faults) - _FAULTS_SHOWN} more cases")
     for diagnosis in report.diagnoses:
@@ -109,7 +109,7 @@ def show(report: VerifyReport, console: Console) -> None:
         _line(console, f"What to do: {diagnosis.remedy}")
     for note in report.notes:
         _line(console, f"Note: {note}")
-    for line in measured(report):
+    for line in report.measures.sentences():
         _line(console, line)
     _line(console, report.summary(), "green" if report.exact else "red")
 

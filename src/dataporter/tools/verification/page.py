@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from dataporter.tools.verification.report import Case, VerifyReport, measured, shown_fault
+if TYPE_CHECKING:
+    from dataporter.tools.verification.report import Case, VerifyReport
 
 __all__ = ["page"]
 
@@ -58,7 +60,7 @@ def page(report: VerifyReport) -> str:
         *_faults(report),
         "<h2>Measurements</h2>",
         "<ul>",
-        *(f"<li>{escape(line)}</li>" for line in measured(report)),
+        *(f"<li>{escape(line)}</li>" for line in report.measures.sentences()),
         "</ul>",
         _resume_times(report),
         _rates(report),
@@ -103,7 +105,7 @@ def _cell(case: Case | None) -> str:
     if comparison is not None:
         equal = comparison.batches - comparison.differing
         count = f" {equal} of {comparison.batches}"
-    title = "" if case.verdict == "exact" else f' title="{escape(shown_fault(case))}"'
+    title = "" if case.verdict == "exact" else f' title="{escape(case.fault)}"'
     mark = _MARKS[case.verdict]
     return f'<td class="cell {_CLASSES[case.verdict]}"{title}>{mark}{count}</td>'
 
@@ -146,7 +148,7 @@ def _timelines(report: VerifyReport) -> str:
         equal = first.batch if first is not None else delivered
         parts.append(_bar(_LABEL + start * scale, y, equal * scale, "good"))
         rest = total - start - equal
-        fault = shown_fault(case)
+        fault = case.fault
         parts.append(_bar(_LABEL + (start + equal) * scale, y, rest * scale, "bad", fault))
     if report.epoch_batches is not None:
         x = _LABEL + (report.epoch_batches + 0.5) * scale
@@ -165,7 +167,7 @@ def _faults(report: VerifyReport) -> list[str]:
         return []
     rows = "".join(
         f"<tr><td>{escape(case.setting)}</td><td>{escape(case.name)}</td>"
-        f"<td><code>{escape(shown_fault(case))}</code></td></tr>"
+        f"<td><code>{escape(case.fault)}</code></td></tr>"
         for case in report.faults
     )
     return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataporter.tools.verification.comparison import Comparison
+from dataporter.tools.verification.page import page
 
 __all__ = [
     "KILLED",
@@ -21,8 +22,6 @@ __all__ = [
     "Verdict",
     "VerifyReport",
     "in_order",
-    "measured",
-    "shown_fault",
     "time_shown",
 ]
 
@@ -67,6 +66,13 @@ class Case:
         """Whether it was run and is not exact."""
         return self.verdict in ("not exact", "failed")
 
+    @property
+    def fault(self) -> str:
+        """The fault, in words."""
+        if self.comparison is not None and self.comparison.first is not None:
+            return str(self.comparison.first)
+        return self.error or "no batch was delivered"
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -110,6 +116,23 @@ class Measures:
     state_seconds: float | None
     resume_seconds: float | None
     throughput: tuple[Throughput, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """The measurements, in a sentence each."""
+        lines = []
+        if self.state_bytes is not None and self.state_seconds is not None:
+            lines.append(
+                f"State: {self.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
+                f"{time_shown(self.state_seconds)}."
+            )
+        if self.resume_seconds is not None:
+            lines.append(
+                f"From load_state_dict to the first batch: {time_shown(self.resume_seconds)}."
+            )
+        for rate in self.throughput:
+            plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
+            lines.append(f"Batches per second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+        return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +197,6 @@ class VerifyReport:
 
     def save_html(self, path: str | Path) -> None:
         """Write the report as one self-contained page."""
-        from dataporter.tools.verification.page import page
-
         Path(path).write_text(page(self), encoding="utf-8")
 
     def summary(self) -> str:
@@ -192,7 +213,7 @@ class VerifyReport:
         lines = [self.summary()]
         fault = self.first_fault
         if fault is not None:
-            lines.append(f"First: {fault.setting}, {fault.name}: {shown_fault(fault)}")
+            lines.append(f"First: {fault.setting}, {fault.name}: {fault.fault}")
         lines += [f"Why: {diagnosis}" for diagnosis in self.diagnoses]
         lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -219,32 +240,6 @@ def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
             ),
         )
     )
-
-
-def shown_fault(case: Case) -> str:
-    """The fault of a case, in words."""
-    if case.comparison is not None and case.comparison.first is not None:
-        return str(case.comparison.first)
-    return case.error or "no batch was delivered"
-
-
-def measured(report: VerifyReport) -> list[str]:
-    """The measurements, in sentences."""
-    measures = report.measures
-    lines = []
-    if measures.state_bytes is not None and measures.state_seconds is not None:
-        lines.append(
-            f"State: {measures.state_bytes:,} bytes as torch.save writes it; state_dict() takes "
-            f"{time_shown(measures.state_seconds)}."
-        )
-    if measures.resume_seconds is not None:
-        lines.append(
-            f"From load_state_dict to the first batch: {time_shown(measures.resume_seconds)}."
-        )
-    for rate in measures.throughput:
-        plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
-        lines.append(f"Batches per second, {rate.setting}: {rate.loader:,.0f}{plain}.")
-    return lines
 
 
 def time_shown(seconds: float) -> str:
