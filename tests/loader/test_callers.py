@@ -86,6 +86,16 @@ def test_a_loader_that_was_taken_over_says_what_to_do(subclass: Any) -> None:
     assert len(list(loader)) == 3
 
 
+def test_a_loader_that_changes_after_it_was_taken_over_is_refused_as_well() -> None:
+    """Users may set attributes, and joining a process group sets the rank."""
+    for name, value in (("on_error", "skip"), ("rank", 1)):
+        loader: ResumableDataLoader[Any] = ResumableDataLoader(range(6), 2)
+        wrapped = Wrapped(loader)
+        setattr(loader, name, value)
+        with pytest.raises(ConfigurationError, match="a Wrapped has"):
+            iter(wrapped)
+
+
 @pytest.mark.parametrize("subclass", CLASSES)
 def test_wrappers_that_read_nothing_ahead_may_iterate(subclass: Any) -> None:
     loader = subclass(range(6), 2)

@@ -171,10 +171,14 @@ class FrameworkHooks:
 def _has_attributes_of(loader: ResumableDataLoader[Any], wrapper: DataLoader[Any]) -> bool:
     """Whether a wrapper holds the loader's attributes as its own.
 
-    Not by getattr: a wrapper that only passes the reading of attributes on reads nothing ahead.
+    Compares those that never change: users set others between passes, and joining a process group
+    sets the rank. Not by getattr: a wrapper that only forwards attribute reads reads nothing ahead.
     """
-    public = {name: value for name, value in vars(loader).items() if not name.startswith("_")}
-    return all(vars(wrapper).get(name) is value for name, value in public.items())
+    held = vars(wrapper)
+    return all(
+        held.get(name, held) is getattr(loader, name)
+        for name in ("dataset", "sampler", "batch_sampler")
+    )
 
 
 install(FrameworkHooks())
