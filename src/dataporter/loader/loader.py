@@ -255,10 +255,16 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._join()
         setup = self.setup
         if at is None:
-            at = self.mark()
-        elif not isinstance(at, Mark):
+            seed, progress, format = (
+                self._cursor.settled_seed(),
+                self._cursor.progress,
+                setup.format,
+            )
+        elif isinstance(at, Mark):
+            seed, progress, format = at.seed, at.progress, at.format
+        else:
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
-        state = at.format.build(at.seed, at.progress)
+        state = format.build(seed, progress)
         if gather is None:
             gather = self._adapter is not None and self._adapter.gathers_state
         if not gather or state.get("rank") is None:
@@ -270,8 +276,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "rank's state_dict(), and load it on the same rank"
             )
         with setup.ranks.agreed("state_dict(gather=True)") as terms:
-            terms.equal = {**at.format.terms(), "seed": at.seed}
-        return at.format.join(setup.ranks.gathered(state))
+            terms.equal = {**format.terms(), "seed": seed}
+        return format.join(setup.ranks.gathered(state))
 
     def mark(self, *, read_ahead: int | None = None) -> Mark:
         """The position as of now, for ``state_dict(at=mark)`` later. Costs no state.
