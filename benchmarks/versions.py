@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "benchmarks" / "versions.md"
 ALLOWED = 1.05
 BATCHES = 400
-ROUNDS, QUICK_ROUNDS = 9, 2
+ROUNDS, QUICK_ROUNDS = 7, 2
 
 
 class Rows(Dataset[Any]):
