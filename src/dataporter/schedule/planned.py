@@ -55,13 +55,14 @@ class PlannedSchedule:
     def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         """The requests themselves, computed a block of positions at a time."""
         plan, epoch = self._plan(progress), progress.epoch
+        stretches = plan.stretches_from(progress.step)
         for first_step, positions in plan.blocks(self.rank, progress.step, BLOCK_LENGTH):
             indices = self._indices(positions, seed, epoch)
-            rows = zip(positions, indices)
-            for step, (step_positions, step_indices) in enumerate(rows, start=first_step):
+            rows = zip(positions, indices, stretches)
+            for step, (step_positions, step_indices, done) in enumerate(rows, start=first_step):
                 request = Request(seed, epoch, step, step_positions, step_indices)
                 # A list, since a generator takes longer than all the rest of this loop.
-                yield Scheduled(request, tuple([Delivered(*at) for at in plan.stretches(step)]))
+                yield Scheduled(request, tuple([Delivered(*stretch) for stretch in done]))
 
     def ahead(self, epoch: int, seed: int) -> Requests:
         return Requests(self, Progress(epoch), seed)
