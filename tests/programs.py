@@ -74,6 +74,6 @@ def _run(ends: tuple[Connection, ...], target: Callable[..., object], arguments:
         end.close()
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(1)  # so that it may fork
-    # Workers would come off a server of its own otherwise, which would have to import torch.
+    # Otherwise a separate server would start the workers, and would have to import torch.
     multiprocessing.set_start_method("fork", force=True)
     target(*arguments)

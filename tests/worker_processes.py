@@ -14,7 +14,7 @@ from dataporter import ResumableDataLoader
 
 
 class Filled:
-    """Large enough to see a slot written over: 16 kB of its own index."""
+    """Large enough to see a slot written over: 16 kB that repeat its index."""
 
     def __init__(self, length: int = 60) -> None:
         self.length = length
