@@ -298,3 +298,20 @@ def test_a_group_of_one_rank_that_is_initialised_mid_pass_changes_nothing(tmp_pa
     (counted,) = ranks_of(1, alone_before_the_group, f"file://{tmp_path}/meeting")
     length = len(loader_of())
     assert counted == (list(range(2, length + 1)), 1, length)
+
+
+def asked_in_mid_epoch(meeting: str) -> Any:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    loader = loader_of()
+    next(iter(loader))
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    before = (loader.samples_at(0, 1).tolist(), loader.padding(1).tolist(), loader.remaining)
+    loader.state_dict()  # joins
+    after = (loader.samples_at(0, 1).tolist(), loader.padding(1).tolist(), loader.remaining)
+    return before, after
+
+
+def test_look_ups_in_mid_epoch_are_the_same_before_and_after_the_join(tmp_path: Path) -> None:
+    for before, after in ranks_of(2, asked_in_mid_epoch, f"file://{tmp_path}/meeting"):
+        assert before == after

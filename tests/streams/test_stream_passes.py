@@ -314,3 +314,19 @@ def test_a_mark_keeps_the_workers_that_it_was_taken_with() -> None:
     resumed = loader_of(KINDS["dataset state"](24), num_workers=2)
     resumed.load_state_dict(loader.state_dict(at=mark))
     assert resumed.step == 3
+
+
+def test_a_streams_fingerprint_is_read_once() -> None:
+    class Changing(Stateful):
+        reads = 0
+
+        @property
+        def fingerprint(self) -> str:
+            self.reads += 1
+            return f"read {self.reads}"
+
+    loader = loader_of(Changing(24))
+    before = loader.state_dict()["dataset_fingerprint"]
+    loader.num_workers = 2
+    taken(loader, 1)
+    assert loader.state_dict()["dataset_fingerprint"] == before
