@@ -1,4 +1,4 @@
-"""The state on disk: the keys of schema 1, in their order, and the types of their values (C5)."""
+"""The state on disk: the keys of schema 2, in their order, and the types of their values (C5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INDEX = State(
     progress=Progress(1, 2, 8, (Delivered(12, 16, 5), Delivered(20, 24, 6)), 9),
 )
 INDEX_ON_DISK = (
-    '{"dataporter": 1, "strategy": "simple", "seed": 7, "epoch": 1, "step": 2, "position": 8, '
+    '{"dataporter": 2, "strategy": "simple", "seed": 7, "epoch": 1, "step": 2, "position": 8, '
     '"early": [[12, 16, 5], [20, 24, 6]], "order": "torch", "order_version": 3, '
     '"order_digest": 9, "dataset_length": 100, "dataset_fingerprint": "fp", "batch_size": 4, '
     '"world_size": 2, "tail": "pad"}'
@@ -36,7 +36,7 @@ SHARDS = StreamState(
     ),
 )
 SHARDS_ON_DISK = (
-    '{"dataporter": 1, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
+    '{"dataporter": 2, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
     '"step": 5, "rank": 1, "shards": [[1, 3, 12, false, 0, null], '
     '[3, 2, 8, true, 6, "{\\"dataset\\":1}"]], "num_shards": 8, "num_workers": null, '
     '"dataset_fingerprint": null, "batch_size": null, "world_size": 2, "tail": "drop"}'
@@ -48,7 +48,7 @@ WORKERS = StreamState(
     progress=StreamProgress(0, 1, {0: ShardState(0, 1, 4, False, 4, "{}")}),
 )
 WORKERS_ON_DISK = (
-    '{"dataporter": 1, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
+    '{"dataporter": 2, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
     '"step": 1, "rank": null, "shards": [[0, 1, 4, false, 4, "{}"]], "num_shards": null, '
     '"num_workers": 2, "dataset_fingerprint": "fp", "batch_size": 4, "world_size": 1, '
     '"tail": "uneven"}'
@@ -65,7 +65,7 @@ ON_DISK = pytest.mark.parametrize(
 
 
 @ON_DISK
-def test_the_state_on_disk_is_that_of_schema_1(room: Any, state: Any, text: str) -> None:
+def test_the_state_on_disk_is_that_of_schema_2(room: Any, state: Any, text: str) -> None:
     assert json.dumps(room.build(state)) == text
     assert room.parse(json.loads(text)) == state
 

@@ -27,8 +27,10 @@ __all__ = [
     "types_of",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = "dataporter"
+# By schema, the fields that it added, with the values that they have in earlier states.
+_ADDED: dict[int, dict[str, object]] = {2: {}}
 
 _LIMIT = 1 << 63
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
@@ -133,7 +135,7 @@ def parse(state: Mapping[str, Any]) -> State:
         InvalidStateError: the dict is not a state, is of a newer schema, or a field is missing or
             wrong.
     """
-    check_schema(state, _FIELDS)
+    state = check_schema(state, _FIELDS)
     check_numbers(state, _NOT_NEGATIVE, lowest=0)
     check_numbers(state, ("batch_size", "world_size"), lowest=1)
     early = _early(state["early"], state["position"])
@@ -150,8 +152,8 @@ def differences(saved: Any, present: Any) -> list[Mismatch]:
     ]
 
 
-def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
-    """Check that a state has this release's schema and that its fields have these types.
+def check_schema(state: Mapping[str, Any], known: Mapping[str, Types]) -> Mapping[str, Any]:
+    """The state in this release's schema, once its fields are known to have these types.
 
     Raises:
         InvalidStateError: the state fails the check; the message names the field.
@@ -171,9 +173,9 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]
             f"the state's field {SCHEMA!r} says schema {state[SCHEMA]}, but this release reads up "
             f"to {SCHEMA_VERSION}: upgrade dataporter to the release that wrote the state, or later"
         )
-    if state[SCHEMA] != SCHEMA_VERSION:
+    if state[SCHEMA] < 1:
         raise InvalidStateError(
-            f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected {SCHEMA_VERSION}"
+            f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected 1 to {SCHEMA_VERSION}"
         )
     if ("stream" in state) != ("stream" in known):
         read = ("an iterable dataset", "a map-style dataset")
@@ -182,6 +184,9 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]
             f"the state is of {saved}, but this loader reads {present}: load it into a loader of "
             "the dataset that it was saved with"
         )
+    for version in range(state[SCHEMA] + 1, SCHEMA_VERSION + 1):
+        added = {name: value for name, value in _ADDED[version].items() if name in known}
+        state = {**added, **state}
     for field, types in known.items():
         if field not in state:
             raise InvalidStateError(
@@ -195,6 +200,7 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]
             f"the state has fields that schema {SCHEMA_VERSION} does not know: {unknown}; pass "
             "exactly the dict that state_dict() returned, without the rest of the checkpoint"
         )
+    return state
 
 
 def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int) -> None:

@@ -104,7 +104,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
         InvalidStateError: the dict is not a state, is of a map-style dataset or of a newer schema,
             or a field is missing or wrong.
     """
-    check_schema(state, _FIELDS)
+    state = check_schema(state, _FIELDS)
     check_numbers(state, ("seed", "epoch", "step"), lowest=0)
     check_numbers(state, ("batch_size", "world_size", "num_shards", "num_workers"), lowest=1)
     way, rank = state["stream"], state["rank"]
