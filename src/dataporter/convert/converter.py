@@ -13,6 +13,7 @@ from dataporter.convert.conversion import Conversion, Converted, Originals, as_t
 from dataporter.convert.forms import Cast, Form, dtype_named, form_named
 from dataporter.convert.paths import Match, Matcher, parse, shown
 from dataporter.errors import ConfigurationError, InvalidStateError, warn
+from dataporter.keywords import names_keywords
 from dataporter.structure import Step, parts_of, rebuilt
 
 __all__ = ["KeyBasedDtypeConverter", "Rules", "converter_for", "leaves_of"]
@@ -58,6 +59,7 @@ class KeyBasedDtypeConverter:
         torch.int64
     """
 
+    @names_keywords
     def __init__(
         self,
         rules: Rules,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, MissingLibraryError, UnsupportedDatasetError
 from dataporter.hf.images import mode_checked
+from dataporter.keywords import names_keywords
 
 if TYPE_CHECKING:
     import datasets
@@ -82,6 +84,7 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
         super().__init_subclass__()
         _KINDS[reads] = cls
 
+    @names_keywords
     def __init__(
         self,
         hf_dataset: datasets.Dataset | datasets.IterableDataset,
@@ -112,6 +115,13 @@ class UnifiedHFDatasetWrapper(Dataset[Any]):
     def collate(self, samples: Sequence[Any]) -> Any:
         """A batch of samples of this dataset: a ``collate_fn`` for a plain ``DataLoader``."""
         raise NotImplementedError  # each kind overrides it
+
+
+# Python would show that of __new__.
+_signature = inspect.signature(UnifiedHFDatasetWrapper.__init__)
+UnifiedHFDatasetWrapper.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[one for one in _signature.parameters.values() if one.name != "self"]
+)
 
 
 def _kind_of(hf_dataset: Any, *, transforms_samples: bool) -> Kind:

@@ -11,6 +11,7 @@ import torch
 
 from dataporter.convert import KeyBasedDtypeConverter
 from dataporter.errors import ConfigurationError
+from dataporter.keywords import names_keywords
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.structure import parts_of, rebuilt
 
@@ -46,6 +47,7 @@ class DevicePrefetcher(Generic[Batch]):
         [[0, 1], [2, 3]]
     """
 
+    @names_keywords
     def __init__(
         self,
         loader: Iterable[Batch],

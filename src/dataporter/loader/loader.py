@@ -18,6 +18,7 @@ from dataporter.engines import Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import OnError
 from dataporter.fetch.fetched import Fetched
+from dataporter.keywords import names_keywords
 from dataporter.loader.arguments import WorkerKind, check_arguments
 from dataporter.loader.cursor import MOST_READ_AHEAD, AnyCursor, Cursor, Mark
 from dataporter.loader.delivery import Adapter, Delivery
@@ -128,6 +129,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         True
     """
 
+    @names_keywords
     def __init__(
         self,
         dataset: Dataset[Any] | Mapping[str, Any] | Any,
@@ -232,6 +234,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     # ---- the state
 
+    @names_keywords
     def state_dict(self, *, at: Mark | None = None, gather: bool | None = None) -> dict[str, Any]:
         """The position: after the last batch that was delivered (C1).
 
@@ -279,6 +282,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             terms.equal = {**format.terms(), "seed": seed}
         return format.join(setup.ranks.gathered(state))
 
+    @names_keywords
     def mark(self, *, read_ahead: int | None = None) -> Mark:
         """The position as of now, for ``state_dict(at=mark)`` later. Costs no state.
 
@@ -299,6 +303,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         progress = self._cursor.behind(read_ahead)
         return Mark(self._cursor.settled_seed(), progress, self.setup.format)
 
+    @names_keywords
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Resume from a state at the next ``iter()``. A refused state changes nothing.
 
@@ -333,6 +338,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         self._cursor.set_epoch(whole_number("epoch", epoch))
 
+    @names_keywords
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
         """Jump to a batch: the next pass begins with it. No data is read.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DistributedSampler, Sampler
 
 from dataporter.errors import ConfigurationError
+from dataporter.keywords import names_keywords
 from dataporter.loader.sampler_position import SamplerPosition
 from dataporter.orders import Order
 from dataporter.ranks.world import World, find_world
@@ -62,6 +63,7 @@ class ResumableSampler(Sampler[int]):
         True
     """
 
+    @names_keywords
     def __init__(
         self,
         dataset: Any,
@@ -149,6 +151,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         [[0, 1, 4, 5, 8], [2, 3, 6, 7, 9]]
     """
 
+    @names_keywords
     def __init__(
         self,
         dataset: Any,

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from dataporter.checks import positive_number, seed_checked
 from dataporter.datasets.rows import fingerprint_of
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
+from dataporter.keywords import names_keywords
 from dataporter.orders import ShuffledOrder
 from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key
@@ -60,6 +61,7 @@ class ShuffledStream(IterableDataset[Any]):
         [[5, 3, 1], [8, 10, 7], [2, 4, 0], [9, 6, 11]]
     """
 
+    @names_keywords
     def __init__(self, stream: ShardedStream, window: int = 1000, seed: int = 0) -> None:
         if not isinstance(stream, ShardedStream):
             raise UnsupportedDatasetError(
