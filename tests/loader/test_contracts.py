@@ -304,7 +304,7 @@ def test_a_rebuilt_sampler_is_never_sharded_twice() -> None:
     assert len(loader.sampler) == 6
     with pytest.raises(ConfigurationError, match="use_distributed_sampler=False"):
         list(loader.sampler)
-    with pytest.raises(ConfigurationError, match="use_distributed_sampler=False"):
+    with pytest.raises(ConfigurationError, match="can only be walked through"):
         ResumableDataLoader(
             Indices(11),
             3,

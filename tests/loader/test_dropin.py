@@ -539,11 +539,6 @@ def test_sampler(samplers: Callable[[], dict[str, Any]], workers: int) -> None:
 
 
 @case(0, 2)
-def _a_sampler_that_cannot_be_iterated_over(loader: Loader, workers: int) -> Any:
-    return outcome(lambda: list(loader(range(7), sampler=5, num_workers=workers)))
-
-
-@case(0, 2)
 def _a_sampler_may_yield_any_key(loader: Loader, workers: int) -> Any:
     by_name = {"one": 1, "two": 2, "three": 3}
     by_pair = {(x, y): x * y for x in range(3) for y in range(3)}

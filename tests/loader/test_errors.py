@@ -450,7 +450,7 @@ ARGUMENTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"sampler": range(3), "shuffle": None, "order": "shuffled"}, ("order='shuffled'", "sampler")),
     (
         {"sampler": range(3), "shuffle": None, "strategy": "advanced"},
-        ("'advanced'", "range", "'simple'", "use_distributed_sampler=False"),
+        ("'advanced'", "range", "'simple'", "shuffle= instead of sampler="),
     ),
     ({"strategy": "clever"}, ("'clever'", "'simple'", "'advanced'", "'distributed'")),
     ({"order": "random"}, ("'random'", "'shuffled'", "'sequential'", "'torch'")),

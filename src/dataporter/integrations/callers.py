@@ -79,8 +79,18 @@ FABRIC_ITERATES = Lookup(
     functions=("_FabricDataLoader.__iter__",),
     variables=("self",),
 )
+# It builds a loader of the same class anew, around another sampler.
+LIGHTNING_REBUILDS = Lookup(
+    framework="Lightning 2.6.6",
+    modules=("lightning.fabric.utilities.data", "lightning_fabric.utilities.data"),
+    functions=("_reinstantiate_wrapped_cls",),
+    variables=("orig_object",),
+)
 
-LOOKUPS = (RAY_WRAPS, ACCELERATE_COPIES, ACCELERATE_PREPARES, FABRIC_SETS_EPOCH, FABRIC_ITERATES)
+LOOKUPS = (
+    *(RAY_WRAPS, ACCELERATE_COPIES, ACCELERATE_PREPARES),
+    *(FABRIC_SETS_EPOCH, FABRIC_ITERATES, LIGHTNING_REBUILDS),
+)
 
 
 def search(lookup: Lookup, caller: FrameType, loader: object = None) -> Iterator[FrameType]:
@@ -166,6 +176,18 @@ class FrameworkHooks:
             for frame in search(FABRIC_SETS_EPOCH, caller)
             for _ in search(FABRIC_ITERATES, frame)
         )
+
+    def puts_sampler(self, caller: FrameType) -> str | None:
+        """What to say where Lightning builds a loader anew, around its own sampler."""
+        for frame in search(LIGHTNING_REBUILDS, caller):
+            if isinstance(frame.f_locals["orig_object"], ResumableDataLoader):
+                return (
+                    "Lightning has rebuilt the loader around its own sampler, as it does for "
+                    "predict() and overfit_batches: give it torch's DataLoader there; and on "
+                    "several devices, for a sampler that is no DistributedSampler: pass one, build "
+                    "the loader in train_dataloader(), or set use_distributed_sampler=False"
+                )
+        return None
 
 
 def _has_attributes_of(loader: ResumableDataLoader[Any], wrapper: DataLoader[Any]) -> bool:

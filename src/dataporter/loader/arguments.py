@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -9,19 +10,20 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import IterableDataset, IterDataPipe, Sampler
 
-from dataporter.checks import positive_number, seed_checked, whole_number
+from dataporter.checks import given, is_one_of
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetch import OnError
+from dataporter.loader.hooks import installed
+from dataporter.loader.kinds import kinds_checked, refuse_without_workers
 from dataporter.orders import Order
 from dataporter.schedule.plan import Tail
-from dataporter.state.strategies import ResumptionStrategy
+from dataporter.state.strategies import ResumptionStrategy, strategy_named
 
 __all__ = [
     "SETTABLE",
     "Arguments",
     "WorkerKind",
-    "batch_size_checked",
     "check_arguments",
     "tail_checked",
 ]
@@ -125,42 +127,21 @@ def check_arguments(given: Mapping[str, Any]) -> Arguments:
     """
     raw = Arguments(**{field.name: given[field.name] for field in fields(Arguments)})
     _refuse_pipes(raw.dataset)
-    _refuse_misplaced(raw)
-    checked = {
-        **raw.by_name(),
-        "seed": seed_checked(raw.seed),
-        "on_error": _on_error_checked(raw.on_error),
-        "worker_kind": _worker_kind_checked(raw.worker_kind),
-        "worker_restarts": whole_number("worker_restarts", raw.worker_restarts),
-    }
-    tail_checked(raw.tail, drop_last=bool(raw.drop_last), is_stream=raw.is_stream)
-    if raw.is_planned:
-        checked["batch_size"] = batch_size_checked(raw.batch_size)
-    if raw.is_stream:
-        checked["snapshot_every"] = positive_number("snapshot_every", raw.snapshot_every)
-        if raw.worker_kind == "thread":
-            raise ConfigurationError(
-                "worker_kind='thread': the samples of a stream are read one after the other, by "
-                "one process for itself; use worker_kind='process'"
-            )
-    return Arguments(**checked)
-
-
-def batch_size_checked(batch_size: Any) -> int | None:
-    """A whole number of 1 or more, or None for single samples."""
-    if batch_size is None:
-        return None
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+    arguments = Arguments(**kinds_checked(raw.by_name()))
+    refuse_without_workers(arguments.by_name())
+    _refuse_misplaced(arguments)
+    tail_checked(arguments.tail, drop_last=arguments.drop_last, is_stream=arguments.is_stream)
+    if arguments.is_stream and arguments.worker_kind == "thread":
         raise ConfigurationError(
-            f"batch_size={batch_size!r}: expected a whole number of 1 or more, or None to get "
-            "single samples"
+            "worker_kind='thread': the samples of a stream are read one after the other, by "
+            "one process for itself; use worker_kind='process'"
         )
-    return batch_size
+    return arguments
 
 
 def tail_checked(tail: Any, *, drop_last: bool, is_stream: bool = False) -> Tail:
     """The treatment of an incomplete last batch that ``tail=`` and ``drop_last=`` ask for."""
-    if is_stream and tail == "pad":
+    if is_stream and is_one_of(tail, "pad"):
         raise ConfigurationError(
             "tail='pad': the number of samples of a stream is unknown before its end, so its ranks "
             "cannot be made equal; use tail='uneven' or 'drop', and stop all ranks at the same "
@@ -168,27 +149,13 @@ def tail_checked(tail: Any, *, drop_last: bool, is_stream: bool = False) -> Tail
         )
     if tail is None:
         return "drop" if drop_last else "uneven" if is_stream else "pad"
-    if tail not in ("pad", "drop", "uneven"):
-        raise ConfigurationError(f"tail={tail!r}: expected 'pad', 'drop' or 'uneven'")
+    if not is_one_of(tail, "pad", "drop", "uneven"):
+        raise ConfigurationError(f"{given('tail', tail)}: expected 'pad', 'drop' or 'uneven'")
     if drop_last and tail != "drop":
         raise ConfigurationError(
             f"tail={tail!r} and drop_last=True contradict each other: leave drop_last= out"
         )
     return tail  # type: ignore[no-any-return]  # narrowed by value
-
-
-def _worker_kind_checked(worker_kind: Any) -> WorkerKind:
-    if worker_kind not in ("process", "thread"):
-        raise ConfigurationError(f"worker_kind={worker_kind!r}: expected 'process' or 'thread'")
-    return worker_kind  # type: ignore[no-any-return]  # one of the two
-
-
-def _on_error_checked(on_error: Any) -> OnError:
-    if on_error in ("raise", "skip") or callable(on_error):
-        return on_error  # type: ignore[no-any-return]  # narrowed by value
-    raise ConfigurationError(
-        f"on_error={on_error!r}: expected 'raise', 'skip' or a function (exception, index) → sample"
-    )
 
 
 def _refuse_pipes(dataset: Any) -> None:
@@ -204,21 +171,36 @@ def _refuse_misplaced(arguments: Arguments) -> None:
     """Refuse arguments that have no meaning for this dataset or sampler."""
 
     def refuse(reason: str, *names: str) -> None:
-        given = {name: value for name in names if (value := getattr(arguments, name))}
-        if given:
-            shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
-            them = "it" if len(given) == 1 else "them"
+        values = {name: getattr(arguments, name) for name in names}
+        misplaced = {
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False
+        }
+        if misplaced:
+            shown = ", ".join(map(given, misplaced, misplaced.values()))
+            them = "it" if len(misplaced) == 1 else "them"
             raise ConfigurationError(f"{shown}: {reason}; leave {them} out")
 
-    if arguments.custom_sampler is not None:
+    if (custom := arguments.custom_sampler) is not None:
+        framework = installed().puts_sampler(sys._getframe())
+        name = "batch_sampler" if arguments.sampler is None else "sampler"
         refuse(
-            "a custom sampler decides the order and which samples are repeated or left out (or a "
-            "framework has rebuilt the loader around its own sampler, as Lightning does for "
-            "predict() and overfit_batches: give it torch's DataLoader there; and on several "
-            "devices, for a sampler that is no DistributedSampler: pass one, or build the loader "
-            "in train_dataloader())",
+            framework
+            or f"{name}= (a {type(custom).__name__}) decides the order and which samples are "
+            "repeated or left out",
             *("shuffle", "order", "tail"),
         )
+        strategy = strategy_named(arguments.strategy or "simple")
+        if strategy.counts != "batches":
+            reason = framework or (
+                f"it needs an order to jump in, and {name}= (a {type(custom).__name__}) can only "
+                "be walked through"
+            )
+            raise ConfigurationError(
+                f"strategy={strategy.name!r}: {reason}; use strategy='simple', or order= and "
+                f"shuffle= instead of {name}="
+            )
     if arguments.is_stream:
         refuse("an IterableDataset has no indices to order", "order")
     else:

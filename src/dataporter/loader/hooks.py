@@ -27,6 +27,9 @@ class Hooks(Protocol):
     def counts_passes(self, caller: FrameType) -> bool:
         """Whether ``set_epoch`` received a number of passes, not an epoch."""
 
+    def puts_sampler(self, caller: FrameType) -> str | None:
+        """What to say where a framework has put its own sampler into the arguments."""
+
 
 class _NoHooks:
     def iterating(self, loader: Any, caller: FrameType) -> None:
@@ -40,6 +43,9 @@ class _NoHooks:
 
     def counts_passes(self, caller: FrameType) -> bool:
         return False
+
+    def puts_sampler(self, caller: FrameType) -> str | None:
+        return None
 
 
 _installed: Hooks = _NoHooks()

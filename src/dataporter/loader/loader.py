@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataporter.checks import whole_number
+from dataporter.checks import is_one_of, whole_number
 from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.engines import Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
@@ -165,7 +165,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         snapshot_every: int = 1,
     ) -> None:
         given = dict(locals())
-        launched = getattr(strategy, "name", strategy) == "distributed"
+        launched = is_one_of(getattr(strategy, "name", strategy), "distributed")
         world = find_world(rank, world_size, process_group, launched=launched, later=True)
         with Ranks(world.group).agreed("ResumableDataLoader()") as terms:
             arguments = check_arguments(given)

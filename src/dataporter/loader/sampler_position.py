@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataporter.checks import seed_checked, whole_number
+from dataporter.checks import whole_number
 from dataporter.datasets.rows import fingerprint_of, length_of, rows_of
 from dataporter.errors import ConfigurationError
-from dataporter.loader.arguments import batch_size_checked, tail_checked
+from dataporter.loader.arguments import tail_checked
 from dataporter.loader.cursor import Cursor
+from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.setup import world_checked
 from dataporter.orders import Order
 from dataporter.orders.by_name import order_for
@@ -57,20 +58,23 @@ class SamplerPosition:
         with ranks.agreed(call) as terms:
             if batch_size is None:
                 raise ConfigurationError("batch_size=None: expected the DataLoader's batch size")
+            checked = kinds_checked(
+                {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last}
+            )
             counted = isinstance(dataset, int) and not isinstance(dataset, bool)
             rows = range(whole_number("dataset", dataset)) if counted else dataset
-            ordered = order_for(order, shuffle)
+            ordered = order_for(order, checked["shuffle"])
             length = length_of(rows_of(rows))
             requests = PlannedSchedule.for_rank(
                 ordered,
                 length,
-                batch_size_checked(batch_size) or 1,
+                checked["batch_size"],
                 world.rank,
                 world.size,
-                tail_checked(tail, drop_last=drop_last),
+                tail_checked(tail, drop_last=checked["drop_last"]),
             )
             plan = requests.plan
-            given_seed = seed_checked(seed)
+            given_seed = checked["seed"]
             world_checked(world, given_seed, in_order=True)
             cursor = Cursor.at_epoch(Progress, 0, given_seed)
             identity = Identity(

@@ -27,7 +27,8 @@ from dataporter.engines import (
 )
 from dataporter.fetch.fetch import Fetch, OnError, converting, undisturbing
 from dataporter.fetch.fetched import Fetched
-from dataporter.loader.arguments import WorkerKind
+from dataporter.loader.arguments import SETTABLE, WorkerKind
+from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.setup import Setup
 
 __all__ = ["OwnAttributes", "Serving", "engine_for"]
@@ -55,6 +56,7 @@ class Serving:
     ) -> Iterator[Reply]:
         """The replies of a pass over the rest of an epoch."""
         setup.check_dataset()
+        kinds_checked({name: getattr(loader, name) for name in SETTABLE})
         engine = self._engine_of(loader, own, setup)
         requests = setup.schedule.requests(progress, seed)
         ahead = setup.schedule.ahead(progress.epoch + 1, seed)

@@ -222,17 +222,7 @@ def _strategy_for(
             return strategy_named("simple")
         in_world = world.group is not None or world.size > 1
         return strategy_named("distributed" if in_world else "advanced")
-    chosen = strategy_named(strategy)
-    if custom_sampler is not None and chosen.counts != "batches":
-        raise ConfigurationError(
-            f"strategy={chosen.name!r} needs an order to jump in, and a custom sampler (a "
-            f"{type(custom_sampler).__name__}) can only be walked through: use strategy='simple', "
-            "or order= and shuffle= instead of the sampler. If a framework has put the sampler "
-            "there to shard the data, tell it not to (Lightning: use_distributed_sampler=False, "
-            "and torch's DataLoader for predict() and overfit_batches); this loader shards by "
-            "itself"
-        )
-    return chosen
+    return strategy_named(strategy)
 
 
 def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from dataporter.checks import given
 from dataporter.errors import ConfigurationError
 from dataporter.schedule.progress import Progress
 from dataporter.schedule.schedule import Recount
@@ -121,10 +122,12 @@ def strategy_named(strategy: str | ResumptionStrategy) -> ResumptionStrategy:
     if isinstance(strategy, ResumptionStrategy):
         return strategy
     for known in _STRATEGIES:
-        if known.name == strategy:
+        if isinstance(strategy, str) and known.name == strategy:
             return known
     names = ", ".join(repr(known.name) for known in _STRATEGIES)
-    raise ConfigurationError(f"strategy={strategy!r}: expected {names} or a ResumptionStrategy")
+    raise ConfigurationError(
+        f"{given('strategy', strategy)}: expected {names} or a ResumptionStrategy"
+    )
 
 
 def explain(mismatches: list[Mismatch]) -> str:
