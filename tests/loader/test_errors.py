@@ -23,6 +23,7 @@ from dataporter import (
     DatasetChangedError,
     InvalidStateError,
     ResumableDataLoader,
+    ResumableSampler,
     SampleError,
     StateMismatchError,
     UnsupportedDatasetError,
@@ -179,16 +180,16 @@ def test_another_schema() -> None:
     [
         (None, ("NoneType",)),
         (7, ("int 7",)),
-        ("state", ("str 'state'",)),
-        ([saved_state()], ("list",)),
+        ("state", ("str", "torch.load(path)")),
+        ([saved_state()], ("load_state_dict(checkpoint[0])",)),
         (b"\x80\x04.", ("bytes",)),
         ({}, ("'dataporter'", "missing")),
         ({"epoch": 1, "step": 2}, ("'dataporter'", "'epoch'", "'step'")),
         ({1: 2, None: 3}, ("'dataporter'", "'None'")),
-        ({"loader": saved_state()}, ("'dataporter'", "'loader'")),
+        ({"loader": saved_state()}, ("load_state_dict(checkpoint['loader'])",)),
         (
             {"_snapshot": {}, "_steps_since_snapshot": 0, "_iterator_finished": False},
-            ("'dataporter'", "'_snapshot'"),
+            ("torchdata's StatefulDataLoader", "damaged"),
         ),
         ({f"layer.{n}.weight": n for n in range(500)}, ("'dataporter'", "'layer.0.weight'")),
         (saved_state(model="x", extra=1), ("'extra'", "'model'")),
@@ -197,6 +198,92 @@ def test_another_schema() -> None:
 )
 def test_a_foreign_state(foreign: Any, names: tuple[str, ...]) -> None:
     refused_state(foreign, InvalidStateError, names)
+
+
+def optimizer_and_scheduler() -> tuple[Any, Any]:
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+NOT_THE_STATE = (
+    "this is {}, not the state of a ResumableDataLoader: save loader.state_dict() in the "
+    "checkpoint as well, as under 'loader', and pass load_state_dict(checkpoint['loader'])"
+)
+HOLDS_ONE = (
+    "this is a checkpoint that holds the state of a ResumableDataLoader: pass that state alone, "
+    "load_state_dict(checkpoint{})"
+)
+LIGHTNINGS = {"pytorch-lightning_version": "2.6", "state_dict": {}, "loops": {}, "epoch": 1}
+OTHERS: dict[str, tuple[Any, str]] = {
+    "a model": (
+        torch.nn.Linear(2, 2).state_dict(),
+        NOT_THE_STATE.format("a model's state dict (with 'weight')"),
+    ),
+    "an optimizer": (
+        optimizer_and_scheduler()[0].state_dict(),
+        NOT_THE_STATE.format("the state of an optimizer"),
+    ),
+    "a scheduler": (
+        optimizer_and_scheduler()[1].state_dict(),
+        NOT_THE_STATE.format("the state of a learning rate scheduler"),
+    ),
+    "a scaler": (
+        torch.amp.GradScaler("cpu").state_dict(),
+        NOT_THE_STATE.format("the state of a GradScaler"),
+    ),
+    "a random generator": (
+        torch.get_rng_state(),
+        NOT_THE_STATE.format("a tensor, such as the state of a random generator"),
+    ),
+    "lightning": (LIGHTNINGS, NOT_THE_STATE.format("a checkpoint of Lightning")),
+    "a whole checkpoint": (
+        {"model": torch.nn.Linear(2, 2).state_dict(), "step": 3, "loader": saved_state()},
+        HOLDS_ONE.format("['loader']"),
+    ),
+    "nested": (
+        {"training": {"data": [None, {"train": saved_state()}]}},
+        HOLDS_ONE.format("['training']['data'][1]['train']"),
+    ),
+    "several": (
+        {"train": saved_state(), "eval": saved_state()},
+        "this is a checkpoint that holds the states of 2 ResumableDataLoaders: pass the one of "
+        "this loader, load_state_dict(checkpoint['train']) or load_state_dict(checkpoint['eval'])",
+    ),
+    "lightning with ours": (
+        {**LIGHTNINGS, "dataporter": {"epoch": 0, "loaders": [saved_state()], "ended": []}},
+        HOLDS_ONE.format("['dataporter']['loaders'][0]")
+        + "; trainer.fit(ckpt_path=...) does so by itself",
+    ),
+    "the trainer's": (
+        {
+            "log_history": [],
+            "global_step": 3,
+            "stateful_callbacks": {"ResumableDataLoader": saved_state()},
+        },
+        HOLDS_ONE.format("['stateful_callbacks']['ResumableDataLoader']"),
+    ),
+    "a path": (
+        "checkpoints/last.pt",
+        "load_state_dict expected the dict that state_dict() returned, got a str: read the file or "
+        "the text first, as by torch.load(path) or json.loads(text), and pass the loader's state "
+        "in it",
+    ),
+    "nothing": (
+        {},
+        "this is not the state of a ResumableDataLoader: the field 'dataporter' (the schema "
+        "version) is missing; its fields are []: pass the dict that the loader's state_dict() "
+        "returned",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_recognised_in_place_of_a_state(what: str) -> None:
+    given, text = OTHERS[what]
+    for loader in (loader_of(), ResumableDataLoader(Stream()), ResumableSampler(Indices(3))):
+        with pytest.raises(InvalidStateError) as refused:
+            loader.load_state_dict(given)
+        assert str(refused.value) == text
 
 
 @pytest.mark.parametrize(

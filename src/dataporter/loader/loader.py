@@ -29,10 +29,12 @@ from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
+from dataporter.loader.torchdata_state import converted
 from dataporter.orders import Order
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import find_world
 from dataporter.schedule.plan import Tail
+from dataporter.state.foreign import is_torchdatas
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams.stream import warn_of_length
@@ -311,7 +313,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         state (or each with its part of a stream's): it is applied on all of them or on none.
 
         Args:
-            state: from ``state_dict()``, on any rank; a part on the rank that saved it.
+            state: from ``state_dict()``, on any rank; a part on the rank that saved it. Or the
+                state of torchdata's ``StatefulDataLoader`` of a map-style dataset, where this
+                loader delivers exactly the rest of that epoch.
             on_mismatch: the reaction to a state of another dataset or configuration: ``"error"``,
                 or ``"warn"`` and resume as near to it as the strategy's count gets.
 
@@ -323,6 +327,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._join()
         setup = self.setup
         with setup.ranks.agreed("load_state_dict()") as terms:
+            if is_torchdatas(state):
+                epoch = setup.epochs.requested()
+                epoch = self.epoch if epoch is None else epoch
+                state = converted(state, setup, epoch, self._cursor.settled_seed)
             resumption = setup.format.resume(state, setup.arguments.seed, on_mismatch)
             terms.equal = dict(resumption.terms)
         self._cursor.seed = resumption.seed

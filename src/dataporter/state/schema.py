@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dataporter.errors import InvalidStateError
 from dataporter.schedule.progress import Delivered, Progress
+from dataporter.state.foreign import refuse_foreign
+from dataporter.state.found import SCHEMA
 
 __all__ = [
     "SCHEMA",
@@ -28,7 +30,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-SCHEMA = "dataporter"
 # By schema, the fields that it added, with the values that they have in earlier states.
 _ADDED: dict[int, dict[str, object]] = {2: {}}
 
@@ -158,6 +159,8 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, Types]) -> Mappin
     Raises:
         InvalidStateError: the state fails the check; the message names the field.
     """
+    if not isinstance(state, Mapping) or type(state.get(SCHEMA)) is not int:
+        refuse_foreign(state)
     if not isinstance(state, Mapping):
         raise InvalidStateError(
             f"load_state_dict expected the dict that state_dict() returned, got {shown(state)}"
@@ -165,7 +168,8 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, Types]) -> Mappin
     if SCHEMA not in state:
         raise InvalidStateError(
             f"this is not the state of a ResumableDataLoader: the field {SCHEMA!r} (the schema "
-            f"version) is missing; its fields are {sorted(map(str, state))[:20]}"
+            f"version) is missing; its fields are {sorted(map(str, state))[:20]}: pass the dict "
+            "that the loader's state_dict() returned"
         )
     check_type(SCHEMA, state[SCHEMA], known[SCHEMA])
     if state[SCHEMA] > SCHEMA_VERSION:

@@ -10,9 +10,9 @@ from typing import Any
 
 from dataporter.checks import whole_number
 from dataporter.errors import CheckpointNotFoundError, UnreadableCheckpointError
+from dataporter.state.found import as_subscripts, states_in
 from dataporter.tools.inspection.distributed import METADATA, is_distributed, read_distributed
 from dataporter.tools.inspection.facts import facts_of
-from dataporter.tools.inspection.found import as_subscripts, states_in
 from dataporter.tools.inspection.reading import looks_like_checkpoint, read
 from dataporter.tools.inspection.report import CheckpointReport, ConverterReport, FileReport
 from dataporter.tools.target import in_one_line

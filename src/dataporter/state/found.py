@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dataporter.state.schema import SCHEMA
+__all__ = ["SCHEMA", "Found", "Key", "as_subscripts", "states_in"]
 
-__all__ = ["Found", "Key", "as_subscripts", "states_in"]
+# The field of every state that holds the version of its schema.
+SCHEMA = "dataporter"
 
 Key = str | int
 Kind = Literal["loader", "converter"]
