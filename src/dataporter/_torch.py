@@ -17,6 +17,7 @@ __all__ = [
     "become_worker",
     "collective_device",
     "default_collate_is_extended",
+    "index_sampler",
     "numpy_seed",
     "pin_function",
     "profiled",
@@ -47,6 +48,14 @@ def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:
         )
         return _unchanged
     return partial(_utils.pin_memory.pin_memory, device=accelerator.type)
+
+
+def index_sampler(loader: Any) -> Any:
+    """What torch's loader would draw the indices of a batch from: its batch sampler or sampler.
+
+    Subclasses override it, and there is no published way to ask.
+    """
+    return loader._index_sampler
 
 
 def become_worker(worker_id: int, num_workers: int, seed: int, dataset: Any) -> None:

@@ -87,8 +87,8 @@ def test_a_loader_that_was_taken_over_says_what_to_do(subclass: Any) -> None:
 
 
 def test_a_loader_that_changes_after_it_was_taken_over_is_refused_as_well() -> None:
-    """Users may set attributes, and joining a process group sets the rank."""
-    for name, value in (("on_error", "skip"), ("rank", 1)):
+    """Users may set attributes."""
+    for name, value in (("on_error", "skip"), ("worker_kind", "thread")):
         loader: ResumableDataLoader[Any] = ResumableDataLoader(range(6), 2)
         wrapped = Wrapped(loader)
         setattr(loader, name, value)

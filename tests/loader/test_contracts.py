@@ -186,13 +186,63 @@ def test_a_mark_is_the_state_as_of_its_batch_whatever_has_come_since(workers: in
 def test_a_loaded_state_is_the_state_and_takes_effect_at_the_next_iter() -> None:
     loader = loader_of(shuffle=True)
     state = {**loader.state_dict(), "epoch": 5, "step": 2, "position": 4}
-    batches = iter(loader)
-    first = ids(next(batches))
     loader.load_state_dict(state)
     assert loader.state_dict() == state
-    assert [first, *map(ids, batches)] == epoch_of(0), "the pass under way goes its own way"
-    assert loader.state_dict() == state, "and moves nothing"
     assert [ids(batch) for batch in loader] == epoch_of(5)[2:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iterator_from_before_a_load_or_a_seek_delivers_nothing_more(workers: int) -> None:
+    for move in ("load_state_dict", "seek"):
+        loader = loader_of(shuffle=True, num_workers=workers)
+        state = loader.state_dict()
+        batches, unused = iter(loader), iter(loader)
+        next(batches)
+        if move == "seek":
+            loader.seek(step=0)
+        else:
+            loader.load_state_dict(state)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"this iterator began before .* iter\("):
+                next(batches)
+        assert place(loader) == (0, 0, 0, 5)
+        assert [ids(batch) for batch in unused] == epoch_of(0), "it had not begun"
+
+
+def test_an_iterator_that_has_ended_ends_again_after_a_load() -> None:
+    loader = loader_of()
+    batches = iter(loader)
+    state = loader.state_dict()
+    list(batches)
+    loader.load_state_dict(state)
+    assert next(batches, None) is None
+
+
+def test_set_epoch_of_an_epoch_that_has_begun_starts_it_again() -> None:
+    for reach in ("", "sampler"):
+        loader = loader_of(shuffle=True)
+        reached: Any = getattr(loader, reach) if reach else loader
+        next(iter(loader))
+        reached.set_epoch(0)
+        assert [ids(batch) for batch in loader] == epoch_of(0)
+        reached.set_epoch(1)
+        batches = iter(loader)
+        next(batches)
+        reached.set_epoch(1)
+        assert [ids(batch) for batch in batches] == epoch_of(1)[1:], "the pass stays as it is"
+        assert [ids(batch) for batch in loader] == epoch_of(2)
+
+
+def test_a_copy_in_the_middle_of_a_pass_resumes_there() -> None:
+    for copied in (copy.deepcopy, copy.copy, lambda loader: pickle.loads(pickle.dumps(loader))):
+        loader = loader_of(shuffle=True)
+        batches = iter(loader)
+        next(batches), next(batches)
+        again = copied(loader)
+        assert place(again) == place(loader) == (0, 2, 4, 3)
+        assert [ids(batch) for batch in again] == epoch_of(0)[2:]
+        assert [ids(batch) for batch in again] == epoch_of(1)
+        assert [ids(batch) for batch in batches] == epoch_of(0)[2:]
 
 
 def test_len_is_the_whole_epoch_wherever_the_loader_stands() -> None:

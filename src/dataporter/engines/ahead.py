@@ -33,6 +33,7 @@ class RequestQueue(Generic[Ticket]):
         self.tickets: deque[Ticket] = deque()
         self._remaining = iter(requests)
         self._failure: Exception | None = None
+        self._drawn = False
 
     def peek(self) -> Scheduled | None:
         """The next request to submit, or None if there is none."""
@@ -63,9 +64,16 @@ class RequestQueue(Generic[Ticket]):
             # Its traceback holds this frame, and would form a cycle with it.
             del failure
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all requests are known to have been delivered."""
+        return self._drawn and not self.tickets and self._failure is None
+
     def _draw(self) -> Scheduled | None:
         try:
-            return next(self._remaining, None)
+            drawn = next(self._remaining, None)
+            self._drawn = drawn is None
+            return drawn
         except Exception as error:
             self._failure, self._remaining = error, iter(())
             return None

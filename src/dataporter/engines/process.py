@@ -153,7 +153,9 @@ class _Pass(Iterator[Reply]):
 
         Returns (None, None) if the workers have ended.
         """
-        crew, self._crew, self._taken_over = self._crew, None, True
+        # A pass that has delivered everything just ends.
+        self._taken_over = not self._ahead.current.is_done
+        crew, self._crew = self._crew, None
         if crew is None or not crew.close.alive:
             return None, None
         return crew, self._ahead.hand_over(requests, crew.forget)

@@ -75,6 +75,8 @@ class Arguments:
     worker_restarts: int
     num_shards: int | None
     snapshot_every: int
+    steps_per_epoch: int | None
+    prefetch_next_epoch: bool
 
     @property
     def is_stream(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -44,7 +44,13 @@ class Cursor(Generic[P]):
         seed: the loader's; None until it is needed for the first time.
         generator: what the seed is drawn from then; by default torch's default generator.
         waiting: the next pass resumes at ``progress``; otherwise a pass has begun in this epoch,
-            and the next one starts the epoch after it.
+            and the next one starts the epoch after it, or the same ``again``.
+        again: the epoch was set once more since its pass began.
+        held: an epoch whose pass starts over if it is left early; of ``loader.epochs()``.
+        set_since: the position was set since the last pass began, also to where it was.
+        loaded: a state was loaded, and no pass has begun since.
+        revoked: how often the position was set to another batch; passes that began before that
+            deliver nothing more.
     """
 
     progress: P
@@ -53,6 +59,11 @@ class Cursor(Generic[P]):
     seed: int | None = None
     generator: torch.Generator | None = None
     waiting: bool = True
+    again: bool = False
+    held: int | None = None
+    set_since: bool = False
+    loaded: bool = False
+    revoked: int = 0
     # The last progresses of the pass, the present one last; how often the pass has ended since;
     # and which pass that was.
     _trail: tuple[P, ...] = ()
@@ -87,12 +98,23 @@ class Cursor(Generic[P]):
 
     def upcoming(self) -> P:
         """Where a pass that starts now begins."""
-        return self.progress if self.waiting else self.beginning(self.progress.epoch + 1)
+        if self.waiting:
+            return self.progress
+        epoch: int = self.progress.epoch
+        return self.beginning(epoch if self.again or epoch == self.held else epoch + 1)
+
+    def left_early(self) -> int | None:
+        """How many batches a pass had delivered that the next one abandoned; None without one."""
+        if self.waiting:
+            return None
+        step: int = self.progress.step - self.origin.step
+        return step
 
     def begin(self, this_pass: object) -> P:
         """Where a pass that starts now begins; from here on it moves the cursor."""
         self.progress = self.origin = self.upcoming()
-        self._pass, self.waiting = this_pass, True
+        self._pass, self.waiting, self.again = this_pass, True, False
+        self.set_since, self.loaded = False, False
         # The end of a pass is where the next one begins, for a loop that lags behind.
         self._trail = (*(self._trail[:-1] if self._ends else ()), self.progress)
         self._ends, self._ended = 0, None
@@ -112,6 +134,10 @@ class Cursor(Generic[P]):
         trail = self._trail or (self.progress,)
         return trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
 
+    def is_moved_by(self, this_pass: object) -> bool:
+        """Whether this is the pass that moves the cursor."""
+        return this_pass is self._pass
+
     def deliver(self, this_pass: object, delivers: Any) -> None:
         """Count what a batch delivers, unless its pass no longer moves the cursor."""
         if this_pass is self._pass:
@@ -123,26 +149,45 @@ class Cursor(Generic[P]):
         """A pass has ended, or its loop has asked again: the next epoch is waiting."""
         if this_pass is self._pass:
             trail = self._trail
-            self.jump(self.beginning(self.progress.epoch + 1))
+            self._stand_at(self.beginning(self.progress.epoch + 1))
             self._trail, self._ends, self._ended = trail, 1, this_pass
         elif this_pass is self._ended:
             self._ends += 1
 
-    def jump(self, progress: P) -> None:
-        """Resume here at the next pass, whatever pass is under way now."""
+    def jump(self, progress: P, *, loaded: bool = False) -> None:
+        """Resume here at the next pass; passes under way are over."""
+        self._stand_at(progress)
+        self.revoked += 1
+        self.set_since, self.loaded = True, loaded
+
+    def _stand_at(self, progress: P) -> None:
+        self.again = False
         self.progress, self.origin, self.waiting, self._pass = progress, progress, True, None
         self._trail, self._ends, self._ended = (), 0, None
 
     def move(self, seed: int, progress: P) -> None:
         """Stand at the same position of another world; a pass that was left is over."""
-        waiting, self.seed = self.waiting, seed
-        self.jump(progress)
-        self.waiting = waiting
+        waiting, again, self.seed = self.waiting, self.again, seed
+        self._stand_at(progress)
+        self.waiting, self.again = waiting, again
 
     def set_epoch(self, epoch: int) -> None:
-        """The start of this epoch, unless it is the current one."""
+        """Start this epoch at the next pass; a position in it that waits for that pass stays."""
+        self.set_since = True
         if epoch != self.progress.epoch:
-            self.jump(self.beginning(epoch))
+            self._stand_at(self.beginning(epoch))
+        elif not self.waiting:
+            self.again = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no pass under way: its next one resumes where this one is.
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        no_pass = {"_trail": (), "_ends": 0, "_ended": None, "_pass": None}
+        return {**state, **no_pass, "waiting": True, "again": False, "held": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 AnyCursor: TypeAlias = Cursor[Any]

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
+from dataporter.errors import ConfigurationError
 from dataporter.fetch.fetched import Fetched, warn_of_skipped
 from dataporter.loader.cursor import Cursor
 
@@ -35,6 +36,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
         length: the ``len()`` of this iterator.
         note: receives each batch before it is delivered, and may refuse it by raising.
+        on_nothing: is called at the end of a pass that has delivered nothing.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         begin: Callable[[object], Iterator[Reply]],
         length: Callable[[], int],
         note: Callable[[Fetched], None],
+        on_nothing: Callable[[], None],
     ) -> None:
         self._cursor = cursor
         self._begin = begin
         self._length = length
         self._note = note
+        self._on_nothing = on_nothing
         # Represents this pass to the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
@@ -55,18 +59,22 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._ahead: Reply | BaseException | None = None
         self._failed: list[Any] = []  # what failed batches would have delivered
         self._broken = False
+        self._over = False
+        self._delivered = 0
+        self._revoked = cursor.revoked
 
     def __next__(self) -> Batch:
         with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
-            if self._replies is None:
-                self._replies = self._begin(self._pass)
+            replies = self._begun()
             try:
-                reply = self._upcoming(self._replies)
+                reply = self._upcoming(replies)
             except StopIteration:
+                if self.under_way and not self._delivered:
+                    self._on_nothing()
                 if not self._broken:
                     self._cursor.finish(self._pass)
                 # Ends for good, whichever pass the workers serve next.
-                self._replies = iter(())
+                self._replies, self._over = iter(()), True
                 raise
             except BaseException:
                 # The engine or a custom sampler failed: this pass is over, but its epoch is not.
@@ -89,6 +97,17 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         delivered: int = self._cursor.origin.delivered
         return delivered
 
+    @property
+    def under_way(self) -> bool:
+        """Whether this pass has begun, moves the loader's position and may have batches left."""
+        ended = self._over or self._broken or self._replies is None
+        return not ended and not self.superseded
+
+    @property
+    def superseded(self) -> bool:
+        """Whether this pass has begun and no longer moves the loader's position."""
+        return self._replies is not None and not self._cursor.is_moved_by(self._pass)
+
     def exhausted(self) -> bool:
         """Whether no batch is left. Waits for the next one, which stays undelivered."""
         if self._replies is None or self._ahead is not None:
@@ -100,6 +119,28 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         except BaseException as failure:
             self._ahead = failure
         return False
+
+    def peek(self) -> Reply | None:
+        """The reply that ``next()`` will deliver; None at the end. Begins the pass."""
+        self._begun()
+        if self.exhausted():
+            return None
+        if isinstance(self._ahead, BaseException):
+            raise self._ahead
+        return self._ahead
+
+    def _begun(self) -> Iterator[Reply]:
+        if self._replies is None:
+            self._replies = self._begin(self._pass)
+            self._revoked = self._cursor.revoked
+        elif self._revoked != self._cursor.revoked and not (self._over or self._broken):
+            raise ConfigurationError(
+                "load_state_dict() or seek() has moved this loader to epoch "
+                f"{self._cursor.progress.epoch}, step {self._cursor.progress.step}, but this "
+                "iterator began before that, and would deliver batches of the old position: begin "
+                "a new pass there, with iter(loader) or a for loop over the loader"
+            )
+        return self._replies
 
     def _upcoming(self, replies: Iterator[Reply]) -> Reply:
         ahead, self._ahead = self._ahead, None
@@ -126,6 +167,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         finally:
             delivers, fetched = reply.delivers, reply.fetched
             del reply
+        self._delivered += 1
         for failed in self._failed:
             self._cursor.deliver(self._pass, failed)
         self._failed.clear()

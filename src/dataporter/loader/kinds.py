@@ -145,4 +145,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_shards": _optional(whole_number),
     "seed": lambda _, value: seed_checked(value),
     "snapshot_every": positive_number,
+    "steps_per_epoch": _optional(positive_number),
+    "prefetch_next_epoch": flag,
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataporter.checks import is_one_of, whole_number
 from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.engines import Reply, Usage
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
 from dataporter.fetch.fetch import OnError
 from dataporter.fetch.fetched import Fetched
 from dataporter.keywords import names_keywords
@@ -26,6 +27,7 @@ from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
 from dataporter.loader.order_sampler import OrderSampler
 from dataporter.loader.progress_bar import bar_over
+from dataporter.loader.replaced import Endless, OwnSampler
 from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 __all__ = ["ResumableDataLoader"]
+
+# A pass that is left after at most so many batches was probably a look at them.
+_AT_MOST_LOOKED_AT = 3
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -109,6 +114,14 @@ class ResumableDataLoader(DataLoader[Batch]):
             the position, with as many workers and ranks as before.
         snapshot_every: number of batches of a shard per ``state_dict()`` of the stream. A resume
             reads up to so many batches again; more is cheaper where such a state is large.
+        steps_per_epoch: at most so many batches in an epoch, on each rank; the next pass begins the
+            next epoch, in its own order. A resumed loop then ends where the uninterrupted one does,
+            which a ``break`` after so many batches does not.
+        prefetch_next_epoch: with ``persistent_workers``, read the first batches of the next epoch
+            while the last ones of this epoch are used. Such batches do not see what the dataset
+            shares with the workers and the training changes between epochs (a curriculum's stage
+            in shared memory, say). They are discarded if ``set_epoch``, ``seek`` or
+            ``load_state_dict`` is called in between.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -165,6 +178,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         worker_restarts: int = 3,
         num_shards: int | None = None,
         snapshot_every: int = 1,
+        steps_per_epoch: int | None = None,
+        prefetch_next_epoch: bool = False,
     ) -> None:
         given = dict(locals())
         launched = is_one_of(getattr(strategy, "name", strategy), "distributed")
@@ -194,6 +209,11 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._serving = Serving()
         self._adapter: Adapter | None = None
         self._said_length: int | None = None
+        self._own_sampler = OwnSampler(self, is_planned=arguments.is_planned)
+        # The iterator that was made last, and one whose first batch peek() has seen.
+        self._latest: weakref.ref[Delivery[Batch]] | None = None
+        self._peeked: Delivery[Batch] | None = None
+        self._warned_of_left_pass = False
         if own is not None:
             own.follow(self._membership, self._cursor)
         self._show(setup)
@@ -206,8 +226,105 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         self._join()
         installed().iterating(self, sys._getframe(1))
-        batches: Delivery[Batch] = Delivery(self._cursor, self._begin, self.__len__, self._note)
+        if self._own_sampler.repeats_in(self):
+            return Endless(self._get_iterator, self._is_superseded)
+        return self._get_iterator()
+
+    def _get_iterator(self) -> Iterator[Batch]:  # type: ignore[override]  # as above
+        # A hook of torch's loader: subclasses put something around the iterator here.
+        batches, self._peeked = self._peeked, None
+        if batches is None or not batches.under_way:
+            batches = Delivery(
+                self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass
+            )
+        self._latest = weakref.ref(batches)
         return batches if self._adapter is None else self._adapter.passes(batches)
+
+    def epochs(self, stop: int) -> Iterator[int]:
+        """The numbers of the epochs from the present one up to before ``stop``, for the outer loop.
+
+        Begins with the epoch that a loaded state is in, and sets each epoch, also on a custom
+        sampler. A pass that is left and begun again in the body starts the same epoch again.
+
+        Args:
+            stop: the number of epochs of the whole training.
+
+        Raises:
+            ConfigurationError: (a ``ValueError``) ``stop`` is no whole number of 0 or more.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(4), batch_size=2)
+            >>> for epoch in loader.epochs(2):
+            ...     for batch in loader:
+            ...         print(epoch, batch.tolist())
+            0 [0, 1]
+            0 [2, 3]
+            1 [0, 1]
+            1 [2, 3]
+        """
+        return self._epochs(whole_number("stop", stop))
+
+    def _epochs(self, stop: int) -> Iterator[int]:
+        self._join()
+        epoch = self._cursor.upcoming().epoch
+        try:
+            while epoch < stop:
+                if self._cursor.upcoming().epoch != epoch:
+                    self._cursor.set_epoch(epoch)
+                self._cursor.held, revoked = epoch, self._cursor.revoked
+                yield epoch
+                self._cursor.held = None
+                # A state that was loaded in the body decides; otherwise the numbers are counted,
+                # whatever else read from the loader.
+                moved = self._cursor.revoked != revoked
+                epoch = self._cursor.upcoming().epoch if moved else epoch + 1
+        finally:
+            self._cursor.held = None
+
+    def peek(self) -> Batch:
+        """The next batch, which does not count: the next pass, or the present one, delivers it too.
+
+        Within a pass it is that pass's next batch; otherwise the first one of the next pass.
+        Reading it leaves the position as it is. A stream and a custom sampler cannot be asked
+        twice: there this begins the pass, and the next ``iter()`` continues with it.
+
+        Returns:
+            The batch; changing it in place changes nothing that is delivered.
+
+        Raises:
+            ConfigurationError: (a ``ValueError``) the epoch of the stream or of the custom sampler
+                has no batch left.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(6), batch_size=2, shuffle=True, seed=7)
+            >>> first = loader.peek()
+            >>> (first == next(iter(loader))).all()
+            tensor(True)
+        """
+        self._join()
+        latest = None if self._latest is None else self._latest()
+        if self._peeked is not None and self._peeked.under_way:
+            latest = self._peeked
+        if latest is not None and latest.under_way:
+            if (reply := latest.peek()) is not None:
+                return cast("Batch", _peeked(reply))
+        elif not self.setup.arguments.is_planned:
+            latest = Delivery(
+                self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass
+            )
+            self._peeked = latest
+            if (reply := latest.peek()) is not None:
+                return cast("Batch", _peeked(reply))
+        if self.setup.arguments.is_planned:
+            progress = self._cursor.upcoming()
+            for upcoming in (progress, self.setup.beginning(progress.epoch + 1)):
+                reply = next(self._replies(self.setup, upcoming), None)
+                if reply is not None:
+                    return cast("Batch", _peeked(reply))
+        raise ConfigurationError(
+            f"peek(): epoch {self.epoch} has no batch left after step {self.step}; end its pass, "
+            "and peek() shows the first batch of the next one"
+        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
@@ -219,20 +336,67 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._membership.check()
         setup, cursor = self.setup, self._cursor
         if (epoch := setup.epochs.requested()) is not None:
-            cursor.set_epoch(epoch)
+            self._set_epoch(epoch)
         progress = cursor.upcoming()
         self._membership.setup = setup = setup.with_workers(self.num_workers, progress)
-        self.converter = converter_for(self.converter)
-        own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
-        replies = self._serving.begin(self, own, setup, progress, cursor.settled_seed())
+        replies = self._replies(setup, progress)
+        self._warn_of_left_pass()
         # Only now: a pass that cannot begin leaves the position as it was.
         cursor.begin(this_pass)
         return replies
+
+    def _replies(self, setup: Setup, progress: Any) -> Iterator[Reply]:
+        self.converter = converter_for(self.converter)
+        own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
+        seed, anew = self._cursor.settled_seed(), self._cursor.set_since
+        return self._serving.begin(self, own, setup, progress, seed, anew=anew)
 
     def _note(self, fetched: Fetched) -> None:
         self._serving.note(fetched)
         if fetched.shard is not None and self._said_length is not None:
             warn_of_length(self.dataset, self._said_length, self.step + 1)
+
+    def _is_superseded(self) -> bool:
+        latest = None if self._latest is None else self._latest()
+        return latest is None or latest.superseded
+
+    def _warn_of_empty_pass(self) -> None:
+        epoch, step, cursor = self.epoch, self.step, self._cursor
+        if step == 0 or cursor.held is not None or self._own_sampler.repeats_in(self):
+            return
+        warn(
+            f"this pass has no batch: the state that it resumes from was saved after step {step}, "
+            f"the last of epoch {epoch}, and the next pass is epoch {epoch + 1}. In a loop that "
+            "counts the passes, the last epoch would be missing: write "
+            "`for epoch in loader.epochs(number_of_epochs):`",
+            RuntimeWarning,
+        )
+
+    def _warn_of_left_pass(self) -> None:
+        """Warn once where the rest of an epoch is lost after a look at its first batches."""
+        cursor = self._cursor
+        looked_at, upcoming = cursor.left_early(), cursor.upcoming()
+        if looked_at is None or looked_at > _AT_MOST_LOOKED_AT or self._warned_of_left_pass:
+            return
+        resumed = cursor.origin.step > 0
+        if upcoming.epoch == cursor.progress.epoch and not resumed:
+            return  # the same epoch from its start again
+        if not resumed and self.order is not None and self.order.name == "sequential":
+            return  # all epochs are the same
+        try:
+            if self.remaining == 0:
+                return
+        except UnsupportedDatasetError:
+            pass
+        self._warned_of_left_pass = True
+        batches = "1 batch" if looked_at == 1 else f"{looked_at} batches"
+        where = f", which began at its step {cursor.origin.step}" if resumed else ""
+        warn(
+            f"iter(loader) begins epoch {upcoming.epoch} at its start, and the rest of epoch "
+            f"{cursor.progress.epoch} is not read: its pass{where}, was left after {batches}. To "
+            "look at a batch, write loader.peek(); to end epochs early, pass steps_per_epoch=",
+            RuntimeWarning,
+        )
 
     # ---- the state
 
@@ -334,17 +498,31 @@ class ResumableDataLoader(DataLoader[Batch]):
             resumption = setup.format.resume(state, setup.arguments.seed, on_mismatch)
             terms.equal = dict(resumption.terms)
         self._cursor.seed = resumption.seed
-        self._jump(resumption.progress)
+        self._jump(resumption.progress, loaded=True)
 
     # ---- the position
 
     def set_epoch(self, epoch: int) -> None:
-        """Start ``epoch`` at the next pass; the current epoch stays as it is (C3).
+        """Start ``epoch`` at the next pass (C3).
+
+        In the current epoch, a position that waits for the next pass (of a loaded state, say)
+        stays; a pass that has begun stays as it is, and the next one starts the epoch again.
 
         Raises:
             ConfigurationError: ``epoch`` is no whole number of 0 or more.
         """
-        self._cursor.set_epoch(whole_number("epoch", epoch))
+        self._set_epoch(whole_number("epoch", epoch))
+
+    def _set_epoch(self, epoch: int) -> None:
+        cursor, before = self._cursor, self._cursor.progress
+        if cursor.loaded and epoch != before.epoch and (before.step or epoch < before.epoch):
+            warn(
+                f"epoch {epoch} was set, which discards the position of the state that was loaded: "
+                f"epoch {before.epoch}, step {before.step}. Write "
+                "`for epoch in loader.epochs(number_of_epochs):`, which begins where the state is",
+                RuntimeWarning,
+            )
+        cursor.set_epoch(epoch)
 
     @names_keywords
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
@@ -353,6 +531,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         Args:
             epoch: counted from 0; by default the current one.
             step: number of batches of that epoch to skip, 0..len(loader).
+
+        An iterator that has begun before is over: its ``next()`` raises.
 
         Raises:
             ConfigurationError: there is no such epoch or step.
@@ -364,6 +544,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._jump(self.setup.beginning(epoch))
             return
         lookup = self._membership.upcoming().lookup
+        self._check_limit(epoch, step)
         lookup.check(epoch, step)
         self._jump(lookup.progress_at(epoch, step, self.seed))
 
@@ -382,6 +563,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         epoch, step = whole_number("epoch", epoch), whole_number("step", step)
         setup, _, origin = self._membership.standing(self._cursor)
+        self._check_limit(epoch, step + 1)
         setup.lookup.check(epoch, 0)
         origin = origin if epoch == self.epoch else setup.beginning(epoch)
         return setup.lookup.samples_at(origin, step, self.seed)
@@ -407,6 +589,14 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         setup, _, origin = self._membership.standing(self._cursor)
         return setup.lookup.padding(origin, whole_number("step", step))
+
+    def _check_limit(self, epoch: int, steps: int) -> None:
+        limit = self.setup.arguments.steps_per_epoch
+        if limit is not None and steps > limit:
+            raise ConfigurationError(
+                f"epoch {epoch} has no step {steps - 1}: steps_per_epoch={limit} ends each epoch "
+                f"after {limit} steps"
+            )
 
     @property
     def epoch(self) -> int:
@@ -455,6 +645,34 @@ class ResumableDataLoader(DataLoader[Batch]):
     def seed(self) -> int:
         """The seed of order and augmentation."""
         return self._cursor.settled_seed()
+
+    # Properties and no attributes: code that builds a loader of the same class from the attributes
+    # of another one passes all of them to the constructor.
+
+    @property
+    def rank(self) -> int:
+        """The data-parallel rank of this loader."""
+        return self.setup.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of data-parallel ranks."""
+        return self.setup.world_size
+
+    @property
+    def strategy(self) -> ResumptionStrategy:
+        """What the state counts, and what may change at a resume."""
+        return self.setup.strategy
+
+    @property
+    def order(self) -> Order | None:
+        """The order of the samples; None for a custom sampler and for a stream."""
+        return self.setup.order
+
+    @property
+    def tail(self) -> Tail:
+        """The treatment of an incomplete last global batch."""
+        return self.setup.tail
 
     def progress(self, **options: Any) -> tqdm[Batch]:
         """The next pass, behind a progress bar (tqdm) that starts where the pass does.
@@ -520,14 +738,12 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._show(self.setup)
 
     def _show(self, setup: Setup) -> None:
-        self.rank, self.world_size = setup.rank, setup.world_size
-        self.strategy, self.order, self.tail = setup.strategy, setup.order, setup.tail
         if setup.arguments.is_planned:
             sampler: Any = self.sampler
             sampler.show(setup)
 
-    def _jump(self, progress: Any) -> None:
-        self._cursor.jump(progress)
+    def _jump(self, progress: Any, *, loaded: bool = False) -> None:
+        self._cursor.jump(progress, loaded=loaded)
         self.setup.epochs.overlook()
 
     def __copy__(self) -> ResumableDataLoader[Batch]:
@@ -537,4 +753,12 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, has its own workers and no framework.
-        return {**self.__dict__, "_serving": Serving(), "_adapter": None}
+        without = {"_adapter": None, "_latest": None, "_peeked": None}
+        return {**self.__dict__, "_serving": Serving(), **without}
+
+
+def _peeked(reply: Reply) -> Any:
+    if reply.failure is not None:
+        raise reply.failure
+    assert reply.fetched is not None
+    return copy.deepcopy(reply.fetched.batch)

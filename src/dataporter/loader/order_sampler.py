@@ -43,7 +43,7 @@ class OrderSampler(DistributedSampler[int]):
 
     def show(self, setup: Setup) -> None:
         """Set the attributes of torch's class by a loader's setup."""
-        schedule: Any = setup.schedule
+        schedule: Any = setup.lookup
         plan = schedule.plan
         super().__init__(
             range(schedule.dataset_length),  # type: ignore[arg-type]  # needs a length alone
@@ -93,13 +93,13 @@ class OrderSampler(DistributedSampler[int]):
         (Lightning). Such a count may be behind the loader's, and a loaded state must survive it.
         """
         cursor = self._followed()
-        forward = whole_number("epoch", epoch) > cursor.progress.epoch
-        if forward and not installed().counts_passes(sys._getframe(1)):
+        not_back = whole_number("epoch", epoch) >= cursor.progress.epoch
+        if not_back and not installed().counts_passes(sys._getframe(1)):
             cursor.set_epoch(epoch)
 
     def _schedule(self) -> PlannedSchedule:
         assert self._membership is not None
-        schedule: Any = self._membership.upcoming().schedule
+        schedule: Any = self._membership.upcoming().lookup
         return schedule  # type: ignore[no-any-return]  # loaders with an order have one
 
     def _followed(self) -> Cursor[Progress]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from dataporter.fetch.fetched import Fetched
 from dataporter.loader.arguments import SETTABLE, WorkerKind
 from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.setup import Setup
+from dataporter.schedule.request import Scheduled
 
 __all__ = ["OwnAttributes", "Serving", "engine_for"]
 
@@ -52,15 +54,28 @@ class Serving:
         self._workers = 0
 
     def begin(
-        self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup, progress: Any, seed: int
+        self,
+        loader: DataLoader[Any],
+        own: OwnAttributes,
+        setup: Setup,
+        progress: Any,
+        seed: int,
+        *,
+        anew: bool,
     ) -> Iterator[Reply]:
-        """The replies of a pass over the rest of an epoch."""
+        """The replies of a pass over the rest of an epoch.
+
+        Args:
+            anew: discard what was read ahead for this pass.
+        """
         setup.check_dataset()
         kinds_checked({name: getattr(loader, name) for name in SETTABLE})
         engine = self._engine_of(loader, own, setup)
         requests = setup.schedule.requests(progress, seed)
-        ahead = setup.schedule.ahead(progress.epoch + 1, seed)
-        return requests.batches(engine.start(requests, ahead))
+        ahead = None
+        if setup.arguments.prefetch_next_epoch:
+            ahead = setup.schedule.ahead(progress.epoch + 1, seed)
+        return requests.batches(engine.start(_Anew(requests) if anew else requests, ahead))
 
     def note(self, fetched: Fetched) -> None:
         """Let the converter of the pass know which dtypes a delivered batch had before."""
@@ -83,6 +98,16 @@ class Serving:
             self._converter, self._workers = converter, loader.num_workers
             self._engine = engine_for(loader, own, setup)
         return self._engine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Anew:
+    """Requests that equal no others, so that an engine fetches them anew."""
+
+    requests: Iterable[Scheduled]
+
+    def __iter__(self) -> Iterator[Scheduled]:
+        return iter(self.requests)
 
 
 def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Engine:

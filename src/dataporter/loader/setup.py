@@ -15,6 +15,7 @@ from dataporter.orders import Order
 from dataporter.orders.by_name import generator_seed, order_for, sampler_name
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import World, seed_of_sampler, world_of_sampler
+from dataporter.schedule.limited import LimitedSchedule
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
@@ -80,7 +81,9 @@ class Setup:
         if self.stream is None or max(1, num_workers) == self.stream.num_workers:
             return self
         stream = self.stream.with_workers(num_workers, progress)
-        return replace(self, **_parts_of_stream(stream, self.strategy))
+        return replace(
+            self, **_parts_of_stream(stream, self.strategy, self.arguments.steps_per_epoch)
+        )
 
     def check_dataset(self) -> None:
         """Raise where a map-style dataset has another length than at construction."""
@@ -140,7 +143,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             seed=arguments.seed,
             rows=None,
             epochs=SamplerEpochs(),
-            **_parts_of_stream(stream, strategy),
+            **_parts_of_stream(stream, strategy, arguments.steps_per_epoch),
         )
     rows = rows_of(arguments.dataset)
     order, epochs, seed = None, SamplerEpochs(), arguments.seed
@@ -175,7 +178,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         seed=seed,
         rows=rows,
         stream=None,
-        schedule=schedule,
+        schedule=_limited(schedule, arguments.steps_per_epoch),
         lookup=schedule,
         format=IndexFormat(identity, strategy, schedule),
         fetch=partial(fetch_for, rows),
@@ -183,10 +186,16 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
     )
 
 
-def _parts_of_stream(stream: Stream, strategy: ResumptionStrategy) -> dict[str, Any]:
+def _limited(schedule: Schedule, steps_per_epoch: int | None) -> Schedule:
+    return schedule if steps_per_epoch is None else LimitedSchedule(schedule, steps_per_epoch)
+
+
+def _parts_of_stream(
+    stream: Stream, strategy: ResumptionStrategy, steps_per_epoch: int | None
+) -> dict[str, Any]:
     return {
         "stream": stream,
-        "schedule": StreamSchedule(stream),
+        "schedule": _limited(StreamSchedule(stream), steps_per_epoch),
         "lookup": StreamLookup(stream.sharding.dataset),
         "format": StreamFormat(stream, strategy),
         "fetch": partial(_stream_fetch, stream),

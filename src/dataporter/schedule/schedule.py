@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +23,9 @@ class PassRequests(Iterable[Scheduled], Protocol):
 
     def batches(self, replies: Iterator[R]) -> Iterator[R]:
         """Those of an engine's replies to these requests that hold a batch."""
+
+    def limited(self, steps: int) -> PassRequests:
+        """The same requests, but only so many batches."""
 
 
 class Schedule(Protocol):
@@ -82,10 +86,14 @@ class Requests:
     schedule: Draws
     progress: Progress
     seed: int
+    limit: int | None = None
 
     def __iter__(self) -> Iterator[Scheduled]:
-        return self.schedule.scheduled(self.progress, self.seed)
+        return islice(self.schedule.scheduled(self.progress, self.seed), self.limit)
 
     def batches(self, replies: Iterator[R]) -> Iterator[R]:
         """All of the replies."""
         return replies
+
+    def limited(self, steps: int) -> Requests:
+        return replace(self, limit=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -44,6 +45,7 @@ class Turns:
         self._seed = seed
         self._pass_id = pass_id
         self._batch_size = batch_size
+        self._limit: int | None = None
 
     def __iter__(self) -> Iterator[Scheduled]:
         yield from self._replays()
@@ -68,7 +70,12 @@ class Turns:
 
     def batches(self, replies: Iterator[Any]) -> Iterator[Any]:
         """The replies that hold a batch; the others report ends, replays and skipped samples."""
-        return _Batches(self, replies)
+        return islice(_Batches(self, replies), self._limit)
+
+    def limited(self, steps: int) -> Turns:
+        # A request may turn out to hold no batch, so only the replies can be counted.
+        self._limit = steps
+        return self
 
     def note(self, state: ShardState) -> None:
         """Take note of the state in which a shard was left."""
