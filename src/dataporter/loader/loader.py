@@ -390,10 +390,10 @@ class ResumableDataLoader(DataLoader[Batch]):
             pass
         self._warned_of_left_pass = True
         batches = "1 batch" if looked_at == 1 else f"{looked_at} batches"
-        where = f", which began at its step {cursor.origin.step}" if resumed else ""
+        where = f", which began at its step {cursor.origin.step}," if resumed else ""
         warn(
             f"iter(loader) begins epoch {upcoming.epoch} at its start, and the rest of epoch "
-            f"{cursor.progress.epoch} is not read: its pass{where}, was left after {batches}. To "
+            f"{cursor.progress.epoch} is not read: its pass{where} was left after {batches}. To "
             "look at a batch, write loader.peek(); to end epochs early, pass steps_per_epoch=",
             RuntimeWarning,
         )
