@@ -58,7 +58,7 @@ class MultiEpochs(ResumableDataLoader[Any]):
         self.iterator = super().__iter__()
 
     def __len__(self) -> int:
-        return len(self.sampler if self.batch_sampler is None else self.batch_sampler.sampler)
+        return len((self.batch_sampler or self.sampler).sampler)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for _ in range(len(self)):
