@@ -52,7 +52,7 @@ def main() -> None:
     if folder.exists():
         accelerator.load_state(str(folder))  # also loads the loader's state
 
-    for epoch in range(loader.epoch, EPOCHS):
+    for epoch in loader.epochs(EPOCHS):
         for images, labels in loader:
             step = loader.step  # within this epoch, also after a resume mid-epoch
             with accelerator.accumulate(model):

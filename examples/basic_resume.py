@@ -48,7 +48,7 @@ else:
 
 try:
     # After a resume the first pass covers the rest of the interrupted epoch.
-    for epoch in range(dataloader.epoch, num_epochs):
+    for epoch in dataloader.epochs(num_epochs):
         for images, labels, samples in dataloader:
             loss = nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()

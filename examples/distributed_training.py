@@ -99,7 +99,7 @@ else:
     )
 
 with PreemptionGuard(signals=[signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) as guard:
-    for epoch in range(dataloader.epoch, num_epochs):
+    for epoch in dataloader.epochs(num_epochs):
         for images, labels, samples in dataloader:
             loss = nn.functional.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad()

@@ -114,13 +114,13 @@ def train(kind: str, directory: Path, workers: int, checkpoint: Path, log: Path)
     torch.set_num_threads(1)
     model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 10))
     loader = loader_of(kind, directory, workers)
-    model(inputs_and_targets(next(iter(loader_of(kind, directory, 0))))[0])  # sizes it
+    model(inputs_and_targets(loader.peek())[0])  # sizes it
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
         loader.load_state_dict(saved["loader"])
     with log.open("a", buffering=1) as lines:
-        for epoch in range(loader.epoch, EPOCHS):
+        for epoch in loader.epochs(EPOCHS):
             for batch in loader:
                 inputs, targets = inputs_and_targets(batch)
                 loss = nn.functional.cross_entropy(model(inputs), targets)

@@ -90,8 +90,8 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     fresh = dataporter.create_resumable_dataloader(dataset, batch_size=32, shuffle=True)
     rest: list[Any] = []
     exec(
-        resume.replace("    ...\n", "    rest.append(batch)\n"),
-        {"torch": torch, "dataloader": fresh, "rest": rest},
+        resume.replace("        ...\n", "        rest.append(batch)\n"),
+        {"torch": torch, "dataloader": fresh, "rest": rest, "num_epochs": 1},
     )
     assert (len(seen), len(rest)) == (2, 2)
     joined = [index for batch in [*seen, *rest] for index in ids(batch[0])]
