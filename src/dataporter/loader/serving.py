@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import multiprocessing
 from torch.utils.data import DataLoader
 
 from dataporter._torch import pin_function
@@ -30,6 +31,7 @@ from dataporter.fetch.fetch import Fetch, OnError, converting, undisturbing
 from dataporter.fetch.fetched import Fetched
 from dataporter.loader.arguments import SETTABLE, WorkerKind
 from dataporter.loader.kinds import kinds_checked
+from dataporter.loader.pickled import refuse_unpicklable
 from dataporter.loader.setup import Setup
 from dataporter.schedule.request import Scheduled
 
@@ -75,7 +77,12 @@ class Serving:
         ahead = None
         if setup.arguments.prefetch_next_epoch:
             ahead = setup.schedule.ahead(progress.epoch + 1, seed)
-        return requests.batches(engine.start(_Anew(requests) if anew else requests, ahead))
+        try:
+            replies = engine.start(_Anew(requests) if anew else requests, ahead)
+        except Exception as error:
+            _explain(loader, own, setup, error)
+            raise
+        return requests.batches(replies)
 
     def note(self, fetched: Fetched) -> None:
         """Let the converter of the pass know which dtypes a delivered batch had before."""
@@ -141,6 +148,21 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     if own.worker_kind == "thread":
         return ThreadEngine(converting_fetch, pin, options)
     return ProcessEngine(converting_fetch, loader.dataset, pin, options)
+
+
+def _explain(loader: DataLoader[Any], own: OwnAttributes, setup: Setup, error: Exception) -> None:
+    """Raise for an argument that cannot be sent to workers, if workers were about to start."""
+    method = (loader.multiprocessing_context or multiprocessing.get_context()).get_start_method()
+    if loader.num_workers == 0 or own.worker_kind == "thread" or method == "fork":
+        return
+    sent = {
+        "dataset": loader.dataset,
+        "collate_fn": loader.collate_fn,
+        "worker_init_fn": loader.worker_init_fn,
+        "on_error": own.on_error,
+        "converter": own.converter,
+    }
+    refuse_unpicklable(method, sent, error)
 
 
 def _converting_fetch(
