@@ -18,10 +18,12 @@ from example_streams import (
     taken,
     through_a_file,
 )
+from torch.utils.data import IterableDataset
 
 from dataporter import (
     ConfigurationError,
     ResumableDataLoader,
+    ShuffledStream,
     UnsupportedDatasetError,
 )
 
@@ -138,3 +140,74 @@ def test_a_rank_whose_shards_have_ended_has_no_remaining_batches() -> None:
     for loader in (resumed := ranks()):
         loader.load_state_dict(whole)
     assert [loader.remaining for loader in resumed] == [0, 1]
+
+
+class Split(IterableDataset[int]):
+    """A stream of 6 numbers in up to 3 shards."""
+
+    num_shards: Any = 3
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(6))
+
+
+class ByPosition(Split):
+    def shard(self, n: int, i: int) -> Any:
+        return range(6)[i::n]
+
+
+class TheOtherWayRound(Split):
+    def shard(self, index: int, num_shards: int) -> Any:
+        return range(6)[index::num_shards]
+
+
+class WithOthers(Split):
+    def shard(self, num_shards: int, index: int, contiguous: bool = True, **others: Any) -> Any:
+        return range(6)[index::num_shards]
+
+
+class WithAnother(Split):
+    def shard(self, num_shards: int, index: int, key: str) -> Any:
+        return range(6)[index::num_shards]
+
+
+class AMethod(WithOthers):
+    def num_shards(self) -> int:
+        return 3
+
+
+class NoNumber(WithOthers):
+    num_shards = "3"
+
+
+CALLED = "is called as shard(num_shards=..., index=...), and cannot be"
+WRITE = ": write def shard(self, num_shards, index), where index counts from 0"
+MEMBERS = [
+    (
+        ByPosition,
+        f"ByPosition.shard(n: 'int', i: 'int') -> 'Any' {CALLED} (missing a required argument: 'n')"
+        f"{WRITE}",
+    ),
+    (
+        WithAnother,
+        "WithAnother.shard(num_shards: 'int', index: 'int', key: 'str') -> 'Any' "
+        f"{CALLED} (missing a required argument: 'key'){WRITE}",
+    ),
+    (AMethod, "AMethod.num_shards is a method: make it a property (@property above its def)"),
+    (NoNumber, "NoNumber.num_shards='3': expected a whole number of 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), MEMBERS)
+@pytest.mark.parametrize("build", [ResumableDataLoader, ShuffledStream])
+def test_members_that_cannot_be_called_are_refused(kind: Any, text: str, build: Any) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        build(kind())
+    assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("kind", [TheOtherWayRound, WithOthers])
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_shards_are_called_by_name(kind: Any, num_shards: int) -> None:
+    loader = ResumableDataLoader(kind(), batch_size=2, num_shards=num_shards)
+    assert sorted(sample for batch in loader for sample in batch.tolist()) == list(range(6))

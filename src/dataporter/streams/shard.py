@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataporter import hf
+from dataporter.checks import given
+from dataporter.errors import ConfigurationError
 
 __all__ = [
     "ShardState",
     "ShardedStream",
+    "check_members",
     "reads_ahead",
     "set_stream_epoch",
     "snapshots_are_exact",
@@ -51,9 +55,43 @@ class ShardedStream(Protocol):
         """The largest number of shards that the stream can be split into."""
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
-        """Shard ``index`` of ``num_shards``: together they hold every sample exactly once."""
+        """Shard ``index`` of ``num_shards``: together they hold every sample exactly once.
+
+        Both are passed by these names.
+        """
 
     def __iter__(self) -> Any: ...
+
+
+def check_members(stream: ShardedStream) -> None:
+    """Check that a stream's ``num_shards`` is a number, and that ``shard`` takes both by name.
+
+    By name, since libraries differ in which of the two comes first; the wrong way round, some
+    samples would come twice, and others never.
+
+    Raises:
+        ConfigurationError: the message says what to write.
+    """
+    kind, number = type(stream).__name__, stream.num_shards
+    if callable(number):
+        raise ConfigurationError(
+            f"{kind}.num_shards is a method: make it a property (@property above its def)"
+        )
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(
+            f"{kind}.{given('num_shards', number)}: expected a whole number of 1 or more"
+        )
+    try:
+        signature = inspect.signature(stream.shard)
+    except (TypeError, ValueError):  # a function of C may have none
+        return
+    try:
+        signature.bind(num_shards=1, index=0)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{kind}.shard{signature} is called as shard(num_shards=..., index=...), and cannot be "
+            f"({error}): write def shard(self, num_shards, index), where index counts from 0"
+        ) from error
 
 
 class ShardState(NamedTuple):

@@ -14,6 +14,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.streams import snapshot
 from dataporter.streams.shard import (
     ShardedStream,
+    check_members,
     reads_ahead,
     set_stream_epoch,
     snapshots_are_exact,
@@ -44,6 +45,7 @@ def sharding_of(dataset: IterableDataset[Any], num_shards: int | None, world_siz
                 "dataporter.ShardedStream, or leave num_shards= out"
             )
         return ByWorkers(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
+    check_members(dataset)
     available = dataset.num_shards
     if num_shards is None:
         num_shards = min(available, _MOST_BY_DEFAULT)

@@ -21,6 +21,7 @@ from dataporter.seeding.samples import reading
 from dataporter.streams import snapshot
 from dataporter.streams.shard import (
     ShardedStream,
+    check_members,
     reads_ahead,
     set_stream_epoch,
     snapshots_are_exact,
@@ -69,6 +70,7 @@ class ShuffledStream(IterableDataset[Any]):
                 f"{type(stream).__name__} has no num_shards and shard(num_shards, index); see "
                 "dataporter.ShardedStream"
             )
+        check_members(stream)
         self.stream = stream
         self.window = positive_number("window", window)
         self.seed = seed_checked(seed) or 0
