@@ -15,11 +15,13 @@ from dataporter.errors import (
     RankMismatchError,
     SampleError,
     StateMismatchError,
+    TooManyFailuresError,
     UnreadableCheckpointError,
     UnsupportedDatasetError,
     WorkerDiedError,
     WorkerTimeoutError,
 )
+from dataporter.fetch.failure import Failure
 from dataporter.hf import UnifiedHFDatasetWrapper
 from dataporter.integrations import callers as _callers  # noqa: F401  # installs the hooks
 from dataporter.loader.create import create_resumable_dataloader
@@ -59,6 +61,7 @@ __all__ = [
     "DatasetChangedError",
     "DevicePrefetcher",
     "DistributedResumptionStrategy",
+    "Failure",
     "InvalidStateError",
     "KeyBasedDtypeConverter",
     "LossyConversionError",
@@ -79,6 +82,7 @@ __all__ = [
     "ShuffledStream",
     "SimpleResumptionStrategy",
     "StateMismatchError",
+    "TooManyFailuresError",
     "TorchOrder",
     "UnifiedHFDatasetWrapper",
     "UnreadableCheckpointError",

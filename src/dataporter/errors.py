@@ -18,6 +18,7 @@ __all__ = [
     "RankMismatchError",
     "SampleError",
     "StateMismatchError",
+    "TooManyFailuresError",
     "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
@@ -58,8 +59,29 @@ class SampleError(DataPorterError, RuntimeError):
     """A sample failed, and the dataset's exception cannot be raised here.
 
     Raised only if that exception cannot cross a process boundary, if it is a ``StopIteration``
-    (which would silently end the loop), or if ``on_error="skip"`` left a batch empty.
+    (which would silently end the loop), if ``on_error="skip"`` left a batch empty, or if
+    ``on_error="replace"`` found no sample that can be read.
     """
+
+
+class TooManyFailuresError(DataPorterError, RuntimeError):
+    """More samples failed than ``max_failures`` allows.
+
+    The batch that failed last is not delivered. ``loader.state_dict()`` resumes with it.
+
+    Attributes:
+        failures: the :class:`~dataporter.Failure` records, with those of that batch.
+        total: the number of all failures up to and with that batch.
+    """
+
+    def __init__(self, message: str, *, failures: tuple[Any, ...] = (), total: int = 0) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.total = total
+
+    def __reduce__(self) -> Any:
+        again = partial(type(self), failures=self.failures, total=self.total)
+        return again, self.args, self.__dict__
 
 
 class LossyConversionError(DataPorterError, ValueError):

@@ -114,10 +114,12 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.filterwarnings("ignore:the stream has no exact state")
-@pytest.mark.parametrize("document", ["docs/streams.md", "docs/huggingface.md"])
+@pytest.mark.filterwarnings("ignore:.*failed .on_error=")
+@pytest.mark.parametrize("document", ["streams", "huggingface", "bad-samples"])
 def test_a_document_s_code_runs_as_printed(document: str) -> None:
-    for block in blocks_of(document):
-        exec(block, {})
+    names: dict[str, Any] = {}
+    for block in blocks_of(f"docs/{document}.md"):
+        exec(block, names)
 
 
 def test_the_version_has_a_place_in_the_changelog_and_the_citation_names_the_author() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from dataporter import InvalidStateError
+from dataporter import Failure, InvalidStateError
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.state import schema
+from dataporter.state.ledger import Ledger
 from dataporter.state.schema import Identity, State
 from dataporter.streams import state as stream_schema
 from dataporter.streams.request import StreamProgress
@@ -20,12 +21,23 @@ INDEX = State(
     Identity("simple", "torch", 3, 100, "fp", 4, 2, "pad"),
     seed=7,
     progress=Progress(1, 2, 8, (Delivered(12, 16, 5), Delivered(20, 24, 6)), 9),
+    ledger=Ledger(
+        (
+            Failure(5, "a.png", 0, 1, 4, "OSError", "truncated", 2),
+            Failure((1, 7), None, 1, 0, 2, "ValueError", ""),
+        ),
+        total=9,
+        epoch=1,
+        in_epoch=3,
+    ),
 )
 INDEX_ON_DISK = (
     '{"dataporter": 2, "strategy": "simple", "seed": 7, "epoch": 1, "step": 2, "position": 8, '
     '"early": [[12, 16, 5], [20, 24, 6]], "order": "torch", "order_version": 3, '
     '"order_digest": 9, "dataset_length": 100, "dataset_fingerprint": "fp", "batch_size": 4, '
-    '"world_size": 2, "tail": "pad"}'
+    '"world_size": 2, "tail": "pad", '
+    '"failures": [9, 3, [[5, "a.png", 0, 1, 4, "OSError", "truncated", 2], '
+    '[[1, 7], null, 1, 0, 2, "ValueError", "", 1]]]}'
 )
 SHARDS = StreamState(
     StreamIdentity("distributed", "shards", 8, None, None, None, 2, "drop"),
@@ -39,7 +51,8 @@ SHARDS_ON_DISK = (
     '{"dataporter": 2, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
     '"step": 5, "rank": 1, "shards": [[1, 3, 12, false, 0, null], '
     '[3, 2, 8, true, 6, "{\\"dataset\\":1}"]], "num_shards": 8, "num_workers": null, '
-    '"dataset_fingerprint": null, "batch_size": null, "world_size": 2, "tail": "drop"}'
+    '"dataset_fingerprint": null, "batch_size": null, "world_size": 2, "tail": "drop", '
+    '"failures": [0, 0, []]}'
 )
 WORKERS = StreamState(
     StreamIdentity("advanced", "workers", None, 2, "fp", 4, 1, "uneven"),
@@ -51,7 +64,7 @@ WORKERS_ON_DISK = (
     '{"dataporter": 2, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
     '"step": 1, "rank": null, "shards": [[0, 1, 4, false, 4, "{}"]], "num_shards": null, '
     '"num_workers": 2, "dataset_fingerprint": "fp", "batch_size": 4, "world_size": 1, '
-    '"tail": "uneven"}'
+    '"tail": "uneven", "failures": [0, 0, []]}'
 )
 ON_DISK = pytest.mark.parametrize(
     ("room", "state", "text"),
@@ -95,6 +108,7 @@ def test_a_field_of_another_type_is_named_with_the_types_it_may_have(
         "batch_size": "int or null",
         "world_size": "int",
         "tail": "str",
+        "failures": "list or tuple",
     }
     found = json.loads(text)
     for field in found:
@@ -156,3 +170,30 @@ def test_a_damaged_shard_is_shown_beside_what_was_expected(entry: object) -> Non
         "batches, offset, ended, snapshot_offset, snapshot] with 0 <= shard < 2 and "
         "0 <= snapshot_offset <= offset"
     )
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        [],
+        [1, 0],
+        [-1, 0, []],
+        [True, 0, []],
+        [1, 2, []],
+        [1, 0, {}],
+        [9, 0, ["5"]],
+        [9, 0, [[5, None, 0, 1, 4, "OSError", ""]]],
+        [9, 0, [[5.0, None, 0, 1, 4, "OSError", "", 1]]],
+        [9, 0, [[[True, 1], None, 0, 1, 4, "OSError", "", 1]]],
+        [9, 0, [[5, 1, 0, 1, 4, "OSError", "", 1]]],
+        [9, 0, [[5, None, 0, -1, 4, "OSError", "", 1]]],
+        [9, 0, [[5, None, 0, 1, 4, "OSError", "", 0]]],
+        [9, 0, [[5, None, 0, 1, 4, "OSError", "", 10]]],
+        [9, 0, [[5, None, 0, 1, 4, None, "", 1]]],
+        [9, 0, 2 * [[5, None, 0, 1, 4, "OSError", "", 1]]],
+    ],
+    ids=str,
+)
+def test_failures_that_cannot_be_are_an_error(failures: list[Any]) -> None:
+    with pytest.raises(InvalidStateError, match=r"field 'failures' holds list .*expected"):
+        schema.parse({**json.loads(INDEX_ON_DISK), "failures": failures})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,35 @@ from torch.utils.data import StackDataset, Subset, default_collate
 from dataporter.convert import Conversion, Empty
 from dataporter.datasets.batches import batches_of
 from dataporter.datasets.columns import columns_of, gather
+from dataporter.datasets.names import name_of
 from dataporter.errors import LossyConversionError, SampleError, add_note
 from dataporter.fetch.collate import collate_of
-from dataporter.fetch.fetched import NO_BATCH, Fetched, Skipped
+from dataporter.fetch.failure import Failure, failure_of
+from dataporter.fetch.fetched import NO_BATCH, Fetched
+from dataporter.fetch.on_error import OnError, Substitute, substitute_of
 from dataporter.schedule.request import Request
 from dataporter.seeding.generators import isolated_generators, seed_generators
-from dataporter.seeding.hashing import sample_key, sample_keys
+from dataporter.seeding.hashing import STREAM_REPLACEMENT, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
 
 __all__ = [
     "Fetch",
-    "OnError",
+    "Replacement",
     "converting",
     "fetch_for",
     "undisturbing",
 ]
-OnError = Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+# How many samples on_error="replace" tries in the place of one that fails.
+_MOST_REPLACEMENTS = 10
+
+
+class Replacement(Protocol):
+    """Chooses the sample that takes the place of a failed one."""
+
+    def replacement(self, seed: int, epoch: int, position: int, attempt: int) -> Any:
+        """The index of a sample: a pure function, different in each attempt."""
+
+
 # A pure function of the dataset and the request; sent to workers once, so it can be pickled if the
 # dataset can. Raises what the dataset or the collate function raised, with a note that names
 # index, epoch, step and position; or SampleError.
@@ -44,6 +57,7 @@ def fetch_for(
     batched: bool,
     seeds_each: Literal["sample", "batch", "nothing"],
     on_error: OnError,
+    replacement: Replacement | None = None,
     whole: AbstractContextManager[Any] | None = None,
 ) -> Fetch:
     """The fastest fetch that a dataset allows.
@@ -56,7 +70,8 @@ def fetch_for(
         seeds_each: seed the global random generators before each sample, once a batch, or, where
             several threads would share them, never.
         on_error: the reaction to a sample that raises: raise its exception, leave the sample out,
-            or replace it by the result of ``on_error(exception, index)``.
+            replace it by another sample, or by the result of a function.
+        replacement: chooses the other sample; None chooses among those of the batch.
         whole: entered while a batch is made as a whole (``__getitems__``, a gather, collation), and
             not while single samples are read.
     """
@@ -65,7 +80,15 @@ def fetch_for(
     known = batched and collate_fn is default_collate
     collate = collate_of(dataset) if known else collate_fn
     by_sample = SampleFetch(
-        dataset, collate, batched, offers_batches, seeds_each, on_error, whole or nullcontext()
+        dataset,
+        collate,
+        batched,
+        offers_batches,
+        seeds_each,
+        on_error,
+        substitute_of(on_error) if callable(on_error) else None,
+        replacement,
+        whole or nullcontext(),
     )
     if not known:
         return by_sample
@@ -113,7 +136,7 @@ class _Converting:
         except Exception as error:
             sample = error.sample if isinstance(error, LossyConversionError) else None
             # Which sample of the dataset it is, where the batch has one row for each.
-            if sample is not None and not fetched.skipped and sample < len(request.indices):
+            if sample is not None and not fetched.left_out and sample < len(request.indices):
                 index = request.plain_indices[sample]
                 add_note(error, f"sample {sample} of the batch has index {index!r} in the dataset")
             add_note(error, f"while converting the batch of {request.described()}")
@@ -164,6 +187,8 @@ class SampleFetch:
     offers_batches: bool
     seeds_each: Literal["sample", "batch", "nothing"]
     on_error: OnError
+    substitute: Substitute | None
+    replacement: Replacement | None
     whole: AbstractContextManager[Any]
 
     def __call__(self, request: Request) -> Fetched:
@@ -171,19 +196,20 @@ class SampleFetch:
             if self.seeds_each == "batch" or (self.offers_batches and self.seeds_each == "sample"):
                 _seed_once(request)
             indices = request.plain_indices
-            skipped: tuple[Skipped, ...] = ()
+            failures: tuple[Failure, ...] = ()
             if self.offers_batches and self.on_error == "raise":
                 samples = self._read_together(request, indices)
             else:
-                samples, skipped = self._read_each(request, indices, current)
+                samples, failures = self._read_each(request, indices, current)
                 current.offset = None
             try:
                 with self.whole:
                     batch = self.collate(samples if self.batched else samples[0])
-                return Fetched(batch, skipped)
             except Exception as error:
                 add_note(error, f"while collating the batch of {request.described()}")
                 raise
+            left_out = len(failures) if self.on_error == "skip" else 0
+            return Fetched(batch, failures, left_out=left_out)
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
@@ -198,9 +224,9 @@ class SampleFetch:
 
     def _read_each(
         self, request: Request, indices: list[Any], current: CurrentSamples
-    ) -> tuple[list[Any], tuple[Skipped, ...]]:
+    ) -> tuple[list[Any], tuple[Failure, ...]]:
         samples: list[Any] = []
-        skipped: list[Skipped] = []
+        failures: list[Failure] = []
         dataset, take, numbered = self.dataset, samples.append, enumerate(indices)
         keys: list[int] = []
         if self.seeds_each == "sample":
@@ -216,40 +242,88 @@ class SampleFetch:
             except Exception as error:
                 failed = current.offset
                 assert failed is not None
-                self._take_failure(error, failed, request, indices[failed], samples, skipped)
+                if self.on_error == "raise":
+                    _raise(error, request, indices[failed], failed)
+                failures.append(self._failure(error, request, indices[failed], failed))
+                if self.substitute is not None:
+                    take(self.substitute(error, indices[failed], failures[-1]))
+                elif self.on_error == "replace":
+                    key = keys[failed] if keys else None
+                    take(self._replaced(request, indices, current, key, failures))
         if indices and not samples:
             raise SampleError(
                 f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
-                f"failed, the first (index {skipped[0].index!r}) with {skipped[0].error}"
+                f"failed, the first: {failures[0]}"
             )
-        return samples, tuple(skipped)
+        return samples, tuple(failures)
 
-    def _take_failure(
+    def _failure(self, error: Exception, request: Request, index: Any, offset: int) -> Failure:
+        return failure_of(
+            error,
+            index,
+            name_of(self.dataset, index),
+            epoch=request.epoch,
+            step=request.step,
+            position=int(request.positions[offset]),
+        )
+
+    def _replaced(
         self,
-        error: Exception,
-        offset: int,
         request: Request,
-        index: Any,
-        samples: list[Any],
-        skipped: list[Skipped],
-    ) -> None:
-        position = int(request.positions[offset])
-        if self.on_error == "skip":
-            skipped.append(Skipped(index, position, repr(error)))
-        elif self.on_error == "raise":
-            shown = (
-                f"sample index {index!r} (epoch {request.epoch}, step {request.step}, "
-                f"position {position})"
-            )
-            if isinstance(error, StopIteration):
-                raise _stopped(error, shown) from error
-            add_note(error, f"while reading {shown}")
+        indices: list[Any],
+        current: CurrentSamples,
+        key: int | None,
+        failures: list[Failure],
+    ) -> Any:
+        """Another sample in the place of the failed one, drawing what the place draws."""
+        offset = current.offset
+        assert offset is not None
+        first = failures[-1]
+        for index in self._replacements(request, indices, offset):
+            current.generators.pop(offset, None)
+            if key is not None:
+                seed_generators(key)
             try:
-                raise error
-            finally:
-                del error  # its traceback holds this frame, and would form a cycle with it
-        else:
-            samples.append(self.on_error(error, index))
+                return self.dataset[index]
+            except Exception as error:
+                failures.append(self._failure(error, request, index, offset))
+        tried = len(failures) - failures.index(first) - 1
+        others = f", and so did {tried} in its place, the last: {failures[-1]}" if tried else ""
+        none = "" if tried else "; the batch has no other sample to take its place"
+        raise SampleError(
+            f"on_error='replace' found no sample that can be read: {first} failed{others}{none}. "
+            "Mend the dataset, or write on_error='skip'"
+        )
+
+    def _replacements(self, request: Request, indices: list[Any], offset: int) -> Iterator[Any]:
+        seed, epoch, position = request.seed, request.epoch, int(request.positions[offset])
+        if self.replacement is None:
+            # A custom sampler may have left samples out on purpose, so only its own will do.
+            others = [index for at, index in enumerate(indices) if at != offset]
+            for attempt in range(min(_MOST_REPLACEMENTS, len(others))):
+                chosen = fold(seed, epoch, position, attempt, STREAM_REPLACEMENT) % len(others)
+                yield others.pop(chosen)
+            return
+        tried = [indices[offset]]
+        for attempt in range(_MOST_REPLACEMENTS):
+            index = self.replacement.replacement(seed, epoch, position, attempt)
+            if index not in tried:
+                tried.append(index)
+                yield index
+
+
+def _raise(error: Exception, request: Request, index: Any, offset: int) -> NoReturn:
+    shown = (
+        f"sample index {index!r} (epoch {request.epoch}, step {request.step}, "
+        f"position {int(request.positions[offset])})"
+    )
+    if isinstance(error, StopIteration):
+        raise _stopped(error, shown) from error
+    add_note(error, f"while reading {shown}")
+    try:
+        raise error
+    finally:
+        del error  # its traceback holds this frame, and would form a cycle with it
 
 
 def _seed_once(request: Request) -> None:

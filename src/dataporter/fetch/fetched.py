@@ -1,4 +1,4 @@
-"""The result of a fetch: a batch, and the samples that were left out of it."""
+"""The result of a fetch: a batch, and the samples of it that failed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from dataporter.convert import Originals
-from dataporter.errors import warn
+from dataporter.fetch.failure import Failure
 
-__all__ = [
-    "NO_BATCH",
-    "Fetched",
-    "Nothing",
-    "Skipped",
-    "warn_of_skipped",
-]
-
-
-class Skipped(NamedTuple):
-    """A sample that ``on_error="skip"`` left out: its index, its position and its exception."""
-
-    index: Any
-    position: int
-    error: str
+__all__ = ["NO_BATCH", "Fetched", "Nothing"]
 
 
 class Nothing(Enum):
@@ -39,22 +25,14 @@ class Fetched(NamedTuple):
 
     Attributes:
         batch: ``NO_BATCH`` where a stream has ended, or was only read up to an offset.
-        skipped: the samples that are missing from it.
+        failures: the samples that failed, in the order in which they were read.
         originals: its dtypes before the conversion.
         shard: the state of its shard after it; None where the dataset is no stream.
+        left_out: how many of the requested samples are missing from it.
     """
 
     batch: Any
-    skipped: tuple[Skipped, ...] = ()
+    failures: tuple[Failure, ...] = ()
     originals: Originals = ()
     shard: Any = None
-
-
-def warn_of_skipped(request: Any, fetched: Fetched) -> None:
-    """Warn of each sample that was left out."""
-    for skipped in fetched.skipped:
-        warn(
-            f"on_error='skip' left out sample index {skipped.index!r} (epoch {request.epoch}, "
-            f"step {request.step}, position {skipped.position}): {skipped.error}",
-            RuntimeWarning,
-        )
+    left_out: int = 0

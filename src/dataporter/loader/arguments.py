@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, IterDataPipe, Sampler
 from dataporter.checks import given, is_one_of
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
-from dataporter.fetch.fetch import OnError
+from dataporter.fetch.on_error import OnError
 from dataporter.loader.hooks import installed
 from dataporter.loader.kinds import kinds_checked, refuse_without_workers
 from dataporter.orders import Order
@@ -25,6 +25,7 @@ __all__ = [
     "Arguments",
     "WorkerKind",
     "check_arguments",
+    "check_on_error",
     "tail_checked",
 ]
 
@@ -34,7 +35,7 @@ WorkerKind = Literal["process", "thread"]
 SETTABLE = (
     *("num_workers", "prefetch_factor", "timeout", "worker_init_fn", "collate_fn", "in_order"),
     *("pin_memory", "pin_memory_device", "generator"),
-    *("on_error", "converter", "worker_kind", "worker_restarts"),
+    *("on_error", "max_failures", "converter", "worker_kind", "worker_restarts"),
 )
 
 
@@ -70,6 +71,8 @@ class Arguments:
     world_size: int | None
     tail: Tail | None
     on_error: OnError
+    max_failures: int | float | None
+    failures: Any
     converter: KeyBasedDtypeConverter | Rules | None
     worker_kind: WorkerKind
     worker_restarts: int
@@ -133,12 +136,31 @@ def check_arguments(given: Mapping[str, Any]) -> Arguments:
     refuse_without_workers(arguments.by_name())
     _refuse_misplaced(arguments)
     tail_checked(arguments.tail, drop_last=arguments.drop_last, is_stream=arguments.is_stream)
+    check_on_error(arguments.on_error, arguments)
+    _refuse_without_failures(arguments)
     if arguments.is_stream and arguments.worker_kind == "thread":
         raise ConfigurationError(
             "worker_kind='thread': the samples of a stream are read one after the other, by "
             "one process for itself; use worker_kind='process'"
         )
     return arguments
+
+
+def check_on_error(on_error: OnError, arguments: Arguments) -> None:
+    """Refuse a replacement where no other sample can take the place of a failed one."""
+    if on_error != "replace":
+        return
+    instead = "write on_error='skip', or a function (exception, index) → sample"
+    if arguments.is_stream:
+        raise ConfigurationError(
+            "on_error='replace': the samples of a stream are known only once they are read, so "
+            f"none can be chosen in the place of another; {instead}"
+        )
+    if arguments.sampler is not None and arguments.batch_size is None:
+        raise ConfigurationError(
+            "on_error='replace' with a custom sampler takes another sample of the same batch, and "
+            f"with batch_size=None there is none; {instead}"
+        )
 
 
 def tail_checked(tail: Any, *, drop_last: bool, is_stream: bool = False) -> Tail:
@@ -158,6 +180,16 @@ def tail_checked(tail: Any, *, drop_last: bool, is_stream: bool = False) -> Tail
             f"tail={tail!r} and drop_last=True contradict each other: leave drop_last= out"
         )
     return tail  # type: ignore[no-any-return]  # narrowed by value
+
+
+def _refuse_without_failures(arguments: Arguments) -> None:
+    """Refuse arguments that say what to do with failures, where the first one is raised."""
+    for name in ("max_failures", "failures"):
+        if (value := getattr(arguments, name)) is not None and arguments.on_error == "raise":
+            raise ConfigurationError(
+                f"{given(name, value)}: on_error='raise', the default, raises the exception of the "
+                "first sample that fails; write on_error='skip', 'replace' or a function as well"
+            )
 
 
 def _refuse_pipes(dataset: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
+from dataporter.fetch.failure import Failure
 from dataporter.schedule.progress import EpochProgress
 from dataporter.state.format import StateFormat
+from dataporter.state.ledger import NO_FAILURES, Ledger
 
 __all__ = ["MOST_READ_AHEAD", "AnyCursor", "Cursor", "Mark"]
 
@@ -25,11 +27,13 @@ class Mark:
     Attributes:
         seed, progress: of the loader at that batch.
         format: of its states then: its batch size or its workers may change later.
+        ledger: the failures up to that batch.
     """
 
     seed: int
     progress: Any
     format: StateFormat
+    ledger: Ledger
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Cursor(Generic[P]):
         loaded: a state was loaded, and no pass has begun since.
         revoked: how often the position was set to another batch; passes that began before that
             deliver nothing more.
+        ledger: the samples that failed, of all batches that were delivered.
     """
 
     progress: P
@@ -64,9 +69,10 @@ class Cursor(Generic[P]):
     set_since: bool = False
     loaded: bool = False
     revoked: int = 0
-    # The last progresses of the pass, the present one last; how often the pass has ended since;
-    # and which pass that was.
-    _trail: tuple[P, ...] = ()
+    ledger: Ledger = NO_FAILURES
+    # The last progresses of the pass and its ledgers, the present ones last; how often the pass
+    # has ended since; and which pass that was.
+    _trail: tuple[tuple[P, Ledger], ...] = ()
     _ends: int = 0
     _ended: object | None = None
     # The pass that moves the cursor: the last that began, unless the position was set since.
@@ -115,13 +121,14 @@ class Cursor(Generic[P]):
         self.progress = self.origin = self.upcoming()
         self._pass, self.waiting, self.again = this_pass, True, False
         self.set_since, self.loaded = False, False
+        self.ledger = self.ledger.begun(self.progress.epoch, self.progress.step)
         # The end of a pass is where the next one begins, for a loop that lags behind.
-        self._trail = (*(self._trail[:-1] if self._ends else ()), self.progress)
+        self._trail = (*(self._trail[:-1] if self._ends else ()), (self.progress, self.ledger))
         self._ends, self._ended = 0, None
         return self.progress
 
-    def behind(self, read_ahead: int | None) -> P:
-        """The present progress, or that of a loop which lags behind.
+    def behind(self, read_ahead: int | None) -> tuple[P, Ledger]:
+        """The present progress and ledger, or those of a loop which lags behind.
 
         Args:
             read_ahead: how many times the loop has asked, for a batch or for the end of the pass,
@@ -130,24 +137,26 @@ class Cursor(Generic[P]):
                 beyond, and after its end the pass is over.
         """
         if read_ahead is None:
-            return self.progress
-        trail = self._trail or (self.progress,)
+            return self.progress, self.ledger
+        trail = self._trail or ((self.progress, self.ledger),)
         return trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
 
     def is_moved_by(self, this_pass: object) -> bool:
         """Whether this is the pass that moves the cursor."""
         return this_pass is self._pass
 
-    def deliver(self, this_pass: object, delivers: Any) -> None:
+    def deliver(self, this_pass: object, delivers: Any, failures: tuple[Failure, ...] = ()) -> None:
         """Count what a batch delivers, unless its pass no longer moves the cursor."""
         if this_pass is self._pass:
             self.progress = self.progress.after(delivers)
-            self._trail = (*self._trail[-MOST_READ_AHEAD:], self.progress)
+            self.ledger = self.ledger.after(failures)
+            self._trail = (*self._trail[-MOST_READ_AHEAD:], (self.progress, self.ledger))
             self.waiting = False
 
-    def finish(self, this_pass: object) -> None:
+    def finish(self, this_pass: object, failures: tuple[Failure, ...] = ()) -> None:
         """A pass has ended, or its loop has asked again: the next epoch is waiting."""
         if this_pass is self._pass:
+            self.ledger = self.ledger.after(failures)
             trail = self._trail
             self._stand_at(self.beginning(self.progress.epoch + 1))
             self._trail, self._ends, self._ended = trail, 1, this_pass

@@ -8,8 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
 from dataporter.errors import ConfigurationError
-from dataporter.fetch.fetched import Fetched, warn_of_skipped
+from dataporter.fetch.failure import Failure
+from dataporter.fetch.fetched import Fetched
 from dataporter.loader.cursor import Cursor
+from dataporter.loader.failures import Reporter
 
 __all__ = ["Adapter", "Delivery"]
 
@@ -37,6 +39,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         length: the ``len()`` of this iterator.
         note: receives each batch before it is delivered, and may refuse it by raising.
         on_nothing: is called at the end of a pass that has delivered nothing.
+        reporter: reports the samples that failed, once their batches are delivered.
     """
 
     def __init__(
@@ -46,18 +49,23 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         length: Callable[[], int],
         note: Callable[[Fetched], None],
         on_nothing: Callable[[], None],
+        reporter: Reporter,
     ) -> None:
         self._cursor = cursor
         self._begin = begin
         self._length = length
         self._note = note
         self._on_nothing = on_nothing
+        self._reporter = reporter
         # Represents this pass to the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
         # The reply that exhausted() has fetched; or the engine's failure, raised in its turn.
         self._ahead: Reply | BaseException | None = None
-        self._failed: list[Any] = []  # what failed batches would have delivered
+        # What failed batches would have delivered, and their samples that failed.
+        self._failed: list[tuple[Any, tuple[Failure, ...]]] = []
+        # The failures of a stream that no batch has reported.
+        self._left: tuple[Failure, ...] = ()
         self._broken = False
         self._over = False
         self._delivered = 0
@@ -68,13 +76,14 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             replies = self._begun()
             try:
                 reply = self._upcoming(replies)
-            except StopIteration:
+            except StopIteration as end:
+                self._left += end.value or ()
                 if self.under_way and not self._delivered:
                     self._on_nothing()
-                if not self._broken:
-                    self._cursor.finish(self._pass)
                 # Ends for good, whichever pass the workers serve next.
                 self._replies, self._over = iter(()), True
+                if not self._broken:
+                    self._finish()
                 raise
             except BaseException:
                 # The engine or a custom sampler failed: this pass is over, but its epoch is not.
@@ -114,7 +123,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             return False
         try:
             self._ahead = next(self._replies)
-        except StopIteration:
+        except StopIteration as end:
+            self._left += end.value or ()
             return True
         except BaseException as failure:
             self._ahead = failure
@@ -152,24 +162,53 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             del ahead  # as above: a failure's traceback must not hold the failure
 
     def _deliver(self, reply: Reply) -> Batch:
+        failures: tuple[Failure, ...] = ()
         try:
             if reply.failure is not None:
                 raise reply.failure
             assert reply.fetched is not None
+            failures = reply.fetched.failures
             self._note(reply.fetched)
-            # Before it counts: with warnings as errors the loop does not get this batch.
-            warn_of_skipped(reply.request, reply.fetched)
+            self._check(failures, reply.delivers)
         except BaseException:
             # Not delivered: a state taken now resumes with this batch. Asking for the next one
             # passes it over.
-            self._failed.append(reply.delivers)
+            self._failed.append((reply.delivers, failures))
             raise
         finally:
             delivers, fetched = reply.delivers, reply.fetched
             del reply
         self._delivered += 1
-        for failed in self._failed:
-            self._cursor.deliver(self._pass, failed)
+        for passed_over in self._failed:
+            self._count(*passed_over)
         self._failed.clear()
-        self._cursor.deliver(self._pass, delivers)
+        self._count(delivers, failures)
         return fetched.batch  # type: ignore[no-any-return]  # the collate function makes a Batch
+
+    def _check(self, failures: tuple[Failure, ...], delivers: Any) -> None:
+        cursor = self._cursor
+        if failures and cursor.is_moved_by(self._pass):
+            earlier = [failure for _, failed in self._failed for failure in failed]
+            ledger = cursor.ledger.after([*earlier, *failures])
+            self._reporter.check(ledger, cursor.progress.after(delivers))
+
+    def _count(self, delivers: Any, failures: tuple[Failure, ...]) -> None:
+        if failures and self._cursor.is_moved_by(self._pass):
+            self._reporter.take(failures)
+        self._cursor.deliver(self._pass, delivers, failures)
+
+    def _finish(self) -> None:
+        """The end of the pass, which counts what no delivered batch has counted."""
+        cursor = self._cursor
+        if cursor.is_moved_by(self._pass):
+            failed = [failure for _, failures in self._failed for failure in failures]
+            left = (*failed, *self._left)
+            self._reporter.check(cursor.ledger.after(left), cursor.progress, at_end=True)
+            self._failed.clear()
+            self._left = ()
+            if left:
+                self._reporter.take(left)
+            cursor.finish(self._pass, left)
+            self._reporter.sum_up()
+        else:
+            cursor.finish(self._pass)

@@ -11,6 +11,8 @@ import torch
 
 from dataporter.checks import flag, given, is_one_of, positive_number, seed_checked, whole_number
 from dataporter.errors import ConfigurationError
+from dataporter.fetch.on_error import on_error_checked
+from dataporter.loader.failures import file_checked, limit_checked
 
 __all__ = ["kinds_checked", "refuse_without_workers"]
 
@@ -47,14 +49,6 @@ def _batch_size(name: str, value: Any) -> int:
         return value
     raise ConfigurationError(
         f"{given(name, value)}: expected a whole number of 1 or more, or None to get single samples"
-    )
-
-
-def _on_error(name: str, value: Any) -> Any:
-    if is_one_of(value, "raise", "skip") or callable(value):
-        return value
-    raise ConfigurationError(
-        f"{given(name, value)}: expected 'raise', 'skip' or a function (exception, index) → sample"
     )
 
 
@@ -139,7 +133,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "persistent_workers": _flag_or_none,
     "pin_memory_device": _text,
     "in_order": flag,
-    "on_error": _on_error,
+    "on_error": on_error_checked,
+    "max_failures": _optional(limit_checked),
+    "failures": _optional(file_checked),
     "worker_kind": _worker_kind,
     "worker_restarts": whole_number,
     "num_shards": _optional(whole_number),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,12 +18,13 @@ from dataporter.checks import is_one_of, whole_number
 from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.engines import Reply, Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
-from dataporter.fetch.fetch import OnError
 from dataporter.fetch.fetched import Fetched
+from dataporter.fetch.on_error import OnError
 from dataporter.keywords import names_keywords
-from dataporter.loader.arguments import WorkerKind, check_arguments
+from dataporter.loader.arguments import WorkerKind, check_arguments, check_on_error
 from dataporter.loader.cursor import MOST_READ_AHEAD, AnyCursor, Cursor, Mark
 from dataporter.loader.delivery import Adapter, Delivery
+from dataporter.loader.failures import Failures, Reporter, Reporting
 from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
 from dataporter.loader.order_sampler import OrderSampler
@@ -37,6 +39,7 @@ from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import find_world
 from dataporter.schedule.plan import Tail
 from dataporter.state.foreign import is_torchdatas
+from dataporter.state.ledger import joined
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams.stream import warn_of_length
@@ -93,8 +96,18 @@ class ResumableDataLoader(DataLoader[Batch]):
             ``"drop"``: left out, as by ``drop_last=True``. ``"uneven"``: shared without repeats, so
             that ranks may differ by one sample and by one step.
         on_error: the reaction to a sample that raises. ``"raise"``: its exception, with a note that
-            names index, epoch and step. ``"skip"``: the batch comes without it, with a warning. A
-            function ``(exception, index) → sample``: the batch has its result in that place.
+            names index, epoch and step. ``"skip"``: the batch comes without it. ``"replace"``:
+            another sample takes its place, drawn by the seed, so that batches keep their shape. A
+            function ``(exception, index) → sample``: the batch has its result in that place; a
+            third parameter, or one named ``failure``, receives the :class:`~dataporter.Failure`.
+            :attr:`failures` counts what failed, and a warning sums it up at the end of a pass.
+        max_failures: number of samples that may fail on this rank in an epoch, or, below 1, which
+            fraction of those that were delivered: of more than 10 failures at any time, and of
+            fewer at the end of the epoch. Beyond it :class:`~dataporter.TooManyFailuresError` is
+            raised in place of the batch.
+        failures: path of a file that each failure adds a line of JSON to. A resumed run adds no
+            line twice. In a world of several ranks, each has a file of its own:
+            ``bad.rank0.jsonl`` for ``bad.jsonl``.
         converter: a :class:`~dataporter.KeyBasedDtypeConverter`, or its rules (path → dtype). The
             workers convert their batches, so that only small ones are moved and held. The converter
             may change at a resume or between passes: the samples stay the same. ``on_error`` does
@@ -173,6 +186,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         process_group: ProcessGroup | DeviceMesh | None = None,
         tail: Tail | None = None,
         on_error: OnError = "raise",
+        max_failures: float | None = None,
+        failures: str | os.PathLike[str] | Failures | None = None,
         converter: KeyBasedDtypeConverter | Rules | None = None,
         worker_kind: WorkerKind = "process",
         worker_restarts: int = 3,
@@ -192,6 +207,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches = self.sampler if self.batch_sampler is None else self.batch_sampler
             setup = setup_of(arguments, world, batches)
             self.on_error, self.converter = arguments.on_error, converter_for(converter)
+            self.max_failures = arguments.max_failures
             self.worker_kind = arguments.worker_kind
             self.worker_restarts = arguments.worker_restarts
             self._cursor: AnyCursor = Cursor.at_epoch(
@@ -207,6 +223,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         may_join = not given_world and arguments.custom_sampler is None and world == (0, 1, None)
         self._membership = Membership(setup, may_join)
         self._serving = Serving()
+        self._reporter = Reporter()
         self._adapter: Adapter | None = None
         self._said_length: int | None = None
         self._own_sampler = OwnSampler(self, is_planned=arguments.is_planned)
@@ -234,11 +251,19 @@ class ResumableDataLoader(DataLoader[Batch]):
         # A hook of torch's loader: subclasses put something around the iterator here.
         batches, self._peeked = self._peeked, None
         if batches is None or not batches.under_way:
-            batches = Delivery(
-                self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass
-            )
+            batches = self._delivery()
         self._latest = weakref.ref(batches)
         return batches if self._adapter is None else self._adapter.passes(batches)
+
+    def _delivery(self) -> Delivery[Batch]:
+        return Delivery(
+            self._cursor,
+            self._begin,
+            self.__len__,
+            self._note,
+            self._warn_of_empty_pass,
+            self._reporter,
+        )
 
     def epochs(self, stop: int) -> Iterator[int]:
         """The numbers of the epochs from the present one up to before ``stop``, for the outer loop.
@@ -309,10 +334,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             if (reply := latest.peek()) is not None:
                 return cast("Batch", _peeked(reply))
         elif not self.setup.arguments.is_planned:
-            latest = Delivery(
-                self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass
-            )
-            self._peeked = latest
+            self._peeked = latest = self._delivery()
             if (reply := latest.peek()) is not None:
                 return cast("Batch", _peeked(reply))
         if self.setup.arguments.is_planned:
@@ -342,14 +364,27 @@ class ResumableDataLoader(DataLoader[Batch]):
         replies = self._replies(setup, progress)
         self._warn_of_left_pass()
         # Only now: a pass that cannot begin leaves the position as it was.
+        self._reporter.begin(self._reporting(setup))
         cursor.begin(this_pass)
         return replies
 
     def _replies(self, setup: Setup, progress: Any) -> Iterator[Reply]:
         self.converter = converter_for(self.converter)
+        check_on_error(self.on_error, setup.arguments)
         own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
         seed, anew = self._cursor.settled_seed(), self._cursor.set_since
         return self._serving.begin(self, own, setup, progress, seed, anew=anew)
+
+    def _reporting(self, setup: Setup) -> Reporting:
+        return Reporting(
+            self.on_error,
+            self.max_failures,
+            setup.arguments.failures,
+            self._cursor.settled_seed(),
+            setup.rank,
+            setup.world_size,
+            setup.world_size if setup.stream is None else 1,
+        )
 
     def _note(self, fetched: Fetched) -> None:
         self._serving.note(fetched)
@@ -406,12 +441,13 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Args:
             at: the state as of a mark that :meth:`mark` took; by default as of now.
-            gather: join the parts of a stream's state, of which each rank knows only its shards.
-                All ranks call this after the same number of batches. Without it such a state is
-                this rank's part. By default False, unless a framework drives the loader.
+            gather: join what each rank knows for itself: the parts of a stream's state, of which
+                each rank has only its shards, and :attr:`failures`. All ranks call this after the
+                same number of batches. Without it the state has this rank's part, and its
+                failures. By default False; for a stream True, if a framework drives the loader.
 
         Returns:
-            A flat dict of JSON types, the same on every rank (but for the parts above), to be saved
+            A flat dict of JSON types, the same on every rank (but for what is above), to be saved
             with the model's checkpoint: ``torch.save``, ``torch.load(weights_only=True)``,
             ``json`` and ``torch.distributed.checkpoint`` all carry it.
 
@@ -424,19 +460,15 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._join()
         setup = self.setup
         if at is None:
-            seed, progress, format = (
-                self._cursor.settled_seed(),
-                self._cursor.progress,
-                setup.format,
-            )
-        elif isinstance(at, Mark):
-            seed, progress, format = at.seed, at.progress, at.format
-        else:
+            cursor = self._cursor
+            at = Mark(cursor.settled_seed(), cursor.progress, setup.format, cursor.ledger)
+        elif not isinstance(at, Mark):
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
-        state = format.build(seed, progress)
+        state = at.format.build(at.seed, at.progress, at.ledger)
+        is_part = state.get("rank") is not None
         if gather is None:
-            gather = self._adapter is not None and self._adapter.gathers_state
-        if not gather or state.get("rank") is None:
+            gather = is_part and self._adapter is not None and self._adapter.gathers_state
+        if not gather or not (is_part or setup.ranks.several):
             return state
         if not setup.ranks.several:
             raise ConfigurationError(
@@ -445,8 +477,11 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "rank's state_dict(), and load it on the same rank"
             )
         with setup.ranks.agreed("state_dict(gather=True)") as terms:
-            terms.equal = {**format.terms(), "seed": seed}
-        return format.join(setup.ranks.gathered(state))
+            terms.equal = {**at.format.terms(), "seed": at.seed}
+        states, ledgers = zip(*setup.ranks.gathered((state, at.ledger)))
+        whole = at.format.join(list(states))
+        ledger = joined(ledgers, whole["epoch"])
+        return {**whole, "failures": ledger.to_json(whole["epoch"])}
 
     @names_keywords
     def mark(self, *, read_ahead: int | None = None) -> Mark:
@@ -466,8 +501,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 f"read_ahead={read_ahead}: expected 0 to {MOST_READ_AHEAD}, since no position "
                 "further back is kept"
             )
-        progress = self._cursor.behind(read_ahead)
-        return Mark(self._cursor.settled_seed(), progress, self.setup.format)
+        progress, ledger = self._cursor.behind(read_ahead)
+        return Mark(self._cursor.settled_seed(), progress, self.setup.format, ledger)
 
     @names_keywords
     def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
@@ -498,6 +533,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             resumption = setup.format.resume(state, setup.arguments.seed, on_mismatch)
             terms.equal = dict(resumption.terms)
         self._cursor.seed = resumption.seed
+        self._cursor.ledger = resumption.ledger.as_loaded()
+        self._reporter.forget()
         self._jump(resumption.progress, loaded=True)
 
     # ---- the position
@@ -674,6 +711,34 @@ class ResumableDataLoader(DataLoader[Batch]):
         """The treatment of an incomplete last global batch."""
         return self.setup.tail
 
+    @property
+    def failures(self) -> Failures:
+        """The samples that failed and that ``on_error`` has handled, on this rank.
+
+        A sequence of :class:`~dataporter.Failure`, one for each sample and type of error: the
+        first 64 of them, or fewer if they are long (8,000 bytes). Its ``total`` is the exact number
+        of failures, and a file (``failures="bad.jsonl"``) has all of them. A failure counts when
+        its batch is delivered; after a load the failures are those of the state.
+
+        Example:
+            >>> class Scan:
+            ...     files = ["a.png", "b.png", "c.png"]
+            ...     def __len__(self):
+            ...         return 3
+            ...     def __getitem__(self, index):
+            ...         if index == 1:
+            ...             raise OSError("truncated")
+            ...         return index
+            >>> loader = ResumableDataLoader(Scan(), batch_size=3, on_error="skip")
+            >>> next(iter(loader)).tolist()
+            [0, 2]
+            >>> loader.failures
+            <1 failure:
+              sample index 1 (b.png) (epoch 0, step 0, position 1): OSError: truncated>
+        """
+        ledger = self._cursor.ledger
+        return Failures(ledger.records, ledger.total, self.setup.arguments.failures)
+
     def progress(self, **options: Any) -> tqdm[Batch]:
         """The next pass, behind a progress bar (tqdm) that starts where the pass does.
 
@@ -754,7 +819,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, has its own workers and no framework.
         without = {"_adapter": None, "_latest": None, "_peeked": None}
-        return {**self.__dict__, "_serving": Serving(), **without}
+        return {**self.__dict__, "_serving": Serving(), "_reporter": Reporter(), **without}
 
 
 def _peeked(reply: Reply) -> Any:

@@ -57,8 +57,9 @@ def rebuild(loader: ResumableDataLoader[Any], **changes: Any) -> None:
     new = rebuilt(loader, **changes)
     cursor = loader._cursor
     if cursor.moved:
-        new.load_state_dict(loader.setup.format.build(loader.seed, cursor.progress))
+        new.load_state_dict(loader.setup.format.build(loader.seed, cursor.progress, cursor.ledger))
         new._cursor.waiting = cursor.waiting  # a pass that was left is over
+    new._cursor.ledger = cursor.ledger
     loader.__dict__ = new.__dict__
 
 

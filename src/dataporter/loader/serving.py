@@ -27,8 +27,9 @@ from dataporter.engines import (
     Usage,
     WorkerOptions,
 )
-from dataporter.fetch.fetch import Fetch, OnError, converting, undisturbing
+from dataporter.fetch.fetch import Fetch, converting, undisturbing
 from dataporter.fetch.fetched import Fetched
+from dataporter.fetch.on_error import OnError
 from dataporter.loader.arguments import SETTABLE, WorkerKind
 from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.pickled import refuse_unpicklable
@@ -126,7 +127,7 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
         loader.collate_fn,
         batched=loader.batch_sampler is not None,
         seeds_each=setup.strategy.seeds_each if seeded else "nothing",
-        on_error=own.on_error,
+        **setup.reacting(own.on_error),
     )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:

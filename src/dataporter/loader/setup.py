@@ -10,6 +10,7 @@ from typing import Any
 from dataporter.datasets.rows import fingerprint_of, length_if_any, length_of, rows_of
 from dataporter.errors import ConfigurationError, DatasetChangedError
 from dataporter.fetch.fetch import Fetch, fetch_for
+from dataporter.fetch.on_error import OnError
 from dataporter.loader.arguments import Arguments, tail_checked
 from dataporter.orders import Order
 from dataporter.orders.by_name import generator_seed, order_for, sampler_name
@@ -52,7 +53,7 @@ class Setup:
         lookup: answers about any step.
         format: reads and writes states.
         fetch: builds what turns requests into batches: takes ``collate_fn``, ``batched=``,
-            ``seeds_each=``, ``on_error=``, and in a worker ``whole=``.
+            ``seeds_each=``, what :meth:`reacting` returns, and in a worker ``whole=``.
         epochs: of the custom sampler, if there is one.
     """
 
@@ -84,6 +85,13 @@ class Setup:
         return replace(
             self, **_parts_of_stream(stream, self.strategy, self.arguments.steps_per_epoch)
         )
+
+    def reacting(self, on_error: OnError) -> dict[str, Any]:
+        """The arguments of ``fetch`` for a reaction to samples that fail."""
+        # The order goes to the workers only where they need it: a custom one may be large.
+        if on_error == "replace" and isinstance(self.schedule, PlannedSchedule):
+            return {"on_error": on_error, "replacement": self.schedule}
+        return {"on_error": on_error}
 
     def check_dataset(self) -> None:
         """Raise where a map-style dataset has another length than at construction."""

@@ -15,6 +15,7 @@ from dataporter.schedule.plan import Plan, Tail
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.schedule.request import Request, Scheduled
 from dataporter.schedule.schedule import Requests
+from dataporter.seeding.hashing import STREAM_REPLACEMENT, fold
 
 __all__ = [
     "BLOCK_LENGTH",
@@ -104,6 +105,12 @@ class PlannedSchedule:
 
     def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         return self._plan_with(origin, step).padding(step, self.rank)
+
+    def replacement(self, seed: int, epoch: int, position: int, attempt: int) -> int:
+        """The index of a sample of the epoch, drawn by a keyed hash for a position."""
+        # By way of the order, which may leave samples out or prefer some.
+        drawn = fold(seed, epoch, position, attempt, STREAM_REPLACEMENT) % self.plan.length
+        return int(self._indices(np.array([drawn], dtype=np.int64), seed, epoch)[0])
 
     def within(self, progress: Progress) -> Progress:
         position = min(progress.position, self.plan.length)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 __all__ = [
     "GOLDEN_GAMMA",
     "STREAM_ORDER",
+    "STREAM_REPLACEMENT",
     "STREAM_SAMPLE",
     "STREAM_SAMPLER",
     "STREAM_SHARD",
@@ -32,6 +33,7 @@ STREAM_SAMPLE = 2
 STREAM_SAMPLER = 3
 STREAM_WORKERS = 4
 STREAM_SHARD = 5
+STREAM_REPLACEMENT = 6
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from dataporter.schedule.schedule import Recount
+from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.resume import OnMismatch, resume_at
 from dataporter.state.schema import Identity, State, build, parse
 from dataporter.state.strategies import ResumptionStrategy
@@ -20,11 +21,13 @@ class Resumption(NamedTuple):
     Attributes:
         seed, progress: where the loader resumes.
         terms: by name, the values that must be equal on every rank that loads the state.
+        ledger: the failures that the state counts. Each rank may have its own.
     """
 
     seed: int
     progress: Any
     terms: Mapping[str, Any]
+    ledger: Ledger
 
 
 class StateFormat(Protocol):
@@ -33,7 +36,7 @@ class StateFormat(Protocol):
     def terms(self) -> Mapping[str, Any]:
         """By name, the values that must be equal on every rank."""
 
-    def build(self, seed: int, progress: Any) -> dict[str, Any]:
+    def build(self, seed: int, progress: Any, ledger: Ledger = NO_FAILURES) -> dict[str, Any]:
         """The state of this rank at a progress."""
 
     def resume(
@@ -62,8 +65,8 @@ class IndexFormat:
     def terms(self) -> Mapping[str, Any]:
         return asdict(self.identity)
 
-    def build(self, seed: int, progress: Any) -> dict[str, Any]:
-        return build(State(self.identity, seed, progress))
+    def build(self, seed: int, progress: Any, ledger: Ledger = NO_FAILURES) -> dict[str, Any]:
+        return build(State(self.identity, seed, progress, ledger))
 
     def resume(
         self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
@@ -72,7 +75,8 @@ class IndexFormat:
         seed, progress = resume_at(
             saved, self.identity, self.strategy, self.schedule, given_seed, on_mismatch
         )
-        return Resumption(seed, progress, build(saved))
+        terms = build(replace(saved, ledger=NO_FAILURES))
+        return Resumption(seed, progress, terms, saved.ledger)
 
     def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return parts[0]

@@ -8,9 +8,11 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dataporter.errors import InvalidStateError
+from dataporter.fetch.failure import Failure
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.state.foreign import refuse_foreign
 from dataporter.state.found import SCHEMA
+from dataporter.state.ledger import NO_FAILURES, Ledger
 
 __all__ = [
     "SCHEMA",
@@ -23,6 +25,7 @@ __all__ = [
     "check_schema",
     "check_type",
     "differences",
+    "ledger_of",
     "parse",
     "part_of",
     "shown",
@@ -31,7 +34,9 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 # By schema, the fields that it added, with the values that they have in earlier states.
-_ADDED: dict[int, dict[str, object]] = {2: {}}
+_ADDED: dict[int, dict[str, object]] = {
+    2: {"failures": [0, 0, []]},
+}
 
 _LIMIT = 1 << 63
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
@@ -61,6 +66,7 @@ class State:
     identity: Identity
     seed: int
     progress: Progress
+    ledger: Ledger = NO_FAILURES
 
 
 def types_of(record: type) -> dict[str, Types]:
@@ -89,6 +95,7 @@ _FIELDS = {
     "seed": types_of(State)["seed"],
     **types_of(Identity),
     **types_of(Progress),
+    "failures": (list, tuple),
 }
 _FIELDS["order_digest"] = _FIELDS.pop("digest")
 
@@ -126,6 +133,7 @@ def build(state: State) -> dict[str, Any]:
         "batch_size": identity.batch_size,
         "world_size": identity.world_size,
         "tail": identity.tail,
+        "failures": state.ledger.to_json(progress.epoch),
     }
 
 
@@ -141,7 +149,18 @@ def parse(state: Mapping[str, Any]) -> State:
     check_numbers(state, ("batch_size", "world_size"), lowest=1)
     early = _early(state["early"], state["position"])
     progress = part_of(state, Progress, early=early, digest=state["order_digest"])
-    return State(part_of(state, Identity), state["seed"], progress)
+    return State(part_of(state, Identity), state["seed"], progress, ledger_of(state))
+
+
+def ledger_of(state: Mapping[str, Any]) -> Ledger:
+    """The ledger that a state of the right types holds."""
+    if (ledger := Ledger.from_json(state["failures"], state["epoch"])) is None:
+        raise InvalidStateError(
+            f"the state's field 'failures' holds {shown(state['failures'])}, expected [total, "
+            "in_epoch, records] with total >= in_epoch >= 0, and as many failures in the records, "
+            f"or fewer; a record is [{', '.join(Failure.__annotations__)}]"
+        )
+    return ledger
 
 
 def differences(saved: Any, present: Any) -> list[Mismatch]:

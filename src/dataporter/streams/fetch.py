@@ -61,22 +61,23 @@ class StreamFetch:
 
     def __call__(self, request: StreamRequest) -> Fetched:
         reader, latest = self._take_reader(request)
-        samples, skipped = reader.read(request.length)
-        found = len(samples) + len(skipped)
+        samples, failures = reader.read(request.length, request.step)
+        left_out = len(failures) if self._options.on_error == "skip" else 0
+        found = len(samples) + left_out
         counts = found == request.length if self._drop_last else found > 0
         state = self._state_after(request, reader, latest, counts=counts and bool(request.length))
         if reader.ended:
             reader.close()
         self._open[state.shard] = reader, state
         if not samples or not counts:
-            return Fetched(NO_BATCH, skipped, shard=state)
+            return Fetched(NO_BATCH, failures, shard=state, left_out=left_out)
         try:
             with self._whole:
                 batch = self._collate(samples if self._batched else samples[0])
         except Exception as error:
             add_note(error, f"while collating {request.described()}")
             raise
-        return Fetched(batch, skipped, shard=state)
+        return Fetched(batch, failures, shard=state, left_out=left_out)
 
     def _take_reader(self, request: StreamRequest) -> tuple[Reader, ShardState]:
         """Take out the shard's reader, at the request's offset, and the state of its last snapshot.

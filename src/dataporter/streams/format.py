@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dataporter.state.format import Resumption
+from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import state as states
@@ -35,9 +36,11 @@ class StreamFormat:
             del terms["dataset_fingerprint"]
         return terms
 
-    def build(self, seed: int, progress: StreamProgress) -> dict[str, Any]:
+    def build(
+        self, seed: int, progress: StreamProgress, ledger: Ledger = NO_FAILURES
+    ) -> dict[str, Any]:
         rank = self.stream.rank if self.stream.world_size > 1 else None
-        return states.build(states.StreamState(self._identity(), seed, rank, progress))
+        return states.build(states.StreamState(self._identity(), seed, rank, progress, ledger))
 
     def resume(
         self, state: Mapping[str, Any], given_seed: int | None, on_mismatch: OnMismatch
@@ -52,8 +55,10 @@ class StreamFormat:
             given_seed,
             on_mismatch,
         )
-        common = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
-        return Resumption(seed, progress, dict(state) if saved.rank is None else common)
+        terms = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
+        if saved.rank is None:
+            terms = states.build(replace(saved, ledger=NO_FAILURES))
+        return Resumption(seed, progress, terms, saved.ledger)
 
     def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         parsed = [states.parse(part) for part in parts]

@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dataporter.datasets.names import stream_name
 from dataporter.errors import DatasetChangedError, SampleError, add_note
-from dataporter.fetch.fetch import OnError
-from dataporter.fetch.fetched import Skipped
+from dataporter.fetch.failure import Failure, failure_of
+from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.seeding.generators import global_state, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
@@ -67,8 +68,11 @@ class Reader:
         self._epoch = epoch
         self._key = fold(seed, start.shard, STREAM_SHARD)
         self._options = options
+        on_error = options.on_error
+        self._substitute = substitute_of(on_error) if callable(on_error) else None
         self._drawn = False
         self._failures = 0
+        self._step = 0
         with sharding.reading():
             states = None if start.snapshot is None else snapshot.decode(start.snapshot)
             self._source = Source(sharding.open(start.shard, epoch), states)
@@ -98,20 +102,26 @@ class Reader:
         while self.offset < offset and not self.ended:
             self._read(min(offset - self.offset, _REPLAYED_AT_ONCE), nothing, None)
 
-    def read(self, count: int) -> tuple[list[Any], tuple[Skipped, ...]]:
-        """The next ``count`` samples, fewer at the end of the shard, and the skipped ones."""
+    def read(self, count: int, step: int) -> tuple[list[Any], tuple[Failure, ...]]:
+        """The next ``count`` samples, fewer at the end of the shard, and those that failed.
+
+        Args:
+            step: of the batch that they are for.
+        """
         samples: list[Any] = []
-        skipped: list[Skipped] = []
+        failures: list[Failure] = []
         if not self.ended:
-            self._read(count, samples, skipped)
-        self._failures = 0 if samples else self._failures + len(skipped)
+            self._step = step
+            self._read(count, samples, failures)
+        self._failures = 0 if samples else self._failures + len(failures)
         if self._failures >= _MOST_FAILURES:
             raise SampleError(
                 f"on_error='skip' leaves nothing of the stream: {self._failures} consecutive "
                 f"samples of shard {self._shard} up to offset {self.offset} failed (epoch "
-                f"{self._epoch}), the last with {skipped[-1].error}: mend the dataset"
+                f"{self._epoch}), the last with {failures[-1].error}: {failures[-1].message}: mend "
+                "the dataset"
             )
-        return samples, tuple(skipped)
+        return samples, tuple(failures)
 
     def capture(self) -> str | None:
         """A snapshot of the shard, if the dataset offers exact ones."""
@@ -123,9 +133,9 @@ class Reader:
             return None if states is None else snapshot.encode(states)
 
     def _read(
-        self, count: int, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
+        self, count: int, samples: list[Any] | deque[Any], failures: list[Failure] | None
     ) -> None:
-        """Read ``count`` samples; without ``skipped``, as a replay that reports nothing."""
+        """Read ``count`` samples; without ``failures``, as a replay that reports nothing."""
         first, size = self.offset, self._options.batch_size
         offsets = range(first, first + count)
         each_sample, each_batch = (self._options.seeds_each == each for each in ("sample", "batch"))
@@ -154,7 +164,7 @@ class Reader:
                     return
                 except Exception as error:
                     self.offset = first + index
-                    self._take_failure(error, samples, skipped)
+                    self._take_failure(error, samples, failures)
                 index += 1
         self.offset = first + count
 
@@ -172,11 +182,10 @@ class Reader:
         self._source = Source(())
 
     def _take_failure(
-        self, error: Exception, samples: list[Any] | deque[Any], skipped: list[Skipped] | None
+        self, error: Exception, samples: list[Any] | deque[Any], failures: list[Failure] | None
     ) -> None:
-        on_error = self._options.on_error
         shown = f"sample {self.offset} of shard {self._shard} of the stream (epoch {self._epoch})"
-        if on_error == "raise":
+        if self._options.on_error == "raise":
             add_note(error, f"while reading {shown}")
             raise error
         if isgenerator(self._source.iterator):
@@ -185,10 +194,17 @@ class Reader:
                 "on_error= does not apply: catch the exception inside the generator, or make the "
                 "stream an iterator with __next__"
             ) from error
-        if skipped is None:
+        if failures is None:
             return
         index = (self._shard, self.offset)
-        if on_error == "skip":
-            skipped.append(Skipped(index, self.offset, repr(error)))
-        else:
-            samples.append(on_error(error, index))
+        failure = failure_of(
+            error,
+            index,
+            stream_name(self._sharding.dataset, index),
+            epoch=self._epoch,
+            step=self._step,
+            position=self.offset,
+        )
+        failures.append(failure)
+        if self._substitute is not None:
+            samples.append(self._substitute(error, index, failure))

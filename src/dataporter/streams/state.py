@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dataporter.errors import InvalidStateError, RankMismatchError
+from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     check_numbers,
     check_schema,
+    ledger_of,
     part_of,
     shown,
     types_of,
@@ -57,6 +59,7 @@ class StreamState:
     seed: int
     rank: int | None
     progress: StreamProgress
+    ledger: Ledger = NO_FAILURES
 
 
 _FIELDS = {
@@ -66,8 +69,9 @@ _FIELDS = {
     **types_of(StreamState),
     **types_of(StreamProgress),
     "shards": (list, tuple),
+    "failures": (list, tuple),
 }
-for nested in ("identity", "progress", "sharding"):  # "stream" names the sharding
+for nested in ("identity", "progress", "ledger", "sharding"):  # "stream" names the sharding
     del _FIELDS[nested]
 _SHARD_TYPES = tuple(types_of(ShardState).values())
 
@@ -94,6 +98,7 @@ def build(state: StreamState) -> dict[str, Any]:
         "batch_size": identity.batch_size,
         "world_size": identity.world_size,
         "tail": identity.tail,
+        "failures": state.ledger.to_json(progress.epoch),
     }
 
 
@@ -133,7 +138,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
         shards[shard.shard] = shard
     identity = part_of(state, StreamIdentity, sharding=sharding)
     progress = part_of(state, StreamProgress, shards=shards)
-    return StreamState(identity, state["seed"], rank, progress)
+    return StreamState(identity, state["seed"], rank, progress, ledger_of(state))
 
 
 def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int]]) -> StreamState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ from tqdm import tqdm
 
 from dataporter.engines import Reply
 from dataporter.errors import warn
-from dataporter.fetch.fetched import NO_BATCH, warn_of_skipped
+from dataporter.fetch.failure import Failure
+from dataporter.fetch.fetched import NO_BATCH
 from dataporter.schedule.request import Scheduled
 from dataporter.streams.request import StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
@@ -131,7 +133,11 @@ class Turns:
 
 
 class _Batches(Iterator[Reply]):
-    """The replies that hold a batch; the others report ends, replays and skipped samples."""
+    """The replies that hold a batch; the others report ends, replays and skipped samples.
+
+    Its ``StopIteration`` has the failures that no batch reports: of samples after the last batches
+    of their shards.
+    """
 
     def __init__(self, turns: Turns, replies: Iterator[Reply]) -> None:
         self._turns = turns
@@ -139,6 +145,9 @@ class _Batches(Iterator[Reply]):
         self._step = turns.progress.step
         self._replayed = {state.shard: state.snapshot_offset for state in turns.to_replay()}
         self._bar = _bar(turns.to_replay())
+        # By shard, the failures that no batch of the shard has followed yet: a state that is saved
+        # now resumes before them.
+        self._failures: dict[int, tuple[Failure, ...]] = {}
 
     def __next__(self) -> Reply:
         for reply in self._replies:
@@ -149,18 +158,23 @@ class _Batches(Iterator[Reply]):
             state = reply.fetched.shard
             assert state is not None
             self._turns.note(state)
+            failures = self._failures.pop(state.shard, ()) + reply.fetched.failures
             if reply.fetched.batch is NO_BATCH:
-                warn_of_skipped(reply.request, reply.fetched)
+                self._failures[state.shard] = failures
                 self._show_replayed(state)
                 continue
             self._close_bar()
             request = cast("StreamRequest", reply.request)._replace(step=self._step)
+            failures = tuple(replace(failure, step=self._step) for failure in failures)
             self._step += 1
-            return reply._replace(request=request, delivers=state)
+            fetched = reply.fetched._replace(failures=failures)
+            return reply._replace(request=request, delivers=state, fetched=fetched)
         self._close_bar()
         if self._step == 0:
             self._turns.warn_of_dropped_samples()
-        raise StopIteration
+        left = [failure for failures in self._failures.values() for failure in failures]
+        self._failures.clear()
+        raise StopIteration(tuple(replace(failure, step=self._step) for failure in left))
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -220,7 +220,7 @@ def _notes(looked: Looked, survey: Survey) -> Iterator[str]:
     if looked.draws:
         yield "the dataset draws random numbers, so its values may differ next time"
     if looked.left_out:
-        yield f"on_error='skip' left out {looked.left_out:,} samples that raised an error"
+        yield f"left out {looked.left_out:,} samples that raised an error (on_error=)"
     if survey.left_out:
         yield f"{survey.left_out:,} leaves were left out: there are too many different paths"
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.datasets.rows import length_of, rows_of
 from dataporter.errors import ConfigurationError, SampleError, UnsupportedDatasetError, add_note
-from dataporter.fetch.fetch import OnError
+from dataporter.fetch.failure import failure_of
+from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.orders import ShuffledOrder
 from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
 from dataporter.seeding.hashing import fold
@@ -31,7 +32,8 @@ class Looked:
     Attributes:
         length: samples in the dataset, or None if it has no length.
         samples: samples read.
-        left_out: samples that raised an error and that the loader's ``on_error="skip"`` left out.
+        left_out: samples that raised an error and that the loader's ``on_error=`` leaves out or
+            replaces by others.
         is_all: whether these were all samples of the dataset.
         draws: whether reading drew from a global random generator, so that samples may differ next
             time.
@@ -74,8 +76,8 @@ def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) 
         looked.draws = global_state() != before
     if looked.left_out and not looked.samples:
         raise SampleError(
-            f"on_error='skip' left no samples, since all {looked.left_out} samples read failed: "
-            "correct the dataset, or pass on_error='raise' to see the error"
+            f"on_error={batches.on_error!r} left no samples, since all {looked.left_out} samples "
+            "read failed: correct the dataset, or pass on_error='raise' to see the error"
         )
     if not looked.samples:
         raise ConfigurationError(
@@ -168,8 +170,9 @@ def _read(rows: Any, indices: list[int], batches: _Batches) -> list[Any]:
         except Exception as error:
             if batches.on_error == "raise":
                 raise
-            if batches.on_error != "skip":
-                read.append(batches.on_error(error, index))
+            if callable(batches.on_error):
+                failure = failure_of(error, index, None, epoch=0, step=0, position=index)
+                read.append(substitute_of(batches.on_error)(error, index, failure))
     return read
 
 

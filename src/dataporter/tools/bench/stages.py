@@ -141,7 +141,7 @@ def _fetch_of(
         collate,
         batched=batched,
         seeds_each="nothing" if in_threads else each,
-        on_error=loader.on_error,
+        **setup.reacting(loader.on_error),
     )
     once = each == "batch"
     if isinstance(fetch, WholeFetch):
