@@ -150,6 +150,15 @@ def test_epochs_takes_a_number(stop: Any) -> None:
         build().epochs(stop)
 
 
+def test_an_epoch_that_epochs_has_begun_is_in_the_state() -> None:
+    loader = build()
+    outer = loader.epochs(6)
+    next(outer)
+    next(iter(loader))
+    assert next(outer) == 1
+    assert (loader.epoch, loader.step) == (1, 0)
+
+
 # ---- peek()
 
 
@@ -210,6 +219,20 @@ def _at_the_end(kind: str) -> dict[str, Any]:
     for _ in loader:
         state = loader.state_dict()
     return state
+
+
+def test_peek_looks_at_the_pass_that_moves_the_loader() -> None:
+    expected = epochs_of(build(), 2)
+    loader = build()
+    first, second = iter(loader), iter(loader)
+    next(first)
+    assert ids(loader.peek()) == expected[1][1]
+    with pytest.warns(RuntimeWarning, match="rest of epoch 0"):
+        assert ids(next(second)) == expected[4][1]
+    assert ids(loader.peek()) == expected[5][1]
+    del second
+    loader.set_epoch(1)
+    assert ids(loader.peek()) == expected[4][1], "no pass is left"
 
 
 def test_peek_takes_nothing_from_a_stream_that_cannot_be_read_twice() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataporter.checks import is_one_of, whole_number
 from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.engines import Reply, Usage
-from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetched import Fetched
 from dataporter.fetch.on_error import OnError
 from dataporter.keywords import names_keywords
@@ -28,6 +28,12 @@ from dataporter.loader.failures import Failures, Reporter, Reporting
 from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
 from dataporter.loader.order_sampler import OrderSampler
+from dataporter.loader.outer_loop import (
+    epochs_until,
+    warn_of_discarded_position,
+    warn_of_empty_pass,
+    warn_of_left_pass,
+)
 from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.replaced import Endless, OwnSampler
 from dataporter.loader.samplers import refuse_resumable
@@ -50,9 +56,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 __all__ = ["ResumableDataLoader"]
-
-# A pass that is left after at most so many batches was probably a look at them.
-_AT_MOST_LOOKED_AT = 3
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -227,8 +230,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._adapter: Adapter | None = None
         self._said_length: int | None = None
         self._own_sampler = OwnSampler(self, is_planned=arguments.is_planned)
-        # The iterator that was made last, and one whose first batch peek() has seen.
-        self._latest: weakref.ref[Delivery[Batch]] | None = None
+        # The iterators in use, and one whose first batch peek() has seen.
+        self._passes: list[weakref.ref[Delivery[Batch]]] = []
         self._peeked: Delivery[Batch] | None = None
         self._warned_of_left_pass = False
         if own is not None:
@@ -251,19 +254,18 @@ class ResumableDataLoader(DataLoader[Batch]):
         # A hook of torch's loader: subclasses put something around the iterator here.
         batches, self._peeked = self._peeked, None
         if batches is None or not batches.under_way:
-            batches = self._delivery()
-        self._latest = weakref.ref(batches)
+            batches = self._new_pass()
         return batches if self._adapter is None else self._adapter.passes(batches)
 
-    def _delivery(self) -> Delivery[Batch]:
-        return Delivery(
-            self._cursor,
-            self._begin,
-            self.__len__,
-            self._note,
-            self._warn_of_empty_pass,
-            self._reporter,
+    def _new_pass(self) -> Delivery[Batch]:
+        new: Delivery[Batch] = Delivery(
+            self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass, self._reporter
         )
+        self._passes = [weakref.ref(new), *(ref for ref in self._passes if ref() is not None)]
+        return new
+
+    def _in_use(self) -> list[Delivery[Batch]]:
+        return [batches for ref in self._passes if (batches := ref()) is not None]
 
     def epochs(self, stop: int) -> Iterator[int]:
         """The numbers of the epochs from the present one up to before ``stop``, for the outer loop.
@@ -287,24 +289,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             1 [0, 1]
             1 [2, 3]
         """
-        return self._epochs(whole_number("stop", stop))
-
-    def _epochs(self, stop: int) -> Iterator[int]:
+        stop = whole_number("stop", stop)
         self._join()
-        epoch = self._cursor.upcoming().epoch
-        try:
-            while epoch < stop:
-                if self._cursor.upcoming().epoch != epoch:
-                    self._cursor.set_epoch(epoch)
-                self._cursor.held, revoked = epoch, self._cursor.revoked
-                yield epoch
-                self._cursor.held = None
-                # A state that was loaded in the body decides; otherwise the numbers are counted,
-                # whatever else read from the loader.
-                moved = self._cursor.revoked != revoked
-                epoch = self._cursor.upcoming().epoch if moved else epoch + 1
-        finally:
-            self._cursor.held = None
+        return epochs_until(stop, lambda: self._cursor)
 
     def peek(self) -> Batch:
         """The next batch, which does not count: the next pass, or the present one, delivers it too.
@@ -327,16 +314,11 @@ class ResumableDataLoader(DataLoader[Batch]):
             tensor(True)
         """
         self._join()
-        latest = None if self._latest is None else self._latest()
-        if self._peeked is not None and self._peeked.under_way:
-            latest = self._peeked
-        if latest is not None and latest.under_way:
-            if (reply := latest.peek()) is not None:
-                return cast("Batch", _peeked(reply))
-        elif not self.setup.arguments.is_planned:
-            self._peeked = latest = self._delivery()
-            if (reply := latest.peek()) is not None:
-                return cast("Batch", _peeked(reply))
+        present = next((batches for batches in self._in_use() if batches.under_way), None)
+        if present is None and not self.setup.arguments.is_planned:
+            present = self._peeked = self._new_pass()
+        if present is not None and (reply := present.peek()) is not None:
+            return cast("Batch", _peeked(reply))
         if self.setup.arguments.is_planned:
             progress = self._cursor.upcoming()
             for upcoming in (progress, self.setup.beginning(progress.epoch + 1)):
@@ -392,45 +374,23 @@ class ResumableDataLoader(DataLoader[Batch]):
             warn_of_length(self.dataset, self._said_length, self.step + 1)
 
     def _is_superseded(self) -> bool:
-        latest = None if self._latest is None else self._latest()
-        return latest is None or latest.superseded
+        return all(batches.superseded for batches in self._in_use())
 
     def _warn_of_empty_pass(self) -> None:
-        epoch, step, cursor = self.epoch, self.step, self._cursor
-        if step == 0 or cursor.held is not None or self._own_sampler.repeats_in(self):
-            return
-        warn(
-            f"this pass has no batch: the state that it resumes from was saved after step {step}, "
-            f"the last of epoch {epoch}, and the next pass is epoch {epoch + 1}. In a loop that "
-            "counts the passes, the last epoch would be missing: write "
-            "`for epoch in loader.epochs(number_of_epochs):`",
-            RuntimeWarning,
-        )
+        if not self._own_sampler.repeats_in(self):
+            warn_of_empty_pass(self._cursor)
 
     def _warn_of_left_pass(self) -> None:
-        """Warn once where the rest of an epoch is lost after a look at its first batches."""
-        cursor = self._cursor
-        looked_at, upcoming = cursor.left_early(), cursor.upcoming()
-        if looked_at is None or looked_at > _AT_MOST_LOOKED_AT or self._warned_of_left_pass:
+        cursor, order = self._cursor, self.order
+        if self._warned_of_left_pass or cursor.left_early() is None:
             return
-        resumed = cursor.origin.step > 0
-        if upcoming.epoch == cursor.progress.epoch and not resumed:
-            return  # the same epoch from its start again
-        if not resumed and self.order is not None and self.order.name == "sequential":
-            return  # all epochs are the same
         try:
-            if self.remaining == 0:
-                return
+            remaining: int | None = self.remaining
         except UnsupportedDatasetError:
-            pass
-        self._warned_of_left_pass = True
-        batches = "1 batch" if looked_at == 1 else f"{looked_at} batches"
-        where = f", which began at its step {cursor.origin.step}," if resumed else ""
-        warn(
-            f"iter(loader) begins epoch {upcoming.epoch} at its start, and the rest of epoch "
-            f"{cursor.progress.epoch} is not read: its pass{where} was left after {batches}. To "
-            "look at a batch, write loader.peek(); to end epochs early, pass steps_per_epoch=",
-            RuntimeWarning,
+            remaining = None
+        is_sequential = order is not None and order.name == "sequential"
+        self._warned_of_left_pass = warn_of_left_pass(
+            cursor, is_sequential=is_sequential, remaining=remaining
         )
 
     # ---- the state
@@ -551,17 +511,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._set_epoch(whole_number("epoch", epoch))
 
     def _set_epoch(self, epoch: int) -> None:
-        cursor, before = self._cursor, self._cursor.progress
-        if cursor.loaded and epoch != before.epoch and (before.step or epoch < before.epoch):
-            warn(
-                f"epoch {epoch} was set, which discards the position of the state that was loaded: "
-                f"epoch {before.epoch}, step {before.step}. Write "
-                "`for epoch in loader.epochs(number_of_epochs):`, which begins where the state is",
-                RuntimeWarning,
-            )
-        cursor.set_epoch(epoch)
+        warn_of_discarded_position(self._cursor, epoch)
+        self._cursor.set_epoch(epoch)
 
-    @names_keywords
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
         """Jump to a batch: the next pass begins with it. No data is read.
 
@@ -818,7 +770,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, has its own workers and no framework.
-        without = {"_adapter": None, "_latest": None, "_peeked": None}
+        without: dict[str, Any] = {"_adapter": None, "_passes": [], "_peeked": None}
         return {**self.__dict__, "_serving": Serving(), "_reporter": Reporter(), **without}
 
 
