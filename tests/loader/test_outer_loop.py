@@ -290,6 +290,38 @@ def test_peeks_change_nothing(calls: list[str]) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("kind", ["sampler", "stream"])
+def test_what_is_set_after_a_peek_that_began_the_pass_counts(kind: str) -> None:
+    def epoch_of(epoch: int) -> list[list[int]]:
+        loader = build(kind)
+        loader.set_epoch(epoch)
+        return [ids(batch) for batch in loader]
+
+    loader = build(kind)
+    loader.peek()
+    batches = iter(loader)
+    loader.set_epoch(2)
+    assert [ids(batch) for batch in batches] == epoch_of(2)
+    assert loader.epoch == 3
+    loader.peek()
+    loader.set_epoch(3)
+    assert [ids(batch) for batch in loader] == epoch_of(3)
+    loader.peek()
+    loader.collate_fn = list
+    with pytest.raises(ConfigurationError, match=r"collate_fn was set .* before peek\(\)"):
+        list(loader)
+
+
+def test_the_epoch_that_is_set_on_a_sampler_after_a_peek_counts() -> None:
+    loader: Any = build("sampler")
+    loader.peek()
+    loader.sampler.set_epoch(1)
+    twin: Any = build("sampler")
+    twin.sampler.set_epoch(1)
+    assert [ids(batch) for batch in loader] == [ids(batch) for batch in twin]
+    assert loader.epoch == 2
+
+
 # ---- steps_per_epoch=
 
 

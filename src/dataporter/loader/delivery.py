@@ -36,6 +36,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         cursor: is moved by what this pass delivers.
         begin: settles where this pass begins and starts an engine on it. Called at the first
             ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
+        check_peeked: is called at the first ``next()`` of a pass that :meth:`peek` has begun; may
+            move the cursor, so that the pass begins anew.
         length: the ``len()`` of this iterator.
         note: receives each batch before it is delivered, and may refuse it by raising.
         on_nothing: is called at the end of a pass that has delivered nothing.
@@ -46,6 +48,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self,
         cursor: Cursor[Any],
         begin: Callable[[object], Iterator[Reply]],
+        check_peeked: Callable[[], None],
         length: Callable[[], int],
         note: Callable[[Fetched], None],
         on_nothing: Callable[[], None],
@@ -53,6 +56,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
     ) -> None:
         self._cursor = cursor
         self._begin = begin
+        self._check_peeked = check_peeked
         self._length = length
         self._note = note
         self._on_nothing = on_nothing
@@ -68,12 +72,13 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._left: tuple[Failure, ...] = ()
         self._broken = False
         self._over = False
+        self._settled = False
         self._delivered = 0
         self._revoked = cursor.revoked
 
     def __next__(self) -> Batch:
         with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
-            replies = self._begun()
+            replies = self._settle()
             try:
                 reply = self._upcoming(replies)
             except StopIteration as end:
@@ -138,6 +143,14 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         if isinstance(self._ahead, BaseException):
             raise self._ahead
         return self._ahead
+
+    def _settle(self) -> Iterator[Reply]:
+        if self._replies is not None and not self._settled:
+            self._check_peeked()
+            if self.superseded:
+                self._replies = self._ahead = None
+        replies, self._settled = self._begun(), True
+        return replies
 
     def _begun(self) -> Iterator[Reply]:
         if self._replies is None:

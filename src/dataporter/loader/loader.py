@@ -21,7 +21,7 @@ from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.fetched import Fetched
 from dataporter.fetch.on_error import OnError
 from dataporter.keywords import names_keywords
-from dataporter.loader.arguments import WorkerKind, check_arguments, check_on_error
+from dataporter.loader.arguments import SETTABLE, WorkerKind, check_arguments, check_on_error
 from dataporter.loader.cursor import MOST_READ_AHEAD, AnyCursor, Cursor, Mark
 from dataporter.loader.delivery import Adapter, Delivery
 from dataporter.loader.failures import Failures, Reporter, Reporting
@@ -233,6 +233,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         # The iterators in use, and one whose first batch peek() has seen.
         self._passes: list[weakref.ref[Delivery[Batch]]] = []
         self._peeked: Delivery[Batch] | None = None
+        self._peeked_with: dict[str, Any] = {}
         self._warned_of_left_pass = False
         if own is not None:
             own.follow(self._membership, self._cursor)
@@ -259,7 +260,13 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def _new_pass(self) -> Delivery[Batch]:
         new: Delivery[Batch] = Delivery(
-            self._cursor, self._begin, self.__len__, self._note, self._warn_of_empty_pass, self._reporter
+            self._cursor,
+            self._begin,
+            self._check_peeked,
+            self.__len__,
+            self._note,
+            self._warn_of_empty_pass,
+            self._reporter,
         )
         self._passes = [weakref.ref(new), *(ref for ref in self._passes if ref() is not None)]
         return new
@@ -317,6 +324,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         present = next((batches for batches in self._in_use() if batches.under_way), None)
         if present is None and not self.setup.arguments.is_planned:
             present = self._peeked = self._new_pass()
+            self._peeked_with = {name: getattr(self, name) for name in SETTABLE}
         if present is not None and (reply := present.peek()) is not None:
             return cast("Batch", _peeked(reply))
         if self.setup.arguments.is_planned:
@@ -349,6 +357,18 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._reporter.begin(self._reporting(setup))
         cursor.begin(this_pass)
         return replies
+
+    def _check_peeked(self) -> None:
+        """Take account of what was set since peek() began a pass that is now to deliver."""
+        if (epoch := self.setup.epochs.requested()) is not None:
+            self._set_epoch(epoch)
+        for name, before in self._peeked_with.items():
+            if (present := getattr(self, name)) is not before and present != before:
+                raise ConfigurationError(
+                    f"{name} was set to {present!r} after peek(), which has begun the pass with "
+                    f"{before!r}, since this dataset or sampler cannot be asked for its first "
+                    f"batch twice: set {name} before peek()"
+                )
 
     def _replies(self, setup: Setup, progress: Any) -> Iterator[Reply]:
         self.converter = converter_for(self.converter)
@@ -514,6 +534,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         warn_of_discarded_position(self._cursor, epoch)
         self._cursor.set_epoch(epoch)
 
+    @names_keywords
     def seek(self, *, epoch: int | None = None, step: int = 0) -> None:
         """Jump to a batch: the next pass begins with it. No data is read.
 
