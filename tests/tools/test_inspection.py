@@ -271,6 +271,49 @@ def test_states_are_found_at_any_depth(tmp_path: Path) -> None:
     assert (found.where, found.originals) == ("['converter']", {"image": ["float32"]})
 
 
+@pytest.mark.filterwarnings("ignore:.*failed .on_error=")
+def test_the_samples_that_failed_are_listed(tmp_path: Path) -> None:
+    class Failing(Indices):
+        def __getitem__(self, index: int) -> int:
+            if index % 10 == 7:
+                raise OSError(f"[red]truncated[/] {index}")
+            return index
+
+        def sample_name(self, index: int) -> str:
+            return f"/data/{index}.png"
+
+    loader = ResumableDataLoader(Failing(700), 70, on_error="skip", seed=7)
+    list(loader)
+    for _ in zip(range(2), loader):
+        pass
+    path = save_atomically(loader.state_dict(), tmp_path / "checkpoint.pt")
+    report = inspect_checkpoint(path)
+    (state,) = report.states
+    assert state.failures == tuple(loader.failures)
+    assert state.failed == loader.failures.total == 84
+    text = str(report)
+    assert re.search(
+        rf"failed +84 samples, of which {loader.failures.left_out} are in no record", text
+    )
+    assert re.search(r"index +name +epoch +step +position +times +error", text)
+    assert re.search(r"17 +/data/17\.png +0 +0 +17 +2 +OSError: \[red\]truncated\[/\] 17", text)
+    shown = CliRunner().invoke(main, ["inspect", str(path), "--json"])
+    (parsed,) = json.loads(shown.stdout)["files"][0]["states"]
+    assert parsed["failed"] == 84
+    assert parsed["failures"][1] == {
+        "index": 17,
+        "name": "/data/17.png",
+        "epoch": 0,
+        "step": 0,
+        "position": 17,
+        "error": "OSError",
+        "message": "[red]truncated[/] 17",
+        "count": 2,
+    }
+    unharmed = inspect_checkpoint(save_atomically(state_at(1), tmp_path / "other.pt"))
+    assert not re.search(r"failed +\d|times +error", str(unharmed))
+
+
 def test_a_checkpoint_that_contains_itself_is_walked_once(tmp_path: Path) -> None:
     checkpoint: dict[str, Any] = {"state": state_at(1), "list": []}
     checkpoint["list"].append(checkpoint)

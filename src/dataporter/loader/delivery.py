@@ -70,6 +70,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._failed: list[tuple[Any, tuple[Failure, ...]]] = []
         # The failures of a stream that no batch has reported.
         self._left: tuple[Failure, ...] = ()
+        self._judged = False
         self._broken = False
         self._over = False
         self._settled = False
@@ -216,7 +217,10 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         if cursor.is_moved_by(self._pass):
             failed = [failure for _, failures in self._failed for failure in failures]
             left = (*failed, *self._left)
-            self._reporter.check(cursor.ledger.after(left), cursor.progress, at_end=True)
+            # Once: who asks again after the error passes it over.
+            if not self._judged:
+                self._judged = True
+                self._reporter.check(cursor.ledger.after(left), cursor.progress, at_end=True)
             self._failed.clear()
             self._left = ()
             if left:

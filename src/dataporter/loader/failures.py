@@ -50,7 +50,7 @@ class Failures(Sequence[Failure]):
     @property
     def left_out(self) -> int:
         """Number of failures that no record counts; the file has them."""
-        return self.total - sum(record.count for record in self.records)
+        return Ledger(self.records, self.total).left_out
 
     def __repr__(self) -> str:
         left_out = f"; {self.left_out:,} in no record" if self.left_out else ""
@@ -91,13 +91,14 @@ class Reporter:
         """A pass begins; the one before may have been left early."""
         self.sum_up()
         self._reporting = reporting
-        self._known: dict[int, set[_Key]] = {}
 
     def forget(self) -> None:
         """A state was loaded: what was not reported yet is no longer of this run."""
         self._count = 0
         self._first: list[Failure] = []
-        self._known = {}
+        # By epoch, the lines that the file has, from one epoch on; None: not looked up yet.
+        self._known: dict[int, set[_Key]] | None = None
+        self._known_from = 0
 
     def check(self, ledger: Ledger, progress: Any, *, at_end: bool = False) -> None:
         """Raise if a pass that stands there, with this ledger, has too many failures.
@@ -113,7 +114,8 @@ class Reporter:
         if isinstance(limit, float):
             read = -(-progress.delivered // self._reporting.sharers)
             allowed += f" of the {read:,} samples so far"
-            if failed <= limit * read or (failed <= _FEWEST and not at_end):
+            # 0.29 * 100 is a little less than 29.
+            if failed <= limit * read + 1e-9 or (failed <= _FEWEST and not at_end):
                 return
         elif failed <= limit:
             return
@@ -178,9 +180,7 @@ class Reporter:
         assert self._reporting is not None
         lines = []
         for failure in failures:
-            known = self._known.get(failure.epoch)
-            if known is None:
-                known = self._known[failure.epoch] = self._written(file, failure.epoch)
+            known = self._lines_of(file, failure.epoch)
             line = {
                 **asdict(failure),
                 "seed": self._reporting.seed,
@@ -193,15 +193,25 @@ class Reporter:
         if lines:
             _append(self._own_file(file), "".join(lines).encode())
 
-    def _written(self, file: Path, epoch: int) -> set[_Key]:
-        """What the files of all ranks have of an epoch: the world may have been another one."""
+    def _lines_of(self, file: Path, epoch: int) -> set[_Key]:
+        """The lines of an epoch, read from the file once, and noted from then on."""
+        if self._known is None or epoch < self._known_from:
+            self._known, self._known_from = self._written(file, epoch), epoch
+        for done in [earlier for earlier in self._known if earlier < epoch]:
+            del self._known[done]
+        self._known_from = epoch
+        return self._known.setdefault(epoch, set())
+
+    def _written(self, file: Path, first_epoch: int) -> dict[int, set[_Key]]:
+        """What the files of all ranks have: the world may have been another one."""
         assert self._reporting is not None
-        found = set()
+        found: dict[int, set[_Key]] = {}
         others = file.parent.glob(f"{_literal(file.stem)}.rank*{_literal(file.suffix)}")
         for path in (file, *others):
             for line in _lines(path):
-                if line.get("epoch") == epoch and line.get("seed") == self._reporting.seed:
-                    found.add(_key(line))
+                epoch, seed = line.get("epoch"), line.get("seed")
+                if isinstance(epoch, int) and epoch >= first_epoch and seed == self._reporting.seed:
+                    found.setdefault(epoch, set()).add(_key(line))
         return found
 
 

@@ -56,6 +56,11 @@ class Ledger:
         """The ledger once a pass has begun there: an epoch that is read again counts anew."""
         return self if step and epoch == self.epoch else replace(self, epoch=epoch, in_epoch=0)
 
+    @property
+    def left_out(self) -> int:
+        """Number of failures that no record counts."""
+        return self.total - sum(record.count for record in self.records)
+
     def in_epoch_of(self, epoch: int) -> int:
         """Number of failures on this rank in this epoch, or rather in its last pass."""
         return self.in_epoch if epoch == self.epoch else 0

@@ -75,6 +75,8 @@ def index_facts(
         length=length,
         may_change=changes.may_change,
         must_stay=changes.must_stay,
+        failed=saved.ledger.total,
+        failures=saved.ledger.records,
         next=batches,
         notes=tuple(notes),
     )

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dataporter.fetch.failure import Failure
+from dataporter.state.ledger import Ledger
+
 __all__ = ["CheckpointReport", "ConverterReport", "FileReport", "Next", "StateReport"]
 
 _BAR = 20
@@ -65,6 +68,8 @@ class StateReport:
         position: number of samples of the epoch delivered so far, over all ranks.
         length: number of samples that the epoch delivers; None if only the program knows it.
         may_change, must_stay: between the save and the load, in words.
+        failed: number of samples that failed.
+        failures: the records of them that the state has.
         next: the next batch of each of the first ranks; empty if it cannot be computed here.
         notes: further facts, in words.
         fault: why the state cannot be loaded; None for a sound state.
@@ -77,6 +82,8 @@ class StateReport:
     length: int | None = None
     may_change: tuple[str, ...] = ()
     must_stay: tuple[str, ...] = ()
+    failed: int = 0
+    failures: tuple[Failure, ...] = ()
     next: tuple[Next, ...] = ()
     notes: tuple[str, ...] = ()
     fault: str | None = None
@@ -233,6 +240,8 @@ def _show_file(file: FileReport, console: Console) -> None:
             continue
         _line(console, where)
         console.print(_table(state, ascii_only=console.options.ascii_only))
+        if state.failures:
+            console.print(_failures(state.failures))
     for converter in file.converters:
         dtypes = ", ".join(f"{path!r} was {names}" for path, names in converter.originals.items())
         where = f"at {converter.where} " if converter.where else ""
@@ -250,6 +259,8 @@ def _table(state: StateReport, *, ascii_only: bool) -> Table:
         bar = full * filled + rest * (_BAR - filled)
         # Rounded down, so that 100% means the end.
         rows.add("    progress", f"{bar} {int(state.progress * 1000) / 10}%", "green")
+    if state.failed:
+        rows.add("    failed", _failed(state), "red")
     rows.add("    seed", state.seed)
     rows.add("    strategy", state.strategy)
     rows.add("    may change", ", ".join(state.may_change))
@@ -260,6 +271,36 @@ def _table(state: StateReport, *, ascii_only: bool) -> Table:
     for note in state.notes:
         rows.add("    note", note)
     return rows.table
+
+
+def _failures(failures: tuple[Failure, ...]) -> Table:
+    columns = ["index", "name", "epoch", "step", "position", "times", "error"]
+    if all(failure.name is None for failure in failures):
+        columns.remove("name")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("   ")  # an indent
+    for column in columns:
+        # Numbers stay whole; names and messages share what is left of the line.
+        table.add_column(column, no_wrap=column not in ("name", "error"), overflow="fold")
+    for failure in failures:
+        text = f": {failure.message}" if failure.message else ""
+        values = {
+            "index": repr(failure.index),
+            "name": failure.name or "",
+            "epoch": f"{failure.epoch:,}",
+            "step": f"{failure.step:,}",
+            "position": f"{failure.position:,}",
+            "times": f"{failure.count:,}",
+            "error": f"{failure.error}{text}",
+        }
+        table.add_row("", *(Text(values[column]) for column in columns))
+    return table
+
+
+def _failed(state: StateReport) -> str:
+    samples = "1 sample" if state.failed == 1 else f"{state.failed:,} samples"
+    left_out = Ledger(state.failures, state.failed).left_out
+    return f"{samples}, of which {left_out:,} are in no record" if left_out else samples
 
 
 def _position(state: StateReport) -> str:

@@ -55,6 +55,8 @@ def stream_facts(
         position=progress.delivered,
         may_change=changes.may_change,
         must_stay=changes.must_stay,
+        failed=saved.ledger.total,
+        failures=saved.ledger.records,
         next=batches,
         notes=tuple(notes),
     )
