@@ -188,8 +188,11 @@ class Crew:
 
     def _read(self, worker: int) -> None:
         member = self._members[worker]
+        notice: str | None = None
         for message, descriptors in member.channel.messages():
             answer: Answer = pickle.loads(message)
+            if answer.notice is not None:
+                notice = answer.notice
             member.slots.unmap(answer.given_up)
             if answer.is_new:
                 assert answer.slot is not None
@@ -201,6 +204,8 @@ class Crew:
                 member.slots.discard(answer.slot)
             if ticket is not None and not ticket.wanted:
                 self.forget(ticket)
+        if notice is not None:  # last: a filter may make it an error
+            warn(notice, RuntimeWarning)
 
     def result(self, ticket: Ticket) -> Fetched | Exception:
         """The batch of an answered ticket, or the exception that its worker raised."""

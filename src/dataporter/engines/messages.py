@@ -51,6 +51,7 @@ class Answer(NamedTuple):
         is_new: the slot's descriptor accompanies this answer.
         given_up: slots that the worker does not use any more.
         failure: the exception that was raised instead.
+        notice: a warning for the user.
     """
 
     ticket: int
@@ -60,6 +61,7 @@ class Answer(NamedTuple):
     is_new: bool = False
     given_up: Sequence[int] = ()
     failure: Failure | None = None
+    notice: str | None = None
 
 
 class WorkerTraceback(DataPorterError):

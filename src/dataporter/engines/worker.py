@@ -27,6 +27,7 @@ from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
+from dataporter.seeding.seeded import notice_of_seeding
 
 __all__ = ["WorkerSpec", "run"]
 
@@ -45,7 +46,8 @@ class WorkerSpec:
         worker_init_fn: called with the worker's number.
         num_workers: how many workers there are.
         base_seed: worker i's generators start from ``base_seed + i``, as in torch. Each fetch seeds
-            them again, so only draws of ``worker_init_fn`` depend on it.
+            them again, so only draws of ``worker_init_fn`` depend on it. Where that seeds them, the
+            first worker's first answer says so.
     """
 
     build_fetch: Callable[..., Fetch]
@@ -116,7 +118,8 @@ def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
     worker.torchs_stack = stack_with(worker.stack)
     try:
         if spec.worker_init_fn is not None:
-            spec.worker_init_fn(worker_id)
+            notice = notice_of_seeding(spec.worker_init_fn, worker_id)
+            worker.notice = notice if worker_id == 0 else None
         return spec.build_fetch(whole=worker.placing, empty=worker.placing.empty)
     except Exception as error:
         return _FailedStart(error)
@@ -139,6 +142,7 @@ class _Worker:
         self._slots = slots
         self.placing = Placing()
         self._usual_size = 0  # bytes, of the last batch
+        self.notice: str | None = None  # for the next answer
         self.torchs_stack: Callable[..., torch.Tensor] | None = None
 
     def release(self, task: Task) -> None:
@@ -148,7 +152,9 @@ class _Worker:
     def answer(self, task: Task, fetch: Fetch, channel: Channel) -> None:
         slots, slot = self._slots, None
         if slots is None:
-            channel.send(pickle.dumps(_packed_whole(task, fetch)))
+            answer = _packed_whole(task, fetch)._replace(notice=self.notice)
+            self.notice = None
+            channel.send(pickle.dumps(answer))
             return
         try:
             packer, slot = self._packed(task.request, fetch, slots)
@@ -160,7 +166,8 @@ class _Worker:
             slots.send(slot)
             descriptors = () if slot.descriptor is None else (slot.descriptor,)
             answer = answer._replace(slot=slot.number, size=packer.size, is_new=bool(descriptors))
-        answer = answer._replace(given_up=slots.given_up())
+        answer = answer._replace(given_up=slots.given_up(), notice=self.notice)
+        self.notice = None
         channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), descriptors)
         if slot is not None:
             slots.forget_descriptor(slot)
