@@ -29,7 +29,12 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchrun import finished
 from torchrun import torchrun as launched
 
-from dataporter import ConfigurationError, DevicePrefetcher, ResumableDataLoader
+from dataporter import (
+    ConfigurationError,
+    DevicePrefetcher,
+    ResumableDataLoader,
+    StateMismatchError,
+)
 from dataporter.integrations.accelerate import prepare
 from dataporter.integrations.accelerate import skip_first_batches as jump
 
@@ -331,6 +336,22 @@ def test_a_refused_configuration_changes_nothing() -> None:
     with pytest.raises(ConfigurationError, match="leave dispatch_batches= out"):
         accelerator_with(dispatch_batches=True).prepare(loader)
     assert lists(loader) == lists(loader_of(4))
+
+
+def test_another_seed_is_refused_unless_the_loader_says_otherwise(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(loader_of(4, seed=1))
+    next(iter(loader))
+    accelerator.save_state(str(tmp_path))
+    refusing = Accelerator(cpu=True)
+    refusing.prepare(loader_of(4, seed=2))
+    with pytest.raises(StateMismatchError, match="if a framework calls it, build the loader with"):
+        refusing.load_state(str(tmp_path))
+    warning = Accelerator(cpu=True)
+    other = warning.prepare(loader_of(4, seed=2, on_mismatch="warn"))
+    with pytest.warns(RuntimeWarning, match="seed: the state has 1, this loader has 2"):
+        warning.load_state(str(tmp_path))
+    assert (other.step, other.seed) == (1, 2)
 
 
 class Unfinished(list[int]):

@@ -427,6 +427,40 @@ def test_a_checkpoint_of_torchs_loader_restarts_its_epoch_with_a_warning(tmp_pat
     assert not any("first batches again" in str(warning.message) for warning in warned)
 
 
-def test_lightning_rebuilding_a_loader_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"overfit_batches: give it torch's DataLoader"):
-        fit(long(), overfit_batches=2)
+def test_another_seed_is_refused_unless_the_loader_says_otherwise(tmp_path: Path) -> None:
+    fit(long(), always := SaveAlways(tmp_path), max_epochs=1)
+    middle = always.saved[2][0]
+
+    def other(**arguments: Any) -> ResumableDataLoader[Any]:
+        return ResumableDataLoader(Digits(), 16, shuffle=True, seed=SEED + 1, **arguments)
+
+    advice = r'if a framework calls it, build the loader with on_mismatch="warn"'
+    with pytest.raises(StateMismatchError, match=advice):
+        fit(other(), checkpoint=middle, max_epochs=1)
+    with pytest.warns(RuntimeWarning, match="seed: the state has"):
+        resumed = fit(other(on_mismatch="warn"), checkpoint=middle, max_epochs=1)
+    assert len(resumed.steps) == 3
+
+
+def test_a_loader_that_lightning_rebuilds_reads_what_torchs_would() -> None:
+    ours = fit(long(), overfit_batches=2, max_epochs=2).steps
+    torchs = fit(DataLoader(Digits(), 16, shuffle=True), overfit_batches=2, max_epochs=2).steps
+    assert [step[:3] for step in ours] == [step[:3] for step in torchs]
+
+
+def test_an_order_that_lightning_would_replace_by_a_sampler_is_refused() -> None:
+    class InAHook(Learner):
+        def train_dataloader(self) -> Any:
+            return ResumableDataLoader(Digits(), 16, order="blocks", seed=SEED)
+
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, overfit_batches=2
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        trainer.fit(InAHook())
+    assert str(refused.value) == (
+        "order='blocks': Lightning has rebuilt the loader around its own sampler, as it does for "
+        "predict() and overfit_batches: give it torch's DataLoader there; and on several devices, "
+        "for a sampler that is no DistributedSampler: pass one, build the loader in "
+        "train_dataloader(), or set use_distributed_sampler=False; leave it out"
+    )

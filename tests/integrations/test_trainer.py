@@ -234,6 +234,20 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
         recording(tmp_path, data_seed=4).train(resume_from_checkpoint=True)
 
 
+def test_what_is_refused_resumes_anyway_where_the_trainer_says_so(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 6)
+    refused = recording(tmp_path, data_seed=4)
+    with pytest.raises(StateMismatchError) as refusal:
+        refused.train(resume_from_checkpoint=True)
+    (note,) = refusal.value.__notes__
+    assert note == 'dataporter: the loader is the trainer\'s: set trainer.on_mismatch = "warn"'
+    resumed = recording(tmp_path, data_seed=4)
+    resumed.on_mismatch = "warn"
+    with pytest.warns(RuntimeWarning, match="seed: the state has 3, this loader has 4"):
+        resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 24
+
+
 class Asked(Recording):
     """Receives a request for a checkpoint, as by SIGTERM, after a number of updates."""
 

@@ -406,6 +406,23 @@ def test_on_mismatch_is_one_of_two() -> None:
     assert len(list(loader)) == 5
 
 
+def test_on_mismatch_of_the_loader_counts_where_the_call_has_none() -> None:
+    state = saved_state(seed=99)
+    loader = loader_of(on_mismatch="warn")
+    with pytest.warns(RuntimeWarning, match="seed"):
+        loader.load_state_dict(state)
+    with pytest.raises(StateMismatchError):
+        loader.load_state_dict(state, on_mismatch="error")
+    loader.on_mismatch = "error"
+    with pytest.raises(StateMismatchError):
+        loader.load_state_dict(state)
+    with pytest.raises(ConfigurationError, match="on_mismatch='ignore': expected"):
+        loader_of(on_mismatch="ignore")
+    stream = ResumableDataLoader(Stream(), seed=1, on_mismatch="warn")
+    with pytest.warns(RuntimeWarning, match="seed"):
+        stream.load_state_dict({**stream.state_dict(), "seed": 2})
+
+
 def test_a_damaged_state_is_refused_also_under_warn() -> None:
     loader = loader_of()
     before = loader.state_dict()

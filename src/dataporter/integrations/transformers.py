@@ -13,8 +13,16 @@ from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerState, trainer, trainer_pt_utils
 from transformers.trainer_utils import get_last_checkpoint
 
-from dataporter.errors import ConfigurationError, InvalidStateError, MissingLibraryError, warn
+from dataporter.errors import (
+    ConfigurationError,
+    InvalidStateError,
+    MissingLibraryError,
+    StateMismatchError,
+    add_note,
+    warn,
+)
 from dataporter.loader.loader import ResumableDataLoader
+from dataporter.state.resume import OnMismatch
 from dataporter.streams.state import parse
 
 __all__ = ["ResumableTrainer"]
@@ -44,10 +52,16 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
     number of processes may not change. ``ignore_data_skip=True`` restarts the epoch, as in the
     Trainer.
 
+    To resume from a state of other data or another order anyway, set ``trainer.on_mismatch =
+    "warn"`` before ``train``.
+
     For another Trainer: ``class MyTrainer(ResumableTrainer, SFTTrainer)``. For a custom loader:
     return a ``ResumableDataLoader`` through ``self.accelerator.prepare()`` from
     ``get_train_dataloader``.
     """
+
+    # The loader's, see ResumableDataLoader.
+    on_mismatch: OnMismatch = "error"
 
     def get_train_dataloader(self) -> Any:
         """The training loader that the Trainer would build, made resumable."""
@@ -72,6 +86,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
             "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
             "in_order": getattr(args, "dataloader_in_order", True),
             "seed": args.seed if args.data_seed is None else args.data_seed,
+            "on_mismatch": self.on_mismatch,
         }
         if not isinstance(dataset, IterableDataset):
             arguments |= self._order(dataset)
@@ -184,7 +199,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is Any to
                 "unknown: resume with the Trainer that saved it, or pass ignore_data_skip=True to "
                 "restart its epoch"
             )
-        loader.load_state_dict(state)
+        try:
+            loader.load_state_dict(state)
+        except StateMismatchError as error:
+            add_note(error, 'the loader is the trainer\'s: set trainer.on_mismatch = "warn"')
+            raise
         return saved.global_step, state
 
     def _init_training_state(self, *arguments: Any, **named: Any) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from dataporter.loader.hooks import installed
 from dataporter.loader.kinds import kinds_checked, refuse_without_workers
 from dataporter.orders import Order
 from dataporter.schedule.plan import Tail
+from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
 
 __all__ = [
@@ -36,6 +37,7 @@ SETTABLE = (
     *("num_workers", "prefetch_factor", "timeout", "worker_init_fn", "collate_fn", "in_order"),
     *("pin_memory", "pin_memory_device", "generator"),
     *("on_error", "max_failures", "converter", "worker_kind", "worker_restarts"),
+    "on_mismatch",
 )
 
 
@@ -80,6 +82,7 @@ class Arguments:
     snapshot_every: int
     steps_per_epoch: int | None
     prefetch_next_epoch: bool
+    on_mismatch: OnMismatch
 
     @property
     def is_stream(self) -> bool:

@@ -13,6 +13,7 @@ from dataporter.checks import flag, given, is_one_of, positive_number, seed_chec
 from dataporter.errors import ConfigurationError
 from dataporter.fetch.on_error import on_error_checked
 from dataporter.loader.failures import file_checked, limit_checked
+from dataporter.state.resume import on_mismatch_checked
 
 __all__ = ["kinds_checked", "refuse_without_workers"]
 
@@ -143,4 +144,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "snapshot_every": positive_number,
     "steps_per_epoch": _optional(positive_number),
     "prefetch_next_epoch": flag,
+    "on_mismatch": on_mismatch_checked,
 }

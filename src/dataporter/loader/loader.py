@@ -138,6 +138,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             shares with the workers and the training changes between epochs (a curriculum's stage
             in shared memory, say). They are discarded if ``set_epoch``, ``seek`` or
             ``load_state_dict`` is called in between.
+        on_mismatch: the reaction of :meth:`load_state_dict` to a state of another dataset or
+            configuration: ``"error"``, or ``"warn"`` and resume as near to it as the strategy's
+            count gets. Here for frameworks, which load the state themselves.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -198,6 +201,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         snapshot_every: int = 1,
         steps_per_epoch: int | None = None,
         prefetch_next_epoch: bool = False,
+        on_mismatch: OnMismatch = "error",
     ) -> None:
         given = dict(locals())
         launched = is_one_of(getattr(strategy, "name", strategy), "distributed")
@@ -211,6 +215,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             setup = setup_of(arguments, world, batches)
             self.on_error, self.converter = arguments.on_error, converter_for(converter)
             self.max_failures = arguments.max_failures
+            self.on_mismatch = arguments.on_mismatch
             self.worker_kind = arguments.worker_kind
             self.worker_restarts = arguments.worker_restarts
             self._cursor: AnyCursor = Cursor.at_epoch(
@@ -485,7 +490,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         return Mark(self._cursor.settled_seed(), progress, self.setup.format, ledger)
 
     @names_keywords
-    def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], on_mismatch: OnMismatch | None = None
+    ) -> None:
         """Resume from a state at the next ``iter()``. A refused state changes nothing.
 
         Where the world comes from a process group, all its ranks call this, each with the same
@@ -495,8 +502,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             state: from ``state_dict()``, on any rank; a part on the rank that saved it. Or the
                 state of torchdata's ``StatefulDataLoader`` of a map-style dataset, where this
                 loader delivers exactly the rest of that epoch.
-            on_mismatch: the reaction to a state of another dataset or configuration: ``"error"``,
-                or ``"warn"`` and resume as near to it as the strategy's count gets.
+            on_mismatch: in place of the loader's ``on_mismatch``.
 
         Raises:
             InvalidStateError: (a ``ValueError``) not a state, damaged, or from a newer schema.
@@ -510,7 +516,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 epoch = setup.epochs.requested()
                 epoch = self.epoch if epoch is None else epoch
                 state = converted(state, setup, epoch, self._cursor.settled_seed)
-            resumption = setup.format.resume(state, setup.arguments.seed, on_mismatch)
+            reaction = self.on_mismatch if on_mismatch is None else on_mismatch
+            resumption = setup.format.resume(state, setup.arguments.seed, reaction)
             terms.equal = dict(resumption.terms)
         self._cursor.seed = resumption.seed
         self._cursor.ledger = resumption.ledger.as_loaded()

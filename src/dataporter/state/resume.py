@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dataporter.checks import given, is_one_of
 from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError, warn
 from dataporter.schedule.progress import Progress
 from dataporter.schedule.schedule import Recount
 from dataporter.state.schema import Identity, Mismatch, State
 from dataporter.state.strategies import ResumptionStrategy, explain
 
-__all__ = ["OnMismatch", "resume_at"]
+__all__ = ["OnMismatch", "on_mismatch_checked", "resume_at"]
 
 OnMismatch = Literal["error", "warn"]
+
+
+def on_mismatch_checked(name: str, value: object) -> object:
+    """``"error"`` or ``"warn"``."""
+    if is_one_of(value, "error", "warn"):
+        return value
+    raise ConfigurationError(f"{given(name, value)}: expected 'error' or 'warn'")
 
 
 def resume_at(
@@ -33,8 +41,7 @@ def resume_at(
         StateMismatchError: the state belongs to another loader, and ``on_mismatch`` is
             ``"error"``.
     """
-    if on_mismatch not in ("error", "warn"):
-        raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
+    on_mismatch_checked("on_mismatch", on_mismatch)
     progress = saved.progress
     seed = saved.seed if given_seed is None else given_seed
     mismatches = strategy.mismatches(saved.identity, present)

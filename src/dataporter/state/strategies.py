@@ -139,8 +139,9 @@ def explain(mismatches: list[Mismatch]) -> str:
     )
     return (
         f"the state belongs to another loader:{lines}\n"
-        "The loader is unchanged. Build it as it was when the state was saved, or pass "
-        'load_state_dict(state, on_mismatch="warn") to continue anyway.'
+        "The loader is unchanged. Build it as it was when the state was saved. To continue anyway, "
+        'call load_state_dict(state, on_mismatch="warn") or, if a framework calls it, build the '
+        'loader with on_mismatch="warn".'
     )
 
 

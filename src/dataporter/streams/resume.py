@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from dataporter.errors import ConfigurationError, StateMismatchError, warn
-from dataporter.state.resume import OnMismatch
+from dataporter.errors import StateMismatchError, warn
+from dataporter.state.resume import OnMismatch, on_mismatch_checked
 from dataporter.state.schema import Mismatch
 from dataporter.state.strategies import ResumptionStrategy, explain
 from dataporter.streams.request import StreamProgress
@@ -33,8 +33,7 @@ def resume_at(
     Raises:
         StateMismatchError: the state belongs to another loader, or is another rank's part.
     """
-    if on_mismatch not in ("error", "warn"):
-        raise ConfigurationError(f"on_mismatch={on_mismatch!r}: expected 'error' or 'warn'")
+    on_mismatch_checked("on_mismatch", on_mismatch)
     before, identity = saved.progress, saved.identity
     if saved.rank is not None and (saved.rank, identity.world_size) != (
         rank,
