@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -130,6 +131,39 @@ def test_a_rolled_back_run_writes_no_line_twice(
         found = [(line["epoch"], line["index"]) for line in lines(file)]
         assert sorted(found) == expected
         assert loader.failures.total == len(expected)
+
+
+def test_another_world_writes_no_line_of_the_one_before_again(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    arguments = {"failures": file, "strategy": "distributed", "on_error": lambda *_: 0}
+    for rank in range(2):
+        list(loader_of(bad=set(range(20)), rank=rank, world_size=2, batch_size=2, **arguments))
+    ranks = [tmp_path / f"bad.rank{rank}.jsonl" for rank in range(2)]
+    assert sorted(index for path in ranks for index in indices(path)) == list(range(20))
+    # All that the two ranks did is lost, and one goes on from the start.
+    loader = loader_of(bad=set(range(20)), **arguments)
+    list(loader)
+    assert not file.exists()
+    list(loader)
+    assert [line["epoch"] for line in lines(file)] == 20 * [1]
+
+
+def test_an_epoch_that_is_read_again_writes_no_line_again(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    loader = loader_of(failures=file)
+    list(loader), list(loader)
+    before = lines(file)
+    loader.seek(epoch=0)
+    list(loader), list(loader)
+    assert lines(file) == before
+    assert loader.failures.total == 16, "but each counts"
+
+
+def test_runs_of_two_seeds_are_kept_apart(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    for seed in (3, 4, 3):
+        list(loader_of(failures=file, seed=seed))
+    assert [line["seed"] for line in lines(file)] == 4 * [3] + 4 * [4]
 
 
 def test_a_line_that_a_lost_machine_has_torn_is_passed_over(tmp_path: Path) -> None:
@@ -294,6 +328,8 @@ def test_a_fraction_is_of_the_samples_so_far_and_judges_few_at_the_end() -> None
         list(many)
     early = loader_of(1000, 10, set(range(0, 20, 2)), max_failures=0.2)
     assert len(list(early)) == 100
+    exactly = loader_of(100, 50, set(range(0, 100, 3)) - {0, 3, 6, 9, 12}, max_failures=0.29)
+    assert len(list(exactly)) == 2  # 0.29 * 100 is 28.999999999999996
 
 
 def test_on_several_ranks_a_fraction_is_of_the_own_share() -> None:
@@ -343,6 +379,24 @@ def test_a_pass_that_is_left_is_summed_up_when_the_next_one_begins() -> None:
     left, whole = passes(loader, None)
     assert left.startswith("3 samples failed (on_error='skip') in epoch 0")
     assert whole.startswith("4 samples failed (on_error='skip') in epoch 1")
+
+
+def test_what_a_load_has_undone_is_not_summed_up() -> None:
+    loader = loader_of()
+    state = loader.state_dict()
+    assert passes(loader, 3) == []
+    loader.load_state_dict(state)
+    (said,) = passes(loader, None)
+    assert said.startswith("4 samples failed")
+
+
+def test_a_copy_does_not_sum_up_what_its_original_will() -> None:
+    loader = loader_of()
+    assert passes(loader, 3) == []
+    again = copy.deepcopy(loader)
+    again.seek(epoch=5)
+    (said,) = passes(again, None)
+    assert "in epoch 5" in said
 
 
 # ---- streams

@@ -21,11 +21,14 @@ from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 
 from dataporter import (
     Failure,
+    LossyConversionError,
     ResumableDataLoader,
     SampleError,
+    TooManyFailuresError,
     sample_rng,
 )
 from dataporter.datasets.names import name_of
+from dataporter.loader.rebuild import rebuild
 from dataporter.state.ledger import MOST_BYTES, MOST_RECORDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*failed .on_error=")
@@ -179,6 +182,29 @@ def test_the_ledger_stays_where_the_position_is_set() -> None:
     assert ledger(loader) == ([], 0)
 
 
+def test_an_iterator_that_was_left_has_no_limit() -> None:
+    loader = loader_of(shuffle=False, max_failures=1)
+    old = iter(loader)
+    next(old)
+    loader.set_epoch(0)  # again
+    new = iter(loader)
+    next(new)
+    assert ids(next(old)[0]) == [4, 5, 6]
+    with pytest.raises(TooManyFailuresError):
+        next(new)
+
+
+def test_a_loader_that_is_rebuilt_keeps_its_ledger() -> None:
+    loader = loader_of()
+    list(loader)
+    before = ledger(loader)
+    rebuild(loader, batch_size=3)
+    assert ledger(loader) == before
+    loader.set_epoch(0)
+    rebuild(loader, batch_size=5)
+    assert ledger(loader) == before
+
+
 def test_an_iterator_that_was_left_counts_nothing() -> None:
     loader = loader_of(shuffle=False)
     old, new = iter(loader), iter(loader)
@@ -257,6 +283,26 @@ def test_what_a_record_cannot_hold_is_described(workers: int) -> None:
     state = json.loads(json.dumps(loader.state_dict()))
     loader.load_state_dict(state)
     assert list(loader.failures) == found
+
+
+@pytest.mark.parametrize("on_error", ["skip", "replace"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_conversion_error_names_a_sample_only_where_each_has_its_row(
+    on_error: Any, named: bool
+) -> None:
+    class Large(Bad):
+        def __getitem__(self, index: int) -> Any:
+            if self.bad(index) and not named:
+                raise ValueError(index)
+            return {"x": 1000 if index == 3 else 1}
+
+    loader = ResumableDataLoader(
+        Large(4), 4, on_error=on_error, converter={"x": "int8"}, seed=1, order="sequential"
+    )
+    with pytest.raises(LossyConversionError) as caught:
+        list(loader)
+    assert ("has index 3" in str(caught.value.__notes__)) == named
+    assert loader.failures.total == 0, "the batch was not delivered"
 
 
 # ---- the sample's name

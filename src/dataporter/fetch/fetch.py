@@ -135,8 +135,8 @@ class _Converting:
             batch, originals = self.conversion.batch(fetched.batch, self.empty)
         except Exception as error:
             sample = error.sample if isinstance(error, LossyConversionError) else None
-            # Which sample of the dataset it is, where the batch has one row for each.
-            if sample is not None and not fetched.left_out and sample < len(request.indices):
+            # Which sample of the dataset it is, where the batch has a row for each, and no other.
+            if sample is not None and not fetched.failures and sample < len(request.indices):
                 index = request.plain_indices[sample]
                 add_note(error, f"sample {sample} of the batch has index {index!r} in the dataset")
             add_note(error, f"while converting the batch of {request.described()}")
@@ -208,8 +208,7 @@ class SampleFetch:
             except Exception as error:
                 add_note(error, f"while collating the batch of {request.described()}")
                 raise
-            left_out = len(failures) if self.on_error == "skip" else 0
-            return Fetched(batch, failures, left_out=left_out)
+            return Fetched(batch, failures)
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:

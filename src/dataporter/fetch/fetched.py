@@ -28,11 +28,9 @@ class Fetched(NamedTuple):
         failures: the samples that failed, in the order in which they were read.
         originals: its dtypes before the conversion.
         shard: the state of its shard after it; None where the dataset is no stream.
-        left_out: how many of the requested samples are missing from it.
     """
 
     batch: Any
     failures: tuple[Failure, ...] = ()
     originals: Originals = ()
     shard: Any = None
-    left_out: int = 0

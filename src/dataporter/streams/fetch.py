@@ -70,14 +70,14 @@ class StreamFetch:
             reader.close()
         self._open[state.shard] = reader, state
         if not samples or not counts:
-            return Fetched(NO_BATCH, failures, shard=state, left_out=left_out)
+            return Fetched(NO_BATCH, failures, shard=state)
         try:
             with self._whole:
                 batch = self._collate(samples if self._batched else samples[0])
         except Exception as error:
             add_note(error, f"while collating {request.described()}")
             raise
-        return Fetched(batch, failures, shard=state, left_out=left_out)
+        return Fetched(batch, failures, shard=state)
 
     def _take_reader(self, request: StreamRequest) -> tuple[Reader, ShardState]:
         """Take out the shard's reader, at the request's offset, and the state of its last snapshot.
