@@ -240,6 +240,50 @@ def test_a_state_stays_small_and_its_total_exact(failed: list[tuple[int, str]]) 
     assert ledger(resumed) == ledger(loader)
 
 
+@pytest.mark.parametrize(("text", "kept"), [("short", MOST_RECORDS), ("x" * 500, 20)])
+def test_the_first_records_that_fit_are_kept(text: str, kept: int) -> None:
+    class Failing(Bad):
+        def __getitem__(self, index: int) -> Any:
+            raise ValueError(text)
+
+        def sample_name(self, index: int) -> str:
+            return text
+
+    loader = ResumableDataLoader(Failing(100), 7, on_error=lambda error, index: 0)
+    list(loader), list(loader)
+    assert kept <= len(loader.failures) < 2 * kept
+    assert [failure.index for failure in loader.failures] == list(range(len(loader.failures)))
+    assert {failure.count for failure in loader.failures} == {2}
+    assert loader.failures.left_out == 2 * (100 - len(loader.failures))
+    assert len(json.dumps(loader.state_dict()["failures"])) < MOST_BYTES + 100
+
+
+def test_each_type_of_error_has_its_record() -> None:
+    class Flaky(Bad):
+        errors: Any = (ValueError, OSError, ValueError)
+
+        def __getitem__(self, index: int) -> Any:
+            raise self.errors[loader.epoch](loader.epoch)
+
+    loader = ResumableDataLoader(Flaky(1), on_error=lambda error, index: 0)
+    for _ in range(3):
+        list(loader)
+    found = [(failure.error, failure.message, failure.count) for failure in loader.failures]
+    assert found == [("ValueError", "0", 2), ("OSError", "1", 1)]
+
+
+def test_the_state_has_the_failures_of_its_epoch() -> None:
+    loader = loader_of(shuffle=False)
+    for step, _ in enumerate(loader):
+        total, in_epoch, _ = loader.state_dict()["failures"]
+        assert (total, in_epoch) == (in_epoch, len([i for i in range(4 * step + 4) if is_bad(i)]))
+    assert loader.state_dict()["failures"][:2] == [6, 0]
+    next(iter(loader))
+    assert loader.state_dict()["failures"][:2] == [7, 1]
+    loader.seek(epoch=5, step=2)
+    assert loader.state_dict()["failures"][:2] == [7, 0]
+
+
 def test_the_sequence_cannot_be_changed_and_shows_itself() -> None:
     loader = loader_of(shuffle=False)
     next(iter(loader))

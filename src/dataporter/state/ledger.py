@@ -26,7 +26,7 @@ class Ledger:
     Attributes:
         records: the first samples that failed, as many as fit into a state.
         total: number of failures, exactly.
-        epoch, in_epoch: number of failures on this rank in the last epoch that had any.
+        epoch, in_epoch: number of failures on this rank in the epoch that began last.
         loaded: what of it came with a state; None for nothing.
     """
 
@@ -37,19 +37,16 @@ class Ledger:
     loaded: Ledger | None = None
 
     def after(self, failures: Iterable[Failure]) -> Ledger:
-        """The ledger once these have failed as well."""
+        """The ledger once these have failed as well, in the epoch that has begun."""
         failures = tuple(failures)
         if not failures:
             return self
-        epoch = failures[-1].epoch
-        before = self.in_epoch if epoch == self.epoch else 0
         count = sum(failure.count for failure in failures)
         return replace(
             self,
             records=_merged(self.records, failures),
             total=self.total + count,
-            epoch=epoch,
-            in_epoch=before + count,
+            in_epoch=self.in_epoch + count,
         )
 
     def begun(self, epoch: int, step: int) -> Ledger:
