@@ -295,23 +295,23 @@ class Programs(RuleBasedStateMachine):
         return new
 
     def ask(self, this_pass: Pass) -> None:
-        if this_pass.may_refuse and not this_pass.begun:
-            # It does so now, and has changed nothing.
-            assert did(lambda: next(this_pass.ours)).ours
+        ours = did(lambda: next(this_pass.ours))
+        if isinstance(ours, Raised) and ours.ours and this_pass.may_refuse:
+            assert not this_pass.begun
             return
-        this_pass.peeked = False
         if not this_pass.begun:
             this_pass.begun, this_pass.workers = True, self.ours.num_workers
             this_pass.compared_by_size = self.pattern.rekeyed and self.begun > 0
             self.latest, self.wrote = this_pass, False
             self.begun += 1
             this_pass.theirs.skipped, self.skipped = self.skipped, 0
+            self.peeked = self.may_refuse = False
         elif this_pass is not self.latest and self.theirs.persistent_workers:
             # torch's workers, and its iterator, serve the latest pass.
-            ours = did(lambda: next(this_pass.ours))
             assert ours == END if this_pass.delivered_all else ours.ours
             return
-        theirs, ours = did(lambda: next(this_pass.theirs)), did(lambda: next(this_pass.ours))
+        this_pass.peeked = this_pass.may_refuse = False
+        theirs = did(lambda: next(this_pass.theirs))
         self.compare(this_pass, theirs, ours)
         this_pass.ended = ours == END
         this_pass.batches += not this_pass.ended
