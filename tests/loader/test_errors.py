@@ -131,6 +131,9 @@ TAKES = {
     "order": ("string",),
     "tail": ("string",),
     "early": (),
+    "rank": ("none", "int"),
+    "sampler": ("none", "string"),
+    "ranks": ("none",),
 }
 
 
@@ -394,7 +397,7 @@ def test_a_state_of_another_sampler() -> None:
     other = RandomSampler(range(LENGTH), generator=torch.Generator().manual_seed(2))
     digest = ("order_digest", "sampler yields other indices")
     refused_state(loaded_from(other), StateMismatchError, digest, build)
-    kinds = ("'sampler range'", "'sampler RandomSampler'")
+    kinds = ("'sampler range'", "'sampler RandomSampler(replacement=False)'")
     refused_state(loaded_from(range(LENGTH)), StateMismatchError, kinds, build)
 
 
@@ -451,6 +454,7 @@ def test_a_refused_state_leaves_the_sampler_alone() -> None:
     loader = loader_of(shuffle=None, sampler=sampler)
     loader.seek(step=2)
     other = loader_of(shuffle=None, sampler=DistributedSampler(range(LENGTH), 1, 0))
+    other.seek(step=2)
     other.sampler.set_epoch(3)
     generators = generator.get_state(), torch.get_rng_state()
     for changes in ({"order_digest": 1}, {"epoch": 4}):
@@ -685,9 +689,7 @@ def test_a_place_to_go_to(act: Callable[[Any], Any], names: tuple[str, ...]) -> 
 def test_a_step_that_a_sampler_does_not_have(step: int) -> None:
     loader = loader_of(shuffle=None, sampler=range(LENGTH))
     if step > 5:
-        refusal(
-            ConfigurationError, (f"step {step - 1}", "BatchSampler"), lambda: loader.seek(step=step)
-        )
+        refusal(ConfigurationError, (f"step {step - 1}", "range"), lambda: loader.seek(step=step))
     refusal(ConfigurationError, (f"step {step}", "ends before"), lambda: loader.samples_at(0, step))
     assert len(list(loader)) == 5
 

@@ -37,7 +37,8 @@ INDEX_ON_DISK = (
     '"order_digest": 9, "dataset_length": 100, "dataset_fingerprint": "fp", "batch_size": 4, '
     '"world_size": 2, "tail": "pad", '
     '"failures": [9, 3, [[5, "a.png", 0, 1, 4, "OSError", "truncated", 2], '
-    '[[1, 7], null, 1, 0, 2, "ValueError", "", 1]]]}'
+    '[[1, 7], null, 1, 0, 2, "ValueError", "", 1]]], '
+    '"rank": null, "sampler": null, "ranks": null}'
 )
 SHARDS = StreamState(
     StreamIdentity("distributed", "shards", 8, None, None, None, 2, "drop"),
@@ -100,6 +101,8 @@ def test_a_field_of_another_type_is_named_with_the_types_it_may_have(
         "order_version": "int",
         "order_digest": "int",
         "rank": "int or null",
+        "sampler": "str or null",
+        "ranks": "list or tuple or null",
         "shards": "list or tuple",
         "num_shards": "int or null",
         "num_workers": "int or null",

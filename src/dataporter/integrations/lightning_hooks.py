@@ -203,7 +203,8 @@ class LoaderHooks:
 
     def _release_samplers(self) -> None:
         for loader, _, _ in self._resumed:
-            vars(loader.sampler).pop("set_epoch", None)
+            if isinstance(loader.sampler, OrderSampler):
+                vars(loader.sampler).pop("set_epoch", None)
         self._resumed.clear()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

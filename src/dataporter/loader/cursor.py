@@ -107,7 +107,9 @@ class Cursor(Generic[P]):
         if self.waiting:
             return self.progress
         epoch: int = self.progress.epoch
-        return self.beginning(epoch if self.again or epoch == self.held else epoch + 1)
+        again = self.again or epoch == self.held
+        following: P = self.progress.start_of(epoch if again else epoch + 1, chosen=again)
+        return following
 
     def left_early(self) -> int | None:
         """How many batches a pass had delivered that the next one abandoned; None without one."""
@@ -158,7 +160,7 @@ class Cursor(Generic[P]):
         if this_pass is self._pass:
             self.ledger = self.ledger.after(failures)
             trail = self._trail
-            self._stand_at(self.beginning(self.progress.epoch + 1))
+            self._stand_at(self.progress.start_of(self.progress.epoch + 1, ended=True))
             self._trail, self._ends, self._ended = trail, 1, this_pass
         elif this_pass is self._ended:
             self._ends += 1
@@ -184,7 +186,7 @@ class Cursor(Generic[P]):
         """Start this epoch at the next pass; a position in it that waits for that pass stays."""
         self.set_since = True
         if epoch != self.progress.epoch:
-            self._stand_at(self.beginning(epoch))
+            self._stand_at(self.progress.start_of(epoch, chosen=True))
         elif not self.waiting:
             self.again = True
 

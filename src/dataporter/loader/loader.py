@@ -303,7 +303,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         stop = whole_number("stop", stop)
         self._join()
-        return epochs_until(stop, lambda: self._cursor)
+        return epochs_until(stop, lambda: self._cursor, self._drive)
 
     def peek(self) -> Batch:
         """The next batch, which does not count: the next pass, or the present one, delivers it too.
@@ -523,6 +523,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._cursor.ledger = resumption.ledger.as_loaded()
         self._reporter.forget()
         self._jump(resumption.progress, loaded=True)
+        setup.follow(resumption.progress)
 
     # ---- the position
 
@@ -535,7 +536,16 @@ class ResumableDataLoader(DataLoader[Batch]):
         Raises:
             ConfigurationError: ``epoch`` is no whole number of 0 or more.
         """
-        self._set_epoch(whole_number("epoch", epoch))
+        epoch = whole_number("epoch", epoch)
+        self._set_epoch(epoch)
+        self._drive(epoch)
+
+    def _drive(self, epoch: int) -> None:
+        """Set the epoch of a custom sampler, which is the user's otherwise."""
+        cursor = self._cursor
+        if not (cursor.waiting and self.step > 0 and epoch == self.epoch):
+            # A place within the epoch stays, and has the sampler's epoch of its own pass.
+            self.setup.epochs.set(epoch)
 
     def _set_epoch(self, epoch: int) -> None:
         warn_of_discarded_position(self._cursor, epoch)
@@ -556,14 +566,19 @@ class ResumableDataLoader(DataLoader[Batch]):
             UnsupportedDatasetError: a stream has no steps to jump to, but for the first.
         """
         step = whole_number("step", step)
+        chosen = epoch is not None
         epoch = self.epoch if epoch is None else whole_number("epoch", epoch)
-        if step == 0:
-            self._jump(self.setup.beginning(epoch))
-            return
-        lookup = self._membership.upcoming().lookup
-        self._check_limit(epoch, step)
-        lookup.check(epoch, step)
-        self._jump(lookup.progress_at(epoch, step, self.seed))
+        with self.setup.epochs.kept_on_error():
+            if chosen:
+                self.setup.epochs.set(epoch)
+            if step == 0:
+                progress = self._cursor.progress.start_of(epoch, chosen=chosen)
+            else:
+                lookup = self._membership.upcoming().lookup
+                self._check_limit(epoch, step)
+                lookup.check(epoch, step)
+                progress = lookup.progress_at(epoch, step, self.seed)
+        self._jump(progress)
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
         """The samples of a batch, on this rank, without reading any.

@@ -18,8 +18,14 @@ __all__ = [
 _AT_MOST_LOOKED_AT = 3
 
 
-def epochs_until(stop: int, cursor_of: Callable[[], AnyCursor]) -> Iterator[int]:
-    """The numbers of the epochs before ``stop``; the loader's cursor is set to each in turn."""
+def epochs_until(
+    stop: int, cursor_of: Callable[[], AnyCursor], drive: Callable[[int], None]
+) -> Iterator[int]:
+    """The numbers of the epochs before ``stop``; the loader's cursor is set to each in turn.
+
+    Args:
+        drive: sets the epoch of a custom sampler.
+    """
     epoch = cursor_of().upcoming().epoch
     try:
         while epoch < stop:
@@ -27,6 +33,7 @@ def epochs_until(stop: int, cursor_of: Callable[[], AnyCursor]) -> Iterator[int]
             # Also where a pass that was left leads there: a state saved now is of this epoch.
             if not cursor.progress.epoch == cursor.upcoming().epoch == epoch:
                 cursor.set_epoch(epoch)
+            drive(epoch)
             cursor.held, revoked = epoch, cursor.revoked
             yield epoch
             cursor = cursor_of()

@@ -24,6 +24,7 @@ from dataporter.schedule.sampled import SampledSchedule
 from dataporter.schedule.sampler_epochs import SamplerEpochs
 from dataporter.schedule.schedule import Lookup, Schedule
 from dataporter.state.format import IndexFormat, StateFormat
+from dataporter.state.sampled_format import SampledFormat
 from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
 from dataporter.streams.fetch import StreamFetch
@@ -92,6 +93,17 @@ class Setup:
         if on_error == "replace" and isinstance(self.schedule, PlannedSchedule):
             return {"on_error": on_error, "replacement": self.schedule}
         return {"on_error": on_error}
+
+    def follow(self, progress: Any) -> None:
+        """Set the custom sampler's epoch to what it was in the pass that a state is of."""
+        if self.stream is None and progress.sampler is not None:
+            record = progress.sampler
+            self.epochs.driven |= record.driven
+            if record.epochs is not None:
+                self.epochs.write(record.epochs)
+            elif record.driven:
+                self.epochs.set(progress.epoch)
+        self.epochs.overlook()
 
     def check_dataset(self) -> None:
         """Raise where a map-style dataset has another length than at construction."""
@@ -167,7 +179,14 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         assert batches is not None
         seed = seed_of_sampler(custom) if seed is None else seed
         batched = arguments.sampler is None or arguments.batch_size is not None
-        schedule = SampledSchedule(batches, batched=batched, rank=world.rank, world_size=world.size)
+        schedule = SampledSchedule(
+            batches,
+            batched=batched,
+            rank=world.rank,
+            world_size=world.size,
+            shared=(arguments.dataset, rows),
+            snapshot_every=arguments.snapshot_every,
+        )
         epochs = schedule.epochs
     world_checked(world, seed, in_order=in_order)
     identity = Identity(
@@ -180,6 +199,11 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         world_size=world.size,
         tail=tail,
     )
+    format: StateFormat
+    if isinstance(schedule, SampledSchedule):
+        format = SampledFormat(identity, strategy, schedule, world.rank)
+    else:
+        format = IndexFormat(identity, strategy, schedule)
     return Setup(
         **common,
         order=order,
@@ -188,7 +212,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         stream=None,
         schedule=_limited(schedule, arguments.steps_per_epoch),
         lookup=schedule,
-        format=IndexFormat(identity, strategy, schedule),
+        format=format,
         fetch=partial(fetch_for, rows),
         epochs=epochs,
     )

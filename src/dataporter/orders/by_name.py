@@ -13,6 +13,7 @@ from dataporter.orders.shuffled import ShuffledOrder
 from dataporter.orders.torch_order import TorchOrder
 
 __all__ = [
+    "bare_name",
     "generator_seed",
     "order_for",
     "order_named",
@@ -23,6 +24,9 @@ __all__ = [
 
 # The name of a custom sampler in a state begins so.
 _SAMPLER = "sampler "
+# The attributes of samplers that are their settings, where they are plain values.
+_SETTINGS = ("batch_size", "drop_last", "shuffle", "seed", "replacement", "num_samples")
+_DEEPEST = 4
 _ORDERS: dict[str, Order] = {
     "shuffled": ShuffledOrder(),
     "blocks": BlockShuffledOrder(),
@@ -73,13 +77,33 @@ def order_of_state(name: str, version: int) -> Order | None:
 
 
 def sampler_name(sampler: object) -> str:
-    """The name that a state gives the order of a custom sampler."""
-    return f"{_SAMPLER}{type(sampler).__name__}"
+    """The name that a state gives the order of a custom sampler, with its settings."""
+    return f"{_SAMPLER}{_described(sampler, _DEEPEST)}"
 
 
 def sampler_named(name: str) -> str | None:
-    """The class of the custom sampler with this name in a state; None for the name of an order."""
+    """The custom sampler with this name in a state; None for the name of an order."""
     return name.removeprefix(_SAMPLER) if name.startswith(_SAMPLER) else None
+
+
+def bare_name(name: str) -> str:
+    """The name of a custom sampler without its settings, as states of schema 1 have it."""
+    return name.split("(", 1)[0] if name.startswith(_SAMPLER) else name
+
+
+def _described(sampler: object, depth: int) -> str:
+    attributes = getattr(sampler, "__dict__", {})
+    settings = [
+        f"{name}={value!r}"
+        for name in _SETTINGS
+        if type(value := attributes.get(name)) in (bool, int, float, str)
+        # DistributedSampler's follows from the length of the dataset.
+        and not (name == "num_samples" and "num_replicas" in attributes)
+    ]
+    inner = attributes.get("sampler")
+    if depth and hasattr(type(inner), "__iter__"):
+        settings.append(f"sampler={_described(inner, depth - 1)}")
+    return type(sampler).__name__ + (f"({', '.join(settings)})" if settings else "")
 
 
 def generator_seed(order: Order | None, generator: torch.Generator | None) -> int | None:

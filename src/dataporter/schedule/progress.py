@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from dataporter.schedule.plan import Stretch
+from dataporter.schedule.sampler_record import Place, SamplerRecord
 
 __all__ = [
     "Delivered",
@@ -17,12 +18,17 @@ class Delivered(NamedTuple):
     """Positions of an epoch that count as delivered, from ``start`` to before ``stop``.
 
     ``digest`` sums up all indices of the epoch before ``stop`` where a custom sampler gives them,
-    and is 0 where an order does.
+    and is 0 where an order does. ``sampler`` is what a state keeps of such a sampler then.
     """
 
     start: int
     stop: int
     digest: int = 0
+    sampler: SamplerRecord | None = None
+
+
+def _start(stretch: Delivered) -> int:
+    return stretch.start
 
 
 class EpochProgress(Protocol):
@@ -43,6 +49,9 @@ class EpochProgress(Protocol):
     def after(self, delivers: Any) -> Any:
         """The progress once a batch that delivers this has been delivered."""
 
+    def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Any:
+        """The start of an epoch whose pass follows this one, or of one that was set."""
+
 
 class Progress(NamedTuple):
     """How far an epoch has come.
@@ -52,7 +61,7 @@ class Progress(NamedTuple):
         step: batches delivered on each rank.
         position: all positions before this one are done.
         early: done as well, past ``position``: delivered ahead of their turn (``in_order=False``).
-        digest: see :class:`Delivered`; of the indices before ``position``.
+        digest, sampler: see :class:`Delivered`; of the indices before ``position``.
     """
 
     epoch: int = 0
@@ -60,24 +69,57 @@ class Progress(NamedTuple):
     position: int = 0
     early: tuple[Delivered, ...] = ()
     digest: int = 0
+    sampler: SamplerRecord | None = None
+
+    def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Progress:
+        """The start of an epoch whose pass follows this one.
+
+        Args:
+            chosen: the epoch was set, and does not just follow.
+            ended: this pass ran to its end.
+        """
+        if self.sampler is None:
+            return Progress(epoch)
+        record = self.sampler.following(self.place(), chosen=chosen, ended=ended)
+        return Progress(epoch, sampler=record)
+
+    def place(self) -> Place:
+        """The progress of a custom sampler, without what is known of earlier passes."""
+        record = self.sampler or SamplerRecord()
+        return Place(
+            self.epoch,
+            record.epochs,
+            self.step,
+            self.position,
+            self.digest,
+            record.start,
+            record.snapshot,
+        )
 
     def after(self, delivers: tuple[Delivered, ...]) -> Progress:
         """The progress once these positions are done: delivered, or passed over as failed."""
         if not self.early and len(delivers) == 1:
             delivered = delivers[0]
             if delivered.start == self.position:
-                return Progress(self.epoch, self.step + 1, delivered.stop, (), delivered.digest)
-        position, digest = self.position, self.digest
+                return Progress(
+                    self.epoch,
+                    self.step + 1,
+                    delivered.stop,
+                    (),
+                    delivered.digest,
+                    delivered.sampler,
+                )
+        position, digest, sampler = self.position, self.digest, self.sampler
         early: list[Delivered] = []
-        for stretch in sorted((*self.early, *delivers)):
+        for stretch in sorted((*self.early, *delivers), key=_start):
             if stretch.start <= position:
                 if stretch.stop > position:
-                    position, digest = stretch.stop, stretch.digest
+                    _, position, digest, sampler = stretch
             elif early and early[-1].stop == stretch.start:
-                early[-1] = Delivered(early[-1].start, stretch.stop, stretch.digest)
+                early[-1] = stretch._replace(start=early[-1].start)
             else:
                 early.append(stretch)
-        return Progress(self.epoch, self.step + 1, position, tuple(early), digest)
+        return Progress(self.epoch, self.step + 1, position, tuple(early), digest, sampler)
 
     @property
     def delivered(self) -> int:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Generator
 
-from dataporter.errors import ConfigurationError
+from dataporter.errors import ConfigurationError, StateMismatchError, warn
+from dataporter.schedule.examination import OTHER_INDICES, Fault, examined, nearest
+from dataporter.schedule.memory import has_memory
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.schedule.request import Request, Scheduled
-from dataporter.schedule.sampler_epochs import SamplerEpochs, parts_of_sampler
+from dataporter.schedule.sampler_record import Place, Resume, SamplerRecord, Way
 from dataporter.schedule.schedule import Requests
-from dataporter.seeding.generators import isolated_generators, seed_generators
-from dataporter.seeding.hashing import STREAM_SAMPLER, fold
+from dataporter.schedule.walk import Differs, Walk, WalkedSampler, reached
 
 __all__ = ["SampledSchedule"]
 
@@ -27,56 +25,117 @@ class SampledSchedule:
     """A custom sampler's requests, made a function of (seed, epoch) as far as that is possible.
 
     Before each batch of indices the global generators are seeded, and restored afterwards. At the
-    start of an epoch ``set_epoch`` is called on the sampler (and on what it wraps in an attribute
-    ``sampler``), and its ``generator`` is reset to its state at construction (epoch 0) or seeded
-    (later ones). A sampler may keep other random state, so a digest of all indices goes into the
-    state, and a resume on other indices is refused.
+    start of an epoch each ``torch.Generator`` of the sampler is reset to its state at construction
+    (epoch 0) or seeded (later ones). The sampler's own epoch is the user's. A sampler that keeps
+    its place or other random state on itself resumes by its ``state_dict``; a digest of all indices
+    goes into the state, and a pass on other indices is refused before its first batch.
 
     Args:
-        sampler: yields a batch of indices at a time, or single indices (``batched=False``).
+        batches: yields a batch of indices at a time, or single indices (``batched=False``).
         rank, world_size: the share of each global batch that the sampler gives. They only count
             positions and keep the ranks' random augmentations apart.
+        shared: objects that copies of the sampler share with it, such as the dataset.
+        snapshot_every: number of batches per ``state_dict()`` of the sampler.
     """
 
     def __init__(
-        self, sampler: Iterable[Any], *, batched: bool, rank: int, world_size: int
+        self,
+        batches: Iterable[Any],
+        *,
+        batched: bool,
+        rank: int,
+        world_size: int,
+        shared: Sequence[Any] = (),
+        snapshot_every: int = 1,
     ) -> None:
-        self._sampler = sampler
-        self._batched = batched
+        self._own = WalkedSampler.of(batches, batched=batched, world_size=world_size, shared=shared)
         self._rank = rank
-        self._world_size = world_size
-        parts = parts_of_sampler(sampler)
-        self.epochs = SamplerEpochs(parts)
-        self._generators = [
-            (generator, generator.get_state())
-            for part in parts
-            if isinstance(generator := getattr(part, "generator", None), Generator)
-        ]
+        self._snapshot_every = snapshot_every
+        self.epochs = self._own.epochs
+        # How many passes over the user's own sampler began here, and the last of them.
+        self._begun = 0
+        self._last: Walk | None = None
+        # The sampler's epochs when a pass ended, as it may count them itself; with their number.
+        self._end: tuple[int, tuple[int | None, ...]] | None = None
+        self._has_memory: bool | None = None
 
     def requests(self, progress: Progress, seed: int) -> Requests:
         return Requests(self, progress, seed)
 
     def scheduled(self, progress: Progress, seed: int) -> Iterator[Scheduled]:
         """The requests themselves: the sampler is walked through up to the progress."""
-        done, walk = progress.done, self._walk(progress.epoch, seed)
-        if not done:
-            # By the step, since a batch sampler may give an empty batch, which moves no position.
-            yield from islice(walk, progress.step, None)
-            return
-        for scheduled in walk:
-            start, stop, _ = scheduled.delivers[0]
-            if stop > progress.position and not any(a <= start and stop <= b for a, b in done):
-                yield scheduled
+        walk, record = self._begin(progress, seed)
+        world_size, done = self._own.world_size, progress.done
+        while True:
+            step, start = walk.step, walk.position
+            # From before the batch that it is delivered with, so that a resume sees one batch
+            # again and can compare it; but many a sampler begins its pass with its first batch.
+            due = step % self._snapshot_every == 0
+            snapshot = walk.snapshot() if due and step else None
+            if (indices := walk.draw()) is None:
+                self._end = record.passes + 1, self.epochs.values()
+                return
+            snapshot = snapshot if step else walk.snapshot()
+            if snapshot is not None:
+                record = replace(record, snapshot=snapshot)
+            stop = walk.position
+            if any(before <= start and stop <= after for before, after in done):
+                continue
+            positions = start + self._rank + world_size * np.arange(len(indices), dtype=np.int64)
+            yield Scheduled(
+                Request(seed, progress.epoch, step, positions, indices),
+                (Delivered(start, stop, walk.digest, record),),
+            )
 
     def ahead(self, epoch: int, seed: int) -> None:
         # A sampler has one position, which a walk through a later epoch would lose.
         return None
 
     def steps(self, progress: Progress) -> int:
-        return max(0, len(self._sampler) - progress.step)  # type: ignore[arg-type]  # Sized or a TypeError, as in torch
+        batches: Any = self._own.batches  # Sized or a TypeError, as in torch
+        return max(0, len(batches) - progress.step)
 
-    def epoch_steps(self) -> int:
-        return self.steps(Progress())
+    # ---- states
+
+    def examined(
+        self, progress: Progress, seed: int, *, foreign: bool
+    ) -> tuple[Progress, list[Fault]]:
+        """How a saved progress is resumed on this sampler, and what speaks against it.
+
+        Args:
+            foreign: it is another rank's, whose sampler gives other indices.
+        """
+        return examined(self._own, progress, seed, begun=self._begun, foreign=foreign)
+
+    def nearest(self, progress: Progress, seed: int) -> Progress:
+        """The same batch of the epoch, whatever its indices are."""
+        return nearest(self._own, progress, seed)
+
+    def noted(self, progress: Progress) -> Progress:
+        """The progress with what is known of the sampler between two passes."""
+        record = progress.sampler or SamplerRecord()
+        if progress.step == 0 and record.epochs is not None and self._end is not None:
+            passes, epochs = self._end
+            if passes == record.passes:
+                record = replace(record, epochs=epochs)
+        if progress.step == 0 and progress.epoch in (self.epochs.asked, self.epochs.pending()):
+            record = replace(record, epochs=None, driven=True)
+        return progress._replace(sampler=record)
+
+    def first_digest(self, seed: int) -> int | None:
+        """A digest of the sampler's first batches; None where it cannot be looked at."""
+        try:
+            with self._own.looked_at() as sampler:
+                if sampler is None:
+                    return None
+                walk = Walk(sampler, self.epochs.set_at_construction() or 0, seed).begin()
+                while walk.position < _COMPARED * self._own.world_size and walk.draw():
+                    pass
+        except Exception:  # it raises again in the pass, where it belongs
+            return None
+        return walk.digest if walk.position else None
+
+    # ---- look-ups
 
     def check(self, epoch: int, step: int) -> None:
         """A custom sampler has to be walked through to see where it ends."""
@@ -84,94 +143,140 @@ class SampledSchedule:
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:
         if step == 0:
             return Progress(epoch)
-        delivered = self._scheduled_at(epoch, step - 1, seed).delivers[0]
-        return Progress(epoch, step, delivered.stop, (), delivered.digest)
+        epochs = self.epochs.values()
+        walk = self._looked_up(epoch, epochs, step - 1, seed, is_next=True)[0]
+        record = SamplerRecord(epochs, self.epochs.driven, self._begun)
+        return Progress(epoch, step, walk.position, (), walk.digest, record)
 
     def samples_at(self, origin: Progress, step: int, seed: int) -> list[Any]:
-        request: Any = self._scheduled_at(origin.epoch, step, seed).request
-        return list(request.indices)
+        first = self.epochs.set_at_construction() or 0
+        is_next = origin.sampler is not None or (origin.epoch == first and not self._begun)
+        if origin.sampler is not None and (resume := origin.sampler.resume) is not None:
+            is_next = resume.ways == ("walk",) and resume.replays is None
+        return self._looked_up(origin.epoch, self._epochs_in(origin), step, seed, is_next=is_next)[
+            1
+        ]
 
     def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         raise ConfigurationError(
-            f"padding() is unknown for a custom sampler (a {type(self._sampler).__name__}): it "
+            f"padding() is unknown for a custom sampler (a {self._own.name}): it "
             "decides which samples are repeated; use order= or shuffle= to have the loader shard"
         )
 
-    def within(self, progress: Progress) -> Progress:
-        return progress
+    def _epochs_in(self, origin: Progress) -> tuple[int | None, ...]:
+        """The epochs of the sampler's parts in a pass over an epoch."""
+        present = self.epochs.values()
+        if origin.sampler is None and self.epochs.driven:
+            return (origin.epoch,) * len(present)
+        return present
 
-    def counted_at(self, progress: Progress, seed: int) -> tuple[int, int]:
-        step, position, digest = 0, 0, 0
-        with self._undisturbed():
-            for scheduled in self._walk(progress.epoch, seed):
-                delivered = scheduled.delivers[0]
-                # Empty batches move no position, so the step says how many of them are done.
-                if delivered.stop > progress.position or (
-                    delivered.stop == position and step >= progress.step
-                ):
+    def _looked_up(
+        self, epoch: int, epochs: tuple[int | None, ...], step: int, seed: int, *, is_next: bool
+    ) -> tuple[Walk, list[Any]]:
+        """A walk after a step, and the step's indices, without disturbing the sampler.
+
+        Args:
+            is_next: it is of the pass that begins next, if none is under way.
+        """
+        at_rest = self._last is None or self._last.ended
+        with self._own.looked_at() as sampler:
+            if sampler is None:
+                raise ConfigurationError(
+                    f"step {step} of epoch {epoch}: the sampler {self._own.name} cannot be copied, "
+                    f"and a look at it would change the batches that the loop receives; {_STATE}"
+                )
+            if not (is_next and at_rest) and self._remembers(epoch, epochs, seed):
+                raise ConfigurationError(
+                    f"step {step} of epoch {epoch}: the sampler {self._own.name} keeps its place "
+                    "or its random state on itself, so that only the next epoch can be looked at, "
+                    "between two passes; derive the order from set_epoch() alone to have all"
+                )
+            sampler.epochs.write(epochs)
+            walk = Walk(sampler, epoch, seed).begin()
+            indices: list[Any] | None = None
+            for _ in range(step + 1):
+                if (indices := walk.draw()) is None:
                     break
-                step, position, digest = step + 1, delivered.stop, delivered.digest
-        if progress.early:
-            step = progress.step
-        return (step if position == progress.position else -1), digest
-
-    def _scheduled_at(self, epoch: int, step: int, seed: int) -> Scheduled:
-        with self._undisturbed():
-            scheduled = next(islice(self._walk(epoch, seed), step, None), None)
-        if scheduled is None:
+        if indices is None:
             raise ConfigurationError(
-                f"step {step} of epoch {epoch}: the sampler {type(self._sampler).__name__} ends "
+                f"step {step} of epoch {epoch}: the sampler {self._own.name} ends "
                 "before it; the last step is one less than len(loader)"
             )
-        return scheduled
+        return walk, indices
 
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Walk through the sampler without disturbing an iteration of it that is under way."""
-        epochs = self.epochs.saved()
-        states = [generator.get_state() for generator, _ in self._generators]
+    def _remembers(self, epoch: int, epochs: tuple[int | None, ...], seed: int) -> bool:
+        if self._has_memory is None:
+            copy = None if self._own.is_known else self._own.copied()
+            self._has_memory = copy is not None and has_memory(copy, epochs, epoch, seed)
+        return self._has_memory
+
+    # ---- passes
+
+    def _begin(self, progress: Progress, seed: int) -> tuple[Walk, SamplerRecord]:
+        """A walk through the user's own sampler that stands at the progress."""
+        record = progress.sampler or SamplerRecord()
+        resume = record.resume or Resume(_ways_to(record))
+        begun, self._begun = self._begun, self._begun + 1
+        if progress.step:
+            walk = self._reached(progress.place(), seed, resume, by_position=bool(progress.early))
+        else:
+            if resume.replays is not None and record.earlier is not None:
+                present = self.epochs.values()
+                self.epochs.write(record.earlier.epochs or ())
+                walk = self._reached(record.earlier, seed, resume)
+                if resume.replays == "end":
+                    walk.draw()
+                self.epochs.write(present)
+            walk = Walk(self._own, progress.epoch, seed).begin()
+        self._last, self.epochs.asked = walk, None
+        by_state = record.resume is not None and resume.ways != ("walk",)
+        passes = record.passes if by_state else max(record.passes, begun)
+        driven = record.driven or self.epochs.driven
+        return walk, SamplerRecord(
+            self.epochs.values(),
+            driven,
+            passes,
+            walk.start,
+            record.snapshot if progress.step else None,
+            record.earlier,
+        )
+
+    def _reached(
+        self, place: Place, seed: int, resume: Resume, *, by_position: bool = False
+    ) -> Walk:
         try:
-            yield
-        finally:
-            self.epochs.restore(epochs)
-            for (generator, _), state in zip(self._generators, states):
-                generator.set_state(state)
-
-    def _walk(self, epoch: int, seed: int) -> Iterator[Scheduled]:
-        key = fold(seed, epoch, STREAM_SAMPLER)
-        self._start_epoch(epoch, key)
-        position, digest, step = 0, 0, 0
-        with isolated_generators():
-            seed_generators(key)
-            batches = iter(self._sampler)
-        while True:
-            with isolated_generators():
-                seed_generators(fold(key, step))
-                try:
-                    drawn = next(batches)
-                except StopIteration:
-                    return
-            indices = list(drawn) if self._batched else [drawn]
-            positions = np.arange(position, position + len(indices), dtype=np.int64)
-            # The ranks of a world have different indices, and share one state.
-            digest = _digest(indices, digest) if self._world_size == 1 else 0
-            stop = position + len(indices)
-            yield Scheduled(
-                Request(seed, epoch, step, positions * self._world_size + self._rank, indices),
-                (Delivered(position * self._world_size, stop * self._world_size, digest),),
+            return reached(
+                self._own,
+                place,
+                seed,
+                resume.ways,
+                by_position=by_position,
+                unchecked=resume.unchecked,
             )
-            position, step = stop, step + 1
+        except Differs as differs:
+            walk = differs.walk
+            message = (
+                f"{self._own.name}, the first {place.step} batches of epoch {place.epoch}: the "
+                f"digest of their indices was {place.digest} when they were delivered, and is "
+                f"{walk.digest} now; {OTHER_INDICES}"
+            )
+            if not resume.lenient:
+                raise StateMismatchError(f"{message}. No batch was delivered.") from None
+            warn(message, RuntimeWarning)
+            walk.position = place.position
+            return walk
 
-    def _start_epoch(self, epoch: int, key: int) -> None:
-        self.epochs.begin(epoch)
-        for generator, built_with in self._generators:
-            if epoch == 0:
-                generator.set_state(built_with)
-            else:
-                generator.manual_seed(key)
+    def __getstate__(self) -> dict[str, Any]:
+        # The iterator of a pass belongs to that pass.
+        return {**self.__dict__, "_last": None}
 
 
-def _digest(indices: list[Any], before: int) -> int:
-    text = repr(indices)
-    # An object that prints its address prints another one in the next process.
-    return before if " at 0x" in text else zlib.crc32(text.encode(), before)
+_COMPARED = 64
+_STATE = "give it state_dict() and load_state_dict(), or __deepcopy__"
+
+
+def _ways_to(record: SamplerRecord) -> tuple[Way, ...]:
+    """What may bring a sampler that nobody has tried to the place of a record."""
+    if record.snapshot is not None:
+        return ("snapshot",) if record.start is None else ("snapshot", "start")
+    return ("walk",) if record.start is None else ("start",)

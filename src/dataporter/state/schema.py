@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from dataporter.errors import InvalidStateError
 from dataporter.fetch.failure import Failure
 from dataporter.schedule.progress import Delivered, Progress
+from dataporter.schedule.sampler_record import SamplerRecord
 from dataporter.state.foreign import refuse_foreign
 from dataporter.state.found import SCHEMA
 from dataporter.state.ledger import NO_FAILURES, Ledger
@@ -35,7 +36,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 # By schema, the fields that it added, with the values that they have in earlier states.
 _ADDED: dict[int, dict[str, object]] = {
-    2: {"failures": [0, 0, []]},
+    2: {"failures": [0, 0, []], "rank": None, "sampler": None, "ranks": None},
 }
 
 _LIMIT = 1 << 63
@@ -61,12 +62,19 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state as its parts."""
+    """A state as its parts.
+
+    Attributes:
+        rank: whose part it is, where a custom sampler gives each rank's indices.
+        ranks: the progress of each rank, where their parts were joined.
+    """
 
     identity: Identity
     seed: int
     progress: Progress
     ledger: Ledger = NO_FAILURES
+    rank: int | None = None
+    ranks: tuple[Progress, ...] | None = None
 
 
 def types_of(record: type) -> dict[str, Types]:
@@ -96,6 +104,9 @@ _FIELDS = {
     **types_of(Identity),
     **types_of(Progress),
     "failures": (list, tuple),
+    "rank": (int, type(None)),
+    "sampler": (str, type(None)),
+    "ranks": (list, tuple, type(None)),
 }
 _FIELDS["order_digest"] = _FIELDS.pop("digest")
 
@@ -124,7 +135,7 @@ def build(state: State) -> dict[str, Any]:
         "epoch": progress.epoch,
         "step": progress.step,
         "position": progress.position,
-        "early": [list(stretch) for stretch in progress.early],
+        "early": [list(stretch[:3]) for stretch in progress.early],
         "order": identity.order,
         "order_version": identity.order_version,
         "order_digest": progress.digest,
@@ -134,6 +145,9 @@ def build(state: State) -> dict[str, Any]:
         "world_size": identity.world_size,
         "tail": identity.tail,
         "failures": state.ledger.to_json(progress.epoch),
+        "rank": state.rank,
+        "sampler": _text(progress),
+        "ranks": None if state.ranks is None else [_entry(one) for one in state.ranks],
     }
 
 
@@ -148,8 +162,20 @@ def parse(state: Mapping[str, Any]) -> State:
     check_numbers(state, _NOT_NEGATIVE, lowest=0)
     check_numbers(state, ("batch_size", "world_size"), lowest=1)
     early = _early(state["early"], state["position"])
-    progress = part_of(state, Progress, early=early, digest=state["order_digest"])
-    return State(part_of(state, Identity), state["seed"], progress, ledger_of(state))
+    progress = part_of(
+        state,
+        Progress,
+        early=early,
+        digest=state["order_digest"],
+        sampler=_record(state["sampler"]),
+    )
+    world_size, rank = state["world_size"], state["rank"]
+    if rank is not None and not 0 <= rank < world_size:
+        raise InvalidStateError(
+            f"the state's field 'rank' is {rank}, expected 0 to {world_size - 1}"
+        )
+    identity, ranks = part_of(state, Identity), _ranks(state["ranks"], world_size)
+    return State(identity, state["seed"], progress, ledger_of(state), rank, ranks)
 
 
 def ledger_of(state: Mapping[str, Any]) -> Ledger:
@@ -266,6 +292,47 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
         early.append(Delivered(*stretch))
         before = stretch[1]
     return tuple(early)
+
+
+def _text(progress: Progress) -> str | None:
+    return None if progress.sampler is None else progress.sampler.text()
+
+
+def _record(text: str | None) -> SamplerRecord | None:
+    return None if text is None else SamplerRecord.from_text(text)
+
+
+def _entry(progress: Progress) -> list[Any]:
+    """A rank's progress in a joined state."""
+    numbers = (progress.epoch, progress.step, progress.position, progress.digest)
+    return [*numbers, _text(progress)]
+
+
+def _ranks(entries: object, world_size: int) -> tuple[Progress, ...] | None:
+    if entries is None:
+        return None
+    assert isinstance(entries, list | tuple)
+    if len(entries) != world_size:
+        raise InvalidStateError(
+            f"the state's field 'ranks' has {len(entries)} entries, expected one for each of the "
+            f"{world_size} ranks"
+        )
+    return tuple(_progress_of(entry) for entry in entries)
+
+
+def _progress_of(entry: object) -> Progress:
+    if (
+        isinstance(entry, list | tuple)
+        and len(entry) == 5
+        and all(type(number) is int and 0 <= number < _LIMIT for number in entry[:4])
+        and isinstance(entry[4], str | None)
+    ):
+        epoch, step, position, digest, text = entry
+        return Progress(epoch, step, position, (), digest, _record(text))
+    raise InvalidStateError(
+        f"the state's field 'ranks' holds {shown(entry)}, expected [epoch, step, position, digest, "
+        "sampler]"
+    )
 
 
 def shown(value: object) -> str:

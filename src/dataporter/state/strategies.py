@@ -160,7 +160,5 @@ _ADVICE = {
     "world_size": "strategy='distributed' allows another one on resume",
     "tail": "set tail= or drop_last= as it was",
     "seed": "leave seed= out to use the state's, or pass the same seed",
-    "order_digest": "the sampler yields other indices than when the state was saved: it has random "
-    "state that the loader cannot see; draw from set_epoch, from an attribute `generator`, or from "
-    "the global generators, which the loader sets",
+    "order_digest": "load a state that is not damaged",
 }

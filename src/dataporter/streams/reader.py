@@ -14,10 +14,10 @@ from dataporter.datasets.names import stream_name
 from dataporter.errors import DatasetChangedError, SampleError, add_note
 from dataporter.fetch.failure import Failure, failure_of
 from dataporter.fetch.on_error import OnError, substitute_of
+from dataporter.schedule import snapshot
 from dataporter.seeding.generators import global_state, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
-from dataporter.streams import snapshot
 from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source

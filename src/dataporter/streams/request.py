@@ -81,6 +81,10 @@ class StreamProgress:
         shards = {**self.shards, state.shard: state}
         return StreamProgress(self.epoch, self.step + 1, shards)
 
+    def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
+        """The start of an epoch."""
+        return StreamProgress(epoch)
+
     @property
     def position(self) -> int:
         """As :attr:`delivered`: a shard's samples are delivered in sequence."""

@@ -11,7 +11,8 @@ from torch.utils.data import IterableDataset
 
 from dataporter._torch import without_worker_info
 from dataporter.errors import ConfigurationError
-from dataporter.streams import snapshot
+from dataporter.schedule import snapshot
+from dataporter.schedule.snapshot import keeps_state
 from dataporter.streams.shard import (
     ShardedStream,
     check_members,
@@ -19,7 +20,6 @@ from dataporter.streams.shard import (
     set_stream_epoch,
     snapshots_are_exact,
 )
-from dataporter.streams.source import keeps_state
 
 __all__ = ["ByShards", "ByWorkers", "Sharding", "sharding_of", "shards_of_rank"]
 

@@ -15,10 +15,10 @@ from dataporter.datasets.rows import fingerprint_of
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
 from dataporter.keywords import names_keywords
 from dataporter.orders import ShuffledOrder
+from dataporter.schedule import snapshot
 from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key
 from dataporter.seeding.samples import reading
-from dataporter.streams import snapshot
 from dataporter.streams.shard import (
     ShardedStream,
     check_members,

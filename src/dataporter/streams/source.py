@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataporter.errors import StateMismatchError
+from dataporter.schedule.snapshot import keeps_state
 
-__all__ = ["Source", "keeps_state"]
+__all__ = ["Source"]
 
 
 class Source:
@@ -51,10 +52,3 @@ def _restore(part: Any, state: Any) -> None:
             "load_state_dict to load it: resume with the class that the state was saved with"
         )
     part.load_state_dict(state)
-
-
-def keeps_state(part: Any) -> bool:
-    """Whether an iterable or iterator can save its state and load it."""
-    return callable(getattr(part, "state_dict", None)) and callable(
-        getattr(part, "load_state_dict", None)
-    )

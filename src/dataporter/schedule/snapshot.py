@@ -1,4 +1,4 @@
-"""Snapshots: what a dataset's `state_dict()` returns, as JSON text and back, exactly (C5)."""
+"""Snapshots: what a dataset's or sampler's `state_dict()` returns, as JSON text and back (C5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from dataporter.errors import InvalidStateError, UnsupportedDatasetError
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "keeps_state"]
 
 # Dicts with string keys are JSON objects as they are; types that JSON lacks are objects with one
 # key that starts with this mark.
@@ -24,8 +24,15 @@ _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
+def keeps_state(part: Any) -> bool:
+    """Whether an iterable or iterator can save its state and load it."""
+    return callable(getattr(part, "state_dict", None)) and callable(
+        getattr(part, "load_state_dict", None)
+    )
+
+
 def encode(value: Any) -> str:
-    """A state as JSON text: numbers, strings, bytes, containers, arrays and tensors.
+    """A state as JSON text: numbers, strings, bytes, containers, arrays and tensors, exactly.
 
     Raises:
         UnsupportedDatasetError: the state holds another type. Nothing is pickled, because loading
@@ -76,7 +83,7 @@ def _encoded(value: Any, path: str) -> Any:
         dtype = str(plain.dtype).removeprefix("torch.")
         return {f"{_MARK}tensor": [dtype, list(plain.shape), _text(raw)]}
     raise UnsupportedDatasetError(
-        f"the stream's state_dict() has a {kind.__module__}.{kind.__qualname__} at {path}: a state "
+        f"a state_dict() has a {kind.__module__}.{kind.__qualname__} at {path}: a state "
         "may hold None, numbers, strings, bytes, lists, tuples, sets, dicts, NumPy arrays and "
         "tensors, so that loading a checkpoint executes nothing; convert the value to one of these"
     )

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataporter import InvalidStateError, UnsupportedDatasetError
-from dataporter.streams.snapshot import decode, encode
+from dataporter.schedule.snapshot import decode, encode
 
 SCALARS = (
     st.none()
