@@ -41,9 +41,7 @@ class SampledFormat:
         # Each rank's sampler may have settings of its own, such as a seed.
         return {**asdict(self.identity), "order": bare_name(self.identity.order)}
 
-    def build(
-        self, seed: int, progress: Progress, ledger: Ledger = NO_FAILURES
-    ) -> dict[str, Any]:
+    def build(self, seed: int, progress: Progress, ledger: Ledger = NO_FAILURES) -> dict[str, Any]:
         progress = self.schedule.noted(progress)
         rank = self.rank if self.identity.world_size > 1 else None
         return build(State(self.identity, seed, progress, ledger, rank))
