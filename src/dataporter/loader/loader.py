@@ -36,6 +36,7 @@ from dataporter.loader.outer_loop import (
 )
 from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.replaced import Endless, OwnSampler
+from dataporter.loader.replicated import is_replicated, refuse_replicated
 from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
@@ -128,8 +129,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             ranks can take the shards over at a resume. Other streams are read whole by each worker,
             as in torch; they resume from their own ``state_dict()``, or else by reading again up to
             the position, with as many workers and ranks as before.
-        snapshot_every: number of batches of a shard per ``state_dict()`` of the stream. A resume
-            reads up to so many batches again; more is cheaper where such a state is large.
+        snapshot_every: number of batches of a shard per ``state_dict()`` of the stream, or of
+            batches per ``state_dict()`` of a custom sampler. A resume reads, or draws, up to so
+            many batches again; more is cheaper where such a state is large.
         steps_per_epoch: at most so many batches in an epoch, on each rank; the next pass begins the
             next epoch, in its own order. A resumed loop then ends where the uninterrupted one does,
             which a ``break`` after so many batches does not.
@@ -227,6 +229,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 terms.first = self._cursor.settled_seed()
         if setup.ranks.several:
             self._cursor.seed = terms.first
+        self._is_replicated = is_replicated(setup, terms.first)
         given_world = rank is not None or process_group is not None
         may_join = not given_world and arguments.custom_sampler is None and world == (0, 1, None)
         self._membership = Membership(setup, may_join)
@@ -352,6 +355,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _begin(self, this_pass: object) -> Iterator[Reply]:
         self._membership.check()
         setup, cursor = self.setup, self._cursor
+        if self._is_replicated:
+            refuse_replicated(setup)
         if (epoch := setup.epochs.requested()) is not None:
             self._set_epoch(epoch)
         progress = cursor.upcoming()
@@ -426,10 +431,10 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Args:
             at: the state as of a mark that :meth:`mark` took; by default as of now.
-            gather: join what each rank knows for itself: the parts of a stream's state, of which
-                each rank has only its shards, and :attr:`failures`. All ranks call this after the
-                same number of batches. Without it the state has this rank's part, and its
-                failures. By default False; for a stream True, if a framework drives the loader.
+            gather: join what each rank knows for itself: the parts of a stream's or a custom
+                sampler's state, and :attr:`failures`. All ranks call this after the same number of
+                batches. Without it the state has this rank's part, and its failures. By default
+                False; for a stream or a custom sampler True, if a framework drives the loader.
 
         Returns:
             A flat dict of JSON types, the same on every rank (but for what is above), to be saved
@@ -452,7 +457,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         state = at.format.build(at.seed, at.progress, at.ledger)
         is_part = state.get("rank") is not None
         if gather is None:
-            gather = is_part and self._adapter is not None and self._adapter.gathers_state
+            driven = self._adapter is not None and self._adapter.gathers_state
+            gather = is_part and driven and (setup.stream is not None or setup.ranks.several)
         if not gather or not (is_part or setup.ranks.several):
             return state
         if not setup.ranks.several:

@@ -79,6 +79,22 @@ class Ranks:
             shown = {name: _shown(value) for name, value in terms.equal.items()}
             raise RankMismatchError(_explanation(self.gathered(_Report(call, shown))))
 
+    def all_equal(self, digest: int | None) -> bool:
+        """Whether all ranks call this with the same digest; costs one all-reduce of 16 bytes.
+
+        Args:
+            digest: 0 to 2**32 - 1, or None for one that equals no other.
+        """
+        if not self.several:
+            return False
+        number = (1 << 32) + dist.get_rank(self.group) if digest is None else digest
+        message = torch.tensor(
+            [number, -number], dtype=torch.int64, device=collective_device(self.group)
+        )
+        dist.all_reduce(message, dist.ReduceOp.MAX, group=self.group)
+        highest, minus_lowest = message.tolist()
+        return bool(highest == -minus_lowest)
+
     def gathered(self, own: Any) -> list[Any]:
         """The object of each rank, in the order of the ranks."""
         if not self.several:

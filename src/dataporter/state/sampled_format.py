@@ -54,7 +54,9 @@ class SampledFormat:
         same_world = saved.identity.world_size == self.identity.world_size
         foreign = not is_joined and saved.rank not in (None, self.rank)
         if saved.ranks is not None and same_world:
-            saved = replace(saved, progress=saved.ranks[self.rank])
+            order, progress = saved.ranks[self.rank]
+            identity = replace(saved.identity, order=order)
+            saved = replace(saved, identity=identity, progress=progress)
         if saved.progress.sampler is None:
             saved = replace(saved, progress=self._from_before(saved.progress))
             # Earlier releases summed up the indices of a single rank only.
@@ -91,7 +93,7 @@ class SampledFormat:
                     f"{states.index(last)} is still in epoch {epoch}, and a state has one epoch: "
                     "start each epoch on all ranks together"
                 )
-        ranks = tuple(part.progress for part in states)
+        ranks = tuple((part.identity.order, part.progress) for part in states)
         return build(replace(last, rank=None, ranks=ranks))
 
     def _from_before(self, progress: Progress) -> Progress:

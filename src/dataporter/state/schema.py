@@ -66,7 +66,7 @@ class State:
 
     Attributes:
         rank: whose part it is, where a custom sampler gives each rank's indices.
-        ranks: the progress of each rank, where their parts were joined.
+        ranks: each rank's order and progress, where their parts were joined.
     """
 
     identity: Identity
@@ -74,7 +74,7 @@ class State:
     progress: Progress
     ledger: Ledger = NO_FAILURES
     rank: int | None = None
-    ranks: tuple[Progress, ...] | None = None
+    ranks: tuple[tuple[str, Progress], ...] | None = None
 
 
 def types_of(record: type) -> dict[str, Types]:
@@ -147,7 +147,7 @@ def build(state: State) -> dict[str, Any]:
         "failures": state.ledger.to_json(progress.epoch),
         "rank": state.rank,
         "sampler": _text(progress),
-        "ranks": None if state.ranks is None else [_entry(one) for one in state.ranks],
+        "ranks": None if state.ranks is None else [_entry(*one) for one in state.ranks],
     }
 
 
@@ -302,13 +302,13 @@ def _record(text: str | None) -> SamplerRecord | None:
     return None if text is None else SamplerRecord.from_text(text)
 
 
-def _entry(progress: Progress) -> list[Any]:
+def _entry(order: str, progress: Progress) -> list[Any]:
     """A rank's progress in a joined state."""
     numbers = (progress.epoch, progress.step, progress.position, progress.digest)
-    return [*numbers, _text(progress)]
+    return [order, *numbers, _text(progress)]
 
 
-def _ranks(entries: object, world_size: int) -> tuple[Progress, ...] | None:
+def _ranks(entries: object, world_size: int) -> tuple[tuple[str, Progress], ...] | None:
     if entries is None:
         return None
     assert isinstance(entries, list | tuple)
@@ -320,18 +320,19 @@ def _ranks(entries: object, world_size: int) -> tuple[Progress, ...] | None:
     return tuple(_progress_of(entry) for entry in entries)
 
 
-def _progress_of(entry: object) -> Progress:
+def _progress_of(entry: object) -> tuple[str, Progress]:
     if (
         isinstance(entry, list | tuple)
-        and len(entry) == 5
-        and all(type(number) is int and 0 <= number < _LIMIT for number in entry[:4])
-        and isinstance(entry[4], str | None)
+        and len(entry) == 6
+        and isinstance(entry[0], str)
+        and all(type(number) is int and 0 <= number < _LIMIT for number in entry[1:5])
+        and isinstance(entry[5], str | None)
     ):
-        epoch, step, position, digest, text = entry
-        return Progress(epoch, step, position, (), digest, _record(text))
+        order, epoch, step, position, digest, text = entry
+        return order, Progress(epoch, step, position, (), digest, _record(text))
     raise InvalidStateError(
-        f"the state's field 'ranks' holds {shown(entry)}, expected [epoch, step, position, digest, "
-        "sampler]"
+        f"the state's field 'ranks' holds {shown(entry)}, expected [order, epoch, step, position, "
+        "digest, sampler]"
     )
 
 
