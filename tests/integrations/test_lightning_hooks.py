@@ -279,7 +279,7 @@ def test_the_generator_inside_a_sampler_that_lightning_shards_is_resumed() -> No
         return ResumableDataLoader(range(40), 4, sampler=sampler, seed=SEED)
 
     loader = build()
-    epochs = [[batch.tolist() for batch in loader] for _ in range(3)]
+    epochs = [[batch.tolist() for batch in loader] for _ in loader.epochs(3)]
     assert epochs[1] != epochs[2]
     loader.seek(epoch=2, step=2)
     resumed = build()

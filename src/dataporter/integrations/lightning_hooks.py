@@ -49,6 +49,8 @@ class LoaderHooks:
         # The loaders that have loaded a position and delivered no batch since; each with its epoch,
         # and with the epoch after the pass that it was in, if it was in one.
         self._resumed: list[tuple[ResumableDataLoader[Any], int, int]] = []
+        # Whether the training is in the epoch of the loaded checkpoint.
+        self._stays = False
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -121,14 +123,14 @@ class LoaderHooks:
         if fit.restarted_on_epoch_start or self._epoch > begun:
             _begin_epoch(fit.epoch_loop)
         for loader, state in zip(loaders, states):
-            # The position stays, whatever epoch the trainer sets before the first batch: setting a
-            # custom sampler's epoch a second time changes nothing.
             _set_epoch(loader, self._epoch)
             loader.load_state_dict(state)
             self._resumed.append((loader, loader.epoch, loader.epoch + (loader.step > 0)))
+            # The position stays, whatever epoch the trainer sets before the first batch.
             if isinstance(loader.sampler, OrderSampler):
                 loader.sampler.set_epoch = _ignore  # type: ignore[method-assign]
-        if self._epoch > begun:
+        self._stays = self._epoch == begun
+        if not self._stays:
             self._skip_pass()
         if fit._data_fetcher.length is None:
             iter(fit._data_fetcher)  # discards the batch that it has fetched
@@ -157,6 +159,11 @@ class LoaderHooks:
                 # Lightning had nothing left to do in the state's epoch.
                 self._epoch = epoch
                 self._skip_pass()
+            elif self._stays:
+                for loader, _, _ in self._resumed:
+                    # The trainer has set its own epoch on the sampler, as at the start of the pass
+                    # that the state is of.
+                    loader.setup.epochs.overlook()
         elif epoch > 0 and fit._last_train_dl_reload_epoch == trainer.current_epoch:
             # Lightning sets the epoch of a reloaded loader on its sampler, if it has one; and has
             # begun a pass to see whether the loader is empty, and begins another next.
