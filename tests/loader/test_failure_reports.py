@@ -475,6 +475,25 @@ def test_a_stream_has_a_limit_and_a_file(workers: int, tmp_path: Path) -> None:
         list(stream_of(workers, max_failures=0.1))
 
 
+def test_a_sample_that_a_function_gives_fills_its_batch() -> None:
+    """Also where an incomplete batch would be dropped."""
+    loader = stream_of(0, drop_last=True, on_error=lambda *_: {"index": -1}, collate_fn=list)
+    assert [len(batch) for batch in loader] == 15 * [2]
+
+
+@pytest.mark.parametrize("build", [loader_of, lambda: stream_of(0)], ids=["index", "stream"])
+def test_ranks_may_load_states_that_differ_in_their_failures(build: Any) -> None:
+    loader = build()
+    next(iter(loader))
+    state = loader.state_dict()
+    assert state["failures"][0] > 0
+    terms = [
+        loader.setup.format.resume({**state, "failures": failures}, None, "error").terms
+        for failures in (state["failures"], [0, 0, []])
+    ]
+    assert terms[0] == terms[1]
+
+
 # ---- kills
 
 
