@@ -10,7 +10,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import checkpoint_writer
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from budgets import cases
 from checkpoint_writer import content, number_of
 from hypothesis import given, settings
@@ -284,6 +285,37 @@ def test_if_none_is_complete_the_error_names_each_and_the_folder(tmp_path: Path)
         load_latest(files[0])
     for part in (str(tmp_path), *(file.name for file in files), "truncated", "backup"):
         assert part in str(caught.value)
+
+
+WRITTEN_OTHERWISE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "torch.save": (lambda path: torch.save({"a": 1}, path), r"torch\.load\(path\) reads it"),
+    "legacy": (
+        lambda path: torch.save([1], path, _use_new_zipfile_serialization=False),
+        r"torch\.load\(path\) reads it",
+    ),
+    "safetensors": (
+        lambda path: path.write_bytes((8).to_bytes(8, "little") + b'{"a":{}}' + bytes(4)),
+        r"safetensors\.torch\.load_file",
+    ),
+    "json": (lambda path: path.write_text('{"dataporter": 1}'), r"json\.load reads it"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_OTHERWISE)
+def test_a_file_of_another_function_is_named_as_that(kind: str, tmp_path: Path) -> None:
+    write, expected = WRITTEN_OTHERWISE[kind]
+    path = tmp_path / "model.pt"
+    write(path)
+    with pytest.raises(CheckpointNotFoundError, match=expected) as caught:
+        load_latest(path)
+    assert "backup" not in str(caught.value)
+    assert "truncated" not in str(caught.value)
+
+
+def test_a_folder_of_distributed_checkpoint_is_named_as_that(tmp_path: Path) -> None:
+    dcp.save({"a": torch.ones(2)}, checkpoint_id=tmp_path / "step", no_dist=True)
+    with pytest.raises(ConfigurationError, match=r"torch\.distributed\.checkpoint\.load"):
+        load_latest(tmp_path / "step")
 
 
 def test_no_checkpoint_is_a_file_not_found_error_that_names_the_folder(tmp_path: Path) -> None:

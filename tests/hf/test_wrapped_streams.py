@@ -189,4 +189,4 @@ def test_without_datasets_the_error_says_what_to_install() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert 'pip install "dataporter[huggingface]"' in ran.stdout
+    assert "pip install datasets" in ran.stdout

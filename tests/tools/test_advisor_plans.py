@@ -228,12 +228,13 @@ def test_the_options_of_the_command(here: Path) -> None:
         (["no_such_module:data"], "No module named 'no_such_module'"),
         (["lacks:data"], "No module named 'no_such_library'"),
         (["leaves.py:data"], "SystemExit: 3"),
-        (["own_data:wants"], "needs arguments"),
+        (["own_data:wants"], "a required argument: 'arguments'): add --arg arguments=..."),
+        (["own_data:wants", "--arg", "other=1"], "it takes --arg arguments=..."),
         (["own_data:breaks"], "ZeroDivisionError: by zero and more"),
         (["own_data:Broken"], "KeyError: 'nothing here'; dataporter: while reading the sample"),
         (["own_data:data", "--maximum", "ids"], "expected PATH=N"),
         (["own_data:data", "--maximum", "nix=5"], "the paths are 'ids', 'y'"),
-        (["own_data:Holder"], "needs arguments"),
+        (["own_data:Holder"], "add --arg inner=..."),
     ],
 )
 def test_the_mistakes_of_the_command_are_one_line(

@@ -237,7 +237,8 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
     monkeypatch.delitem(sys.modules, "dataporter.tools.demo.show")
     monkeypatch.delitem(sys.modules, "dataporter.tools.demo.plot")
     assert refused() == (
-        f"dataporter: demo: {library} is not installed: pip install 'dataporter[examples]'\n"
+        f"dataporter: demo: {library} is not installed, which this command needs: pip install "
+        "matplotlib scikit-learn\n"
     )
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,7 +37,7 @@ from dataporter import (
 )
 from dataporter.tools.cli import main
 from dataporter.tools.verification import session
-from dataporter.tools.verification.command import show
+from dataporter.tools.verification.command import _table, show
 from dataporter.tools.verification.page import page
 from dataporter.tools.verification.report import Case, Measures
 
@@ -449,6 +451,23 @@ def test_the_code_in_the_guide_runs() -> None:
     block, fixture = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     exec(block, {})
     assert "assert_exact_resume" in fixture
+
+
+def of_length(length: int) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(range(length), 2)
+
+
+def test_a_required_argument_of_the_function_is_named() -> None:
+    lacks = CliRunner().invoke(main, ["verify", f"{HERE}:of_length"])
+    assert lacks.exit_code == 2
+    assert "of_length needs length: pass --arg length=..." in lacks.output
+
+
+def test_a_title_is_no_markup() -> None:
+    shown = Console(width=200, file=io.StringIO())
+    report = verify(partial(of_length, 12), workers=[0], steps=4, measure=False)
+    shown.print(_table(replace(report, subject="[bold]make[/]")))
+    assert "[bold]make[/]: " in shown.file.getvalue()  # type: ignore[attr-defined]  # StringIO
 
 
 def test_the_command_gives_json() -> None:

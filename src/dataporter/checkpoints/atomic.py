@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -33,6 +34,10 @@ _SEAL = b"\ndataporter checkpoint, sha256 %s\n"
 _SEAL_LENGTH = len(_SEAL % (b"0" * 64))
 _UNFINISHED = ".unfinished"
 _READ_AT_ONCE = 1 << 20  # B
+# The start of a file of torch.save in its format before zip archives: a pickled number.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_END_OF_ZIP = 22  # B, of the record at the end of a zip archive
+_LONGEST_HEADER = 1 << 27  # B, of a safetensors file
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -130,15 +135,26 @@ def load_latest(
             f"there is no checkpoint {path.name} in {folder}: train from the start, or pass the "
             "path that was passed to save_atomically"
         )
+    foreign = [kind for one in candidates if (kind := _written_otherwise(one)) is not None]
     raise CheckpointNotFoundError(
-        f"no checkpoint of {path.name} in {folder} is complete:"
+        f"load_latest found no checkpoint of save_atomically under {path.name} in {folder}:"
         + "".join(f"\n  - {one}" for one in damaged)
-        + "\nRestore one from a backup, or move these files away to train from the start"
+        + (
+            "\nLoad a file that was written otherwise as it was written, and save the next one "
+            "with save_atomically"
+            if len(foreign) == len(damaged)
+            else "\nRestore one from a backup, or move these files away to train from the start"
+        )
     )
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
+    if (path / ".metadata").is_file():
+        raise ConfigurationError(
+            f"path={str(path)!r} is a checkpoint of torch.distributed.checkpoint: load it with "
+            "torch.distributed.checkpoint.load(state, checkpoint_id=path)"
+        )
     if path.is_dir() or not path.name:
         raise ConfigurationError(
             f"path={str(path)!r} is a folder: name a file in it, such as "
@@ -270,7 +286,34 @@ def fault_of(path: Path) -> str | None:
         return None
     if len(seal) == _SEAL_LENGTH and seal.startswith(_SEAL.partition(b"%")[0]):
         return "its bytes differ from those that were saved"
-    return "it is truncated, or was not written by save_atomically"
+    return _written_otherwise(path) or "it is truncated, or was not written by save_atomically"
+
+
+def _written_otherwise(path: Path) -> str | None:
+    """What a file is that another function wrote whole; None if no such thing is known."""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(len(_LEGACY))
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END_OF_ZIP))
+        tail = file.read()
+        if head == _LEGACY or (head.startswith(b"PK") and tail.startswith(b"PK\x05\x06")):
+            return "torch.save wrote it, without a seal: torch.load(path) reads it"
+        length = int.from_bytes(head[:8], "little")
+        file.seek(8)
+        header = _json(file.read(length)) if len(head) > 8 and length <= _LONGEST_HEADER else None
+        if header and all(isinstance(entry, dict) for entry in header.values()):
+            return "it is a safetensors file: safetensors.torch.load_file(path) reads it"
+        file.seek(0)
+        if head.lstrip()[:1] == b"{" and _json(file.read(_LONGEST_HEADER)) is not None:
+            return "it is a JSON file: json.load reads it"
+    return None
+
+
+def _json(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 # ---- unfinished files

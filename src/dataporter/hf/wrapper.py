@@ -130,7 +130,7 @@ def _kind_of(hf_dataset: Any, *, transforms_samples: bool) -> Kind:
     except ImportError as error:
         raise MissingLibraryError(
             "UnifiedHFDatasetWrapper needs Hugging Face's datasets, which cannot be imported "
-            f'({error}): pip install "dataporter[huggingface]"'
+            f"({error}): pip install datasets"
         ) from error
     if isinstance(hf_dataset, datasets.IterableDataset):
         return "stream"

@@ -14,8 +14,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-# Libraries that only some commands need, and the extra that installs them.
-_EXTRAS = {"matplotlib": "examples", "sklearn": "examples"}
+# Libraries that only some commands need, and the names under which pip installs them.
+_OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
 main = typer.Typer(
     name="dataporter",
@@ -84,21 +84,26 @@ def analyze(
     widened: Annotated[
         bool, typer.Option("--widened", help="Batches are converted back on the device.")
     ] = False,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
     """Read samples of a dataset, and suggest narrower dtypes that keep every value.
 
-    TARGET names a dataset, a loader, or a function without arguments that returns one. Exit code: 2
-    if it cannot be read.
+    TARGET names a dataset, a loader, or a function that returns one. Exit code: 2 if it cannot be
+    read.
     """
     limits = dict(map(_limit, maximum or ()))
     with _one_line("analyze", debug=debug):
         from dataporter.tools.advisor.advisor import suggest_conversions
-        from dataporter.tools.target import load_target
+        from dataporter.tools.target import argument, load_target
 
+        data = load_target(target, dict(map(argument, arguments or ())))
         plan = suggest_conversions(
-            load_target(target), samples, tolerance=tolerance, maximum=limits, widened=widened
+            data, samples, tolerance=tolerance, maximum=limits, widened=widened
         )
     typer.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
 
@@ -253,9 +258,12 @@ def _one_line(command: str, *, debug: bool, interrupted: str = "") -> Iterator[N
         if debug:
             traceback.print_exc()
         library = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and library in _EXTRAS:
-            install = f"pip install 'dataporter[{_EXTRAS[library]}]'"
-            _fail(f"{command}: {library} is not installed: {install}")
+        if isinstance(error, ModuleNotFoundError) and library in _OPTIONAL:
+            needed = " ".join(_OPTIONAL.values())
+            _fail(
+                f"{command}: {library} is not installed, which this command needs: "
+                f"pip install {needed}"
+            )
         _fail(f"{command}: {in_one_line(error)}")
 
 

@@ -122,6 +122,16 @@ def _file(path: Path, target: str) -> ModuleType:
     return module
 
 
+def _required(function: Any) -> list[str]:
+    """The names of the arguments that a function must receive and can receive by name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in named
+    ]
+
+
 def _called(function: Any, target: str, arguments: Mapping[str, Any]) -> Any:
     try:
         inspect.signature(function).bind(**arguments)
@@ -129,13 +139,19 @@ def _called(function: Any, target: str, arguments: Mapping[str, Any]) -> Any:
         pass
     except TypeError as error:
         if arguments:
+            taken = ", ".join(
+                f"--arg {name}=..." for name in inspect.signature(function).parameters
+            )
             raise ConfigurationError(
-                f"{target!r} takes other arguments than {', '.join(arguments)} ({error}); give "
-                "those of the function with --arg key=value"
+                f"{target!r} takes other arguments than {', '.join(arguments)} ({error}); it takes "
+                f"{taken or 'none'}"
             ) from error
+        required = " ".join(f"--arg {name}=..." for name in _required(function))
         raise ConfigurationError(
-            f"{target!r} needs arguments ({error}): name a function that needs none and returns a "
-            "dataset or a loader"
+            f"{target!r} needs arguments ({error}): add {required}"
+            if required
+            else f"{target!r} needs arguments ({error}): name a function that needs none, or only "
+            "arguments with names"
         ) from error
     try:
         return function(**arguments)

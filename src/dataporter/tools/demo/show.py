@@ -69,7 +69,7 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
         if not coverage(alone.steps, epoch, length).is_whole
     ]
     for fault in faults[:_DIFFERENCES_SHOWN]:
-        console.print(fault)
+        console.print(fault, markup=False)
     if len(faults) > _DIFFERENCES_SHOWN:
         console.print(f"and {len(faults) - _DIFFERENCES_SHOWN} more differences")
     console.print(
@@ -82,7 +82,7 @@ def show(output: Path, *, epochs: int, keep: Path | None) -> bool:
         f"The same script with a plain DataLoader, in the epoch of the kill: of {length} samples, "
         f"{lost.repeated} were repeated and {lost.never_seen} never seen."
     )
-    console.print(f"Plot: {output}", soft_wrap=True)
+    console.print(f"Plot: {output}", soft_wrap=True, markup=False)
     return not faults
 
 

@@ -49,7 +49,7 @@ def show_worlds(text: str, *, epochs: int, keep: Path | None) -> bool:
     console = Console(highlight=False)
     console.print(_table(chain, proof, length, size))
     for fault in proof.faults[:_FAULTS_SHOWN]:
-        console.print(fault)
+        console.print(fault, markup=False)
     console.print(
         "[red]NOT exact: see above.[/]"
         if proof.faults

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["Held", "LeafMemory", "MemoryReport"]
@@ -106,7 +107,10 @@ class MemoryReport:
             batch.add_column(name, justify="right")
         for leaf in self.leaves:
             batch.add_row(
-                repr(leaf.path), leaf.dtype, leaf.converted, *_compared(leaf.before, leaf.after)
+                escape(repr(leaf.path)),
+                leaf.dtype,
+                leaf.converted,
+                *_compared(leaf.before, leaf.after),
             )
         batch.add_section()
         batch.add_row("total", "", "", *_compared(self.before, self.after))
@@ -115,7 +119,7 @@ class MemoryReport:
         for name in ("without DataPorter", "now", "saved"):
             total.add_column(name, justify="right")
         for held in self.held:
-            total.add_row(held.what, *_compared(held.without, held.now))
+            total.add_row(escape(held.what), *_compared(held.without, held.now))
         total.add_section()
         total.add_row("total", *_compared(self.without, self.now))
         text = io.StringIO()

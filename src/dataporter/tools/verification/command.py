@@ -122,7 +122,8 @@ def _line(console: Console, text: str, style: str = "") -> None:
 def _table(report: VerifyReport) -> Table:
     facts = report.facts
     strategy = f", {facts['strategy']}" if facts.get("strategy") else ""
-    table = Table(title=f"{report.subject}: {facts['loader']}{strategy}")
+    # A subject may have brackets, which rich would read as markup.
+    table = Table(title=Text(f"{report.subject}: {facts['loader']}{strategy}", style="table.title"))
     for name in ("resumed with", "interrupted", "after"):
         table.add_column(name, justify="right" if name == "after" else "left")
     for name in ("equal", "to first batch"):

@@ -96,6 +96,12 @@ class Factory:
         """
         make = self._function()
         taken = _taken(make, setting.changes())
+        if lacking := _lacking(make, taken):
+            shown = " ".join(f"--arg {name}=..." for name in lacking)
+            raise ConfigurationError(
+                f"{self.name} needs {', '.join(lacking)}: pass {shown} (in Python: "
+                "verify(arguments={...})), or give defaults"
+            )
         loader = make(**taken)
         left = {
             name: value
@@ -129,6 +135,20 @@ class Factory:
                 "loader on each call, since a resumed run is a new loader in a new process"
             )
         return partial(function, **self.arguments) if self.arguments else function
+
+
+def _lacking(make: Callable[..., Any], taken: Mapping[str, Any]) -> list[str]:
+    """The required arguments of a function that it does not receive."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # its signature is not known
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in named and name not in taken
+    ]
 
 
 def factory_of(made_by: Any, arguments: Mapping[str, Any]) -> Factory:
