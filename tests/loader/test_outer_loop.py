@@ -14,7 +14,7 @@ from budgets import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Augmented, Indices, digest, ids
-from torch.utils.data import DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from dataporter import ConfigurationError, ResumableDataLoader
 
@@ -148,6 +148,23 @@ def test_after_epochs_a_pass_that_is_left_is_an_epoch_as_before() -> None:
 def test_epochs_takes_a_number(stop: Any) -> None:
     with pytest.raises(ConfigurationError, match="stop="):
         build().epochs(stop)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_epochs_sets_the_epoch_of_a_custom_sampler_as_torchs_loop_does(inner: bool) -> None:
+    def sampler() -> Any:
+        return DistributedSampler(range(11), num_replicas=1, rank=0)
+
+    theirs, expected = sampler(), []
+    for epoch in range(3):
+        theirs.set_epoch(epoch)
+        expected += [(epoch, ids(batch)) for batch in DataLoader(Indices(11), 3, sampler=theirs)]
+    if inner:
+        batches: Any = BatchSampler(sampler(), 3, drop_last=False)
+        loader = ResumableDataLoader(Indices(11), batch_sampler=batches)
+    else:
+        loader = ResumableDataLoader(Indices(11), 3, sampler=sampler())
+    assert epochs_of(loader, 3) == expected
 
 
 def test_an_epoch_that_epochs_has_begun_is_in_the_state() -> None:

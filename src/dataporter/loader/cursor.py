@@ -143,6 +143,10 @@ class Cursor(Generic[P]):
         trail = self._trail or ((self.progress, self.ledger),)
         return trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
 
+    def begin_again(self) -> None:
+        """Let the pass that has begun, and has delivered nothing, begin anew."""
+        self._pass = None
+
     def is_moved_by(self, this_pass: object) -> bool:
         """Whether this is the pass that moves the cursor."""
         return this_pass is self._pass

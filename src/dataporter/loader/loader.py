@@ -370,8 +370,12 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def _check_peeked(self) -> None:
         """Take account of what was set since peek() began a pass that is now to deliver."""
-        if (epoch := self.setup.epochs.requested()) is not None:
+        epochs = self.setup.epochs
+        if (epoch := epochs.requested()) is not None:
             self._set_epoch(epoch)
+        if epoch is not None or epochs.asked is not None:
+            self._cursor.begin_again()
+            return
         for name, before in self._peeked_with.items():
             if (present := getattr(self, name)) is not before and present != before:
                 raise ConfigurationError(
