@@ -87,6 +87,8 @@ class SamplerEpochs:
 
     def set(self, epoch: int) -> None:
         """Set an epoch on all parts, as the user would."""
+        if not self._parts:
+            return
         self.driven = True
         self.write([epoch] * len(self._parts))
         self.asked = epoch
