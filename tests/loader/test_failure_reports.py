@@ -455,7 +455,7 @@ def test_a_stream_counts_once_wherever_it_is_stopped(workers: int, on_error: str
         assert (list(resumed.failures), resumed.failures.total) == expected
 
 
-@pytest.mark.parametrize("workers", [0, *slow(2)])
+@pytest.mark.parametrize("workers", [0, *slow(1)])
 def test_a_stream_has_a_limit_and_a_file(workers: int, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     loader = stream_of(workers, max_failures=3, failures=file)

@@ -110,6 +110,13 @@ def test_replacements_that_fail_are_in_the_ledger_too() -> None:
     assert sum(failure.count for failure in failures) == loader.failures.total
 
 
+def test_no_sample_is_tried_twice_in_one_place() -> None:
+    loader = ResumableDataLoader(Bad(2, {0}), 2, seed=1, on_error="replace")
+    for _ in range(20):
+        assert [row[0] for row in rows(loader)] == [1, 1]
+    assert loader.failures.total == 20
+
+
 def test_ten_attempts_and_the_error_names_first_and_last() -> None:
     loader = ResumableDataLoader(Bad(50, set(range(50))), 10, seed=1, on_error="replace")
     with pytest.raises(SampleError) as caught:
