@@ -262,7 +262,14 @@ def test_a_function_may_take_the_failure(function: Any, workers: int) -> None:
     assert (failure.error, failure.message) == ("ValueError", "sample 5 is broken")
 
 
-@pytest.mark.parametrize(("function", "result"), [(two, "two"), (two_and_a_default, 3)])
+def so_named(failure: Exception, index: int) -> Any:
+    return str(failure)
+
+
+@pytest.mark.parametrize(
+    ("function", "result"),
+    [(two, "two"), (two_and_a_default, 3), (so_named, "sample 1 is broken")],
+)
 def test_a_function_of_two_parameters_is_called_with_two(function: Any, result: Any) -> None:
     loader = ResumableDataLoader(Bad(2, {1}), 2, on_error=function, collate_fn=list)
     assert next(iter(loader))[1] == result
