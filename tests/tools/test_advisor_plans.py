@@ -24,7 +24,7 @@ from dataporter import (
     suggest_conversions,
 )
 from dataporter.seeding.generators import global_state
-from dataporter.tools.cli import main
+from dataporter_cli import main
 
 # ---- the printed plan
 

@@ -21,8 +21,8 @@ from dataporter.tools.bench.measure import measure
 from dataporter.tools.bench.passes import run
 from dataporter.tools.bench.report import Latency, Trial, duration, rate
 from dataporter.tools.bench.stages import measure_stages
-from dataporter.tools.cli import main
 from dataporter.tools.target import argument, load_target
+from dataporter_cli import main
 
 # A sleep takes as long or longer on a busy machine, never shorter.
 READ, COLLATE = 0.002, 0.010

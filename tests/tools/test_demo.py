@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dataporter import __version__
-from dataporter.tools.cli import main
 from dataporter.tools.demo import show as demo_show
 from dataporter.tools.demo.runs import Run, Scenario
 from dataporter.tools.demo.steps import Step, StepLog, write_step
 from dataporter.tools.demo.verdict import coverage, differences, judge, redone
+from dataporter_cli import main
 
 COMMAND = str(Path(sys.executable).with_name("dataporter"))
 LENGTH = 1797
@@ -257,7 +257,7 @@ def test_version() -> None:
 
 def test_the_package_does_not_import_the_libraries_of_the_demo() -> None:
     code = (
-        "import sys, dataporter, dataporter.tools.cli\n"
+        "import sys, dataporter, dataporter_cli\n"
         "sys.exit(', '.join({'sklearn', 'matplotlib'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -12,7 +12,6 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from dataporter.tools.cli import main
 from dataporter.tools.demo.runs import DemoError
 from dataporter.tools.demo.show_worlds import prove
 from dataporter.tools.demo.worlds import (
@@ -23,11 +22,12 @@ from dataporter.tools.demo.worlds import (
     parse_worlds,
     run_worlds,
 )
+from dataporter_cli import main
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from dataporter.tools.cli import main; main()", "demo", *arguments],
+        [sys.executable, "-c", "from dataporter_cli import main; main()", "demo", *arguments],
         capture_output=True,
         text=True,
         timeout=110,

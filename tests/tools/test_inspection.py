@@ -32,10 +32,10 @@ from dataporter import (
     inspect_checkpoint,
     save_atomically,
 )
-from dataporter.tools.cli import main
+from dataporter_cli import main
 
 LENGTH = 103
-RUN_COMMAND = "from dataporter.tools.cli import main; main()"
+RUN_COMMAND = "from dataporter_cli import main; main()"
 
 
 def loader_at(steps: int, **arguments: Any) -> ResumableDataLoader[Any]:

@@ -242,3 +242,9 @@ def test_a_loader_without_a_readable_batch_is_refused() -> None:
             memory_report(empty)
     with pytest.raises(LossyConversionError):
         memory_report(ResumableDataLoader({"x": torch.tensor([300])}, converter={"x": "uint8"}))
+
+
+def test_brackets_in_the_users_names_are_not_markup() -> None:
+    loader = ResumableDataLoader({"[bold]x": torch.arange(8.0)}, 4)
+    report = memory_report(loader)
+    assert repr(report.leaves[0].path) in str(report)

@@ -35,11 +35,11 @@ from dataporter import (
     VerifyReport,
     verify,
 )
-from dataporter.tools.cli import main
 from dataporter.tools.verification import session
 from dataporter.tools.verification.command import _table, show
 from dataporter.tools.verification.page import page
 from dataporter.tools.verification.report import Case, Measures
+from dataporter_cli import main
 
 HERE = Path(__file__).resolve()
 pytestmark = pytest.mark.usefixtures("shared_hosts")
@@ -443,6 +443,19 @@ def test_the_plugin_does_not_import_torch() -> None:
     code = "import sys, pytest_dataporter; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "False", ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["verify"]])
+def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, dataporter_cli\n"
+        "try: dataporter_cli.main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.splitlines()[-1] == "False", ran.stderr
+    assert "Usage: " in ran.stdout + ran.stderr
 
 
 @pytest.mark.slow

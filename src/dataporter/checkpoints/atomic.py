@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from dataporter.checkpoints.foreign import foreign
 from dataporter.errors import CheckpointNotFoundError, ConfigurationError, warn
 
 try:
@@ -34,10 +34,6 @@ _SEAL = b"\ndataporter checkpoint, sha256 %s\n"
 _SEAL_LENGTH = len(_SEAL % (b"0" * 64))
 _UNFINISHED = ".unfinished"
 _READ_AT_ONCE = 1 << 20  # B
-# The start of a file of torch.save in its format before zip archives: a pickled number.
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_END_OF_ZIP = 22  # B, of the record at the end of a zip archive
-_LONGEST_HEADER = 1 << 27  # B, of a safetensors file
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -135,14 +131,14 @@ def load_latest(
             f"there is no checkpoint {path.name} in {folder}: train from the start, or pass the "
             "path that was passed to save_atomically"
         )
-    foreign = [kind for one in candidates if (kind := _written_otherwise(one)) is not None]
+    others = [kind for one in candidates if (kind := _written_otherwise(one)) is not None]
     raise CheckpointNotFoundError(
         f"load_latest found no checkpoint of save_atomically under {path.name} in {folder}:"
         + "".join(f"\n  - {one}" for one in damaged)
         + (
             "\nLoad a file that was written otherwise as it was written, and save the next one "
             "with save_atomically"
-            if len(foreign) == len(damaged)
+            if len(others) == len(damaged)
             else "\nRestore one from a backup, or move these files away to train from the start"
         )
     )
@@ -291,29 +287,9 @@ def fault_of(path: Path) -> str | None:
 
 def _written_otherwise(path: Path) -> str | None:
     """What a file is that another function wrote whole; None if no such thing is known."""
-    with suppress(OSError), path.open("rb") as file:
-        head = file.read(len(_LEGACY))
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _END_OF_ZIP))
-        tail = file.read()
-        if head == _LEGACY or (head.startswith(b"PK") and tail.startswith(b"PK\x05\x06")):
-            return "torch.save wrote it, without a seal: torch.load(path) reads it"
-        length = int.from_bytes(head[:8], "little")
-        file.seek(8)
-        header = _json(file.read(length)) if len(head) > 8 and length <= _LONGEST_HEADER else None
-        if header and all(isinstance(entry, dict) for entry in header.values()):
-            return "it is a safetensors file: safetensors.torch.load_file(path) reads it"
-        file.seek(0)
-        if head.lstrip()[:1] == b"{" and _json(file.read(_LONGEST_HEADER)) is not None:
-            return "it is a JSON file: json.load reads it"
+    with suppress(OSError):
+        return foreign(path)
     return None
-
-
-def _json(text: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 # ---- unfinished files

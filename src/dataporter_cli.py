@@ -1,6 +1,7 @@
 """The command line: parses the arguments, calls the library, and turns errors into one line.
 
-Each command imports what it needs when it runs, so that ``--help`` imports none of it.
+This module is outside the package, since importing the package imports torch, which takes seconds.
+Each command imports what it needs when it runs, so that ``--help`` and usage errors import none.
 """
 
 from __future__ import annotations
