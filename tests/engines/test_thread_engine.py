@@ -35,7 +35,7 @@ def stripped(batch: Any) -> Any:
 
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("stop", [0, 3, 10])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:this pass has no batch")
 def test_threads_give_what_the_inline_engine_gives_after_any_stop(
     persistent: bool, stop: int
 ) -> None:

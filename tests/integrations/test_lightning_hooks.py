@@ -287,15 +287,28 @@ def test_the_generator_inside_a_sampler_that_lightning_shards_is_resumed() -> No
     assert [batch.tolist() for batch in resumed] == epochs[2][2:]
 
 
-@pytest.mark.parametrize("build", [long, stream])
-def test_an_epoch_that_a_callback_sets_is_followed(build: Callable[[], Any]) -> None:
-    class Again(Callback):
-        def on_train_epoch_start(self, *_: Any) -> None:
-            loader.seek(epoch=0)
-
+@pytest.mark.parametrize(
+    ("build", "hook"),
+    [
+        (long, "on_train_epoch_start"),
+        (stream, "on_train_epoch_end"),
+    ],
+)
+def test_an_epoch_that_a_callback_sets_is_followed(build: Callable[[], Any], hook: str) -> None:
+    again = Callback()
+    setattr(again, hook, lambda *_: loader.seek(epoch=0))
     loader = build()
-    ids = [ids for _, _, ids, _ in fit(loader, Again()).steps]
+    ids = [ids for _, _, ids, _ in fit(loader, again).steps]
     assert ids == 3 * ids[:6]
+
+
+def test_an_epoch_that_a_callback_sets_too_late_is_an_error() -> None:
+    """Lightning has read a batch of a stream ahead when an epoch starts."""
+    again = Callback()
+    again.on_train_epoch_start = lambda *_: loader.seek(epoch=0)  # type: ignore[method-assign]
+    loader = stream()
+    with pytest.raises(ConfigurationError, match="this iterator began before that"):
+        fit(loader, again)
 
 
 @pytest.mark.parametrize("build", [long, stream])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +176,27 @@ def test_forked_workers_need_no_pickle() -> None:
         Holding(lambda: 1), 4, num_workers=1, multiprocessing_context="fork", collate_fn=lambda b: b
     )
     assert len(list(loader)) == 2
+
+
+PROGRAM = """
+import sys
+from dataporter import ResumableDataLoader
+loader = ResumableDataLoader(range(4), 2, num_workers=1, multiprocessing_context="spawn")
+list(loader)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_spawned_workers_would_run_again_is_told_so(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    ran = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("dataporter.errors.WorkerDiedError: worker 0 exited with code 1 while")
+    assert (
+        "(its traceback is above; workers that are started by 'spawn' import the program, so begin "
+        "it under if __name__ == '__main__':, and define what they receive at the top of a module)"
+    ) in last

@@ -11,7 +11,7 @@ from dataporter import Failure, InvalidStateError
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.state import schema
 from dataporter.state.ledger import Ledger
-from dataporter.state.schema import Identity, State
+from dataporter.state.schema import DAMAGED, Identity, State
 from dataporter.streams import state as stream_schema
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardState
@@ -120,7 +120,7 @@ def test_a_field_of_another_type_is_named_with_the_types_it_may_have(
                 room.parse({**found, field: wrong})
             shown = f"{type(wrong).__name__} {wrong!r}"
             assert str(caught.value) == (
-                f"the state's field {field!r} is {shown}, expected {expected[field]}"
+                f"the state's field {field!r} is {shown}, expected {expected[field]}: {DAMAGED}"
             )
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_shard_is_shown_beside_what_was_expected(entry: object) -> Non
     assert str(caught.value) == (
         f"the state's field 'shards' holds {type(entry).__name__} {entry!r}, expected [shard, "
         "batches, offset, ended, snapshot_offset, snapshot] with 0 <= shard < 2 and "
-        "0 <= snapshot_offset <= offset"
+        f"0 <= snapshot_offset <= offset: {DAMAGED}"
     )
 
 

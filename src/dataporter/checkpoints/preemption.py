@@ -233,7 +233,9 @@ def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"signals={signals!r}: {error}; expected signals") from error
     if not checked:
-        raise ConfigurationError(f"signals={signals!r}: expected at least one signal")
+        raise ConfigurationError(
+            f"signals={signals!r}: expected at least one signal, such as signal.SIGTERM"
+        )
     if refused := _UNCATCHABLE.intersection(checked):
         names = ", ".join(sorted(one.name for one in refused))
         raise ConfigurationError(f"signals: {names} cannot be caught; leave it out")

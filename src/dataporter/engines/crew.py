@@ -40,6 +40,11 @@ _JOB_SIGNALS = tuple(
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
+# Such a worker mostly ends because it cannot import or unpickle what it is sent.
+_IMPORTS = (
+    "its traceback is above; workers that are started by {!r} import the program, so begin it "
+    "under if __name__ == '__main__':, and define what they receive at the top of a module"
+)
 _GRACE = 2.0  # s, for a worker to finish its fetch
 _LAST_GRACE = 1.0  # s, after SIGTERM
 # A worker's end closes its channel, unless a process that it has started keeps that open.
@@ -273,6 +278,8 @@ class Crew:
             # A worker serves its requests one after the other, so it was reading the first.
             asked[0].deaths += 1
         what = f"worker {worker} {_end(lost.process.exitcode)} while it {_read_by(asked)}"
+        if lost.process.exitcode == 1 and self._context.get_start_method() != "fork":
+            what += f" ({_IMPORTS.format(self._context.get_start_method())})"
         if asked and asked[0].deaths >= _MOST_DEATHS:
             lost.lost = WorkerDiedError(
                 f"{what}; it is the second worker that this batch has killed, so a third would not "

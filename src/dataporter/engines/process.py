@@ -195,7 +195,8 @@ class _Pass(Iterator[Reply]):
             # the workers have sent meanwhile.
             if not progressed and not left:
                 raise WorkerTimeoutError(
-                    f"DataLoader timed out after {timeout} seconds: {describe(tickets[0])}"
+                    f"DataLoader timed out after {timeout} seconds: {describe(tickets[0])}; raise "
+                    "timeout=, or find out why the worker hangs"
                 )
 
     def _may_replace(self) -> bool:

@@ -182,7 +182,8 @@ class _Pass(Iterator[Reply]):
         if not done:
             raise WorkerTimeoutError(
                 f"DataLoader timed out after {self._timeout} seconds: a thread has not returned "
-                f"{tasks[0].scheduled.request.described()}"
+                f"{tasks[0].scheduled.request.described()}; raise timeout=, or find out why the "
+                "dataset hangs"
             )
         return next(task for task in tasks if task.future in done)
 

@@ -103,7 +103,8 @@ def prepare_unless_explicit(
         # Accelerate would conclude that the loader is not prepared, and build another.
         raise ConfigurationError(
             f"prepare() could not fit this {type(loader).__name__} to the accelerator, since an "
-            f"attribute is missing in what it was built with: {error}"
+            f"attribute is missing in what it was built with ({error}): mend the dataset or "
+            "sampler that raises it"
         ) from error
 
 

@@ -201,7 +201,8 @@ class LoaderHooks:
         """Move the loaders to the epoch that follows theirs in an uninterrupted training."""
         for loader, epoch, following in self._resumed:
             if isinstance(loader.sampler, OrderSampler):
-                loader.seek(epoch=max(following, self._epoch))
+                # Where the trainer's set_epoch leads, which never goes back.
+                loader.seek(epoch=self._epoch if epoch <= self._epoch else following)
             else:
                 # A pass sets its sampler's epoch.
                 _set_epoch(loader, epoch)

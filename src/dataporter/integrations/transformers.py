@@ -237,7 +237,8 @@ def _epoch_and_step(
     if steps_in_epoch != len(loader):
         raise ConfigurationError(
             f"an epoch of {len(loader)} batches is {steps_in_epoch} steps for the Trainer, which "
-            "splits them up (sequence parallelism): ResumableTrainer cannot resume there"
+            "splits them up (sequence parallelism), and ResumableTrainer cannot resume there: "
+            "train without it, or with transformers.Trainer"
         )
     left = _left(loader, state) if isinstance(loader.dataset, IterableDataset) else loader.remaining
     return (loader.epoch, steps_in_epoch - left) if left else (loader.epoch + 1, 0)

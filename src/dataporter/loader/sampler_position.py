@@ -57,7 +57,10 @@ class SamplerPosition:
         ranks = Ranks(world.group)
         with ranks.agreed(call) as terms:
             if batch_size is None:
-                raise ConfigurationError("batch_size=None: expected the DataLoader's batch size")
+                raise ConfigurationError(
+                    "batch_size=None: expected the DataLoader's batch size, a whole number of 1 or "
+                    "more"
+                )
             checked = kinds_checked(
                 {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last}
             )

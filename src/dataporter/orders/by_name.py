@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dataporter.checks import SEED_LIMIT
+from dataporter.checks import SEED_LIMIT, given
 from dataporter.errors import ConfigurationError
 from dataporter.orders.blocks import BlockShuffledOrder, blocks_named
 from dataporter.orders.order import Order
@@ -46,7 +46,8 @@ def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
     if isinstance(order, str):
         if order not in _ORDERS:
             raise ConfigurationError(
-                f"order={order!r}: expected {', '.join(map(repr, _ORDERS))} or an Order object"
+                f"{given('order', order)}: expected {', '.join(map(repr, _ORDERS))} or an Order "
+                "object"
             )
         if shuffle is not None and bool(shuffle) != (order != "sequential"):
             raise ConfigurationError(
@@ -55,8 +56,8 @@ def order_for(order: str | Order | None, shuffle: bool | None) -> Order:
         return _ORDERS[order]
     if isinstance(order, type) or not isinstance(order, Order):
         raise ConfigurationError(
-            f"order={order!r}: an order object needs name, version, epoch_length() and indices(); "
-            "see dataporter.Order"
+            f"{given('order', order)}: an order object needs name, version, epoch_length() and "
+            "indices(); see dataporter.Order"
         )
     return order
 

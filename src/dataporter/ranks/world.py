@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
 
-from dataporter.checks import SEED_LIMIT
+from dataporter.checks import SEED_LIMIT, given
 from dataporter.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def find_world(
 def _explicit(rank_name: str, rank: Any, size_name: str, size: Any) -> World:
     for name, value in ((rank_name, rank), (size_name, size)):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigurationError(f"{name}={value!r}: expected a whole number")
+            raise ConfigurationError(f"{given(name, value)}: expected a whole number")
     if size < 1:
         raise ConfigurationError(f"{size_name}={size}: expected 1 or more")
     if not 0 <= rank < size:
@@ -96,8 +96,8 @@ def _group_of(process_group: Any) -> Any:
         return process_group.get_group()
     if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
         raise ConfigurationError(
-            f"process_group={process_group!r}: expected a torch.distributed ProcessGroup that this "
-            "process is a member of, or a DeviceMesh of one dimension"
+            f"{given('process_group', process_group)}: expected a torch.distributed ProcessGroup "
+            "that this process is a member of, or a DeviceMesh of one dimension"
         )
     return process_group
 

@@ -51,7 +51,7 @@ def decode(text: str) -> Any:
         return _decoded(json.loads(text))
     except _DAMAGED as error:
         raise InvalidStateError(
-            f"a snapshot in the state is damaged ({error}): {text[:80]!r}"
+            f"a snapshot in the state is damaged ({error}): {text[:80]!r}; load another one"
         ) from error
 
 

@@ -16,6 +16,7 @@ from dataporter.state.found import SCHEMA
 from dataporter.state.ledger import NO_FAILURES, Ledger
 
 __all__ = [
+    "DAMAGED",
     "SCHEMA",
     "SCHEMA_VERSION",
     "Identity",
@@ -40,6 +41,8 @@ _ADDED: dict[int, dict[str, object]] = {
 }
 
 _LIMIT = 1 << 63
+# What an error of a field ends with.
+DAMAGED = "the state is damaged or was edited; load another one"
 _NOT_NEGATIVE = ("seed", "epoch", "step", "position", "order_digest", "dataset_length")
 
 Types = tuple[type, ...]
@@ -184,7 +187,7 @@ def ledger_of(state: Mapping[str, Any]) -> Ledger:
         raise InvalidStateError(
             f"the state's field 'failures' holds {shown(state['failures'])}, expected [total, "
             "in_epoch, records] with total >= in_epoch >= 0, and as many failures in the records, "
-            f"or fewer; a record is [{', '.join(Failure.__annotations__)}]"
+            f"or fewer; a record is [{', '.join(Failure.__annotations__)}]: {DAMAGED}"
         )
     return ledger
 
@@ -224,7 +227,8 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, Types]) -> Mappin
         )
     if state[SCHEMA] < 1:
         raise InvalidStateError(
-            f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected 1 to {SCHEMA_VERSION}"
+            f"the state's field {SCHEMA!r} is {state[SCHEMA]}, expected 1 to {SCHEMA_VERSION}: "
+            f"{DAMAGED}"
         )
     if ("stream" in state) != ("stream" in known):
         read = ("an iterable dataset", "a map-style dataset")
@@ -239,8 +243,8 @@ def check_schema(state: Mapping[str, Any], known: Mapping[str, Types]) -> Mappin
     for field, types in known.items():
         if field not in state:
             raise InvalidStateError(
-                f"the state has no field {field!r}: it is damaged or truncated; its fields are "
-                f"{sorted(map(str, state))}"
+                f"the state has no field {field!r}; its fields are {sorted(map(str, state))}: "
+                f"{DAMAGED}"
             )
         check_type(field, state[field], types)
     unknown = sorted(map(str, set(state) - set(known)))
@@ -259,7 +263,7 @@ def check_numbers(state: Mapping[str, Any], names: Iterable[str], *, lowest: int
             continue
         expected = f"{lowest} to {_LIMIT - 1}" if lowest == 0 else f"{lowest} or more"
         raise InvalidStateError(
-            f"the state's field {field!r} is {state[field]}, expected {expected}"
+            f"the state's field {field!r} is {state[field]}, expected {expected}: {DAMAGED}"
         )
 
 
@@ -268,7 +272,7 @@ def check_type(field: str, value: object, types: tuple[type, ...]) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
         raise InvalidStateError(
-            f"the state's field {field!r} is {shown(value)}, expected {expected}"
+            f"the state's field {field!r} is {shown(value)}, expected {expected}: {DAMAGED}"
         )
 
 
@@ -287,7 +291,7 @@ def _early(stretches: object, position: int) -> tuple[Delivered, ...]:
         if not sound:
             raise InvalidStateError(
                 f"the state's field 'early' holds {shown(stretch)}, expected "
-                f"[start, stop, digest] with {before} < start < stop"
+                f"[start, stop, digest] with {before} < start < stop: {DAMAGED}"
             )
         early.append(Delivered(*stretch))
         before = stretch[1]

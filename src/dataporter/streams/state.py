@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dataporter.errors import InvalidStateError, RankMismatchError
 from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.schema import (
+    DAMAGED,
     SCHEMA,
     SCHEMA_VERSION,
     check_numbers,
@@ -114,10 +115,13 @@ def parse(state: Mapping[str, Any]) -> StreamState:
     check_numbers(state, ("batch_size", "world_size", "num_shards", "num_workers"), lowest=1)
     way, rank = state["stream"], state["rank"]
     if way not in _WAYS:
-        raise InvalidStateError(f"the state's field 'stream' is {way!r}, expected one of {_WAYS}")
+        raise InvalidStateError(
+            f"the state's field 'stream' is {way!r}, expected one of {_WAYS}: {DAMAGED}"
+        )
     if rank is not None and not 0 <= rank < state["world_size"]:
         raise InvalidStateError(
-            f"the state's field 'rank' is {rank}, expected 0 to {state['world_size'] - 1}"
+            f"the state's field 'rank' is {rank}, expected 0 to {state['world_size'] - 1}: "
+            f"{DAMAGED}"
         )
     sharding: Literal["shards", "workers"] = "shards" if way == "shards" else "workers"
     present = "num_shards" if sharding == "shards" else "num_workers"
@@ -125,7 +129,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
     if state[present] is None or state[absent] is not None:
         raise InvalidStateError(
             f"the state's fields {present!r} ({state[present]}) and {absent!r} ({state[absent]}) "
-            f"do not fit 'stream' ({way!r})"
+            f"do not fit 'stream' ({way!r}): {DAMAGED}"
         )
     total = state["num_shards"] or state["num_workers"] * state["world_size"]
     shards: dict[int, ShardState] = {}
@@ -133,7 +137,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
         shard = _shard(entry, total)
         if shard.shard in shards:
             raise InvalidStateError(
-                f"the state's field 'shards' holds shard {shard.shard} more than once"
+                f"the state's field 'shards' holds shard {shard.shard} more than once: {DAMAGED}"
             )
         shards[shard.shard] = shard
     identity = part_of(state, StreamIdentity, sharding=sharding)
@@ -188,5 +192,5 @@ def _shard(entry: object, total: int) -> ShardState:
     raise InvalidStateError(
         f"the state's field 'shards' holds {shown(entry)}, expected "
         f"[{', '.join(ShardState._fields)}] with 0 <= shard < {total} and "
-        "0 <= snapshot_offset <= offset"
+        f"0 <= snapshot_offset <= offset: {DAMAGED}"
     )
