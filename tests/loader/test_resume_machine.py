@@ -56,6 +56,7 @@ class Kind:
         worlds: the numbers of ranks that share each global batch.
         epochs: the custom sampler has ``set_epoch``.
         memory: a resume may be refused.
+        moves: the custom sampler keeps its place, so that each look at it counts.
         steps: ``seek`` reaches any step.
         processes: the workers are processes.
     """
@@ -66,6 +67,7 @@ class Kind:
     planned: bool = False
     epochs: bool = False
     memory: bool = False
+    moves: bool = False
     steps: bool = True
     processes: bool = False
 
@@ -95,6 +97,7 @@ def _sampled(name: str) -> Kind:
         workers=(0,) if pattern.memory else (0, 1, 3),
         epochs=pattern.epochs,
         memory=pattern.memory and not pattern.state,
+        moves=pattern.memory,
         steps=not pattern.memory,
     )
 
@@ -118,11 +121,9 @@ KINDS: dict[str, Kind] = {
     ),
     "shared out, uneven": _shared_out("uneven"),
     "shared out, drop": _shared_out("drop"),
-    # The others follow with what resumes them.
     **{
         f"sampler {name}": _sampled(name)
-        for name, pattern in PATTERNS.items()
-        if not (pattern.epochs or pattern.memory)
+        for name in PATTERNS
     },
     **{f"stream {name}": _stream(name) for name in STREAMS},
 }
@@ -337,6 +338,7 @@ class Programs(RuleBasedStateMachine):
         lambda self: (
             (not self.under_way or self.waiting or not self.latest.left)
             and all(each.begun for each in self.passes)
+            and not self.kind.moves
         )
     )
     @rule()
@@ -413,7 +415,7 @@ class Programs(RuleBasedStateMachine):
             self.begin_anew()
             return
         alive = [each.broken for each in self.passes if each.begun and not each.ended]
-        if in_place and not self.outer:
+        if in_place and not self.outer and not self.kind.moves:
             team = self.broken
         else:
             alive, last = [], self.latest.broken if self.under_way and not self.waiting else None

@@ -6,13 +6,14 @@ from typing import Any
 
 from dataporter.schedule.sampler_record import Epochs, Way
 from dataporter.schedule.walk import Walk, WalkedSampler
+from dataporter.seeding.generators import isolated_generators, seed_generators
 
 __all__ = ["has_memory", "ways_by_state"]
 
 # So many indices that are equal are no accident, whatever the dataset.
 _CONVINCING = 64
 _MOST_ROUNDS = 12
-_MOST_INDICES = 1 << 20  # where a sampler without a length is left, which may be endless
+_MOST_INDICES = 1 << 17  # where a sampler without a length is left, which may be endless
 
 
 def has_memory(sampler: WalkedSampler, epochs: Epochs | None, epoch: int, seed: int) -> bool:
@@ -107,9 +108,12 @@ def _walked(
     """Position and digest after each batch of a pass, or of its first steps."""
     sampler.epochs.write(epochs or ())
     walk = Walk(sampler, epoch, seed).begin()
-    if steps is None:
-        return _rest(walk, _length_of(sampler))
-    return [(walk.position, walk.digest) for _ in range(steps) if walk.draw() is not None]
+    walk.seeds_each = False  # which takes longer than all the rest
+    with isolated_generators():
+        seed_generators(seed)
+        if steps is None:
+            return _rest(walk, _length_of(sampler))
+        return [(walk.position, walk.digest) for _ in range(steps) if walk.draw() is not None]
 
 
 def _rest(walk: Walk, most: int) -> list[tuple[int, int]]:

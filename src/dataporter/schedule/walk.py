@@ -153,6 +153,8 @@ class Walk:
         step, position, digest: what was drawn, as a progress counts it.
         start: the sampler's own state before the pass; None where it keeps none.
         ended: whether the sampler has no batches left.
+        seeds_each: seed the global generators before each batch, and restore them afterwards;
+            otherwise the caller does, for a walk that is compared with others of its kind alone.
     """
 
     def __init__(self, sampler: WalkedSampler, epoch: int, seed: int) -> None:
@@ -162,6 +164,7 @@ class Walk:
         self._iterator: Iterator[Any] = iter(())
         self._kept: list[list[Any]] = []
         self._keeps_state = False
+        self.seeds_each = True
         self.step, self.position, self.digest = 0, 0, 0
         self.start: str | None = None
         self.ended = False
@@ -232,13 +235,16 @@ class Walk:
     def _drawn(self) -> list[Any] | None:
         if self.ended:
             return None
-        with isolated_generators():
-            seed_generators(fold(self._key, self.step))
-            try:
+        try:
+            if self.seeds_each:
+                with isolated_generators():
+                    seed_generators(fold(self._key, self.step))
+                    drawn = next(self._iterator)
+            else:
                 drawn = next(self._iterator)
-            except StopIteration:
-                self.ended = True
-                return None
+        except StopIteration:
+            self.ended = True
+            return None
         return list(drawn) if self._sampler.batched else [drawn]
 
     def _states(self) -> dict[str, Any]:
