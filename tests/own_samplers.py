@@ -18,7 +18,18 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-__all__ = ["LENGTH", "PATTERNS", "Pattern"]
+__all__ = [
+    "LENGTH",
+    "PATTERNS",
+    "Buckets",
+    "HiddenEpoch",
+    "InPlace",
+    "InPlaceStateful",
+    "OwnNumpy",
+    "Pattern",
+    "TokenBudget",
+    "Uncopyable",
+]
 
 LENGTH = 12
 

@@ -121,10 +121,7 @@ KINDS: dict[str, Kind] = {
     ),
     "shared out, uneven": _shared_out("uneven"),
     "shared out, drop": _shared_out("drop"),
-    **{
-        f"sampler {name}": _sampled(name)
-        for name in PATTERNS
-    },
+    **{f"sampler {name}": _sampled(name) for name in PATTERNS},
     **{f"stream {name}": _stream(name) for name in STREAMS},
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dataporter.schedule.sampler_record import Epochs, Way
 from dataporter.schedule.walk import Walk, WalkedSampler
-from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.generators import seed_generators
 
 __all__ = ["has_memory", "ways_by_state"]
 
@@ -109,7 +109,7 @@ def _walked(
     sampler.epochs.write(epochs or ())
     walk = Walk(sampler, epoch, seed).begin()
     walk.seeds_each = False  # which takes longer than all the rest
-    with isolated_generators():
+    with walk.isolated():
         seed_generators(seed)
         if steps is None:
             return _rest(walk, _length_of(sampler))

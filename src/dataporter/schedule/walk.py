@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,8 +153,8 @@ class Walk:
         step, position, digest: what was drawn, as a progress counts it.
         start: the sampler's own state before the pass; None where it keeps none.
         ended: whether the sampler has no batches left.
-        seeds_each: seed the global generators before each batch, and restore them afterwards;
-            otherwise the caller does, for a walk that is compared with others of its kind alone.
+        seeds_each: seed the global generators before each batch; otherwise the caller does, for a
+            walk that is only compared with others of its kind.
     """
 
     def __init__(self, sampler: WalkedSampler, epoch: int, seed: int) -> None:
@@ -164,6 +164,7 @@ class Walk:
         self._iterator: Iterator[Any] = iter(())
         self._kept: list[list[Any]] = []
         self._keeps_state = False
+        self._is_isolated = False
         self.seeds_each = True
         self.step, self.position, self.digest = 0, 0, 0
         self.start: str | None = None
@@ -216,15 +217,26 @@ class Walk:
         Args:
             by_position: the step also counts batches past the position.
         """
-        while self.step < place.step or by_position:
-            before = self.step, self.position, self.digest
-            drawn = self.draw()
-            if drawn is None:
-                return
-            if by_position and self.position > place.position:
-                self.step, self.position, self.digest = before
-                self._kept.append(drawn)
-                return
+        with self.isolated():
+            while self.step < place.step or by_position:
+                before = self.step, self.position, self.digest
+                drawn = self.draw()
+                if drawn is None:
+                    return
+                if by_position and self.position > place.position:
+                    self.step, self.position, self.digest = before
+                    self._kept.append(drawn)
+                    return
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Restore the global generators once after many batches, which is faster."""
+        self._is_isolated = True
+        try:
+            with isolated_generators():
+                yield
+        finally:
+            self._is_isolated = False
 
     def _iterate(self) -> None:
         with isolated_generators():
@@ -236,11 +248,9 @@ class Walk:
         if self.ended:
             return None
         try:
-            if self.seeds_each:
-                with isolated_generators():
+            with nullcontext() if self._is_isolated else isolated_generators():
+                if self.seeds_each:
                     seed_generators(fold(self._key, self.step))
-                    drawn = next(self._iterator)
-            else:
                 drawn = next(self._iterator)
         except StopIteration:
             self.ended = True

@@ -75,6 +75,11 @@ class SampledFormat:
         settle(mismatches, on_mismatch)
         if mismatches:
             progress = self.schedule.nearest(saved.progress, seed)
+        record = progress.sampler
+        if on_mismatch == "warn" and record is not None and record.resume is not None:
+            # Some samplers show only in the pass that they are other ones.
+            record = replace(record, resume=record.resume._replace(lenient=True))
+            progress = progress._replace(sampler=record)
         if is_joined:
             terms = build(replace(parse(state), ledger=NO_FAILURES))
         else:
