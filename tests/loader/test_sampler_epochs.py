@@ -190,3 +190,34 @@ def test_the_users_own_state_holds_nothing_of_ours() -> None:
     rest(loader)
     assert type(sampler.epoch) is int
     assert torch.equal(torch.tensor(sampler.epoch), torch.tensor(3))
+
+
+@pytest.mark.parametrize("reach", ["sampler", "loader", "epochs"])
+def test_an_epoch_that_is_set_after_a_peek_counts(reach: str) -> None:
+    loader = loader_of(distributed())
+    assert ids(loader.peek()) == order_of(0)[0]
+    epochs = loader.epochs(4) if reach == "epochs" else range(4)
+    for epoch in epochs:
+        if reach != "epochs":
+            (loader if reach == "loader" else loader.sampler).set_epoch(epoch)
+        assert ids(loader.peek()) == order_of(epoch)[0]
+        assert rest(loader) == order_of(epoch)
+        assert loader.epoch == epoch + 1
+        loader.peek()
+
+
+def test_a_peek_and_the_epoch_that_it_is_of_begin_one_pass() -> None:
+    loader = loader_of(distributed())
+    loader.peek()
+    loader.sampler.set_epoch(0)
+    assert rest(loader) == order_of(0)
+    assert rest(loader) == order_of(0)
+    assert loader.epoch == 2
+
+
+def test_a_loop_over_epochs_begins_with_what_was_set_on_the_sampler() -> None:
+    loader = loader_of(distributed())
+    next(iter(loader))
+    loader.load_state_dict(loader.state_dict())
+    loader.sampler.set_epoch(2)
+    assert [rest(loader) for _ in loader.epochs(4)] == [order_of(2), order_of(3)]

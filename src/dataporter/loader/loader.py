@@ -262,7 +262,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _get_iterator(self) -> Iterator[Batch]:  # type: ignore[override]  # as above
         # A hook of torch's loader: subclasses put something around the iterator here.
         batches, self._peeked = self._peeked, None
-        if batches is None or not batches.under_way:
+        if batches is None or not batches.under_way or self._has_other_epoch():
             batches = self._new_pass()
         return batches if self._adapter is None else self._adapter.passes(batches)
 
@@ -278,6 +278,14 @@ class ResumableDataLoader(DataLoader[Batch]):
         )
         self._passes = [weakref.ref(new), *(ref for ref in self._passes if ref() is not None)]
         return new
+
+    def _has_other_epoch(self) -> bool:
+        """Whether a custom sampler was given another epoch since peek() began a pass over it."""
+        epochs = self.setup.epochs
+        if epochs.values() != epochs.begun_with or epochs.pending() not in (None, self.epoch):
+            return True
+        epochs.overlook()
+        return False
 
     def _in_use(self) -> list[Delivery[Batch]]:
         return [batches for ref in self._passes if (batches := ref()) is not None]
@@ -306,7 +314,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         stop = whole_number("stop", stop)
         self._join()
-        return epochs_until(stop, lambda: self._cursor, self._drive)
+        return epochs_until(stop, lambda: self._cursor, self._look, self._drive)
 
     def peek(self) -> Batch:
         """The next batch, which does not count: the next pass, or the present one, delivers it too.
@@ -330,6 +338,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         """
         self._join()
         present = next((batches for batches in self._in_use() if batches.under_way), None)
+        if present is not None and present is self._peeked and self._has_other_epoch():
+            present = None
         if present is None and not self.setup.arguments.is_planned:
             present = self._peeked = self._new_pass()
             self._peeked_with = {name: getattr(self, name) for name in SETTABLE}
@@ -357,8 +367,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         setup, cursor = self.setup, self._cursor
         if self._is_replicated:
             refuse_replicated(setup)
-        if (epoch := setup.epochs.requested()) is not None:
-            self._set_epoch(epoch)
+        self._look()
         progress = cursor.upcoming()
         self._membership.setup = setup = setup.with_workers(self.num_workers, progress)
         replies = self._replies(setup, progress)
@@ -367,6 +376,11 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._reporter.begin(self._reporting(setup))
         cursor.begin(this_pass)
         return replies
+
+    def _look(self) -> None:
+        """Follow the epoch that the user has set on a custom sampler."""
+        if (epoch := self.setup.epochs.requested()) is not None:
+            self._set_epoch(epoch)
 
     def _check_peeked(self) -> None:
         """Take account of what was set since peek() began a pass that is now to deliver."""

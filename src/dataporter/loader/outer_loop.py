@@ -19,13 +19,18 @@ _AT_MOST_LOOKED_AT = 3
 
 
 def epochs_until(
-    stop: int, cursor_of: Callable[[], AnyCursor], drive: Callable[[int], None]
+    stop: int,
+    cursor_of: Callable[[], AnyCursor],
+    look: Callable[[], None],
+    drive: Callable[[int], None],
 ) -> Iterator[int]:
     """The numbers of the epochs before ``stop``; the loader's cursor is set to each in turn.
 
     Args:
+        look: follows the epoch that was set on a custom sampler.
         drive: sets the epoch of a custom sampler.
     """
+    look()
     epoch = cursor_of().upcoming().epoch
     try:
         while epoch < stop:

@@ -229,6 +229,7 @@ class SampledSchedule:
                 self.epochs.write(present)
             walk = Walk(self._own, progress.epoch, seed).begin()
         self._last, self.epochs.asked = walk, None
+        self.epochs.begun_with = self.epochs.values()
         by_state = record.resume is not None and resume.ways != ("walk",)
         passes = record.passes if by_state else max(record.passes, begun)
         driven = record.driven or self.epochs.driven

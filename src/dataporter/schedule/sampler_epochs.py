@@ -43,6 +43,7 @@ class SamplerEpochs:
     Attributes:
         driven: whether anybody has ever set an epoch.
         asked: the epoch that the loader was asked for since the last pass began.
+        begun_with: the epochs in the last pass that began.
     """
 
     def __init__(self, parts: Sequence[Any] = ()) -> None:
@@ -55,6 +56,7 @@ class SamplerEpochs:
         )
         self.driven = self._at_construction is not None
         self.asked: int | None = None
+        self.begun_with: tuple[int | None, ...] = self.values()
         self.overlook()
 
     def set_at_construction(self) -> int | None:
