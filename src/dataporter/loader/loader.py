@@ -262,7 +262,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _get_iterator(self) -> Iterator[Batch]:  # type: ignore[override]  # as above
         # A hook of torch's loader: subclasses put something around the iterator here.
         batches, self._peeked = self._peeked, None
-        if batches is None or not batches.under_way or self._has_other_epoch():
+        if batches is None or not batches.under_way:
             batches = self._new_pass()
         return batches if self._adapter is None else self._adapter.passes(batches)
 
@@ -384,10 +384,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def _check_peeked(self) -> None:
         """Take account of what was set since peek() began a pass that is now to deliver."""
-        epochs = self.setup.epochs
-        if (epoch := epochs.requested()) is not None:
-            self._set_epoch(epoch)
-        if epoch is not None or epochs.asked is not None:
+        if self._has_other_epoch():
+            self._look()
             self._cursor.begin_again()
             return
         for name, before in self._peeked_with.items():
