@@ -156,18 +156,18 @@ def verify(
     Runs the loader uninterrupted. Then interrupts it at the start, in mid-epoch, at the last step,
     at the end of the epoch, in the next epoch and at random steps, loads its state in new
     processes, and compares every batch that follows. The loader may be DataPorter's, torch's,
-    torchdata's or a custom one. Exit code: 0 if exact, 1 if not, 2 if the comparison could not run.
+    torchdata's or a custom one. Exit code: 0 if exact, 1 if not, 2 if that is not proven.
     """
     from dataporter.tools.verification.command import Options, carry_out
 
     with _one_line("verify", debug=debug):
-        exact = carry_out(
+        code = carry_out(
             Options(
                 *(target, workers, engine, batch_size, world, spawn, steps, max_seconds, seed),
                 *(argument or (), diagnose, as_json, html),
             )
         )
-    raise typer.Exit(0 if exact else 1)
+    raise typer.Exit(code)
 
 
 @main.command("inspect")

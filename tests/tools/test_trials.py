@@ -49,6 +49,7 @@ FACTS = {
     "batch_size": 4,
     "tail": "pad",
 }
+SETTINGS = ("no workers", "2 processes")
 NONE, TWO = Setting(num_workers=0), Setting(num_workers=2, worker_kind="process")
 
 
@@ -109,8 +110,10 @@ def test_runs_start_from_the_references_seed_where_they_must_equal_it() -> None:
 def test_each_setting_resumes_its_states_in_turn_and_those_of_the_first() -> None:
     runs = [Run(setting, EVENTS, f"/states/{setting.num_workers}") for setting in (NONE, TWO)]
     trials = resumptions(reference(), runs, {NONE: 7}, repeats=True)
-    assert [trial.case.setting for trial in trials[:4]] == [
-        *("no workers", "2 processes", "no workers", "no workers")
+    first = [(trial.case.setting, trial.case.name) for trial in trials[:5]]
+    assert first == [
+        ("no workers", "SIGKILL"),
+        *((setting, name) for name in ("mid-epoch", "end of epoch") for setting in SETTINGS),
     ]
     by_name = {(trial.case.setting, trial.case.name): trial for trial in trials}
     killed = by_name["no workers", "SIGKILL"]
@@ -121,13 +124,24 @@ def test_each_setting_resumes_its_states_in_turn_and_those_of_the_first() -> Non
     assert job(crossed).state == "/states/no-workers/state-5.pt"
     assert by_name["2 processes", "SIGKILL to a worker"].expected == (EVENTS,)
     assert {trial.tasks[0].host for trial in trials} == {"two", "three"}
-    once = resumptions(reference(), runs, {}, repeats=False)
-    assert not any("SIGKILL" in trial.case.name for trial in once)
+    unseeded = reference(ours=False)
+    (worker,) = (
+        trial
+        for trial in resumptions(unseeded, runs, {}, repeats=False)
+        if trial.case.name == "SIGKILL to a worker"
+    )
+    assert job(worker).state == "/states/2/state-0.pt"
+    once = killed_run(unseeded, runs[0], repeats=False)
+    assert once is not None
+    assert job(once).state == "/states/0/state-0.pt"
 
 
 def test_a_loader_without_a_state_discards_what_was_delivered() -> None:
     plain = reference(ours=False, stateful=False, strategy=None)
-    (start, middle, *_) = resumptions(plain, [Run(NONE, EVENTS, "")], {}, repeats=True)
+    found = resumptions(plain, [Run(NONE, EVENTS, "")], {}, repeats=True)
+    start, middle = (
+        next(trial for trial in found if trial.case.name == name) for name in ("start", "mid-epoch")
+    )
     assert (job(start).state, job(start).replay) == (None, 0)
     assert (job(middle).state, job(middle).replay, job(middle).events) == (None, 5, 10)
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -36,7 +36,7 @@ from dataporter import (
     verify,
 )
 from dataporter.tools.verification import session
-from dataporter.tools.verification.command import _table, show
+from dataporter.tools.verification.command import _table, exit_code, show
 from dataporter.tools.verification.page import page
 from dataporter.tools.verification.report import Case, Measures
 from dataporter_cli import main
@@ -137,19 +137,20 @@ class Drawn:
     """A custom loader: nothing seeds it, and its state is complete."""
 
     def __init__(self) -> None:
-        self.order: list[int] = []
+        self.seed, self.epoch, self.position = random.SystemRandom().randrange(1 << 30), 0, 0
 
     def __iter__(self) -> Any:
-        self.order = self.order or random.Random().sample(range(8), 8)
-        while self.order:
-            yield torch.tensor(self.order.pop())
+        order = random.Random(self.seed + self.epoch).sample(range(8), 8)
+        while self.position < 8:
+            self.position += 1
+            yield torch.tensor(order[self.position - 1])
+        self.epoch, self.position = self.epoch + 1, 0
 
-    def state_dict(self) -> dict[str, list[int]]:
-        self.order = self.order or random.Random().sample(range(8), 8)
-        return {"order": list(self.order)}
+    def state_dict(self) -> dict[str, int]:
+        return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, list[int]]) -> None:
-        self.order = list(state["order"])
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        vars(self).update(state)
 
 
 class Careful:
@@ -178,6 +179,10 @@ def careful() -> Any:
 
 def nothing() -> None:
     return None
+
+
+def one_batch() -> Any:
+    return ResumableDataLoader(range(4), 4, seed=1)
 
 
 def empty() -> Any:
@@ -225,14 +230,14 @@ def test_a_process_of_the_dataset_is_not_mistaken_for_a_worker() -> None:
 
 
 def test_verification_does_not_disturb_a_generator_that_is_saved() -> None:
-    assert verify(careful, workers=[0], steps=8, measure=False, seed=1).exact
+    assert verify(careful, workers=[0], measure=False, seed=1).exact
 
 
-def test_a_killed_run_of_an_unseeded_loader_is_not_compared() -> None:
-    report = verify(Drawn, workers=[0], steps=7, measure=False)
+def test_a_killed_run_of_an_unseeded_loader_starts_from_the_state_of_another_one() -> None:
+    report = verify(Drawn, workers=[0], measure=False)
     assert report.exact, str(report)
-    assert {case.name for case in report.cases} >= {"start", "mid-epoch"}
-    assert not any("SIGKILL" in case.name or "uninterrupted" in case.name for case in report.cases)
+    assert {case.name for case in report.cases} >= {"start", "mid-epoch", "SIGKILL"}
+    assert not any("uninterrupted" in case.name for case in report.cases)
     assert any("nothing seeds it" in note for note in report.notes)
 
 
@@ -284,19 +289,63 @@ def test_a_verification_that_cannot_be_carried_out_is_an_error() -> None:
         verify(nothing)
     with pytest.raises(VerificationError, match="gave no batch"):
         verify(empty)
-    with pytest.raises(VerificationError, match="no time to interrupt the loader"):
-        verify(slow, workers=[0], max_seconds=0.05)
     with pytest.raises(ConfigurationError, match="a function that returns a fresh loader"):
         verify(sound())
     with pytest.raises(ConfigurationError, match="workers"):
         verify(sound, workers=[-1])
 
 
-def test_a_short_run_notes_what_is_not_covered() -> None:
-    report = verify(sound, workers=[0], steps=5, measure=False)
-    assert report.exact
+def test_the_end_of_a_long_epoch_is_run_after_a_jump() -> None:
+    report = verify(sound, workers=[0, 1], steps=5, measure=False)
+    assert report.exact, str(report)
     assert (report.events, report.epoch_batches) == (5, None)
-    assert any("end of the epoch was not reached" in note for note in report.notes)
+    assert any("runs that jump to step 8 (seek) cover it" in note for note in report.notes)
+    at_end = [case for case in report.cases if case.begun_at]
+    assert {case.begun_at for case in at_end} == {8}
+    names = ("uninterrupted, at the end", "last step", "end of epoch")
+    for setting, first in (("no workers", names[0]), ("1 process", f"{names[0]}, as no workers")):
+        found = {case.name for case in at_end if case.setting == setting}
+        assert found == {first, *names[1:]}
+    assert "end of epoch" not in {case.name for case in report.cases if not case.begun_at}
+
+
+class AtTheEnd(Augmented):
+    """Differs only where the second epoch begins in a process that has not read the first."""
+
+    read = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.read += 1
+        return index if self.read < 8 else -index
+
+
+def differs_late() -> Any:
+    return ResumableDataLoader(AtTheEnd(400), 4, seed=1)
+
+
+def test_a_fault_at_the_end_of_a_long_epoch_is_found() -> None:
+    report = verify(differs_late, workers=[0], steps=1, measure=False, diagnose=False)
+    assert report.verdict == "not exact"
+    assert {case.name for case in report.faults if case.begun_at} >= {"last step", "end of epoch"}
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "lacks", "says"),
+    [
+        (Drawn, 5, "an interruption at the end of the epoch", "raise --steps"),
+        (Drawn, 8, "an interruption at the end of the epoch", "raise --steps"),
+        (one_batch, None, "an interruption in mid-epoch", "the epoch is too short"),
+    ],
+)
+def test_without_an_interruption_of_each_kind_nothing_is_proven(
+    make: Any, steps: int | None, lacks: str, says: str
+) -> None:
+    report = verify(make, workers=[0], steps=steps, measure=False)
+    assert (report.verdict, report.exact, report.faults) == ("not proven", False, ())
+    assert lacks in report.missing
+    assert report.summary().startswith("Not proven: ")
+    assert lacks in report.summary()
+    assert says in report.summary().lower()
 
 
 def test_the_command_has_its_exit_codes() -> None:
@@ -383,17 +432,76 @@ def test_state_times_and_rates_are_measured() -> None:
     assert verify(plain, workers=[0], steps=4, diagnose=False).measures.state_bytes is None
 
 
-def test_cases_without_time_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = time.monotonic
+def without_time_after(
+    monkeypatch: pytest.MonkeyPatch, after: tuple[str, int, int], workers: Sequence[int] = (0,)
+) -> VerifyReport:
+    """The report of a verification whose time is over when so many processes have ended."""
+    clock, seen = time.monotonic, []
 
-    def on_progress(what: str, done: int, of: int) -> None:
-        if what == "resuming" and done == 1:
+    def on_progress(*stage: Any) -> None:
+        seen.append(stage)
+        if stage == after:
             monkeypatch.setattr(time, "monotonic", lambda: clock() + 61)
 
-    report = verify(sound, workers=[0], max_seconds=60, measure=False, on_progress=on_progress)
-    assert report.exact
+    with monkeypatch.context() as monkeypatch:
+        report = verify(
+            sound, workers=workers, max_seconds=60, measure=False, on_progress=on_progress
+        )
+    assert after in seen
+    return report
+
+
+def test_what_matters_most_is_run_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = without_time_after(monkeypatch, ("resuming", 3, 3))
+    assert report.exact, str(report)
     assert report.not_run > 0
     assert "for lack of time" in report.summary()
+    run = {case.name for case in report.cases if case.verdict == "exact"}
+    assert run == {"uninterrupted", "mid-epoch", "end of epoch", "SIGKILL"}
+
+
+@pytest.mark.parametrize(
+    ("after", "workers", "lacking"),
+    [
+        (("the uninterrupted run", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
+        (("running in each setting", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
+        (("killing", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
+        (("resuming", 3, 3), (0, 1), ["any interruption with 1 process"]),
+    ],
+)
+def test_what_had_no_time_is_named_and_nothing_is_proven(
+    monkeypatch: pytest.MonkeyPatch,
+    after: tuple[str, int, int],
+    workers: Sequence[int],
+    lacking: list[str],
+) -> None:
+    report = without_time_after(monkeypatch, after, workers)
+    assert (report.verdict, report.to_dict()["verdict"]) == ("not proven", "not proven")
+    assert len(report.missing) == len(lacking)
+    assert all(one in text for one, text in zip(lacking, report.missing))
+    assert re.search(r"--max-seconds \d{3} ", report.summary())
+    shown = Console(record=True, width=400, file=io.StringIO(), force_terminal=True)
+    show(report, shown)
+    last = shown.export_text(styles=True).splitlines()[-1]
+    assert last.startswith("\x1b[33mNot proven: ")  # yellow
+    assert 'class="verdict left"' in page(report)
+
+
+def test_the_headline_has_the_colour_of_the_verdict() -> None:
+    kinds = ("mid-epoch", "end of epoch", "SIGKILL")
+    exact = [Case("no workers", name, "exact") for name in kinds]
+    for cases, colour, code in (
+        (exact, 32, 0),
+        (exact[1:], 33, 2),
+        ([*exact, Case("no workers", "start", "refused", error="it says why")], 33, 2),
+        ([*exact[1:], Case("no workers", "start", "failed", error="it raised")], 31, 1),
+    ):
+        facts = {"loader": "L", "dataset": "D", "stream": False}
+        report = VerifyReport("make", facts, tuple(cases), 3, 5, Measures(None, None, None))
+        console = Console(record=True, width=400, file=io.StringIO(), force_terminal=True)
+        show(report, console)
+        assert console.export_text(styles=True).splitlines()[-1].startswith(f"\x1b[{colour}m")
+        assert exit_code(report) == code
 
 
 def test_a_loader_that_hangs_is_killed() -> None:

@@ -19,9 +19,17 @@ from dataporter.tools.target import argument
 from dataporter.tools.verification.report import VerifyReport, time_shown
 from dataporter.tools.verification.session import OnProgress, verify
 
-__all__ = ["Options", "carry_out", "show"]
+__all__ = ["Options", "carry_out", "exit_code", "show"]
 
-_COLOURS = {"exact": "green", "not exact": "red", "failed": "red", "not run": "yellow"}
+_COLOURS = {
+    "exact": "green",
+    "not exact": "red",
+    "failed": "red",
+    "refused": "yellow",
+    "not run": "yellow",
+}
+_HEADLINES = {"exact": "green", "not proven": "yellow", "not exact": "red"}
+_EXIT_CODES = {"exact": 0, "not exact": 1, "not proven": 2}
 _FAULTS_SHOWN = 3
 
 
@@ -44,11 +52,11 @@ class Options:
     html: Path | None
 
 
-def carry_out(options: Options) -> bool:
+def carry_out(options: Options) -> int:
     """Verify a loader, and print the report.
 
     Returns:
-        Whether the loader is exact.
+        The exit code: 0 if the loader is exact, 1 if it is not, 2 if that is not proven.
 
     Raises:
         VerificationError: the verification could not be carried out.
@@ -81,7 +89,12 @@ def carry_out(options: Options) -> bool:
         Console(stderr=True, highlight=False).print(
             f"Report: {options.html}", soft_wrap=True, markup=False
         )
-    return report.exact
+    return exit_code(report)
+
+
+def exit_code(report: VerifyReport) -> int:
+    """That of the command for a report."""
+    return _EXIT_CODES[report.verdict]
 
 
 def _check(html: Path | None) -> None:
@@ -111,7 +124,7 @@ def show(report: VerifyReport, console: Console) -> None:
         _line(console, f"Note: {note}")
     for line in report.measures.sentences():
         _line(console, line)
-    _line(console, report.summary(), "green" if report.exact else "red")
+    _line(console, report.summary(), _HEADLINES[report.verdict])
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
@@ -140,7 +153,13 @@ def _table(report: VerifyReport) -> Table:
         resumed = case.after > 0 and case.resume_seconds is not None and not case.whole
         seconds = time_shown(case.resume_seconds) if resumed and case.resume_seconds else "-"
         table.add_row(
-            *(case.setting, case.name, str(case.after) if case.after else "-", equal, seconds),
+            *(
+                case.setting,
+                case.name,
+                str(case.begun_at + case.after) if case.after else "-",
+                equal,
+                seconds,
+            ),
             Text(case.verdict, style=_COLOURS[case.verdict]),
             end_section=bool(following) and following[0].setting != case.setting,
         )

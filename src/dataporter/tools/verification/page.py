@@ -26,8 +26,21 @@ code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 svg { display: block; max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif;
   fill: currentColor; }
 """
-_MARKS = {"exact": "✓", "not exact": "✗", "failed": "✗ raised", "not run": "not run"}
-_CLASSES = {"exact": "exact", "not exact": "differs", "failed": "differs", "not run": "left"}
+_MARKS = {
+    "exact": "✓",
+    "not exact": "✗",
+    "failed": "✗ raised",
+    "refused": "refused",
+    "not run": "not run",
+}
+_CLASSES = {
+    "exact": "exact",
+    "not exact": "differs",
+    "failed": "differs",
+    "refused": "left",
+    "not run": "left",
+}
+_VERDICTS = {"exact": "exact", "not exact": "differs", "not proven": "left"}
 _WIDTH, _LABEL, _ROW = 900, 330, 22
 
 
@@ -36,7 +49,7 @@ def page(report: VerifyReport) -> str:
     facts = report.facts
     kind = str(facts.get("loader", "loader"))
     strategy = f", <code>{escape(str(facts['strategy']))}</code>" if facts.get("strategy") else ""
-    verdict = "exact" if report.exact else "differs"
+    verdict = _VERDICTS[report.verdict]
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -130,8 +143,13 @@ def _bar(x: float, y: float, width: float, fill: str, title: str = "") -> str:
 
 
 def _timelines(report: VerifyReport) -> str:
-    # With another batch size or number of ranks the batches differ, so this axis does not fit.
-    cases = [case for case in report.cases if case.comparison is not None and not case.by_sample]
+    # With another batch size or number of ranks the batches differ, so this axis does not fit; nor
+    # does it fit runs that jumped to the end of the epoch first.
+    cases = [
+        case
+        for case in report.cases
+        if case.comparison is not None and not case.by_sample and not case.begun_at
+    ]
     total = max(1, report.events)
     scale = (_WIDTH - _LABEL - 10) / total
     parts = []

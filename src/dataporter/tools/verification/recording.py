@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter.errors import ConfigurationError
+from dataporter.errors import ConfigurationError, StateMismatchError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
@@ -59,6 +59,7 @@ class Job:
         steps: number of batches to record; None: an epoch and part of the next.
         state: file of the state to resume from; None: start from the beginning.
         replay: number of events to discard first, for a loader without a state.
+        seek: step of the first epoch at which to begin; None: at the state.
         save: numbers of events after which to save the state.
         states: directory of the saved states.
         is_reference: list the libraries that the loader imports; and if it is this package's, save
@@ -66,7 +67,7 @@ class Job:
         kill_after: number of events after which SIGKILL ends the process at a random moment; the
             state is saved after each further event.
         kill_worker_after: number of events after which SIGKILL ends a worker.
-        seconds: time after which no further event is recorded; 0: no limit.
+        seconds: time after the first event after which no further one is recorded; 0: no limit.
         store: file through which the ranks of a process group find each other.
     """
 
@@ -76,6 +77,7 @@ class Job:
     steps: int | None = None
     state: str | None = None
     replay: int = 0
+    seek: int | None = None
     save: tuple[int, ...] = ()
     states: str | None = None
     is_reference: bool = False
@@ -114,6 +116,7 @@ class Recording:
         error: why it ended early, in one line.
         stopped: whether it ended early for lack of time.
         libraries: modules of libraries that it imported, if its workers are forks.
+        refused: whether ``error`` says that the state of a custom sampler cannot be resumed.
         varied: False: the loader cannot have this setting, as ``error`` says.
         facts: about the loader: class, strategy, length, workers.
         state_seconds: duration of each ``state_dict()``.
@@ -126,6 +129,7 @@ class Recording:
     error: str | None = None
     stopped: bool = False
     libraries: tuple[str, ...] = ()
+    refused: bool = False
     varied: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
     state_seconds: list[float] = field(default_factory=list)
@@ -160,6 +164,9 @@ def record(job: Job) -> Recording:
             recording.varied, recording.error = False, in_one_line(error)
         except (Exception, SystemExit) as error:
             recording.error = in_one_line(error)
+            # What a custom sampler yields is the user's; any other mismatch is between processes.
+            is_mismatch = isinstance(error, StateMismatchError)
+            recording.refused = is_mismatch and bool(recording.facts.get("own_sampler"))
     if job.is_reference and recording.facts.get("forks"):
         recording.libraries = _libraries(before, job.factory)
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
@@ -196,6 +203,8 @@ def _record(job: Job, recording: Recording) -> None:
     begun = time.perf_counter()
     if job.state is not None:
         loader.load_state_dict(torch.load(job.state, weights_only=True))
+    if job.seek is not None:
+        loader.seek(step=job.seek)
     others = set(multiprocessing.active_children())
     events = _events(loader)
     for _ in range(job.replay):
@@ -217,6 +226,9 @@ def _record(job: Job, recording: Recording) -> None:
         if not event.is_end:
             event = _described(event, leaves, loader)
         recording.events.append(event)
+        if count == 1:
+            # The first batch may wait for imports, workers and caches, which come once.
+            started = time.monotonic()
         _draw_as_training_does()
         if count in job.save or (job.kill_after is not None and count >= job.kill_after):
             _save_state(loader, job, count, recording)
@@ -313,7 +325,7 @@ def _save_state(loader: Any, job: Job, count: int, recording: Recording) -> None
     state = loader.state_dict()
     recording.state_seconds.append(time.perf_counter() - begun)
     path = state_file(job.states, count)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(f".{os.getpid()}")
     torch.save(state, written)
     recording.state_bytes = max(recording.state_bytes, written.stat().st_size)

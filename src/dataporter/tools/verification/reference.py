@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,20 @@ from dataporter.tools.verification.factory import Factory, Setting
 from dataporter.tools.verification.processes import Outcome, Task, VerificationError
 from dataporter.tools.verification.recording import Event, Job, Recording, record, state_file
 
-__all__ = ["Interruption", "Reference", "interruptions_in", "notes_on", "recorded", "settings_of"]
+__all__ = [
+    "Interruption",
+    "Reference",
+    "end_of",
+    "interruptions_in",
+    "notes_on",
+    "recorded",
+    "reference_at_end",
+    "settings_of",
+]
+
+# Batches before and after the end of an epoch that is too long to be run.
+_BEFORE_END = 3
+_AFTER_END = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,7 @@ class Reference:
         interruptions: where trials are interrupted.
         directory: below which runs save their states.
         seconds: time limit of a process: one that takes longer hangs.
+        begun_at: the step to which the run jumped first.
     """
 
     factory: Factory
@@ -50,6 +64,7 @@ class Reference:
     interruptions: tuple[Interruption, ...]
     directory: Path
     seconds: float
+    begun_at: int = 0
 
     @property
     def setting(self) -> Setting:
@@ -77,6 +92,11 @@ class Reference:
     def middle(self) -> Interruption | None:
         """The interruption in mid-epoch; None: the epoch is too short for one."""
         return next((one for one in self.interruptions if one.name == "mid-epoch"), None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run reached the end of the epoch."""
+        return any(event.is_end for event in self.events)
 
     def states(self, name: str) -> str:
         """The directory of the states of a run."""
@@ -130,6 +150,39 @@ def interruptions_in(events: Sequence[Event], rng: random.Random) -> list[Interr
     return [one for one in found if one.after < len(events)]
 
 
+def end_of(reference: Reference) -> Job | None:
+    """The run of the last batches of an epoch whose end the reference did not reach.
+
+    None: it did, or the loader cannot jump there.
+    """
+    facts = reference.facts
+    length = facts.get("length")
+    if reference.has_ended or not facts["ours"] or facts["stream"] or not length:
+        return None
+    return Job(
+        reference.factory,
+        reference.setting,
+        events=_BEFORE_END + 1 + _AFTER_END,
+        state=reference.first_state(reference.setting),
+        seek=max(0, length - _BEFORE_END),
+        is_reference=True,
+        states=str(reference.directory / "end" / "reference"),
+    )
+
+
+def reference_at_end(reference: Reference, job: Job, events: Sequence[Event]) -> Reference:
+    """The reference of trials at the end of the epoch: a run that jumped close to it."""
+    found = interruptions_in(events, random.Random(0))
+    at_end = tuple(one for one in found if one.name in ("last step", "end of epoch"))
+    return replace(
+        reference,
+        events=events,
+        interruptions=at_end,
+        directory=reference.directory / "end",
+        begun_at=job.seek or 0,
+    )
+
+
 def settings_of(
     facts: Mapping[str, Any], workers: Sequence[int], engines: Sequence[str] | None
 ) -> tuple[list[Setting], list[str]]:
@@ -160,11 +213,17 @@ def notes_on(reference: Reference, steps: int | None, seconds: float) -> list[st
     """
     notes = []
     facts = reference.facts
-    if not any(event.is_end for event in reference.events):
+    if not reference.has_ended:
         within = "" if steps else f" ({seconds:.0f} s)"
+        begun = end_of(reference)
+        how = (
+            f"that is not covered: raise --{'steps' if steps else 'max-seconds'}"
+            if begun is None
+            else f"runs that jump to step {begun.seek} (seek) cover it"
+        )
         notes.append(
             f"the end of the epoch was not reached in {len(reference.events)} batches{within}, so "
-            f"that is not covered: raise --{'steps' if steps else 'max-seconds'}"
+            f"{how}"
         )
     if not reference.may_change_workers:
         notes.append(

@@ -13,9 +13,11 @@ from dataporter.tools.verification.page import page
 
 __all__ = [
     "KILLED",
+    "REQUIRED",
     "UNINTERRUPTED",
     "WORKER_KILLED",
     "Case",
+    "Conclusion",
     "Diagnosis",
     "Measures",
     "Throughput",
@@ -30,7 +32,15 @@ UNINTERRUPTED = "uninterrupted"
 KILLED = "SIGKILL"
 WORKER_KILLED = "SIGKILL to a worker"
 
-Verdict = Literal["exact", "not exact", "failed", "not run"]
+Verdict = Literal["exact", "not exact", "failed", "refused", "not run"]
+Conclusion = Literal["exact", "not proven", "not exact"]
+
+# Interruptions without which nothing is proven, and how a sentence names them.
+REQUIRED = {
+    "mid-epoch": "an interruption in mid-epoch",
+    "end of epoch": "an interruption at the end of the epoch",
+    KILLED: "SIGKILL",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,8 @@ class Case:
     Attributes:
         setting: of the loader that resumed, as the table shows it.
         name: where and how the run was interrupted.
-        verdict: ``"failed"``: the loader raised; ``"not run"``: no time was left.
+        verdict: ``"failed"``: the loader raised; ``"refused"``: it said that it cannot resume this
+            state, rather than deliver something else; ``"not run"``: no time was left.
         after: number of batches and ends of passes before the interruption.
         comparison: with the uninterrupted run; None where there was nothing to compare.
         error: what the loader raised, or why the case was not run.
@@ -48,6 +59,7 @@ class Case:
         saved_under: the setting in which the state was saved, if it is another one.
         whole: the run survived its interruption and was compared from its start.
         by_sample: samples were compared, since the batches differ.
+        begun_at: the step to which both runs jumped first, to reach the end of a long epoch.
     """
 
     setting: str
@@ -60,6 +72,12 @@ class Case:
     saved_under: str | None = None
     whole: bool = False
     by_sample: bool = False
+    begun_at: int = 0
+
+    @property
+    def interruption(self) -> str:
+        """Where it was interrupted, without what the run was compared with or began from."""
+        return self.name.partition(", ")[0]
 
     @property
     def is_fault(self) -> bool:
@@ -151,6 +169,7 @@ class VerifyReport:
         seed: of the random steps.
         seconds: duration of the verification.
         warnings: those of the loader.
+        steps: number of batches per run that was asked for; None: an epoch and part of the next.
     """
 
     subject: str
@@ -164,11 +183,39 @@ class VerifyReport:
     seed: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = field(default=())
+    steps: int | None = None
+
+    @property
+    def verdict(self) -> Conclusion:
+        """Exact only if no case differs and none of the interruptions that matter is missing."""
+        if self.faults:
+            return "not exact"
+        return "not proven" if self.missing or self.refused else "exact"
 
     @property
     def exact(self) -> bool:
-        """Whether every case that was run is exact, and at least one was run."""
-        return not self.faults and self.not_run < len(self.cases)
+        """Whether no case differs, and at least an interruption in mid-epoch, one at the end of an
+        epoch and a SIGKILL were run, and an interruption with each number of workers."""
+        return self.verdict == "exact"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What was not run, although nothing is proven without it."""
+        whole = [case for case in self.cases if not case.by_sample]
+        run = [case for case in whole if case.verdict != "not run"]
+        kinds = {case.interruption for case in run}
+        lacking = [named for kind, named in REQUIRED.items() if kind not in kinds]
+        interrupted = {case.setting for case in run if case.interruption != UNINTERRUPTED}
+        settings = dict.fromkeys(case.setting for case in whole)
+        without = [setting for setting in settings if setting not in interrupted]
+        if len(lacking) < len(REQUIRED):
+            lacking += [f"any interruption with {setting}" for setting in without]
+        return tuple(lacking)
+
+    @property
+    def refused(self) -> tuple[Case, ...]:
+        """The cases in which the loader refused to resume."""
+        return tuple(case for case in self.cases if case.verdict == "refused")
 
     @property
     def not_run(self) -> int:
@@ -191,7 +238,7 @@ class VerifyReport:
         for case in found["cases"]:
             if case["comparison"] is not None:
                 case["comparison"]["kinds"] = sorted(case["comparison"]["kinds"])
-        found["exact"] = self.exact
+        found |= {"exact": self.exact, "verdict": self.verdict, "missing": list(self.missing)}
         made: dict[str, Any] = json.loads(json.dumps(found, default=str))
         return made
 
@@ -203,11 +250,33 @@ class VerifyReport:
         """The verdict in one line."""
         run = len(self.cases) - self.not_run
         left = f"; {self.not_run} were not run for lack of time" if self.not_run else ""
-        if self.exact:
+        if self.verdict == "exact":
             return f"Exact: all {run} cases match the uninterrupted run{left}."
+        if self.verdict == "not exact":
+            return (
+                f"NOT exact: {len(self.faults)} of {run} cases differ from the uninterrupted "
+                f"run{left}."
+            )
+        if self.refused:
+            return (
+                f"Not proven: the loader refuses to resume in {len(self.refused)} of {run} cases"
+                f"{left}: {self.refused[0].error}"
+            )
         return (
-            f"NOT exact: {len(self.faults)} of {run} cases differ from the uninterrupted run{left}."
+            f"Not proven: {_listed(self.missing)} {'was' if len(self.missing) == 1 else 'were'} "
+            f"not run. {self._remedy()}"
         )
+
+    def _remedy(self) -> str:
+        """What to write so that the missing cases are run."""
+        if self.steps and not self.not_run:
+            return "Take more batches: raise --steps (in Python: steps=), or leave it out."
+        if self.not_run or not self.epoch_batches:
+            return (
+                f"Give it more time: --max-seconds {_rounded_up(3 * self.seconds)} (in Python: "
+                "max_seconds=), or verify the loader on less data."
+            )
+        return "The epoch is too short: let the function make more batches."
 
     def __str__(self) -> str:
         lines = [self.summary()]
@@ -227,6 +296,12 @@ _NAMES = (
 _KILLS = {KILLED: len(_NAMES) + 1, WORKER_KILLED: len(_NAMES) + 2}
 
 
+def _rank(case: Case, names: Mapping[str, int]) -> int:
+    # One whose state comes from another setting stands after those of its own.
+    is_own = ", from " not in case.name
+    return names.get(case.interruption, len(_NAMES)) if is_own else len(_NAMES)
+
+
 def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
     """The cases grouped by setting, in the order in which the settings were tried."""
     settings = list(dict.fromkeys(case.setting for case in cases))
@@ -236,10 +311,19 @@ def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
             cases,
             key=lambda case: (
                 settings.index(case.setting),
-                names.get(case.name.partition(", as ")[0], len(_NAMES)),
+                _rank(case, names),
             ),
         )
     )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _rounded_up(seconds: float) -> int:
+    return max(60, -(-int(seconds) // 30) * 30)
 
 
 def time_shown(seconds: float) -> str:

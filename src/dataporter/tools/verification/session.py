@@ -20,20 +20,19 @@ from dataporter.tools.verification.processes import (
     Outcome,
     Processes,
     Task,
-    VerificationError,
     refuse_inside,
 )
 from dataporter.tools.verification.recording import Job, Recording, last_saved, record
 from dataporter.tools.verification.reference import (
     Reference,
+    end_of,
     interruptions_in,
     notes_on,
     recorded,
+    reference_at_end,
     settings_of,
 )
 from dataporter.tools.verification.report import (
-    KILLED,
-    UNINTERRUPTED,
     Case,
     Diagnosis,
     Measures,
@@ -45,6 +44,8 @@ from dataporter.tools.verification.throughput import measure_throughput
 from dataporter.tools.verification.trials import (
     Run,
     Trial,
+    failure,
+    is_required,
     judged,
     killed_run,
     other_batch_sizes,
@@ -161,13 +162,12 @@ def verify(
         session.try_workers(reference)
         session.try_batch_sizes(reference, batch_sizes)
         session.try_worlds(reference, worlds, spawn=spawn)
-        session.require_interruption()
         if measure:
             session.measure(factory, workers)
         if diagnose:
             session.find_causes(reference)
     report = session.report(reference)
-    return replace(report, seed=seed, seconds=time.monotonic() - begun)
+    return replace(report, seed=seed, steps=steps, seconds=time.monotonic() - begun)
 
 
 @dataclass
@@ -233,18 +233,48 @@ class _Session:
         return reference
 
     def try_workers(self, reference: Reference) -> None:
-        """Run the loader in each setting, interrupt it there, and resume it in new processes."""
-        trials = [uninterrupted(reference, setting) for setting in reference.settings]
+        """Run the loader in each setting, interrupt it there, and resume it in new processes.
+
+        The interruptions without which nothing is proven come first, in the first setting.
+        """
+        first, others = reference.settings[:1], reference.settings[1:]
+        runs, repeated = self.run_in(reference, first)
+        killed = self.kill(reference, runs, repeats=repeated)
+        trials = resumptions(reference, runs, killed, repeats=repeated)
+        self.try_all("resuming", [trial for trial in trials if is_required(trial)])
+        at_end = self.find_end(reference)
+        if at_end is not None:
+            self.try_end(at_end, first)
+        more, _ = self.run_in(reference, others, repeated=repeated)
+        killed |= self.kill(reference, more, repeats=repeated)
+        tried = {(case.setting, case.name) for case in self.cases}
+        trials = resumptions(reference, [*runs, *more], killed, repeats=repeated)
+        self.try_all(
+            "resuming",
+            [trial for trial in trials if (trial.case.setting, trial.case.name) not in tried],
+        )
+        if at_end is not None:
+            self.try_end(at_end, others)
+
+    def run_in(
+        self, reference: Reference, settings: Sequence[Setting], *, repeated: bool | None = None
+    ) -> tuple[list[Run], bool]:
+        """Run the loader in each of the settings; and whether a new loader repeats a run.
+
+        Args:
+            repeated: whether it does; None: the first run shows it.
+        """
+        trials = [uninterrupted(reference, setting) for setting in settings]
         outcomes = [outcome for (outcome,) in self.run_all("running in each setting", trials)]
-        repeated = repeats(reference, outcomes[0])
-        if not repeated:
-            self.notes.append(
-                f"each new {reference.facts['loader']} delivers other batches, since nothing seeds "
-                "it, so a killed run has nothing to be compared with: cases with SIGKILL are left "
-                "out; seed the generators that the loader draws from when it is made"
-            )
+        if repeated is None:
+            repeated = repeats(reference, outcomes[0])
+            if not repeated:
+                self.notes.append(
+                    f"each new {reference.facts['loader']} delivers other batches, since nothing "
+                    "seeds it: the runs that are killed start from the first state of another one"
+                )
         runs = []
-        for trial, outcome, setting in zip(trials, outcomes, reference.settings):
+        for trial, outcome, setting in zip(trials, outcomes, settings):
             recording = None if outcome is None else outcome.found
             if recording is not None and not recording.varied:
                 self.notes.append(f"{setting.shown()}: {recording.error}")
@@ -253,12 +283,14 @@ class _Session:
                 self.judge(trial, [outcome])
             events = recording.events if recording is not None else []
             runs.append(Run(setting, events, reference.states(setting.shown())))
-        killed = self.kill(reference, runs) if repeated else {}
-        self.try_all("resuming", resumptions(reference, runs, killed, repeats=repeated))
+        return runs, repeated
 
-    def kill(self, reference: Reference, runs: Sequence[Run]) -> dict[Setting, int]:
+    def kill(
+        self, reference: Reference, runs: Sequence[Run], *, repeats: bool
+    ) -> dict[Setting, int]:
         """Kill a run in each setting; for each, the number of events before its last state."""
-        tried = [(run, trial) for run in runs if (trial := killed_run(reference, run)) is not None]
+        made = ((run, killed_run(reference, run, repeats=repeats)) for run in runs)
+        tried = [(run, trial) for run, trial in made if trial is not None]
         outcomes = self.run_all("killing", [trial for _, trial in tried])
         killed = {}
         for (run, trial), (outcome,) in zip(tried, outcomes):
@@ -267,8 +299,27 @@ class _Session:
                 killed[run.setting] = last_saved(states, default=trial.case.after)
             else:
                 error = outcome.error or "it ended before it could be killed"
-                self.cases.append(Case(run.setting.shown(), KILLED, "failed", error=error))
+                verdict = failure(outcome)
+                self.cases.append(replace(trial.case, verdict=verdict, error=error))
         return killed
+
+    def find_end(self, reference: Reference) -> Reference | None:
+        """Run the last batches of an epoch that is too long to be run; None: they are not."""
+        job = end_of(reference)
+        if job is None:
+            return None
+        (outcome,) = self.run("the end of the epoch", [reference.task(job, "one")])
+        found = None if outcome is None else outcome.found
+        if found is None or found.error or not found.events:
+            if outcome is not None:
+                self.notes.append(f"the end of the epoch could not be run: {outcome.error}")
+            return None
+        return reference_at_end(reference, job, found.events)
+
+    def try_end(self, reference: Reference, settings: Sequence[Setting]) -> None:
+        """Interrupt the loader at the end of the epoch, close to which it has jumped."""
+        runs, _ = self.run_in(reference, settings, repeated=True)
+        self.try_all("resuming", resumptions(reference, runs, {}, repeats=True))
 
     def try_batch_sizes(self, reference: Reference, sizes: Sequence[int] | None) -> None:
         """Resume with other batch sizes, and compare sample by sample."""
@@ -311,19 +362,6 @@ class _Session:
         self.until = max(self.until, time.monotonic() + _SECONDS_OVER)
         self.diagnoses, notes = diagnose(reference.factory, reference.facts, self.cases, self.run)
         self.notes += notes
-
-    def require_interruption(self) -> None:
-        """Refuse to report on a loader that was never interrupted.
-
-        Raises:
-            VerificationError: only uninterrupted runs were made.
-        """
-        run = [case for case in self.cases if case.verdict != "not run"]
-        if all(case.name.startswith(UNINTERRUPTED) and case.verdict == "exact" for case in run):
-            raise VerificationError(
-                f"{self.max_seconds:.0f} seconds left no time to interrupt the loader: raise "
-                "--max-seconds, or lower --steps"
-            )
 
     def report(self, reference: Reference) -> VerifyReport:
         """The report of all results."""

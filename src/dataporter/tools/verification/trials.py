@@ -12,11 +12,20 @@ from dataporter.tools.verification.factory import Setting
 from dataporter.tools.verification.processes import Outcome, Task
 from dataporter.tools.verification.recording import Event, Job, state_file
 from dataporter.tools.verification.reference import Interruption, Reference
-from dataporter.tools.verification.report import KILLED, UNINTERRUPTED, WORKER_KILLED, Case, Verdict
+from dataporter.tools.verification.report import (
+    KILLED,
+    REQUIRED,
+    UNINTERRUPTED,
+    WORKER_KILLED,
+    Case,
+    Verdict,
+)
 
 __all__ = [
     "Run",
     "Trial",
+    "failure",
+    "is_required",
     "judged",
     "killed_run",
     "other_batch_sizes",
@@ -73,6 +82,9 @@ def judged(trial: Trial, outcomes: Sequence[Outcome | None]) -> Case:
         return trial.case
     error = next((outcome.error for outcome in ended if outcome.error), None)
     recordings = [outcome.found for outcome in ended]
+    raised = next((failure(outcome) for outcome in ended if outcome.error), None)
+    if raised == "refused":
+        return replace(trial.case, verdict=raised, error=error)
     events = [[] if recording is None else recording.events for recording in recordings]
     if trial.case.by_sample:
         comparison = compare_samples(trial.expected, events, trial.dropped)
@@ -91,6 +103,11 @@ def judged(trial: Trial, outcomes: Sequence[Outcome | None]) -> Case:
         error=error,
         resume_seconds=None if recording is None else recording.resume_seconds,
     )
+
+
+def failure(outcome: Outcome) -> Verdict:
+    """The verdict on a run that raised."""
+    return "refused" if getattr(outcome.found, "refused", False) else "failed"
 
 
 def _verdict(comparison: Comparison, error: str | None) -> Verdict:
@@ -113,7 +130,9 @@ def uninterrupted(reference: Reference, setting: Setting) -> Trial:
         states=reference.states(setting.shown()),
     )
     as_first = "" if setting == reference.setting else f", as {reference.setting.shown()}"
-    case = Case(setting.shown(), f"{UNINTERRUPTED}{as_first}", "not run")
+    at = ", at the end" if reference.begun_at else ""
+    name = f"{UNINTERRUPTED}{at}{as_first}"
+    case = Case(setting.shown(), name, "not run", begun_at=reference.begun_at)
     return Trial(case, (reference.task(job, "one"),), (reference.events,))
 
 
@@ -129,8 +148,12 @@ def repeats(reference: Reference, outcome: Outcome | None) -> bool:
     return compare(reference.events, recording.events).first is None
 
 
-def killed_run(reference: Reference, run: Run) -> Trial | None:
-    """A run that SIGKILL ends at a random moment; None: it is too short."""
+def killed_run(reference: Reference, run: Run, *, repeats: bool = True) -> Trial | None:
+    """A run that SIGKILL ends at a random moment; None: it is too short.
+
+    Args:
+        repeats: whether a new loader repeats a run; if not, this one starts from the run's state.
+    """
     interruption = _first_within(reference, run)
     if interruption is None:
         return None
@@ -138,7 +161,7 @@ def killed_run(reference: Reference, run: Run) -> Trial | None:
         reference.factory,
         run.setting,
         events=len(reference.events),
-        state=_first_state(reference, run),
+        state=_first_state(reference, run, repeats=repeats),
         states=states_of_killed(reference, run.setting),
         kill_after=interruption.after,
     )
@@ -158,7 +181,7 @@ def resumptions(
 
     Args:
         killed: number of events before the last state of each killed run.
-        repeats: whether a new loader repeats a run, so that a worker can be killed in it.
+        repeats: whether a new loader repeats a run; if not, it starts from the run's first state.
     """
     hosts = cycle(RESUMING_HOSTS)
     trials = [list(_resumptions_of(reference, run, runs, hosts, repeats=repeats)) for run in runs]
@@ -167,8 +190,14 @@ def resumptions(
             case = Case(run.setting.shown(), KILLED, "not run", killed[run.setting])
             saved = replace(run, states=states_of_killed(reference, run.setting))
             trials.append([_resumption(reference, saved, case, next(hosts))])
-    # If the time runs out, every setting has been tried.
-    return [trial for each in zip_longest(*trials) for trial in each if trial is not None]
+    # If the time runs out, every setting has been tried, with what matters most.
+    found = [trial for each in zip_longest(*trials) for trial in each if trial is not None]
+    return sorted(found, key=lambda trial: not is_required(trial))
+
+
+def is_required(trial: Trial) -> bool:
+    """Whether it is an interruption without which nothing is proven."""
+    return trial.case.name in REQUIRED
 
 
 def _resumptions_of(
@@ -177,10 +206,10 @@ def _resumptions_of(
     setting = run.setting.shown()
     for one in reference.interruptions:
         if one.after < len(run.events):
-            case = Case(setting, one.name, "not run", one.after)
+            case = Case(setting, one.name, "not run", one.after, begun_at=reference.begun_at)
             yield _resumption(reference, run, case, next(hosts))
     interruption = _first_within(reference, run)
-    if interruption is None:
+    if interruption is None or reference.begun_at:
         return
     after, first = interruption.after, reference.setting
     if run.setting != first and reference.may_change_workers:
@@ -189,12 +218,12 @@ def _resumptions_of(
         events = next((one.events for one in runs if one.setting == first), [])
         saved = Run(run.setting, events, reference.states(first.shown()))
         yield _resumption(reference, saved, case, next(hosts))
-    if repeats and run.setting.num_workers and run.setting.worker_kind == "process":
+    if run.setting.num_workers and run.setting.worker_kind == "process":
         job = Job(
             reference.factory,
             run.setting,
             events=len(run.events),
-            state=_first_state(reference, run),
+            state=_first_state(reference, run, repeats=repeats),
             kill_worker_after=after,
         )
         case = Case(setting, WORKER_KILLED, "not run", after, whole=True)
@@ -226,10 +255,10 @@ def _first_within(reference: Reference, run: Run) -> Interruption | None:
     return next(within, None)
 
 
-def _first_state(reference: Reference, run: Run) -> str | None:
-    """The state from which another process repeats a run."""
+def _first_state(reference: Reference, run: Run, *, repeats: bool) -> str | None:
+    """The state from which another process repeats a run; None: it does so by itself."""
     if not reference.facts["ours"]:
-        return None
+        return None if repeats else str(state_file(run.states, 0))
     return reference.first_state(run.setting) or str(state_file(run.states, 0))
 
 
