@@ -22,6 +22,7 @@ __all__ = [
     "LENGTH",
     "PATTERNS",
     "Buckets",
+    "CountingItsEpoch",
     "HiddenEpoch",
     "InPlace",
     "InPlaceStateful",
@@ -126,6 +127,14 @@ class CountingAtTheStart:
     def __iter__(self) -> Iterator[int]:
         self.passes += 1
         yield from np.random.default_rng(self.passes).permutation(LENGTH).tolist()
+
+
+class Alternating(CountingAtTheStart):
+    """Forwards and backwards in turn."""
+
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        yield from range(LENGTH) if self.passes % 2 else reversed(range(LENGTH))
 
 
 class CountingAtTheEnd(CountingAtTheStart):
@@ -396,6 +405,7 @@ PATTERNS: dict[str, Pattern] = {
     "inner sampler with a memory": Pattern(lambda: {"sampler": Wrapper(OwnNumpy())}, "first"),
     "inner sampler with a state": Pattern(lambda: {"sampler": Wrapper(InPlaceStateful())}),
     "counting at the start": Pattern(lambda: {"sampler": CountingAtTheStart()}, "first"),
+    "alternating": Pattern(lambda: {"sampler": Alternating()}, "first"),
     "counting at the end": Pattern(lambda: {"sampler": CountingAtTheEnd()}, "first"),
     "counting its epoch": Pattern(lambda: {"sampler": CountingItsEpoch()}),
     "with set_epoch": Pattern(lambda: {"sampler": SetEpoch()}, sets_epoch=True),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_samplers import HiddenEpoch
+from own_samplers import CountingItsEpoch, HiddenEpoch
 from subjects import Indices, ids
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -221,3 +221,26 @@ def test_a_loop_over_epochs_begins_with_what_was_set_on_the_sampler() -> None:
     loader.load_state_dict(loader.state_dict())
     loader.sampler.set_epoch(2)
     assert [rest(loader) for _ in loader.epochs(4)] == [order_of(2), order_of(3)]
+
+
+def test_the_loaders_set_epoch_keeps_a_position_whose_sampler_had_another_epoch() -> None:
+    loader = loader_of(distributed())
+    rest(loader), rest(loader)
+    next(iter(loader))
+    resumed = loader_of(distributed())
+    resumed.load_state_dict(loader.state_dict())
+    resumed.set_epoch(2)
+    assert rest(resumed) == order_of(0)[1:], "nobody had set it"
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_one_that_counts_its_epochs_itself_leads_the_loader(looks: int) -> None:
+    loader = loader_of(CountingItsEpoch())
+    for _ in range(looks):
+        next(iter(loader))
+    rest(loader)
+    state = loader.state_dict()
+    resumed = loader_of(CountingItsEpoch())
+    resumed.load_state_dict(state)
+    for _ in range(2):
+        assert (rest(resumed), resumed.epoch) == (rest(loader), loader.epoch)

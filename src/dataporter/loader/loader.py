@@ -467,6 +467,8 @@ class ResumableDataLoader(DataLoader[Batch]):
         setup = self.setup
         if at is None:
             cursor = self._cursor
+            if cursor.waiting and self.step == 0:
+                self._look()  # the next pass begins with what was set
             at = Mark(cursor.settled_seed(), cursor.progress, setup.format, cursor.ledger)
         elif not isinstance(at, Mark):
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
