@@ -161,8 +161,12 @@ def test_other_batch_sizes_cover_the_rest_of_the_run() -> None:
 
 def test_ranks_are_tried_if_the_strategy_is_distributed() -> None:
     assert other_worlds(reference(), None, spawn=False) == ((), [])
-    _, notes = other_worlds(reference(), [2], spawn=False)
-    assert notes == ["ranks: strategy='advanced' does not allow another number of them"]
+    _, notes = other_worlds(reference(strategy="simple"), [2], spawn=False)
+    assert notes == ["ranks: strategy='simple' does not allow another number of them"]
+    worlds, (note,) = other_worlds(reference(), [2], spawn=False)
+    assert worlds == [2]
+    assert "strategy='distributed' resumes them with any number" in note
+    assert other_worlds(reference(), None, spawn=True)[0] == (1, 2, 4)
     assert other_worlds(reference(strategy="distributed"), None, spawn=False) == ((1, 2, 4), [])
 
 

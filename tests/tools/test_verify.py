@@ -254,6 +254,20 @@ def test_ranks_of_a_process_group_are_exact() -> None:
     assert {"1 rank", "2 ranks"} < {case.setting for case in report.cases}
 
 
+@pytest.mark.parametrize("spawn", [False, True])
+@pytest.mark.parametrize("make", [sound, columns])  # one names its strategy, one does not
+def test_a_state_of_advanced_is_resumed_by_other_numbers_of_ranks(make: Any, spawn: bool) -> None:
+    report = verify(make, workers=[0], worlds=[1, 2], spawn=spawn, measure=False)
+    assert report.facts["strategy"] == "advanced"
+    assert report.exact, str(report)
+    by_rank = {case.setting: case for case in report.cases if "rank" in case.setting}
+    assert set(by_rank) == {"1 rank, distributed", "2 ranks, distributed"}
+    resumed = by_rank["2 ranks, distributed"]
+    assert resumed.name == "mid-epoch, from 1 rank"
+    assert resumed.comparison is not None
+    assert resumed.comparison.batches > 10  # samples
+
+
 def test_a_state_without_a_position_is_found() -> None:
     report = verify(Forgetful, measure=False, diagnose=False, workers=[0])
     assert not report.exact

@@ -37,6 +37,7 @@ class Setting:
     Attributes:
         num_workers, worker_kind, batch_size, rank, world_size: as in
             :class:`~dataporter.ResumableDataLoader`.
+        strategy: of a :class:`~dataporter.ResumableDataLoader`.
         seed: shared by all ranks of a loader that has none.
     """
 
@@ -45,6 +46,7 @@ class Setting:
     batch_size: int | None = None
     rank: int | None = None
     world_size: int | None = None
+    strategy: Literal["distributed"] | None = None
     seed: int | None = None
 
     def shown(self) -> str:
@@ -58,11 +60,13 @@ class Setting:
             parts.append(f"batch size {self.batch_size}")
         if self.world_size is not None:
             parts.append("1 rank" if self.world_size == 1 else f"{self.world_size} ranks")
+        if self.strategy is not None:
+            parts.append(self.strategy)
         return ", ".join(parts) or "as it is"
 
     def changes(self) -> dict[str, Any]:
         """The arguments to vary, by name."""
-        names = ("num_workers", "worker_kind", "batch_size", "rank", "world_size")
+        names = ("num_workers", "worker_kind", "batch_size", "rank", "world_size", "strategy")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -225,6 +229,8 @@ def _taken(make: Callable[..., Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _has_it(loader: Any, name: str, value: Any) -> bool:
+    if name == "strategy":
+        return bool(loader.strategy.name == value)
     if name == "num_workers" and not isinstance(loader, DataLoader):
         return bool(value == 0)
     if name in _OURS_ALONE and not isinstance(loader, ResumableDataLoader):

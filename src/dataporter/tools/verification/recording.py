@@ -191,7 +191,7 @@ def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
 def _record(job: Job, recording: Recording) -> None:
     if job.store is not None:
         _join_ranks(job)
-        loader = job.factory.loader(Setting())
+        loader = job.factory.loader(Setting(strategy=job.setting.strategy))
     else:
         loader = job.factory.loader(job.setting)
     if not hasattr(loader, "__iter__"):

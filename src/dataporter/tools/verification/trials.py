@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, zip_longest
+from typing import Literal
 
 from dataporter.tools.verification.comparison import Comparison, compare, compare_samples
 from dataporter.tools.verification.diagnosis import RESUMING_HOSTS
@@ -303,7 +304,7 @@ def other_worlds(
     """The numbers of ranks to try, of which the first saves the state, and notes."""
     facts = reference.facts
     is_distributed = facts.get("strategy") == "distributed"
-    if not is_distributed:
+    if not is_distributed and facts.get("strategy") != "advanced":
         why_not = f"{reference.strategy} does not allow another number of them"
     elif facts["stream"] or facts.get("own_sampler"):
         why_not = "not tried for a stream or a custom sampler"
@@ -311,7 +312,14 @@ def other_worlds(
         why_not = "" if reference.middle else _TOO_SHORT
     if why_not:
         return (), [f"ranks: {why_not}"] if worlds or spawn or is_distributed else []
-    return _WORLDS if worlds is None else worlds, []
+    if is_distributed:
+        return _WORLDS if worlds is None else worlds, []
+    if worlds is None and not spawn:
+        return (), []
+    return _WORLDS if worlds is None else worlds, [
+        "ranks: strategy='advanced' resumes its states with as many ranks as saved them, and "
+        "strategy='distributed' resumes them with any number, so these ranks have the latter"
+    ]
 
 
 def ranks_that_save(reference: Reference, world: int, store: str | None) -> Trial:
@@ -331,9 +339,11 @@ def ranks_that_resume(
     """Another number of ranks, all of which resume the state of the first rank that saved one."""
     after = _after_in(reference, len(saved))
     state = str(state_file(_states_of_rank(reference, len(saved), 0), after))
-    tasks = _ranks(reference, world, "two", store, state=state)
+    resuming = "distributed" if reference.facts["strategy"] == "advanced" else None
+    tasks = _ranks(reference, world, "two", store, state=state, strategy=resuming)
     name = f"mid-epoch, from {Setting(world_size=len(saved)).shown()}"
-    case = Case(Setting(world_size=world).shown(), name, "not run", after)
+    setting = Setting(world_size=world, strategy=resuming)
+    case = Case(setting.shown(), name, "not run", after)
     trial = Trial(case, tasks, tuple(outcome.found.events[after:] for outcome in saved))
     return _by_sample(reference, trial, max(world, len(saved)) * reference.facts["batch_size"])
 
@@ -352,11 +362,15 @@ def _ranks(
     *,
     state: str | None = None,
     save: tuple[int, ...] = (),
+    strategy: Literal["distributed"] | None = None,
 ) -> tuple[Task, ...]:
+    setting = replace(
+        reference.setting, world_size=world, strategy=strategy, seed=reference.facts["seed"]
+    )
     jobs = [
         Job(
             reference.factory,
-            replace(reference.setting, rank=rank, world_size=world, seed=reference.facts["seed"]),
+            replace(setting, rank=rank),
             events=len(reference.events),
             state=state,
             save=save,
