@@ -83,6 +83,11 @@ def test_other_samples_are_distinguished_from_other_values() -> None:
     assert (found.first.kind, found.first.row, found.first.sample) == ("samples", 1, 7)
 
 
+def test_samples_that_are_not_known_are_no_difference() -> None:
+    assert compare([event(BATCH)], [event(BATCH, None)]).first is None
+    assert compare([event(BATCH, None)], [event(BATCH)]).first is None
+
+
 def test_a_pass_that_ends_early_is_a_difference_and_all_after_it_count() -> None:
     batches = [event(BATCH, step=step) for step in range(3)]
     short = compare([*batches, END, batches[0]], [*batches[:2], END, batches[0]])

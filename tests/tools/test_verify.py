@@ -181,6 +181,51 @@ def nothing() -> None:
     return None
 
 
+class WithMemory:
+    """A sampler: each pass continues with one generator."""
+
+    def __init__(self) -> None:
+        self.generator = random.Random(3)
+
+    def __len__(self) -> int:
+        return 40
+
+    def __iter__(self) -> Any:
+        return iter(self.generator.sample(range(40), 40))
+
+
+class WithPlace(WithMemory):
+    """A sampler that keeps its place on itself, and can say and take it."""
+
+    place = 0
+
+    def __iter__(self) -> Any:
+        while self.place < 40:
+            self.place += 1
+            yield self.place - 1
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+class OnePass(WithMemory):
+    """A sampler that can be iterated over once."""
+
+    def __init__(self) -> None:
+        self.left = iter(range(40))
+
+    def __iter__(self) -> Any:
+        return self.left
+
+
+def sampled(kind: str) -> Any:
+    return ResumableDataLoader(torch.arange(40), 4, sampler=globals()[kind]())
+
+
 def one_batch() -> Any:
     return ResumableDataLoader(range(4), 4, seed=1)
 
@@ -321,6 +366,26 @@ def test_the_end_of_a_long_epoch_is_run_after_a_jump() -> None:
         found = {case.name for case in at_end if case.setting == setting}
         assert found == {first, *names[1:]}
     assert "end of epoch" not in {case.name for case in report.cases if not case.begun_at}
+
+
+def test_a_sampler_with_a_state_of_its_own_is_exact() -> None:
+    report = verify(sampled, arguments={"kind": "WithPlace"}, workers=[0, 1], measure=False)
+    assert report.exact, str(report)
+
+
+@pytest.mark.parametrize("kind", ["WithMemory", "OnePass"])
+def test_a_refused_resume_is_neither_a_crash_nor_exact(kind: str) -> None:
+    report = verify(sampled, arguments={"kind": kind}, workers=[0, 1], measure=False)
+    assert (report.verdict, report.faults) == ("not proven", ()), str(report)
+    assert report.summary().startswith("Not proven: the loader refuses to resume in ")
+    names = {case.name for case in report.refused}
+    assert names == {"end of epoch", "second epoch"}
+    assert f"over a {kind}" in str(report)
+    shown = Console(record=True, width=2000, file=io.StringIO())
+    show(report, shown)
+    text = shown.export_text()
+    assert "Refused: no workers, end of epoch: the state belongs to another loader" in text
+    assert "the state belongs to another loader" in page(report)
 
 
 class AtTheEnd(Augmented):

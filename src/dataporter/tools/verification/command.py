@@ -117,6 +117,8 @@ def show(report: VerifyReport, console: Console) -> None:
         _line(console, f"{case.setting}, {case.name}: {case.fault}")
     if len(faults) > _FAULTS_SHOWN:
         _line(console, f"and {len(faults) - _FAULTS_SHOWN} more cases")
+    for case in report.refused[:1]:
+        _line(console, case.refusal)
     for diagnosis in report.diagnoses:
         _line(console, f"Why: {diagnosis.cause}. {diagnosis.because}", "bold")
         _line(console, f"What to do: {diagnosis.remedy}")

@@ -128,7 +128,8 @@ def _difference(should: Event, did: Event, batch: int) -> Difference | None:
         if should.is_end == did.is_end:
             return None
         return difference("length", _named(should), _named(did))
-    if should.indices != did.indices:
+    # What a custom sampler has yielded is not always known.
+    if None not in (should.indices, did.indices) and should.indices != did.indices:
         pairs = enumerate(zip(should.indices or (), did.indices or ()))
         row = next((row for row, (one, other) in pairs if one != other), None)
         return difference(

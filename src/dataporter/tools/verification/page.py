@@ -181,15 +181,16 @@ def _timelines(report: VerifyReport) -> str:
 
 
 def _faults(report: VerifyReport) -> list[str]:
-    if not report.faults:
+    cases = [*report.faults, *report.refused]
+    if not cases:
         return []
     rows = "".join(
         f"<tr><td>{escape(case.setting)}</td><td>{escape(case.name)}</td>"
         f"<td><code>{escape(case.fault)}</code></td></tr>"
-        for case in report.faults
+        for case in cases
     )
     return [
-        "<h2>The first difference of each case</h2>",
+        "<h2>The first difference of each case, or why it was refused</h2>",
         '<div class="wide"><table><thead><tr><th>resumed with</th><th>interrupted</th>'
         f"<th>first difference</th></tr></thead><tbody>{rows}</tbody></table></div>",
     ]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter.errors import ConfigurationError, StateMismatchError
+from dataporter.errors import ConfigurationError, DataPorterError, StateMismatchError
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import Leaf, leaves_of
@@ -206,7 +206,7 @@ def _record(job: Job, recording: Recording) -> None:
     if job.seek is not None:
         loader.seek(step=job.seek)
     others = set(multiprocessing.active_children())
-    events = _events(loader)
+    events = _events(loader, resumed=job.state is not None)
     for _ in range(job.replay):
         next(events, None)
     started = time.monotonic()
@@ -274,9 +274,10 @@ class _Enough:
         return self._batches - self._epoch >= more
 
 
-def _events(loader: Any) -> Iterator[tuple[Event, Any]]:
+def _events(loader: Any, *, resumed: bool) -> Iterator[tuple[Event, Any]]:
     """Batches and ends of passes, over as many passes as there are."""
-    empty, passes = 0, 0
+    # The first pass from a state may have nothing left.
+    empty, passes = -1 if resumed else 0, 0
     knows_step = isinstance(loader, ResumableDataLoader)
     while empty < _MOST_EMPTY_PASSES:
         step = 0
@@ -296,7 +297,13 @@ def _described(event: Event, leaves: tuple[Leaf, ...], loader: Any) -> Event:
     is_indexed = isinstance(loader, ResumableDataLoader) and loader.setup.stream is None
     # Each look-up walks a custom sampler up to the step.
     if is_indexed and (loader.order is not None or event.step < _MOST_STEPS_WALKED):
-        held = loader.samples_at(event.epoch, event.step)
+        try:
+            held = loader.samples_at(event.epoch, event.step)
+        except DataPorterError:
+            if loader.order is not None:
+                raise
+            # A custom sampler that keeps its place on itself cannot be looked at within a pass.
+            return Event(event.epoch, event.step, leaves)
         plain = held.tolist() if isinstance(held, np.ndarray) else held
         indices = tuple(one if isinstance(one, int | str) else repr(one) for one in plain)
         if loader.world_size > 1 and loader.order is not None:

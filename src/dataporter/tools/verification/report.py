@@ -80,6 +80,11 @@ class Case:
         return self.name.partition(", ")[0]
 
     @property
+    def refusal(self) -> str:
+        """The refusal, in the loader's words."""
+        return f"Refused: {self.setting}, {self.name}: {self.error}"
+
+    @property
     def is_fault(self) -> bool:
         """Whether it was run and is not exact."""
         return self.verdict in ("not exact", "failed")
@@ -260,7 +265,7 @@ class VerifyReport:
         if self.refused:
             return (
                 f"Not proven: the loader refuses to resume in {len(self.refused)} of {run} cases"
-                f"{left}: {self.refused[0].error}"
+                f"{left}."
             )
         return (
             f"Not proven: {_listed(self.missing)} {'was' if len(self.missing) == 1 else 'were'} "
@@ -283,6 +288,7 @@ class VerifyReport:
         fault = self.first_fault
         if fault is not None:
             lines.append(f"First: {fault.setting}, {fault.name}: {fault.fault}")
+        lines += [case.refusal for case in self.refused[:1]]
         lines += [f"Why: {diagnosis}" for diagnosis in self.diagnoses]
         lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
