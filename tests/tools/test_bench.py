@@ -101,6 +101,69 @@ def test_short_epochs_are_repeated_and_their_first_batches_counted_separately() 
     assert 2 * len(timings.firsts) - 2 <= len(timings.waits) <= 2 * len(timings.firsts)
 
 
+class SlowStart(Slow):
+    """Its first sample takes long in each process, as after an import."""
+
+    ready = False
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.ready:
+            self.ready = True
+            time.sleep(0.5)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("length", [24, 400])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_start_of_workers_is_no_part_of_a_rate(workers: int, length: int) -> None:
+    loader = ResumableDataLoader(
+        SlowStart(length), 4, num_workers=workers, persistent_workers=workers > 0
+    )
+    timings = run(loader, 0.3, patience=0.7)
+    assert timings.firsts[0] >= 0.5
+    assert not timings.counts_start
+    assert 40 < timings.batches_per_second <= 1 / (4 * READ) * max(1, workers) * 1.2
+
+
+def test_a_slow_loader_is_measured_without_the_start_of_its_workers() -> None:
+    loader = ResumableDataLoader(SlowStart(400), 50, num_workers=2)  # 20 batches a second
+    timings = run(loader, 0.3)
+    assert timings.firsts[0] >= 0.5
+    assert 8 < timings.batches_per_second < 28
+
+
+@pytest.mark.parametrize("kind", [ResumableDataLoader, DataLoader])
+def test_what_only_the_start_of_workers_explains_is_noted(kind: Any) -> None:
+    loader = kind(SlowStart(24), 4, num_workers=2)
+    assert run(loader, 0.1).counts_start
+    report = measure(loader, seconds=0.5)
+    assert any("include the start of the workers" in note for note in report.notes)
+
+
+class SlowToDeliver(DataLoader[Any]):
+    """Waits in the training process, which is no stage."""
+
+    def __iter__(self) -> Any:
+        time.sleep(0.1)
+        for batch in super().__iter__():
+            time.sleep(0.03)
+            yield batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("step", [0.0, 0.002])
+def test_waiting_that_no_stage_explains_is_noted(workers: int, step: float) -> None:
+    report = measure(SlowToDeliver(Slow(), 4, num_workers=workers), seconds=1, step=step)
+    (note,) = (note for note in report.notes if "the stages explain" in note)
+    assert note.startswith("the loop waited 3")
+    quick = measure(DataLoader(Slow(), 4), seconds=1, step=step)
+    assert not any("the stages explain" in note for note in quick.notes)
+
+
+def test_a_pass_that_takes_long_to_begin_is_in_the_wait_for_its_first_batch() -> None:
+    assert min(run(SlowToDeliver(Slow(8), 4), 0.3).firsts) >= 0.13
+
+
 def test_a_loader_without_batches_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="gave no batch"):
         run(DataLoader(TensorDataset(torch.rand(3, 1)), 10, drop_last=True), 1)

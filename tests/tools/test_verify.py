@@ -37,8 +37,10 @@ from dataporter import (
 )
 from dataporter.tools.verification import session
 from dataporter.tools.verification.command import _table, exit_code, show
+from dataporter.tools.verification.factory import Setting, factory_of
 from dataporter.tools.verification.page import page
 from dataporter.tools.verification.report import Case, Measures
+from dataporter.tools.verification.throughput import measure_throughput
 from dataporter_cli import main
 
 HERE = Path(__file__).resolve()
@@ -528,6 +530,36 @@ def without_time_after(
         )
     assert after in seen
     return report
+
+
+class SlowStart(Slow):
+    """Its first sample takes long in each process, as after an import."""
+
+    ready = False
+
+    def __getitem__(self, index: int) -> Any:
+        if not self.ready:
+            self.ready = True
+            time.sleep(0.5)
+        return super().__getitem__(index)
+
+
+def slow_start(kind: str, length: int = 24) -> Any:
+    return {"ours": ResumableDataLoader, "torch": DataLoader}[kind](SlowStart(length), 4)
+
+
+def test_the_start_of_workers_is_no_part_of_the_rate() -> None:
+    for length in (24, 200):  # a batch takes 80 ms, half as long with two workers
+        rate = measure_throughput(
+            factory_of(partial(slow_start, "ours", length=length), {}), Setting(num_workers=2)
+        )
+        assert rate.loader is not None
+        assert rate.plain is not None
+        assert 10 < rate.loader < 30
+        assert 10 < rate.plain < 30
+    rate = measure_throughput(factory_of(partial(slow_start, "torch"), {}), Setting(num_workers=2))
+    assert rate.loader is None
+    assert "not known" in Measures(None, None, None, (rate,)).sentences()[0]
 
 
 def test_what_matters_most_is_run_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ _SLACK = 2.0
 _MANY = 100
 _MUCH_SEEDING = 0.3
 _UNEXPLAINED = 1.5
+_TOO_SHORT_TO_TELL = 20e-6
 
 
 def measure(
@@ -66,7 +67,7 @@ def measure(
     if stages is not None:
         handover = _handover(loader, current, _work(stages), cores, share * 0.2, notes)
         notes += _notes_on_seeding(stages)
-        notes += _notes_on_contention(loader, timings, _work(stages), handover, cores)
+        notes += _notes_on_waiting(loader, timings, _work(stages), handover, cores)
     trials = _trials(contestants, share, step)
     if len(timings.waits) < _MANY:
         notes.append(
@@ -162,25 +163,34 @@ def _notes_on_seeding(stages: Stages) -> list[str]:
     ]
 
 
-def _notes_on_contention(
+def _notes_on_waiting(
     loader: DataLoader[Any],
     timings: Timings,
     work: list[float],
     handover: list[float],
     cores: int,
 ) -> list[str]:
-    """A note if a loop without a step waits longer than the stages explain."""
-    if timings.stepped or not loader.num_workers or not timings.waits:
+    """A note if the loop waits longer than the stages explain."""
+    if timings.counts_start:
+        return [
+            "the rate and the waits include the start of the workers, since no pass has enough "
+            "batches to leave it out; persistent_workers=True starts them once"
+        ]
+    batches = max(1, timings.steady_batches)
+    waited, slept = timings.waited / batches, timings.stepped / batches
+    explained = median(work)
+    if loader.num_workers:
+        # While the loop sleeps, the workers make the next batch.
+        made = explained / min(loader.num_workers, cores) - slept
+        explained = max(made, median(handover) if handover else 0.0)
+    if waited < max(_UNEXPLAINED * explained, explained + _TOO_SHORT_TO_TELL):
         return []
-    made = median(work) / min(loader.num_workers, cores)
-    explained = max(made, median(handover) if handover else 0.0)
-    waited = timings.waited / max(1, timings.steady_batches)
-    if waited < _UNEXPLAINED * explained:
-        return []
+    where = "packing batches in the workers" if loader.num_workers else "the loader's own work"
+    whom = "the loop and other programs" if loader.num_workers else "other programs"
     return [
-        f"the loop received a batch every {duration(waited)}, and the stages explain "
-        f"{duration(explained)}: the rest is packing batches in the workers, and sharing {cores} "
-        "cores and the memory with the loop and other programs"
+        f"the loop waited {duration(waited)} for a batch, and the stages explain "
+        f"{duration(explained)}: the rest is {where}, and sharing {cores} cores and the memory "
+        f"with {whom}"
     ]
 
 

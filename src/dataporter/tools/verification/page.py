@@ -225,7 +225,8 @@ def _rates(report: VerifyReport) -> str:
     bars = []
     for rate in report.measures.throughput:
         named = str(report.facts.get("loader"))
-        bars.append((f"{rate.setting}, {named}", rate.loader, "ours", f"{rate.loader:,.0f}"))
+        if rate.loader is not None:
+            bars.append((f"{rate.setting}, {named}", rate.loader, "ours", f"{rate.loader:,.0f}"))
         if rate.plain is not None:
             name = f"{rate.setting}, torch's DataLoader"
             bars.append((name, rate.plain, "other", f"{rate.plain:,.0f}"))

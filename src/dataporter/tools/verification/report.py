@@ -117,10 +117,13 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Batches per second of a loader, and of torch's ``DataLoader`` on the same dataset."""
+    """Batches per second of a loader, and of torch's ``DataLoader`` on the same dataset.
+
+    The start of workers does not count; None: an epoch is too short to leave it out.
+    """
 
     setting: str
-    loader: float
+    loader: float | None
     plain: float | None
 
 
@@ -153,8 +156,9 @@ class Measures:
                 f"From load_state_dict to the first batch: {time_shown(self.resume_seconds)}."
             )
         for rate in self.throughput:
-            plain = f"; torch's DataLoader {rate.plain:,.0f}" if rate.plain is not None else ""
-            lines.append(f"Batches per second, {rate.setting}: {rate.loader:,.0f}{plain}.")
+            plain = f"; torch's DataLoader {_rate(rate.plain)}" if rate.plain is not None else ""
+            own = "not known, the epoch is too short" if rate.loader is None else _rate(rate.loader)
+            lines.append(f"Batches per second, {rate.setting}: {own}{plain}.")
         return lines
 
 
@@ -321,6 +325,10 @@ def in_order(cases: Sequence[Case]) -> tuple[Case, ...]:
             ),
         )
     )
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def _listed(texts: Sequence[str]) -> str:

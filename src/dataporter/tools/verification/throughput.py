@@ -1,4 +1,7 @@
-"""Throughput: batches per second of a loader and of torch's on its dataset, by bench's loop."""
+"""Throughput: batches per second of a loader and of torch's on its dataset, by bench's loop.
+
+Workers stay between passes, so that their start, which may take seconds, is no part of the rate.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.rebuild import rebuilt
 from dataporter.tools.bench.passes import run
 from dataporter.tools.verification.factory import Factory, Setting
 from dataporter.tools.verification.report import Throughput
@@ -16,20 +20,31 @@ __all__ = ["measure_throughput"]
 
 _ROUNDS = 3
 _SECONDS_A_ROUND = 0.25
+_PATIENCE = 0.75
 
 
 def measure_throughput(factory: Factory, setting: Setting) -> Throughput:
-    """Measure both in turns, so that noise affects both alike; the best round of each counts."""
+    """Measure both in turns, so that noise affects both alike; the best round of each counts.
+
+    A rate that the start of workers cannot be taken out of is None.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = factory.loader(setting)
+        if isinstance(loader, ResumableDataLoader) and loader.num_workers:
+            loader = rebuilt(loader, persistent_workers=True)
         plain = _plain(loader)
-        own, others = [], []
+        own, others = list[float](), list[float]()
         for _ in range(_ROUNDS):
-            own.append(run(loader, _SECONDS_A_ROUND).batches_per_second)
+            own += _rate(loader)
             if plain is not None:
-                others.append(run(plain, _SECONDS_A_ROUND).batches_per_second)
-    return Throughput(setting.shown(), max(own), max(others, default=None))
+                others += _rate(plain)
+    return Throughput(setting.shown(), max(own, default=None), max(others, default=None))
+
+
+def _rate(loader: Any) -> list[float]:
+    timings = run(loader, _SECONDS_A_ROUND, patience=_PATIENCE)
+    return [] if timings.counts_start else [timings.batches_per_second]
 
 
 def _plain(loader: Any) -> DataLoader[Any] | None:
@@ -40,6 +55,7 @@ def _plain(loader: Any) -> DataLoader[Any] | None:
     arguments: dict[str, Any] = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
     if loader.num_workers:
         arguments["prefetch_factor"] = loader.prefetch_factor
+        arguments["persistent_workers"] = True
     dataset: Any = loader.dataset
     if isinstance(loader, ResumableDataLoader) and not is_stream:
         dataset = loader.setup.rows

@@ -339,7 +339,8 @@ def ranks_that_resume(
     """Another number of ranks, all of which resume the state of the first rank that saved one."""
     after = _after_in(reference, len(saved))
     state = str(state_file(_states_of_rank(reference, len(saved), 0), after))
-    resuming = "distributed" if reference.facts["strategy"] == "advanced" else None
+    is_advanced = reference.facts["strategy"] == "advanced"
+    resuming: Literal["distributed"] | None = "distributed" if is_advanced else None
     tasks = _ranks(reference, world, "two", store, state=state, strategy=resuming)
     name = f"mid-epoch, from {Setting(world_size=len(saved)).shown()}"
     setting = Setting(world_size=world, strategy=resuming)
