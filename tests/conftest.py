@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from dataporter.tools.verification import session
+from dataporter.tools.verification.imports import Imports
 from dataporter.tools.verification.processes import Processes
 
 torch.set_num_threads(1)
@@ -57,7 +58,7 @@ def shared_hosts(hosts: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 yield own
             return
         hosts.home = Path(mkdtemp(dir=tmp_path))
-        hosts.libraries = ()
+        hosts.imports = Imports()
         yield hosts
 
     monkeypatch.setattr(session, "Processes", processes)

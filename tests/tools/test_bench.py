@@ -122,6 +122,7 @@ def test_the_start_of_workers_is_no_part_of_a_rate(workers: int, length: int) ->
     timings = run(loader, 0.3, patience=0.7)
     assert timings.firsts[0] >= 0.5
     assert not timings.counts_start
+    assert timings.steady_batches >= 10
     assert 40 < timings.batches_per_second <= 1 / (4 * READ) * max(1, workers) * 1.2
 
 

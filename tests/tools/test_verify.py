@@ -548,6 +548,42 @@ def slow_start(kind: str, length: int = 24) -> Any:
     return {"ours": ResumableDataLoader, "torch": DataLoader}[kind](SlowStart(length), 4)
 
 
+class SlowFirst(Augmented):
+    """Its first sample takes long in each process."""
+
+    ready = False
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.0 if self.ready else 1.0)
+        self.ready = True
+        return super().__getitem__(index)
+
+
+def slow_first() -> Any:
+    return ResumableDataLoader(SlowFirst(24), 4, seed=1)
+
+
+def slow_to_make() -> Any:
+    time.sleep(1)
+    return sound()
+
+
+def test_a_slow_first_sample_does_not_shorten_the_runs() -> None:
+    report = verify(slow_first, workers=[0], max_seconds=18, measure=False)  # 0.9 s for the first
+    assert (report.epoch_batches, report.events) == (6, 9)
+    assert "end of epoch" in {case.name for case in report.cases}
+
+
+def test_a_loader_that_is_slow_to_make_is_not_exact_for_lack_of_time() -> None:
+    asked = ["verify", f"{HERE}:slow_to_make", "--workers=0", "--max-seconds=1"]
+    ran = CliRunner().invoke(main, asked)
+    assert ran.exit_code == 2, ran.output
+    assert "Exact" not in ran.output
+    last = " ".join(ran.output.split())
+    assert "Not proven: an interruption in mid-epoch, an interruption at the end of" in last
+    assert "Give it more time: --max-seconds 60" in last
+
+
 def test_the_start_of_workers_is_no_part_of_the_rate() -> None:
     for length in (24, 200):  # a batch takes 80 ms, half as long with two workers
         rate = measure_throughput(

@@ -73,7 +73,7 @@ def _samples_of(faults: Sequence[Case], facts: Mapping[str, Any]) -> tuple[Any, 
 
 
 def _task(probe: Probe, host: str) -> Task:
-    return Task(partial(run_probe, probe), host, _SECONDS)
+    return Task(partial(run_probe, probe), host, _SECONDS, is_fresh=True)
 
 
 def _found(outcome: Outcome | None) -> Found:

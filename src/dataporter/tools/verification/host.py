@@ -1,16 +1,16 @@
 """A host: a separate interpreter that forks a process for each task.
 
-It has imported torch, this package and the libraries that the loader needs, but none of the user's
-modules. So its processes are as good as new interpreters, each of which would take seconds to
-start. Hosts have different hash seeds.
+It has imported torch, this package, the libraries that the loader needs, and those of the user's
+modules that take seconds to import, but no others. So its processes are as good as new
+interpreters, each of which would take seconds to start. Hosts have different hash seeds.
 
-It reads lines of JSON, ``{"task": number, "file": path, "search": [...], "libraries": [...]}``, and
-writes lines ``{"task": number, "pid": ...}`` and ``{"task": number, "status": ...}``.
+It reads lines of JSON, ``{"task": number, "file": path, "search": [...], "libraries": [...],
+"slow": [[name, directory], ...]}``, and writes lines ``{"task": number, "pid": ...}`` and
+``{"task": number, "status": ...}``. Without a task it only imports.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pickle
@@ -29,13 +29,12 @@ import torch
 
 # Imported here once, so that the processes need not.
 from dataporter.tools.verification import probe, recording, throughput  # noqa: F401
+from dataporter.tools.verification.imports import share
 from dataporter.tools.verification.recording import write
 
 __all__ = ["become", "main"]
 
 _SECONDS_BETWEEN_LOOKS = 0.01
-# They start threads at import, and fail in forks of a process that has imported them.
-_HOSTILE = frozenset({"jax", "tensorflow"})
 # Set in the processes: a module that calls verify() at import would start another verification in
 # each of them, and so on.
 INSIDE = "DATAPORTER_VERIFICATION"
@@ -72,16 +71,6 @@ def become(file: Path, work: Callable[[], Any] | None = None) -> None:
         os._exit(status)
 
 
-def _import(libraries: list[str]) -> None:
-    if not _HOSTILE.isdisjoint(name.partition(".")[0] for name in libraries):
-        return
-    for name in libraries:
-        if name not in sys.modules:
-            # Some cannot be imported by themselves; the process that needs them imports them.
-            with suppress(BaseException):
-                importlib.import_module(name)
-
-
 def main() -> None:
     """Serve until standard input is closed."""
     running: dict[int, int] = {}
@@ -100,7 +89,9 @@ def main() -> None:
             *lines, received = (received + more).split(b"\n")
             for line in lines:
                 request = json.loads(line)
-                _import(request["libraries"])
+                share(request["libraries"], request["slow"])
+                if request["task"] is None:
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     sys.path[:] = [*request["search"], *sys.path]

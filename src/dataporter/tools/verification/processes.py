@@ -20,6 +20,7 @@ from typing import Any
 
 from dataporter.errors import DataPorterError
 from dataporter.tools.verification.host import INSIDE, become
+from dataporter.tools.verification.imports import Imports, share
 
 __all__ = ["Outcome", "Processes", "Task", "VerificationError", "refuse_inside"]
 
@@ -45,12 +46,14 @@ class Task:
             and hosts of different environments (by default the name) different variables.
         seconds: after which the process is killed.
         expects_kill: whether the process ends by SIGKILL if all is well.
+        is_fresh: whether it must import each of the user's modules itself.
     """
 
     work: Callable[[], Any]
     host: str
     seconds: float
     expects_kill: bool = False
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Processes:
         self._running: dict[int, _Running] = {}
         self._number = 0
         # Each host imports these once, so that its processes need not.
-        self.libraries: tuple[str, ...] = ()
+        self.imports = Imports()
         self._search = [os.path.abspath(entry) for entry in sys.path]
 
     def __enter__(self) -> Processes:
@@ -157,17 +160,43 @@ class Processes:
         if self._forked:
             running.pid = _forked(task.work, file)
             return
-        host = self._host(task.host)
+        slow = () if task.is_fresh else self.imports.slow
+        self._ask(self._name_of(task), self._number, str(file), slow)
+
+    def _ask(
+        self, name: str, number: int | None, file: str, slow: Sequence[tuple[str, str]]
+    ) -> None:
+        host = self._host(name)
         request = {
-            "task": self._number,
-            "file": str(file),
+            "task": number,
+            "file": file,
             "search": self._search,
-            "libraries": self.libraries,
+            "libraries": self.imports.libraries,
+            "slow": slow,
         }
         line = json.dumps(request).encode() + b"\n"
         assert host.stdin is not None
         host.stdin.write(line)
         host.stdin.flush()
+
+    def share(self, imports: Imports) -> None:
+        """Let the processes that follow find these modules imported."""
+        self.imports = imports
+        if self._forked:
+            share(imports.libraries)
+
+    def prepare(self, *hosts: str) -> None:
+        """Start hosts, and let them import what is shared, before there is a task for them."""
+        if self._forked:
+            return
+        for host in hosts:
+            self._ask(host, None, "", self.imports.slow)
+
+    def _name_of(self, task: Task) -> str:
+        if not task.is_fresh or not self.imports.slow:
+            return task.host
+        seed_name, environment_name = [*task.host.split("/"), task.host][:2]
+        return f"{seed_name}/{environment_name}/fresh {task.host.replace('/', ' ')}"
 
     def _host(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._hosts:

@@ -131,7 +131,10 @@ def is_of_library(module: Any) -> bool:
 @cache
 def _libraries() -> tuple[Path, ...]:
     paths = sysconfig.get_paths()
-    return tuple(Path(paths[kind]).resolve() for kind in ("stdlib", "purelib", "platlib"))
+    known = [paths[kind] for kind in ("stdlib", "purelib", "platlib")]
+    # Those of the user, of Debian, and of the interpreter below a virtual environment.
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    return tuple(Path(path).resolve() for path in (*known, *others))
 
 
 def _token(thing: Any) -> Any:

@@ -7,11 +7,11 @@ import os
 import pickle
 import random
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from dataporter.tools.verification.factory import (
     facts_of,
     is_stateful,
 )
-from dataporter.tools.verification.reachable import is_of_library
+from dataporter.tools.verification.imports import Imports, watched
 
 __all__ = ["Event", "Job", "Recording", "last_saved", "record", "state_file", "write"]
 
@@ -115,7 +115,7 @@ class Recording:
         events: the batches and ends of passes that the loader delivered.
         error: why it ended early, in one line.
         stopped: whether it ended early for lack of time.
-        libraries: modules of libraries that it imported, if its workers are forks.
+        imports: modules that it imported, if it is the reference and its workers are forks.
         refused: whether ``error`` says that the state of a custom sampler cannot be resumed.
         varied: False: the loader cannot have this setting, as ``error`` says.
         facts: about the loader: class, strategy, length, workers.
@@ -128,7 +128,7 @@ class Recording:
     events: list[Event] = field(default_factory=list)
     error: str | None = None
     stopped: bool = False
-    libraries: tuple[str, ...] = ()
+    imports: Imports = field(default_factory=Imports)
     refused: bool = False
     varied: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
@@ -155,11 +155,13 @@ def record(job: Job) -> Recording:
     An exception of the loader ends the recording and is part of it.
     """
     recording = Recording()
-    before = frozenset(sys.modules)
+    imports = Imports()
+    watching = watched(job.factory, imports) if job.is_reference else nullcontext()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
-            _record(job, recording)
+            with watching:
+                _record(job, recording)
         except CannotVaryError as error:
             recording.varied, recording.error = False, in_one_line(error)
         except (Exception, SystemExit) as error:
@@ -167,25 +169,11 @@ def record(job: Job) -> Recording:
             # What a custom sampler yields is the user's; any other mismatch is between processes.
             is_mismatch = isinstance(error, StateMismatchError)
             recording.refused = is_mismatch and bool(recording.facts.get("own_sampler"))
-    if job.is_reference and recording.facts.get("forks"):
-        recording.libraries = _libraries(before, job.factory)
+    if recording.facts.get("forks"):
+        recording.imports = imports
     texts = dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
     recording.warnings = list(texts)[:_WARNINGS_KEPT]
     return recording
-
-
-def _libraries(before: frozenset[str], factory: Factory) -> tuple[str, ...]:
-    """The modules of libraries that have been imported since, in that order.
-
-    A host may import them before it forks, as the loader's process does before it forks workers.
-    """
-    own = str(factory.target).partition(":")[0].partition(".")[0]
-    names = [name for name in sys.modules if name not in before]
-    return tuple(
-        name
-        for name in names
-        if name.partition(".")[0] not in (own, "__main__") and is_of_library(sys.modules.get(name))
-    )
 
 
 def _record(job: Job, recording: Recording) -> None:

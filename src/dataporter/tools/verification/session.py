@@ -14,8 +14,9 @@ from typing import Any
 
 from dataporter.checks import positive_number, whole_number
 from dataporter.errors import ConfigurationError
-from dataporter.tools.verification.diagnosis import diagnose
+from dataporter.tools.verification.diagnosis import RESUMING_HOSTS, diagnose
 from dataporter.tools.verification.factory import Factory, Setting, factory_of
+from dataporter.tools.verification.imports import Imports, imports_of
 from dataporter.tools.verification.processes import (
     Outcome,
     Processes,
@@ -65,6 +66,7 @@ OnProgress = Callable[[str, int, int], None]
 _WORKERS = (0, 2, 4)
 # About twenty runs of the same length follow the reference, two at a time.
 _SHARE_OF_REFERENCE = 0.05
+_SHARE_OF_IMPORTS = 0.5
 _SECONDS_OVER = 20.0
 # Spawned workers import everything anew, perhaps on a busy machine.
 _TIMES_REFERENCE = 5
@@ -212,12 +214,19 @@ class _Session:
             states=str(home / "reference"),
         )
         begun = time.monotonic()
-        (outcome,) = self.run(
-            "the uninterrupted run", [Task(partial(record, job), "one", self.limit)]
-        )
+        tasks = [Task(partial(record, job), "one", self.limit)]
+        if workers[0]:
+            # What workers import is not known here.
+            within = self.max_seconds * _SHARE_OF_IMPORTS
+            tasks.append(Task(partial(imports_of, factory), "one", within))
+        self.processes.prepare(*RESUMING_HOSTS)
+        outcome, *others = self.run("the uninterrupted run", tasks)
         self.limit += _TIMES_REFERENCE * (time.monotonic() - begun)
         found = recorded(outcome)
-        self.processes.libraries = found.libraries
+        seen = next((other.found for other in others if other and other.found), Imports())
+        if found.facts["forks"]:
+            self.processes.share(found.imports | seen)
+            self.processes.prepare("one", *RESUMING_HOSTS)
         self.warnings += found.warnings
         settings, not_possible = settings_of(found.facts, workers, engines)
         reference = Reference(
