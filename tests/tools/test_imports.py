@@ -160,6 +160,16 @@ def test_an_import_that_fails_is_tried_once(
     assert log.read_text() == "x"
 
 
+def test_forks_of_this_process_find_libraries_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "library_for_forks.py").write_text("")
+    with Processes(forked=True) as processes:
+        processes.share(Imports(libraries=("library_for_forks",)))
+    assert "library_for_forks" in sys.modules
+
+
 def test_experiments_run_where_no_module_of_the_user_is_shared() -> None:
     def nothing() -> Any:
         return None
