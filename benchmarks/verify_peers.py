@@ -231,6 +231,8 @@ def _cell(case: Any) -> str:
     if case.verdict == "failed" and case.comparison is None:
         return "raises"
     comparison = case.comparison
+    if comparison is None:  # refused, or not run
+        return str(case.verdict)
     equal = comparison.batches - comparison.differing
     if case.verdict == "failed":
         return f"raises after {equal}" if equal else "raises"
