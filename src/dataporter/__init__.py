@@ -37,6 +37,7 @@ from dataporter.orders import (
 )
 from dataporter.seeding.samples import sample_rng
 from dataporter.shared.sequence import SharedSequence
+from dataporter.state.remainder import remainder
 from dataporter.state.strategies import (
     AdvancedResumptionStrategy,
     DistributedResumptionStrategy,
@@ -96,6 +97,7 @@ __all__ = [
     "inspect_checkpoint",
     "load_latest",
     "memory_report",
+    "remainder",
     "sample_rng",
     "save_atomically",
     "suggest_conversions",

@@ -152,8 +152,9 @@ def test_delivered_is_checked() -> None:
 def test_a_refused_state_changes_nothing() -> None:
     sampler = ResumableSampler(10, 4, shuffle=True, seed=1)
     other = ResumableSampler(11, 4, shuffle=True, seed=1)
+    next(iter(other))
     with pytest.raises(StateMismatchError, match="dataset_length"):
-        sampler.load_state_dict(other.state_dict(delivered=0))
+        sampler.load_state_dict(other.state_dict(delivered=1))
     with pytest.raises(InvalidStateError):
         sampler.load_state_dict({})
     assert sampler.state_dict(delivered=0)["dataset_length"] == 10

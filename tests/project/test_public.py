@@ -122,6 +122,13 @@ def test_a_document_s_code_runs_as_printed(document: str) -> None:
         exec(block, names)
 
 
+def test_the_remainder_in_the_documentation_is_exact() -> None:
+    (block,) = [block for block in blocks_of("docs/exactness.md") if "remainder(" in block]
+    exec(block, names := {})
+    assert names["loader"].epoch == 1
+    assert len(names["loader"]) == 15
+
+
 def test_the_version_has_a_place_in_the_changelog_and_the_citation_names_the_author() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
     citation = (ROOT / "CITATION.cff").read_text()

@@ -1,4 +1,4 @@
-"""Rows: a dataset indexed by row, its length and its fingerprint."""
+"""Rows: a dataset indexed by row, and its length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataporter.datasets.columns import MappedColumns
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 
 __all__ = [
-    "fingerprint_of",
     "length_if_any",
     "length_of",
     "rows_of",
@@ -64,12 +63,3 @@ def length_if_any(rows: Any) -> int | None:
         return length_of(rows)
     except UnsupportedDatasetError:
         return None
-
-
-def fingerprint_of(dataset: Any) -> str | None:
-    """The dataset's ``fingerprint`` or (Hugging Face) ``_fingerprint``, or None."""
-    for name in ("fingerprint", "_fingerprint"):
-        fingerprint = getattr(dataset, name, None)
-        if isinstance(fingerprint, str):
-            return fingerprint
-    return None

@@ -83,6 +83,7 @@ class Arguments:
     steps_per_epoch: int | None
     prefetch_next_epoch: bool
     on_mismatch: OnMismatch
+    fingerprint: str | None
 
     @property
     def is_stream(self) -> bool:

@@ -1,21 +1,24 @@
-"""Joining: a loader that was built before the process group becomes one of its ranks (C7)."""
+"""Membership: the world and the length of the dataset that count for a loader now (C3, C7)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataporter.errors import ConfigurationError
 from dataporter.loader.cursor import AnyCursor
 from dataporter.loader.setup import Setup, setup_of
 from dataporter.ranks.world import find_world
+from dataporter.state.format import StateFormat
 
 __all__ = ["Membership"]
 
 
 @dataclass(slots=True)
 class Membership:
-    """A loader's setup, and the one that a process group initialised later gives it.
+    """A loader's setup, and what a later process group and a dataset that grows make of it.
+
+    The length of the dataset counts as of the start of an epoch.
 
     Attributes:
         setup: the present one.
@@ -25,21 +28,40 @@ class Membership:
 
     setup: Setup
     may_join: bool
-    _upcoming: Setup | None = None
+    _joined: Setup | None = None
+    # The length that the ranks have compared; and what was the setup before an epoch began with
+    # another length, with the number of that epoch.
+    _agreed: int | None = field(init=False)
+    _before: tuple[int, Setup] | None = None
 
-    def upcoming(self) -> Setup:
+    def __post_init__(self) -> None:
+        self._agreed = self.setup.dataset_length
+
+    def in_world(self) -> Setup:
         """The setup for the present world. Communicates with no other rank."""
         if not self.may_join or (world := find_world(None, None)).size == 1:
             return self.setup
-        if self._upcoming is None or self._upcoming.ranks.group is not world.group:
-            self._upcoming = setup_of(self.setup.arguments, world)
-        return self._upcoming
+        if self._joined is None or self._joined.ranks.group is not world.group:
+            self._joined = setup_of(self.setup.arguments, world)
+        return self._joined
+
+    def upcoming(self, cursor: AnyCursor, *, next_pass: bool = False) -> Setup:
+        """The setup for the present world and, at the start of an epoch, for the dataset as it is.
+
+        Args:
+            next_pass: as of the start of the next pass, if none is under way.
+        """
+        setup = self.in_world()
+        begins = cursor.upcoming() if next_pass else cursor.progress
+        at_start = next_pass or cursor.waiting
+        at_start = at_start and not (begins.step or begins.delivered)
+        return setup.of_present_length() if at_start else setup
 
     def standing(self, cursor: AnyCursor) -> tuple[Setup, Any, Any]:
         """The setup for the present world, and the cursor's progress and origin in it."""
-        setup = self.upcoming()
+        setup = self.in_world()
         if setup is self.setup:
-            return setup, cursor.progress, cursor.origin
+            return self.upcoming(cursor), cursor.progress, cursor.origin
         # The seed decides nothing here, and is not to be drawn for it.
         state = self.setup.format.build(cursor.seed or 0, cursor.progress)
         progress = setup.format.resume(state, None, "error").progress
@@ -56,7 +78,7 @@ class Membership:
         Raises:
             DataPorterError: the ranks differ, or the position does not fit; nothing changes then.
         """
-        before, setup = self.setup, self.upcoming()
+        before, setup = self.setup, self.in_world()
         if setup is before:
             return False
         resumption = None
@@ -71,12 +93,57 @@ class Membership:
             cursor.seed = terms.first
         else:
             cursor.move(resumption.seed, resumption.progress)
-        self.setup, self.may_join = setup, False
+        self.take(setup)
+        self.may_join = False
         return True
+
+    def follow(self, cursor: AnyCursor) -> bool:
+        """Take the present length of the dataset where a pass is about to begin an epoch.
+
+        Where it has changed, all ranks of the group call this together.
+
+        Returns:
+            Whether the setup is another one now.
+
+        Raises:
+            RankMismatchError: the dataset has other lengths, or another content, on other ranks.
+        """
+        before = self.setup
+        begins = cursor.upcoming()
+        in_mid_epoch = begins.step or begins.delivered
+        setup = before if in_mid_epoch else before.of_present_length()
+        if setup.ranks.several and setup.dataset_length != self._agreed:
+            with setup.ranks.agreed(
+                "iter(loader), after a change of the dataset's length,"
+            ) as terms:
+                terms.equal = dict(setup.format.terms())
+        if setup is before:
+            return False
+        self.take(setup)
+        self._before = begins.epoch, before
+        return True
+
+    def take(self, setup: Setup, *, agreed: bool = True) -> None:
+        """Let this setup count from here on.
+
+        Args:
+            agreed: the ranks have compared it.
+        """
+        self.setup, self._before = setup, None
+        if agreed:
+            self._agreed = setup.dataset_length
+
+    def format_at(self, cursor: AnyCursor, progress: Any) -> StateFormat:
+        """The format of the states at the cursor's progress, or at one that lags behind it."""
+        if progress is cursor.progress:
+            return self.upcoming(cursor).format
+        if self._before is not None and progress.epoch < self._before[0]:
+            return self._before[1].format
+        return self.setup.format
 
     def check(self) -> None:
         """Raise where a pass would begin with a setup that is no longer the world's."""
-        if self.upcoming() is not self.setup:
+        if self.in_world() is not self.setup:
             raise ConfigurationError(
                 "a process group was initialised between iter(loader) and the first batch, so that "
                 "this iterator would read every rank's share: call iter() again"

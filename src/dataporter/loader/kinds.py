@@ -105,6 +105,15 @@ def _text(name: str, value: Any) -> Any:
     raise ConfigurationError(f"{given(name, value)}: expected a string, such as 'cuda', or ''")
 
 
+def _fingerprint(name: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigurationError(
+        f"{given(name, value)}: expected a text that is another one for other data, such as "
+        "'wiki-2026-11', or None"
+    )
+
+
 def _indices(name: str, value: Any) -> Any:
     yields = "lists of indices" if name == "batch_sampler" else "indices"
     if isinstance(value, type):
@@ -144,5 +153,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "snapshot_every": positive_number,
     "steps_per_epoch": _optional(positive_number),
     "prefetch_next_epoch": flag,
+    "fingerprint": _optional(_fingerprint),
     "on_mismatch": on_mismatch_checked,
 }

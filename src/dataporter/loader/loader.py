@@ -143,11 +143,15 @@ class ResumableDataLoader(DataLoader[Batch]):
         on_mismatch: the reaction of :meth:`load_state_dict` to a state of another dataset or
             configuration: ``"error"``, or ``"warn"`` and resume as near to it as the strategy's
             count gets. Here for frameworks, which load the state themselves.
+        fingerprint: a text that names the data, for the state: a resume on data of another name is
+            refused. By default the dataset's attribute ``fingerprint`` or ``_fingerprint``, or else
+            a digest of what is known of the content without reading samples: of arrays, subsets,
+            and lists of files; None of most custom datasets (``docs/exactness.md`` has a table).
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
         RankMismatchError: (a ``ValueError``) the ranks of the group have different arguments, or
-            datasets of different lengths.
+            datasets of different lengths or content.
         UnsupportedDatasetError: (a ``TypeError``) the dataset has no length, or is a DataPipe.
 
     Reading batches raises :class:`~dataporter.LossyConversionError` (a ``ValueError``) where
@@ -204,6 +208,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         steps_per_epoch: int | None = None,
         prefetch_next_epoch: bool = False,
         on_mismatch: OnMismatch = "error",
+        fingerprint: str | None = None,
     ) -> None:
         given = dict(locals())
         launched = is_one_of(getattr(strategy, "name", strategy), "distributed")
@@ -223,8 +228,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._cursor: AnyCursor = Cursor.at_epoch(
                 setup.beginning, setup.epochs.set_at_construction() or 0, setup.seed, generator
             )
-            terms.equal = {**setup.format.terms(), "seed": setup.seed}
             if setup.ranks.several:
+                terms.equal = {**setup.format.terms(), "seed": setup.seed}
                 # All ranks draw, so that their generators stay alike; the first rank's counts.
                 terms.first = self._cursor.settled_seed()
         if setup.ranks.several:
@@ -347,8 +352,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             return cast("Batch", _peeked(reply))
         if self.setup.arguments.is_planned:
             progress = self._cursor.upcoming()
-            for upcoming in (progress, self.setup.beginning(progress.epoch + 1)):
-                reply = next(self._replies(self.setup, upcoming), None)
+            setup = self._membership.upcoming(self._cursor, next_pass=True)
+            for upcoming in (progress, setup.beginning(progress.epoch + 1)):
+                reply = next(self._replies(setup, upcoming), None)
                 if reply is not None:
                     return cast("Batch", _peeked(reply))
         raise ConfigurationError(
@@ -358,7 +364,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
-        setup = self._membership.upcoming()
+        under_way = any(batches.under_way for batches in self._in_use())
+        setup = self._membership.upcoming(self._cursor, next_pass=not under_way)
         self._said_length = length = setup.schedule.steps(setup.beginning(0))
         return length
 
@@ -369,6 +376,10 @@ class ResumableDataLoader(DataLoader[Batch]):
             refuse_replicated(setup)
         self._look()
         progress = cursor.upcoming()
+        if self._membership.follow(cursor):
+            setup = self.setup
+            self._show(setup)
+        setup.identify()
         self._membership.setup = setup = setup.with_workers(self.num_workers, progress)
         replies = self._replies(setup, progress)
         self._warn_of_left_pass()
@@ -469,7 +480,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             cursor = self._cursor
             if cursor.waiting and self.step == 0:
                 self._look()  # the next pass begins with what was set
-            at = Mark(cursor.settled_seed(), cursor.progress, setup.format, cursor.ledger)
+            at = self.mark()
         elif not isinstance(at, Mark):
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
         state = at.format.build(at.seed, at.progress, at.ledger)
@@ -511,7 +522,8 @@ class ResumableDataLoader(DataLoader[Batch]):
                 "further back is kept"
             )
         progress, ledger = self._cursor.behind(read_ahead)
-        return Mark(self._cursor.settled_seed(), progress, self.setup.format, ledger)
+        format = self._membership.format_at(self._cursor, progress)
+        return Mark(self._cursor.settled_seed(), progress, format, ledger)
 
     @names_keywords
     def load_state_dict(
@@ -534,7 +546,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             RankMismatchError: (a ``ValueError``) another rank has another state, or has refused it.
         """
         self._join()
-        setup = self.setup
+        setup = self.setup.renewed()
         with setup.ranks.agreed("load_state_dict()") as terms:
             if is_torchdatas(state):
                 epoch = setup.epochs.requested()
@@ -542,7 +554,10 @@ class ResumableDataLoader(DataLoader[Batch]):
                 state = converted(state, setup, epoch, self._cursor.settled_seed)
             reaction = self.on_mismatch if on_mismatch is None else on_mismatch
             resumption = setup.format.resume(state, setup.arguments.seed, reaction)
-            terms.equal = dict(resumption.terms)
+            # A state of an epoch's start is accepted by datasets of any length.
+            terms.equal = {**resumption.terms, "length of the dataset": setup.dataset_length}
+        self._membership.take(setup)
+        self._show(setup)
         self._cursor.seed = resumption.seed
         self._cursor.ledger = resumption.ledger.as_loaded()
         self._reporter.forget()
@@ -598,10 +613,13 @@ class ResumableDataLoader(DataLoader[Batch]):
             if step == 0:
                 progress = self._cursor.progress.start_of(epoch, chosen=chosen)
             else:
-                lookup = self._membership.upcoming().lookup
+                lookup = self._membership.in_world().of_present_length().lookup
                 self._check_limit(epoch, step)
                 lookup.check(epoch, step)
                 progress = lookup.progress_at(epoch, step, self.seed)
+        if (setup := self.setup.of_present_length()) is not self.setup:
+            self._membership.take(setup, agreed=False)
+            self._show(setup)
         self._jump(progress)
 
     def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
@@ -623,6 +641,40 @@ class ResumableDataLoader(DataLoader[Batch]):
         setup.lookup.check(epoch, 0)
         origin = origin if epoch == self.epoch else setup.beginning(epoch)
         return setup.lookup.samples_at(origin, step, self.seed)
+
+    def seen(self) -> NDArray[np.int64]:
+        """The samples of this epoch that were delivered, over all ranks, without reading any.
+
+        Known from the state alone, whatever batch sizes and worlds the epoch has had. A sample
+        that failed counts as delivered, since its position is done; one that ``tail="pad"`` repeats
+        comes once. With a custom sampler, it is walked through.
+
+        Returns:
+            int64: indices into the dataset, in the order in which they came. After the end of a
+            pass none: the next epoch is the current one then.
+
+        Raises:
+            ConfigurationError: (a ``ValueError``) a custom sampler cannot be walked through, or
+                gives each rank a share of its own.
+            UnsupportedDatasetError: (a ``TypeError``) the dataset is a stream.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(6), batch_size=4, shuffle=True, seed=7)
+            >>> next(iter(loader)).tolist()
+            [1, 0, 5, 3]
+            >>> loader.seen().tolist(), loader.unseen().tolist()
+            ([1, 0, 5, 3], [2, 4])
+        """
+        setup, progress, origin = self._membership.standing(self._cursor)
+        return setup.lookup.seen(progress, origin, self.seed)
+
+    def unseen(self) -> NDArray[np.int64]:
+        """The samples of this epoch that were not delivered; otherwise as :meth:`seen`.
+
+        With those that ``drop_last`` or ``steps_per_epoch`` leave out of the epoch.
+        """
+        setup, progress, origin = self._membership.standing(self._cursor)
+        return setup.lookup.unseen(progress, origin, self.seed)
 
     def padding(self, step: int) -> NDArray[np.bool_]:
         """Which samples of a batch of the current epoch are repeats added as padding, on this rank.
@@ -772,7 +824,12 @@ class ResumableDataLoader(DataLoader[Batch]):
             >>> for batch in (bar := loader.progress(disable=True)):
             ...     bar.set_postfix(loss=0.5)
         """
-        return bar_over(self, self._membership.upcoming(), self._cursor.upcoming(), options)
+        return bar_over(
+            self,
+            self._membership.upcoming(self._cursor, next_pass=True),
+            self._cursor.upcoming(),
+            options,
+        )
 
     def usage(self) -> Usage:
         """The worker processes of the last pass, and the memory they share with this one."""

@@ -99,7 +99,7 @@ class OrderSampler(DistributedSampler[int]):
 
     def _schedule(self) -> PlannedSchedule:
         assert self._membership is not None
-        schedule: Any = self._membership.upcoming().lookup
+        schedule: Any = self._membership.upcoming(self._followed()).lookup
         return schedule  # type: ignore[no-any-return]  # loaders with an order have one
 
     def _followed(self) -> Cursor[Progress]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dataporter.checks import whole_number
-from dataporter.datasets.rows import fingerprint_of, length_of, rows_of
+from dataporter.datasets.rows import length_of, rows_of
 from dataporter.errors import ConfigurationError
 from dataporter.loader.arguments import tail_checked
 from dataporter.loader.cursor import Cursor
@@ -20,6 +20,7 @@ from dataporter.ranks.world import World
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
+from dataporter.state.identified import Identified
 from dataporter.state.resume import OnMismatch, resume_at
 from dataporter.state.schema import Identity, State, build, parse
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
@@ -33,7 +34,7 @@ class SamplerPosition:
 
     requests: PlannedSchedule
     cursor: Cursor[Progress]
-    identity: Identity
+    identified: Identified
     strategy: ResumptionStrategy
     given_seed: int | None
     ranks: Ranks
@@ -52,6 +53,7 @@ class SamplerPosition:
         seed: int | None,
         drop_last: bool,
         tail: Tail | None,
+        fingerprint: str | None,
     ) -> SamplerPosition:
         """The position that a sampler's arguments give, the same on all ranks of a group."""
         ranks = Ranks(world.group)
@@ -62,7 +64,13 @@ class SamplerPosition:
                     "more"
                 )
             checked = kinds_checked(
-                {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last}
+                {
+                    "batch_size": batch_size,
+                    "shuffle": shuffle,
+                    "seed": seed,
+                    "drop_last": drop_last,
+                    "fingerprint": fingerprint,
+                }
             )
             counted = isinstance(dataset, int) and not isinstance(dataset, bool)
             rows = range(whole_number("dataset", dataset)) if counted else dataset
@@ -85,17 +93,18 @@ class SamplerPosition:
                 order=ordered.name,
                 order_version=ordered.version,
                 dataset_length=length,
-                dataset_fingerprint=fingerprint_of(dataset),
+                dataset_fingerprint=None,
                 batch_size=plan.batch_size,
                 world_size=world.size,
                 tail=plan.tail,
             )
-            terms.equal = {**asdict(identity), "seed": given_seed}
+            identified = Identified(identity, None if counted else rows, checked["fingerprint"])
             if ranks.several:
+                terms.equal = {**asdict(identified.identity()), "seed": given_seed}
                 terms.first = cursor.settled_seed()
         if ranks.several:
             cursor.seed = terms.first
-        return cls(requests, cursor, identity, strategy_named(strategy), given_seed, ranks)
+        return cls(requests, cursor, identified, strategy_named(strategy), given_seed, ranks)
 
     @property
     def length(self) -> int:
@@ -120,17 +129,21 @@ class SamplerPosition:
                 "the loop has its first batch"
             )
         progress = self.requests.progress_after(self.cursor.origin, delivered)
-        return build(State(self.identity, self.cursor.settled_seed(), progress))
+        return build(State(self.identified.identity(), self.cursor.settled_seed(), progress))
 
     def load(self, state: Mapping[str, Any], on_mismatch: OnMismatch) -> None:
         """Let the next pass resume from a state, on all ranks of the group or on none."""
         with self.ranks.agreed("load_state_dict()") as terms:
             saved = parse(state)
+            renewed = self.identified.renewed(self.requests.dataset_length)
+            if renewed.dataset is None and renewed.given is None:  # a length is all that is known
+                renewed.given = saved.identity.dataset_fingerprint
+            present = renewed.identity()
             seed, progress = resume_at(
-                saved, self.identity, self.strategy, self.requests, self.given_seed, on_mismatch
+                saved, present, self.strategy, self.requests, self.given_seed, on_mismatch
             )
             terms.equal = build(saved)
-        self.cursor.seed = seed
+        self.identified, self.cursor.seed = renewed, seed
         self.cursor.jump(progress)
 
     def set_epoch(self, epoch: int) -> None:

@@ -42,8 +42,8 @@ class ResumableSampler(Sampler[int]):
     Args:
         dataset: the dataset, or its length.
         batch_size: must equal the ``DataLoader``'s.
-        shuffle, order, seed, drop_last, tail: as in ``ResumableDataLoader``. The sampler itself
-            leaves out the tail.
+        shuffle, order, seed, drop_last, tail, fingerprint: as in ``ResumableDataLoader``. The
+            sampler itself leaves out the tail.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
@@ -74,6 +74,7 @@ class ResumableSampler(Sampler[int]):
         seed: int | None = None,
         drop_last: bool = False,
         tail: Tail | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self._position = SamplerPosition.from_arguments(
             "ResumableSampler()",
@@ -86,6 +87,7 @@ class ResumableSampler(Sampler[int]):
             seed=seed,
             drop_last=drop_last,
             tail=tail,
+            fingerprint=fingerprint,
         )
 
     def __iter__(self) -> Iterator[int]:
@@ -131,8 +133,8 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
     those that shard every sampler once more (Accelerate: give it a ``ResumableSampler``).
 
     Args:
-        dataset, batch_size, shuffle, order, seed, drop_last, tail: as in :class:`ResumableSampler`;
-            ``batch_size`` is one rank's.
+        dataset, batch_size, shuffle, order, seed, drop_last, tail, fingerprint: as in
+            :class:`ResumableSampler`; ``batch_size`` is one rank's.
         rank, world_size, process_group: as in ``ResumableDataLoader``, and as there, the ranks of a
             process group build the sampler and load its state together. Without any of them, and
             without a default group, torchrun's environment counts.
@@ -165,6 +167,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         seed: int | None = None,
         drop_last: bool = False,
         tail: Tail | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         world = find_world(rank, world_size, process_group, launched=True)
         self._position = position = SamplerPosition.from_arguments(
@@ -178,14 +181,15 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
             seed=seed,
             drop_last=drop_last,
             tail=tail,
+            fingerprint=fingerprint,
         )
         super().__init__(
             range(dataset) if isinstance(dataset, int) else dataset,  # type: ignore[arg-type]  # needs a length alone
             num_replicas=world.size,
             rank=world.rank,
-            shuffle=position.identity.order != "sequential",
+            shuffle=position.identified.fields.order != "sequential",
             seed=position.cursor.settled_seed(),
-            drop_last=position.identity.tail == "drop",
+            drop_last=position.identified.fields.tail == "drop",
         )
         # torch counts sample by sample, and not by whole global batches.
         plan = position.requests.plan

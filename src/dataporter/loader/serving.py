@@ -54,7 +54,7 @@ class Serving:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._converter: KeyBasedDtypeConverter | None = None
-        self._workers = 0
+        self._started: tuple[Any, ...] = ()
 
     def begin(
         self,
@@ -97,13 +97,14 @@ class Serving:
 
     def _engine_of(self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Engine:
         converter = own.converter
-        before = self._converter, self._workers
         # torch lets users set collate_fn, num_workers and the like, or change the dataset, between
         # two passes. Persistent workers keep what they started with, except for the converter,
-        # since widening uses the present one, and for their number.
-        persists = loader.persistent_workers and before == (converter, loader.num_workers)
+        # since widening uses the present one, for their number, and for the length of the dataset,
+        # of which they have a copy.
+        started = converter, loader.num_workers, setup.dataset_length
+        persists = loader.persistent_workers and self._started == started
         if self._engine is None or not persists:
-            self._converter, self._workers = converter, loader.num_workers
+            self._converter, self._started = converter, started
             self._engine = engine_for(loader, own, setup)
         return self._engine
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dataporter.datasets.rows import fingerprint_of, length_if_any, length_of, rows_of
+from dataporter.datasets.fingerprint import explicit_fingerprint
+from dataporter.datasets.rows import length_if_any, length_of, rows_of
 from dataporter.errors import ConfigurationError, DatasetChangedError
 from dataporter.fetch.fetch import Fetch, fetch_for
 from dataporter.fetch.on_error import OnError
@@ -24,6 +25,7 @@ from dataporter.schedule.sampled import SampledSchedule
 from dataporter.schedule.sampler_epochs import SamplerEpochs
 from dataporter.schedule.schedule import Lookup, Schedule
 from dataporter.state.format import IndexFormat, StateFormat
+from dataporter.state.identified import Identified
 from dataporter.state.sampled_format import SampledFormat
 from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
@@ -49,6 +51,8 @@ class Setup:
             with a stream.
         seed: the one that the arguments settle; None where it is drawn.
         rows: the dataset as something that is indexed by row; None for a stream.
+        dataset_length: of the rows; None for a stream, and where a custom sampler needs none.
+        identified: the identity of a map-style dataset's loader; None for a stream.
         stream: the dataset as this rank reads it; None for a map-style dataset.
         schedule: the requests from a progress on.
         lookup: answers about any step.
@@ -67,6 +71,8 @@ class Setup:
     tail: Tail
     seed: int | None
     rows: Any
+    dataset_length: int | None
+    identified: Identified | None
     stream: Stream | None
     schedule: Schedule
     lookup: Lookup
@@ -105,16 +111,45 @@ class Setup:
                 self.epochs.set(progress.epoch)
         self.epochs.overlook()
 
+    def identify(self) -> None:
+        """Find the dataset's fingerprint, unless that was done before."""
+        if self.identified is not None:
+            self.identified.identity()
+
+    def renewed(self) -> Setup:
+        """The setup for the dataset as it is now: for its length and its content."""
+        if self.identified is None:
+            return self
+        rows = rows_of(self.arguments.dataset)
+        length = length_if_any(rows)
+        rows = self.rows if length == self.dataset_length else rows
+        schedule: Any = self.lookup
+        if isinstance(schedule, PlannedSchedule):
+            schedule = schedule.for_length(length_of(rows))
+        identified = self.identified.renewed(length)
+        return replace(
+            self, **_parts_of_rows(rows, self.arguments, identified, self.strategy, schedule)
+        )
+
+    def of_present_length(self) -> Setup:
+        """This setup, or the renewed one if the dataset has another length now."""
+        if self.identified is None or self._present_length() == self.dataset_length:
+            return self
+        return self.renewed()
+
     def check_dataset(self) -> None:
-        """Raise where a map-style dataset has another length than at construction."""
-        if self.stream is not None:
+        """Raise where a map-style dataset has another length than at the start of the epoch."""
+        if self.identified is None or (present := self._present_length()) == self.dataset_length:
             return
-        before, present = self.format.terms()["dataset_length"], length_if_any(self.rows)
-        if before != present:
-            raise DatasetChangedError(
-                f"the dataset had {before} samples when the loader was built and has {present} "
-                "now: build a new loader for it"
-            )
+        raise DatasetChangedError(
+            f"the dataset had {self.dataset_length} samples when this epoch began and has "
+            f"{present} now, in mid-epoch, so the rest of the epoch is no longer known: read it by "
+            "dataporter.remainder(dataset, loader.state_dict()), or leave it out by "
+            "loader.set_epoch(loader.epoch + 1), from which on the new length counts"
+        )
+
+    def _present_length(self) -> int | None:
+        return length_if_any(rows_of(self.arguments.dataset))
 
 
 def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None = None) -> Setup:
@@ -155,13 +190,16 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             num_workers=max(1, arguments.num_workers),
             drop_last=tail == "drop",
             snapshot_every=arguments.snapshot_every,
-            fingerprint=fingerprint_of(arguments.dataset),
+            # The files that a stream lists may be this rank's alone.
+            fingerprint=arguments.fingerprint or explicit_fingerprint(arguments.dataset),
         )
         return Setup(
             **common,
             order=None,
             seed=arguments.seed,
             rows=None,
+            dataset_length=None,
+            identified=None,
             epochs=SamplerEpochs(),
             **_parts_of_stream(stream, strategy, arguments.steps_per_epoch),
         )
@@ -189,33 +227,48 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         )
         epochs = schedule.epochs
     world_checked(world, seed, in_order=in_order)
-    identity = Identity(
+    fields = Identity(
         strategy=strategy.name,
         order=sampler_name(custom) if order is None else order.name,
         order_version=0 if order is None else order.version,
         dataset_length=length_if_any(rows),
-        dataset_fingerprint=fingerprint_of(arguments.dataset),
+        dataset_fingerprint=None,
         batch_size=None if arguments.batch_sampler is not None else arguments.batch_size,
         world_size=world.size,
         tail=tail,
     )
-    format: StateFormat
-    if isinstance(schedule, SampledSchedule):
-        format = SampledFormat(identity, strategy, schedule, world.rank)
-    else:
-        format = IndexFormat(identity, strategy, schedule)
+    identified = Identified(fields, arguments.dataset, arguments.fingerprint)
     return Setup(
         **common,
         order=order,
         seed=seed,
-        rows=rows,
         stream=None,
-        schedule=_limited(schedule, arguments.steps_per_epoch),
-        lookup=schedule,
-        format=format,
-        fetch=partial(fetch_for, rows),
         epochs=epochs,
+        **_parts_of_rows(rows, arguments, identified, strategy, schedule),
     )
+
+
+def _parts_of_rows(
+    rows: Any,
+    arguments: Arguments,
+    identified: Identified,
+    strategy: ResumptionStrategy,
+    schedule: PlannedSchedule | SampledSchedule,
+) -> dict[str, Any]:
+    format: StateFormat
+    if isinstance(schedule, SampledSchedule):
+        format = SampledFormat(identified, strategy, schedule, schedule.rank)
+    else:
+        format = IndexFormat(identified, strategy, schedule)
+    return {
+        "rows": rows,
+        "dataset_length": identified.fields.dataset_length,
+        "identified": identified,
+        "schedule": _limited(schedule, arguments.steps_per_epoch),
+        "lookup": schedule,
+        "format": format,
+        "fetch": partial(fetch_for, rows),
+    }
 
 
 def _limited(schedule: Schedule, steps_per_epoch: int | None) -> Schedule:

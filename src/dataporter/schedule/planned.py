@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class PlannedSchedule:
         plan = Plan(order.epoch_length(dataset_length), batch_size, world_size, tail)
         return cls(order, plan, rank, dataset_length)
 
+    def for_length(self, dataset_length: int) -> PlannedSchedule:
+        """The requests over a dataset of another length."""
+        plan = replace(self.plan, length=self.order.epoch_length(dataset_length))
+        return replace(self, plan=plan, dataset_length=dataset_length)
+
     def requests(self, progress: Progress, seed: int) -> Requests:
         return Requests(self, progress, seed)
 
@@ -73,6 +78,15 @@ class PlannedSchedule:
 
     def epoch_steps(self) -> int:
         return self.plan.last_step
+
+    def is_over(
+        self, progress: Progress, dataset_length: int, batch_size: int, world_size: int
+    ) -> bool:
+        """Whether all batches of an epoch were delivered that had these numbers."""
+        length = self.order.epoch_length(dataset_length)
+        plan = Plan(length, batch_size, world_size, self.plan.tail)
+        plan = plan.resumed(progress.step, progress.position, progress.done)
+        return progress.step >= plan.last_step
 
     def check(self, epoch: int, step: int) -> None:
         if step > (steps := self.epoch_steps()):
@@ -105,6 +119,12 @@ class PlannedSchedule:
 
     def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         return self._plan_with(origin, step).padding(step, self.rank)
+
+    def seen(self, progress: Progress, origin: Progress, seed: int) -> NDArray[np.int64]:
+        return self._indices(_positions(progress, self.plan.length)[0], seed, progress.epoch)
+
+    def unseen(self, progress: Progress, origin: Progress, seed: int) -> NDArray[np.int64]:
+        return self._indices(_positions(progress, self.plan.length)[1], seed, progress.epoch)
 
     def replacement(self, seed: int, epoch: int, position: int, attempt: int) -> int:
         """The index of a sample of the epoch, drawn by a keyed hash for a position."""
@@ -156,6 +176,14 @@ class PlannedSchedule:
                 f"0..{self.dataset_length - 1}"
             )
         return indices
+
+
+def _positions(progress: Progress, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The positions of an epoch that were delivered, and those that were not."""
+    is_done = np.zeros(length, dtype=np.bool_)
+    for start, stop in ((0, progress.position), *progress.done):
+        is_done[start:stop] = True
+    return np.flatnonzero(is_done), np.flatnonzero(~is_done)
 
 
 def _fault(indices: Any, positions: NDArray[np.int64], dataset_length: int) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from operator import index as as_integer
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ class SampledSchedule:
         snapshot_every: int = 1,
     ) -> None:
         self._own = WalkedSampler.of(batches, batched=batched, world_size=world_size, shared=shared)
-        self._rank = rank
+        self.rank = rank
         self._snapshot_every = snapshot_every
         self.epochs = self._own.epochs
         # How many passes over the user's own sampler began here, and the last of them.
@@ -81,7 +83,7 @@ class SampledSchedule:
             stop = walk.position
             if any(before <= start and stop <= after for before, after in done):
                 continue
-            positions = start + self._rank + world_size * np.arange(len(indices), dtype=np.int64)
+            positions = start + self.rank + world_size * np.arange(len(indices), dtype=np.int64)
             yield Scheduled(
                 Request(seed, progress.epoch, step, positions, indices),
                 (Delivered(start, stop, walk.digest, record),),
@@ -149,19 +151,65 @@ class SampledSchedule:
         return Progress(epoch, step, walk.position, (), walk.digest, record)
 
     def samples_at(self, origin: Progress, step: int, seed: int) -> list[Any]:
-        first = self.epochs.set_at_construction() or 0
-        is_next = origin.sampler is not None or (origin.epoch == first and not self._begun)
-        if origin.sampler is not None and (resume := origin.sampler.resume) is not None:
-            is_next = resume.ways == ("walk",) and resume.replays is None
+        is_next = self._is_next(origin)
         return self._looked_up(origin.epoch, self._epochs_in(origin), step, seed, is_next=is_next)[
             1
         ]
+
+    def _is_next(self, origin: Progress) -> bool:
+        """Whether an epoch is that of the pass that begins next, if none is under way."""
+        first = self.epochs.set_at_construction() or 0
+        if origin.sampler is not None and (resume := origin.sampler.resume) is not None:
+            return resume.ways == ("walk",) and resume.replays is None
+        return origin.sampler is not None or (origin.epoch == first and not self._begun)
 
     def padding(self, origin: Progress, step: int) -> NDArray[np.bool_]:
         raise ConfigurationError(
             f"padding() is unknown for a custom sampler (a {self._own.name}): it "
             "decides which samples are repeated; use order= or shuffle= to have the loader shard"
         )
+
+    def seen(self, progress: Progress, origin: Progress, seed: int) -> NDArray[np.int64]:
+        return self._divided("seen()", progress, origin, seed)[0]
+
+    def unseen(self, progress: Progress, origin: Progress, seed: int) -> NDArray[np.int64]:
+        return self._divided("unseen()", progress, origin, seed)[1]
+
+    def _divided(
+        self, call: str, progress: Progress, origin: Progress, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The indices of an epoch that were delivered, and those that were not."""
+        name, size = self._own.name, self._own.world_size
+        if size > 1:
+            raise ConfigurationError(
+                f"{call}: the sampler {name} knows this rank's indices, and not those of the other "
+                f"{size - 1}; use order= or shuffle= to have the loader shard"
+            )
+        try:
+            steps = self.steps(Progress(progress.epoch))
+        except (TypeError, NotImplementedError) as error:
+            raise ConfigurationError(
+                f"{call}: the sampler {name} has no length ({error}), and may have no end: give it "
+                "__len__"
+            ) from error
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        epochs, is_next = self._epochs_in(origin), self._is_next(origin)
+        what, epoch = f"{call} in epoch {progress.epoch}", progress.epoch
+        with self._looking(what, epoch, epochs, seed, is_next) as walk:
+            for _ in range(steps):
+                start = walk.position
+                if (indices := walk.draw()) is None:
+                    break
+                stop = walk.position
+                early = any(first <= start and stop <= last for first, last in progress.done)
+                parts[0 if early or stop <= progress.position else 1].extend(indices)
+        try:
+            seen, unseen = (np.array(list(map(as_integer, part)), dtype=np.int64) for part in parts)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{call}: the sampler {name} gives other indices than whole numbers ({error})"
+            ) from error
+        return seen, unseen
 
     def _epochs_in(self, origin: Progress) -> tuple[int | None, ...]:
         """The epochs of the sampler's parts in a pass over an epoch."""
@@ -178,21 +226,7 @@ class SampledSchedule:
         Args:
             is_next: it is of the pass that begins next, if none is under way.
         """
-        at_rest = self._last is None or self._last.ended
-        with self._own.looked_at() as sampler:
-            if sampler is None:
-                raise ConfigurationError(
-                    f"step {step} of epoch {epoch}: the sampler {self._own.name} cannot be copied, "
-                    f"and a look at it would change the batches that the loop receives; {_STATE}"
-                )
-            if not (is_next and at_rest) and self._remembers(epoch, epochs, seed):
-                raise ConfigurationError(
-                    f"step {step} of epoch {epoch}: the sampler {self._own.name} keeps its place "
-                    "or its random state on itself, so that only the next epoch can be looked at, "
-                    "between two passes; derive the order from set_epoch() alone to have all"
-                )
-            sampler.epochs.write(epochs)
-            walk = Walk(sampler, epoch, seed).begin()
+        with self._looking(f"step {step} of epoch {epoch}", epoch, epochs, seed, is_next) as walk:
             indices: list[Any] | None = None
             for _ in range(step + 1):
                 if (indices := walk.draw()) is None:
@@ -203,6 +237,27 @@ class SampledSchedule:
                 "before it; the last step is one less than len(loader)"
             )
         return walk, indices
+
+    @contextmanager
+    def _looking(
+        self, what: str, epoch: int, epochs: tuple[int | None, ...], seed: int, is_next: bool
+    ) -> Iterator[Walk]:
+        """A walk from the start of an epoch that does not disturb the sampler."""
+        at_rest = self._last is None or self._last.ended
+        with self._own.looked_at() as sampler:
+            if sampler is None:
+                raise ConfigurationError(
+                    f"{what}: the sampler {self._own.name} cannot be copied, "
+                    f"and a look at it would change the batches that the loop receives; {_STATE}"
+                )
+            if not (is_next and at_rest) and self._remembers(epoch, epochs, seed):
+                raise ConfigurationError(
+                    f"{what}: the sampler {self._own.name} keeps its place "
+                    "or its random state on itself, so that only the next epoch can be looked at, "
+                    "between two passes; derive the order from set_epoch() alone to have all"
+                )
+            sampler.epochs.write(epochs)
+            yield Walk(sampler, epoch, seed).begin()
 
     def _remembers(self, epoch: int, epochs: tuple[int | None, ...], seed: int) -> bool:
         if self._has_memory is None:

@@ -56,6 +56,12 @@ class Lookup(Protocol):
     def padding(self, origin: Any, step: int) -> NDArray[np.bool_]:
         """Which samples of that batch are repeats, added as padding."""
 
+    def seen(self, progress: Any, origin: Any, seed: int) -> NDArray[np.int64]:
+        """The indices of an epoch's samples that were delivered, over all ranks."""
+
+    def unseen(self, progress: Any, origin: Any, seed: int) -> NDArray[np.int64]:
+        """The others, in the order in which they would come."""
+
 
 class Recount(Protocol):
     """Checks a saved progress against what an epoch of this schedule can be."""

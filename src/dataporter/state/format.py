@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-from dataporter.schedule.schedule import Recount
+from dataporter.schedule.planned import PlannedSchedule
+from dataporter.state.identified import Identified
 from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.resume import OnMismatch, resume_at
 from dataporter.state.schema import Identity, State, build, parse
@@ -53,14 +54,19 @@ class IndexFormat:
     """The states of a map-style dataset: the same on every rank.
 
     Attributes:
-        identity: the fields of the state beside seed and progress.
+        identified: the fields of the state beside seed and progress.
         strategy: says which of them may change on resume.
         schedule: recounts a saved progress.
     """
 
-    identity: Identity
+    identified: Identified
     strategy: ResumptionStrategy
-    schedule: Recount
+    schedule: PlannedSchedule
+
+    @property
+    def identity(self) -> Identity:
+        """The fields of the state, with the dataset's fingerprint."""
+        return self.identified.identity()
 
     def terms(self) -> Mapping[str, Any]:
         return asdict(self.identity)

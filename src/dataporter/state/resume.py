@@ -6,8 +6,9 @@ from typing import Literal
 
 from dataporter.checks import given, is_one_of
 from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError, warn
+from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
-from dataporter.schedule.schedule import Recount
+from dataporter.state.consequences import UNKNOWN, consequences
 from dataporter.state.schema import Identity, Mismatch, State
 from dataporter.state.strategies import ResumptionStrategy, explain
 
@@ -34,7 +35,7 @@ def resume_at(
     saved: State,
     present: Identity,
     strategy: ResumptionStrategy,
-    schedule: Recount,
+    schedule: PlannedSchedule,
     given_seed: int | None,
     on_mismatch: OnMismatch,
 ) -> tuple[int, Progress]:
@@ -48,7 +49,7 @@ def resume_at(
         StateMismatchError: the state belongs to another loader, and ``on_mismatch`` is
             ``"error"``.
     """
-    progress = saved.progress
+    progress, before = saved.progress, saved.identity
     seed, mismatches = compared(saved, present, strategy, given_seed, on_mismatch)
     if not mismatches:
         if schedule.within(progress) != progress:
@@ -58,8 +59,18 @@ def resume_at(
             mismatches.append(Mismatch("order_digest", progress.digest, digest))
         elif strategy.counts == "batches" and step != progress.step:
             raise contradiction(progress)
-    settle(mismatches, on_mismatch)
-    return seed, schedule.within(strategy.resume(saved, present, schedule, seed))
+    length = before.dataset_length
+    if length is not None and _has_grown(mismatches):
+        share = before.batch_size or 1, before.world_size
+        if schedule.is_over(progress, length, *share):
+            warn(_grown(saved, present, "all batches were delivered"), RuntimeWarning)
+            return seed, schedule.progress_at(progress.epoch, schedule.epoch_steps(), seed)
+    if mismatches and on_mismatch == "error":
+        raise StateMismatchError(explain(mismatches))
+    resumed = schedule.within(strategy.resume(saved, present, schedule, seed))
+    if mismatches:
+        warn(explain(mismatches, consequences(saved, schedule, seed, resumed)), RuntimeWarning)
+    return seed, resumed
 
 
 def compared(
@@ -75,7 +86,25 @@ def compared(
     mismatches = strategy.mismatches(saved.identity, present)
     if seed != saved.seed:
         mismatches.append(Mismatch("seed", saved.seed, seed))
+    progress = saved.progress
+    if not (progress.step or progress.delivered) and _has_grown(mismatches):
+        warn(_grown(saved, present, "no batch was delivered"), RuntimeWarning)
+        return seed, []
     return seed, mismatches
+
+
+def _has_grown(mismatches: list[Mismatch]) -> bool:
+    """Whether the dataset has another length, and nothing else differs."""
+    names = {mismatch.field for mismatch in mismatches}
+    return "dataset_length" in names <= {"dataset_length", "dataset_fingerprint"}
+
+
+def _grown(saved: State, present: Identity, why: str) -> str:
+    return (
+        f"the dataset had {saved.identity.dataset_length} samples when the state was saved and has "
+        f"{present.dataset_length} now. The state is from epoch {saved.progress.epoch}, of which "
+        f"{why}: the new length counts from here on"
+    )
 
 
 def settle(mismatches: list[Mismatch], on_mismatch: OnMismatch) -> None:
@@ -83,7 +112,7 @@ def settle(mismatches: list[Mismatch], on_mismatch: OnMismatch) -> None:
     if mismatches and on_mismatch == "error":
         raise StateMismatchError(explain(mismatches))
     if mismatches:
-        warn(explain(mismatches), RuntimeWarning)
+        warn(explain(mismatches, UNKNOWN), RuntimeWarning)
 
 
 def contradiction(progress: Progress) -> InvalidStateError:

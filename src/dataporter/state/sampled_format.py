@@ -13,6 +13,7 @@ from dataporter.schedule.progress import Progress
 from dataporter.schedule.sampled import SampledSchedule
 from dataporter.schedule.sampler_record import SamplerRecord
 from dataporter.state.format import Resumption
+from dataporter.state.identified import Identified
 from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.resume import OnMismatch, compared, contradiction, settle
 from dataporter.state.schema import Identity, Mismatch, State, build, parse
@@ -26,16 +27,21 @@ class SampledFormat:
     """Reads and writes the states of one rank's loader with a custom sampler.
 
     Attributes:
-        identity: the fields of the state beside seed and progress.
+        identified: the fields of the state beside seed and progress.
         strategy: says which of them may change on resume.
         schedule: of the sampler.
         rank: of the loader.
     """
 
-    identity: Identity
+    identified: Identified
     strategy: ResumptionStrategy
     schedule: SampledSchedule
     rank: int
+
+    @property
+    def identity(self) -> Identity:
+        """The fields of the state, with the dataset's fingerprint."""
+        return self.identified.identity()
 
     def terms(self) -> Mapping[str, Any]:
         # Each rank's sampler may have settings of its own, such as a seed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from dataporter.checks import given
@@ -42,14 +42,17 @@ class ResumptionStrategy:
     def mismatches(self, saved: Any, present: Any) -> list[Mismatch]:
         """The fields that differ between save and load, but that this strategy needs equal.
 
-        Both are identities of one kind: of a map-style dataset, or of a stream.
+        Both are identities of one kind: of a map-style dataset, or of a stream. A state without a
+        fingerprint says nothing of the data; one with a fingerprint has to find it again.
         """
         may_change = self.may_change
+        if saved.dataset_fingerprint is None:
+            may_change |= {"dataset_fingerprint"}
         if saved.strategy in self.kin:
             # Either of the two may allow a change: a state of ``distributed`` fits any world.
             may_change |= strategy_named(saved.strategy).may_change | {"strategy"}
         return [
-            difference
+            _with_advice(difference)
             for difference in differences(saved, present)
             if difference.field not in may_change
         ]
@@ -130,13 +133,24 @@ def strategy_named(strategy: str | ResumptionStrategy) -> ResumptionStrategy:
     )
 
 
-def explain(mismatches: list[Mismatch]) -> str:
-    """The message for a state of another loader: every difference, and what to do."""
+def explain(mismatches: list[Mismatch], consequences: str | None = None) -> str:
+    """The message for a state of another loader: every difference, and what to do.
+
+    Args:
+        consequences: of loading it all the same, which is about to be done; None if it is refused.
+    """
     lines = "".join(
         f"\n  - {difference.field}: the state has {difference.saved!r}, this loader has "
         f"{difference.present!r} ({difference.advice or _ADVICE[difference.field]})"
         for difference in mismatches
     )
+    if consequences is not None:
+        return (
+            f"the state belongs to another loader:{lines}\n"
+            f'It is loaded all the same, as on_mismatch="warn" says. {consequences} '
+            "dataporter.remainder(dataset, state) gives the rest of the epoch over a dataset that "
+            "grew or shrank, each sample once."
+        )
     return (
         f"the state belongs to another loader:{lines}\n"
         "The loader is unchanged. Build it as it was when the state was saved. To continue anyway, "
@@ -145,12 +159,24 @@ def explain(mismatches: list[Mismatch]) -> str:
     )
 
 
+def _with_advice(difference: Mismatch) -> Mismatch:
+    if difference.field != "dataset_fingerprint" or difference.present is not None:
+        return difference
+    return replace(
+        difference,
+        advice="nothing is known of the content of this dataset; pass fingerprint= as it was, or "
+        "give the dataset an attribute of this name",
+    )
+
+
 _ADVICE = {
     "strategy": "build the loader with the strategy of the state",
     "order": "set order=, shuffle= or the sampler as they were",
     "order_version": "use the release of dataporter, or of the order, that saved the state",
     "dataset_length": "resume on the dataset that the state was saved with",
-    "dataset_fingerprint": "the data changed; resume on the data that the state was saved with",
+    "dataset_fingerprint": "the data changed: other samples, or the same ones in another order; "
+    "resume on the data that the state was saved with; where the content may change, name the data "
+    "by fingerprint=",
     "sharding": "the dataset can now be split into shards, or no longer; resume with the class "
     "that the state was saved with",
     "num_shards": "pass num_shards= as it was",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from dataporter.errors import StateMismatchError, warn
+from dataporter.state.consequences import UNKNOWN
 from dataporter.state.resume import OnMismatch, on_mismatch_checked
 from dataporter.state.schema import Mismatch
 from dataporter.state.strategies import ResumptionStrategy, explain
@@ -57,7 +58,7 @@ def resume_at(
     if mismatches and on_mismatch == "error":
         raise StateMismatchError(explain(mismatches))
     if mismatches:
-        warn(explain(mismatches), RuntimeWarning)
+        warn(explain(mismatches, UNKNOWN), RuntimeWarning)
     moved = {"sharding", "num_shards", "num_workers"}
     if present.sharding == "workers":
         moved.add("world_size")

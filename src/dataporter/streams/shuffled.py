@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataporter.checks import positive_number, seed_checked
-from dataporter.datasets.rows import fingerprint_of
+from dataporter.datasets.fingerprint import explicit_fingerprint
 from dataporter.errors import DatasetChangedError, UnsupportedDatasetError
 from dataporter.keywords import names_keywords
 from dataporter.orders import ShuffledOrder
@@ -79,7 +79,9 @@ class ShuffledStream(IterableDataset[Any]):
     @property
     def fingerprint(self) -> str:
         """Identifies the order, and the stream if that has a fingerprint."""
-        return f"shuffled(window={self.window}, seed={self.seed}) {fingerprint_of(self.stream)}"
+        return (
+            f"shuffled(window={self.window}, seed={self.seed}) {explicit_fingerprint(self.stream)}"
+        )
 
     @property
     def num_shards(self) -> int:

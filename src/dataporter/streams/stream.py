@@ -126,10 +126,16 @@ class StreamLookup:
     def padding(self, origin: Any, step: int) -> NDArray[np.bool_]:
         self._refuse()
 
+    def seen(self, progress: Any, origin: Any, seed: int) -> NDArray[np.int64]:
+        self._refuse()
+
+    def unseen(self, progress: Any, origin: Any, seed: int) -> NDArray[np.int64]:
+        self._refuse()
+
     def _refuse(self) -> NoReturn:
         raise UnsupportedDatasetError(
             f"dataset of type {type(self.dataset).__name__} is an IterableDataset: its samples are "
-            "known only once they are read, so no step can be looked up or jumped to; "
+            "known only once they are read, so none can be looked up or jumped to; "
             "state_dict() and load_state_dict() resume it"
         )
 
