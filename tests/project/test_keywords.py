@@ -88,7 +88,8 @@ def message_of(act: Callable[[], Any]) -> str:
         (
             "ResumableSampler",
             "xyz",
-            ": expected some of dataset, batch_size, shuffle, order, seed, drop_last, tail",
+            ": expected some of dataset, batch_size, shuffle, order, seed, drop_last, tail, "
+            "fingerprint",
         ),
         (
             "ResumableDistributedSampler",

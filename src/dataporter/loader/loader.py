@@ -879,8 +879,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._show(self.setup)
 
     def _show(self, setup: Setup) -> None:
-        if setup.arguments.is_planned:
-            sampler: Any = self.sampler
+        # A subclass may have put another sampler in its place.
+        if isinstance(sampler := self.sampler, OrderSampler):
             sampler.show(setup)
 
     def _jump(self, progress: Any, *, loaded: bool = False) -> None:

@@ -26,6 +26,8 @@ __all__ = ["Ranks", "Terms"]
 # The digest of a rank that failed; other digests are never negative.
 _FAILED = -1
 _VALUES_SHOWN = 8
+# What a difference means, where the name does not say it.
+_MEANINGS = {"dataset_fingerprint": " (the datasets hold other data)"}
 _WARNS_AFTER = 10.0  # s
 
 
@@ -170,7 +172,7 @@ def _explanation(reports: Sequence[_Report]) -> str:
     for name in dict.fromkeys(name for one in terms.values() for name in one):
         values = _by_value({rank: one[name] for rank, one in terms.items()})
         if len(values) > 1:
-            lines.append(f"{name}: {_listed(values)}")
+            lines.append(f"{name}: {_listed(values)}{_MEANINGS.get(name, '')}")
     differences = "".join(f"\n  - {line}" for line in lines)
     return (
         f"{' / '.join(dict.fromkeys(calls.values()))}: the {len(reports)} ranks of the process "
