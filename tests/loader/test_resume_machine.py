@@ -121,7 +121,13 @@ KINDS: dict[str, Kind] = {
     ),
     "shared out, uneven": _shared_out("uneven"),
     "shared out, drop": _shared_out("drop"),
-    **{f"sampler {name}": _sampled(name) for name in PATTERNS},
+    # Those with an epoch or a memory are saved at every step in test_custom_samplers.py: what a
+    # program sets on a sampler after a load may not be what it had set before.
+    **{
+        f"sampler {name}": _sampled(name)
+        for name, pattern in PATTERNS.items()
+        if not (pattern.epochs or pattern.memory)
+    },
     **{f"stream {name}": _stream(name) for name in STREAMS},
 }
 
