@@ -879,8 +879,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._show(self.setup)
 
     def _show(self, setup: Setup) -> None:
-        # A subclass may have put another sampler in its place.
-        if isinstance(sampler := self.sampler, OrderSampler):
+        # A subclass may have put another sampler in its place; and another loader's shows that one.
+        sampler = self.sampler
+        if setup.arguments.is_planned and isinstance(sampler, OrderSampler):
             sampler.show(setup)
 
     def _jump(self, progress: Any, *, loaded: bool = False) -> None:
