@@ -320,3 +320,12 @@ def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:
         printed.append(ran.stdout)
     assert printed[0] == printed[1]
     assert "content1:" in printed[0]
+
+
+def test_a_list_that_reads_by_itself_is_not_read() -> None:
+    class Reading(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("read")
+
+    fingerprint_of(Reading(range(6)))
+    fingerprint_of(Subset(Reading(range(6)), [1, 2]))  # type: ignore[arg-type]  # has a length

@@ -366,7 +366,9 @@ class Unfinished(list[int]):
 def test_an_attribute_missing_in_a_dataset_is_an_error_of_prepare() -> None:
     loader = ResumableDataLoader(Unfinished(range(6)), 2)
     loader.dataset.unready = True  # type: ignore[attr-defined]
-    with pytest.raises(ConfigurationError, match=r"missing .* the index is not read yet"):
+    with pytest.raises(
+        ConfigurationError, match=r"an attribute is missing .*the index is not read yet"
+    ):
         accelerator_with(even_batches=False).prepare(loader)
 
 

@@ -108,7 +108,8 @@ class _Content:
             self.is_known = True
             self._mark("fingerprint", own)
         else:
-            adds = (add for kind, add in _KINDS if isinstance(part, kind))
+            kinds = () if _reads_by_itself(part) else _KINDS
+            adds = (add for kind, add in kinds if isinstance(part, kind))
             next(adds, _Content._add_object)(self, part, share, depth)
 
     def _mark(self, kind: str, *values: object) -> None:
@@ -216,6 +217,14 @@ def content_of(part: Any) -> dict[str, Any]:
     # No property is read, and no __getattr__ called: either may load a file.
     values = {name: inspect.getattr_static(part, name, None) for name in {*_CONTENT, *names}}
     return {name: values[name] for name in sorted(values) if _is_content(values[name])}
+
+
+def _reads_by_itself(part: Any) -> bool:
+    """Whether a list, tuple or dict has another ``__getitem__``, which may read samples."""
+    kinds = (list, tuple, dict)
+    return any(
+        isinstance(part, kind) and type(part).__getitem__ is not kind.__getitem__ for kind in kinds
+    )
 
 
 def _is_dataset(value: Any) -> bool:
