@@ -26,7 +26,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from dataporter import SharedSequence
+from dataporter import ResumableDataLoader, SharedSequence
 from dataporter.datasets.columns import MappedColumns
 from dataporter.datasets.fingerprint import fingerprint_of
 from dataporter.datasets.spread import bytes_of, spread
@@ -165,6 +165,7 @@ APART: dict[str, Callable[[], tuple[Any, Any]]] = {
     "other values of a large tensor": lambda: (NUMBERS, NUMBERS + 1),
     "another order of a large tensor": lambda: (NUMBERS, NUMBERS[torch.randperm(LARGE)]),
     "images of which most columns are empty": lambda: _images(),
+    "rows of which both ends are empty": lambda: _rows(),
     "another dtype": lambda: (torch.zeros(9), torch.zeros(9, dtype=torch.int32)),
     "another shape": lambda: (torch.zeros(9, 2), torch.zeros(9, 1, 2)),
     "a NaN less": lambda: (torch.tensor([float("nan")]), torch.tensor([0.0])),
@@ -224,6 +225,12 @@ def _images() -> tuple[Any, Any]:
     return images, images.flip(0)
 
 
+def _rows() -> tuple[Any, Any]:
+    rows = torch.zeros(1600, 4096, dtype=torch.uint8)
+    rows[:, 1024:3072] = torch.arange(1600 * 2048).reshape(1600, 2048) % 251 + 1
+    return rows, rows.flip(0)
+
+
 def _marked(name: str) -> Any:
     dataset: Any = Wrapped(range(9))
     dataset.fingerprint = name
@@ -252,6 +259,52 @@ UNKNOWN = {
 def test_where_nothing_is_known_there_is_no_fingerprint(name: str) -> None:
     assert fingerprint_of(UNKNOWN[name]) is None
     assert fingerprint_of(UNKNOWN[name], "mine") == "mine"
+
+
+def _unread(*_: Any) -> Any:
+    raise AssertionError("a sample was read")
+
+
+def _subclass(kind: type, **attributes: Any) -> Any:
+    return type(f"Reading{kind.__name__}", (kind,), {"__getitem__": _unread, **attributes})
+
+
+# Datasets whose class is a list, a dict or an array, and reads samples in its own way.
+READING: dict[str, Any] = {
+    "a list": _subclass(list)([1, 2, 3]),
+    "a tuple": _subclass(tuple)([1, 2, 3]),
+    "a dict": _subclass(dict)(a=torch.arange(3)),
+    "an array": np.arange(LARGE).view(_subclass(np.ndarray)),
+    "a tensor": torch.arange(LARGE).as_subclass(_subclass(torch.Tensor)),
+    "an array in two dimensions": np.asfortranarray(np.ones((999, 999))).view(
+        _subclass(np.ndarray)
+    ),
+    "a list in a custom class": Folder(_subclass(list)(["a", "b"])),
+    "a list in a list": [_subclass(list)([1, 2, 3])],
+}
+READING["a list in a custom class"].samples = _subclass(list)(["a", "b"])
+
+
+@pytest.mark.parametrize("name", READING)
+def test_no_sample_is_read_of_a_class_that_reads_in_its_own_way(name: str) -> None:
+    known = fingerprint_of(READING[name])
+    plain = {"an array": NUMBERS, "a tensor": NUMBERS}.get(name)
+    if plain is not None:
+        assert known == fingerprint_of(plain)
+
+
+def test_content_that_cannot_be_looked_at_is_unknown_and_ends_no_pass() -> None:
+    """As names in place of indices, which have no common length."""
+    subset = Subset({(1,): 0, (1, 2): 1}, [(1,), (1, 2)])  # type: ignore[arg-type]
+    assert [batch.tolist() for batch in ResumableDataLoader(subset)] == [[0], [1]]
+    endless = Wrapped(range(2))
+    endless.__dict__["data"] = {"a": _Lengthless()}
+    assert fingerprint_of(Subset(endless, _Lengthless())) is None  # type: ignore[arg-type]
+
+
+class _Lengthless(list[int]):
+    def __len__(self) -> int:
+        raise OSError("not mounted")
 
 
 def test_datasets_in_each_other_end() -> None:

@@ -198,7 +198,9 @@ def test_in_mid_epoch_another_length_is_an_error_that_says_what_to_write() -> No
     dataset = Growing(10)
     loader = loader_of(dataset)
     loader.seek(step=1)
+    state = loader.state_dict()
     dataset.resize(30)
+    assert (len(loader), loader.remaining, loader.state_dict()) == (3, 2, state)
     with pytest.raises(DatasetChangedError, match=r"10 samples .* 30 now.*remainder.*set_epoch"):
         next(iter(loader))
     assert loader.step == 1

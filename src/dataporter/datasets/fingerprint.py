@@ -70,7 +70,10 @@ def fingerprint_of(dataset: Any, given: str | None = None) -> str | None:
     if (own := explicit_fingerprint(dataset)) is not None:
         return own
     content = _Content()
-    content.add(dataset, 1, 0)
+    try:
+        content.add(dataset, 1, 0)
+    except Exception:  # an object of the user's that cannot be looked at must not end a pass
+        return None
     return f"{_DIGEST}{content.hash.hexdigest()}" if content.is_known else None
 
 
@@ -234,6 +237,8 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _is_content(value: Any) -> bool:
+    if _reads_by_itself(value):
+        return False
     if isinstance(value, _SEQUENCES):
         # A list of other objects may be a cache, which fills as samples are read.
         return len(value) > 0 and all(_is_plain(value[index]) for index in (0, -1))
@@ -244,6 +249,8 @@ def _is_content(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a number, a text, or a short tuple, list or dict of them."""
+    if _reads_by_itself(value):
+        return False
     if isinstance(value, dict):
         value = (*value, *value.values())
     if isinstance(value, list | tuple):

@@ -58,11 +58,13 @@ def bytes_of(array: torch.Tensor | NDArray[Any], share: int) -> tuple[str, tuple
         strided = array.layout is torch.strided and not array.is_quantized and not array.is_meta
         if not strided:
             return name, shape, None
-        array = array.detach().resolve_conj().resolve_neg()
+        # A subclass may index in its own way.
+        array = array.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
         if array.device.type != "cpu":
             array = _chosen_tensor(array, share)
             return name, shape, _little(_as_numpy(array))
         return name, shape, _little(_chosen(_as_numpy(array), share))
+    array = np.asarray(array)  # a subclass may index in its own way
     dtype = array.dtype.newbyteorder("<")
     name = dtype.name if dtype.kind in "biufc" else str(dtype.descr if dtype.names else dtype.str)
     chosen = _chosen(array, share)
