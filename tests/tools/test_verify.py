@@ -595,7 +595,9 @@ def test_the_start_of_workers_is_no_part_of_the_rate() -> None:
 
 @pytest.mark.slow
 def test_a_rate_that_counts_the_start_of_workers_is_not_given() -> None:
-    rate = measure_throughput(factory_of(partial(slow_start, "torch"), {}), Setting(num_workers=2))
+    # All 4 batches of a pass are prefetched while the workers start, however busy the machine is.
+    build = partial(slow_start, "torch", 16)
+    rate = measure_throughput(factory_of(build, {}), Setting(num_workers=2))
     assert rate.loader is None
     assert "not known" in Measures(None, None, None, (rate,)).sentences()[0]
 

@@ -108,7 +108,8 @@ def run(
             lacks = not timings.steady_batches and len(rows) <= 2 * warm_up
             if perf_counter() >= end + (patience if lacks else 0.0):
                 break
-        if steady := _steady(rows, warm_up, workers, is_cut=batch is not _END):
+        is_cut = batch is not _END and len(timings.firsts) == 1
+        if steady := _steady(rows, warm_up, workers, is_cut=is_cut):
             _count(timings, steady)
         else:
             short += rows
@@ -152,7 +153,8 @@ def _steady(rows: list[_Row], warm_up: int, workers: int, *, is_cut: bool) -> li
     """Those of a pass that came after the start of workers; empty: it has too few to tell.
 
     Args:
-        is_cut: the time was over before the pass.
+        is_cut: the time was over before the first pass. Of a later one, that says nothing: the
+            time may end anywhere in it.
     """
     if len(rows) > 2 * warm_up:
         return rows[warm_up:]
