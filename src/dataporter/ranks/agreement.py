@@ -28,6 +28,19 @@ _FAILED = -1
 _VALUES_SHOWN = 8
 # What a difference means, where the name does not say it.
 _MEANINGS = {"dataset_fingerprint": " (the datasets hold other data)"}
+# Terms that differ where each rank was given a part of the data.
+_OF_DATA = frozenset({"dataset_fingerprint", "dataset_length", "num_shards"})
+_OTHER_DATA = (
+    "If each rank was given its own part of the data (by Subset, shard() or a list of files), the "
+    "loader would divide that part once more, and the rest of it would never be read: pass the "
+    "whole dataset on every rank, or pass rank=0, world_size=1, and each rank reads its own data "
+    "alone, with a state of its own. If all ranks hold the same data, name it: "
+    "fingerprint='my-data'."
+)
+_OTHER_LOADERS = (
+    "All ranks must build the same loader and load the same state; for a loader on one rank only, "
+    "pass rank=0, world_size=1."
+)
 _WARNS_AFTER = 10.0  # s
 
 
@@ -169,16 +182,18 @@ def _explanation(reports: Sequence[_Report]) -> str:
     if len(set(calls.values())) > 1:
         lines.append(f"call: {_listed(_by_value(calls))}")
         terms.clear()  # different calls have different terms
+    differing = set()
     for name in dict.fromkeys(name for one in terms.values() for name in one):
         values = _by_value({rank: one[name] for rank, one in terms.items()})
         if len(values) > 1:
+            differing.add(name)
             lines.append(f"{name}: {_listed(values)}{_MEANINGS.get(name, '')}")
     differences = "".join(f"\n  - {line}" for line in lines)
+    only_data = not failed and differing and differing <= _OF_DATA
     return (
         f"{' / '.join(dict.fromkeys(calls.values()))}: the {len(reports)} ranks of the process "
-        f"group differ:{differences}\nNothing was changed on any rank. All ranks must build the "
-        "same loader and load the same state; for a loader on one rank only, pass rank=0, "
-        "world_size=1."
+        f"group differ:{differences}\nNothing was changed on any rank. "
+        f"{_OTHER_DATA if only_data else _OTHER_LOADERS}"
     )
 
 

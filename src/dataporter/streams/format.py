@@ -11,6 +11,7 @@ from dataporter.state.ledger import NO_FAILURES, Ledger
 from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import state as states
+from dataporter.streams.identity import fingerprint_between_ranks
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.resume import resume_at
 from dataporter.streams.stream import Stream
@@ -34,6 +35,8 @@ class StreamFormat:
         terms = asdict(self._identity())
         if self.stream.sharding.name == "workers":  # ranks may have different data
             del terms["dataset_fingerprint"]
+        else:
+            terms["dataset_fingerprint"] = fingerprint_between_ranks(self.stream)
         return terms
 
     def build(
