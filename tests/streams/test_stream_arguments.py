@@ -182,6 +182,9 @@ class NoNumber(WithOthers):
 
 CALLED = "is called as shard(num_shards=..., index=...), and cannot be"
 WRITE = ": write def shard(self, num_shards, index), where index counts from 0"
+OTHERWISE = (
+    "; if these members mean something else, pass num_shards=False, so that the stream is not split"
+)
 MEMBERS = [
     (
         ByPosition,
@@ -203,7 +206,7 @@ MEMBERS = [
 def test_members_that_cannot_be_called_are_refused(kind: Any, text: str, build: Any) -> None:
     with pytest.raises(ConfigurationError) as refused:
         build(kind())
-    assert str(refused.value) == text
+    assert str(refused.value) == text + (OTHERWISE if build is ResumableDataLoader else "")
 
 
 @pytest.mark.parametrize("kind", [TheOtherWayRound, WithOthers])
@@ -211,3 +214,60 @@ def test_members_that_cannot_be_called_are_refused(kind: Any, text: str, build: 
 def test_shards_are_called_by_name(kind: Any, num_shards: int) -> None:
     loader = ResumableDataLoader(kind(), batch_size=2, num_shards=num_shards)
     assert sorted(sample for batch in loader for sample in batch.tolist()) == list(range(6))
+
+
+class PathOfOneShard(Split):
+    def shard(self, path: str) -> Any:
+        return path
+
+
+class NumberOfThisShard(Split):
+    shard = 2
+
+
+class NamesOfShards(Split):
+    num_shards = ("a", "b")
+
+    def shard(self, name: str, mode: str) -> Any:
+        return name, mode
+
+
+class MethodOfOthers(Split):
+    def num_shards(self, kind: str) -> int:
+        return len(kind)
+
+    def shard(self, path: str) -> Any:
+        return path
+
+
+class OnlyShards(Split):
+    num_shards = None
+
+    def shard(self, num_shards: int, index: int) -> Any:
+        return num_shards, index
+
+
+OTHERS = [PathOfOneShard, NumberOfThisShard, NamesOfShards, MethodOfOthers, OnlyShards]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_members_that_mean_something_else_are_left_alone(kind: Any) -> None:
+    loader = ResumableDataLoader(kind(), batch_size=4)
+    assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5]]
+    assert loader.state_dict()["num_workers"] == 1
+    with pytest.raises(UnsupportedDatasetError, match="expects a stream that can be split"):
+        ShuffledStream(kind())
+
+
+@pytest.mark.parametrize("kind", [ByPosition, AMethod, NoNumber, WithOthers])
+def test_a_stream_is_not_split_if_the_caller_says_so(kind: Any) -> None:
+    loader = ResumableDataLoader(kind(), batch_size=4, num_shards=False)
+    assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5]]
+    assert loader.state_dict()["num_shards"] is None
+    with pytest.raises(ConfigurationError, match="num_shards=True: expected a number of shards"):
+        ResumableDataLoader(kind(), batch_size=4, num_shards=True)
+
+
+def test_without_a_split_each_worker_iterates_over_the_stream_as_in_torch() -> None:
+    loader = ResumableDataLoader(WithOthers(), batch_size=6, num_shards=False, num_workers=2)
+    assert [batch.tolist() for batch in loader] == [list(range(6))] * 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from inspect import iscoroutinefunction
 from typing import Any
+
+from dataporter.hf.pipeline import sources_of
 
 __all__ = ["reads_ahead", "snapshots_are_exact"]
 
@@ -34,7 +35,7 @@ def snapshots_are_exact(hf_iterable: Any) -> bool:
     Args:
         hf_iterable: a ``datasets.IterableDataset``.
     """
-    for source in _sources(hf_iterable):
+    for source in sources_of(hf_iterable):
         kinds = {kind.__name__ for kind in type(source).__mro__}
         # With a buffer of one sample, only the shards are shuffled, and no sample is held back.
         if "BufferShuffledExamplesIterable" in kinds and source.buffer_size > 1:
@@ -60,15 +61,5 @@ def reads_ahead(hf_iterable: Any) -> bool:
         type(source).__name__ not in _ONE_BY_ONE
         or getattr(source, "batched", False)
         or iscoroutinefunction(getattr(source, "function", None))
-        for source in _sources(hf_iterable)
+        for source in sources_of(hf_iterable)
     )
-
-
-def _sources(hf_iterable: Any) -> Iterator[Any]:
-    waiting = [hf_iterable._ex_iterable]
-    while waiting:
-        source = waiting.pop()
-        yield source
-        inner = getattr(source, "ex_iterable", None)
-        waiting += [] if inner is None else [inner]
-        waiting += getattr(source, "ex_iterables", ())

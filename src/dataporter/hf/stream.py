@@ -14,6 +14,7 @@ from dataporter.hf.conversions import conversion_for
 from dataporter.hf.forms import collate, settled
 from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
+from dataporter.hf.pipeline import Node, alone, node_of, unsplittable, without_node
 from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 
@@ -87,9 +88,8 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> StreamedSamples:
         """The wrapper of one share of the shards; workers do not split it again."""
-        share = copy(self)
-        share._stream = self._stream.shard(num_shards, index, contiguous=contiguous)
-        share._stream.set_epoch(self._stream.epoch)
+        share = self._around(self._stream.shard(num_shards, index, contiguous=contiguous))
+        share.set_epoch(self._stream.epoch)
         share._is_share = True
         return share
 
@@ -118,8 +118,30 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         """
         return reads_ahead(self._stream)
 
+    @property
+    def unsplittable(self) -> str | None:
+        """The steps of the stream that a split into shards would change; None if there are none."""
+        return unsplittable(self._stream)
+
+    def __whole__(self) -> StreamedSamples:
+        whole = self._around(alone(self._stream))
+        whole._is_share = True
+        return whole
+
+    def __node__(self) -> Node | None:
+        return node_of(self._stream)
+
+    def __without_node__(self) -> StreamedSamples:
+        return self._around(without_node(self._stream))
+
     def __repr__(self) -> str:
         return f"{UnifiedHFDatasetWrapper.__name__}({self._stream!r})"
+
+    def _around(self, stream: Any) -> StreamedSamples:
+        """The wrapper of another stream."""
+        wrapper = copy(self)
+        wrapper._stream = stream
+        return wrapper
 
     def _examples(self) -> Iterator[Mapping[str, Any]]:
         if not self._is_share:

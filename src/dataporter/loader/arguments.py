@@ -78,7 +78,7 @@ class Arguments:
     converter: KeyBasedDtypeConverter | Rules | None
     worker_kind: WorkerKind
     worker_restarts: int
-    num_shards: int | None
+    num_shards: int | Literal[False] | None
     snapshot_every: int
     steps_per_epoch: int | None
     prefetch_next_epoch: bool

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from dataporter.checks import flag, given, is_one_of, positive_number, seed_checked, whole_number
@@ -57,6 +58,17 @@ def _worker_kind(name: str, value: Any) -> Any:
     if is_one_of(value, "process", "thread"):
         return value
     raise ConfigurationError(f"{given(name, value)}: expected 'process' or 'thread'")
+
+
+def _shards(name: str, value: Any) -> int:
+    if isinstance(value, bool | np.bool_):
+        if value:
+            raise ConfigurationError(
+                f"{given(name, value)}: expected a number of shards, False not to split the "
+                "stream, or None"
+            )
+        return False
+    return whole_number(name, value)
 
 
 def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -148,7 +160,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "failures": _optional(file_checked),
     "worker_kind": _worker_kind,
     "worker_restarts": whole_number,
-    "num_shards": _optional(whole_number),
+    "num_shards": _optional(_shards),
     "seed": lambda _, value: seed_checked(value),
     "snapshot_every": positive_number,
     "steps_per_epoch": _optional(positive_number),

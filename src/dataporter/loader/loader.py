@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -125,10 +125,11 @@ class ResumableDataLoader(DataLoader[Batch]):
             the kernel, say); no sample is lost or repeated. Beyond it, or when a batch has killed
             two workers, :class:`~dataporter.WorkerDiedError` is raised.
         num_shards: number of shards, for shardable streams (see :class:`~dataporter.ShardedStream`;
-            Hugging Face's are); by default all of the stream's, up to 64. Any number of workers and
-            ranks can take the shards over at a resume. Other streams are read whole by each worker,
-            as in torch; they resume from their own ``state_dict()``, or else by reading again up to
-            the position, with as many workers and ranks as before.
+            Hugging Face's are); by default all of the stream's, up to 64, or one if a split would
+            change its samples. Any number of workers and ranks can take the shards over at a
+            resume. False does not split the stream. Such streams, and those that cannot be split,
+            are read by each worker, as in torch; they resume from their own ``state_dict()``, or
+            else by reading again up to the position, with as many workers and ranks as before.
         snapshot_every: number of batches of a shard per ``state_dict()`` of the stream, or of
             batches per ``state_dict()`` of a custom sampler. A resume reads, or draws, up to so
             many batches again; more is cheaper where such a state is large.
@@ -203,7 +204,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         converter: KeyBasedDtypeConverter | Rules | None = None,
         worker_kind: WorkerKind = "process",
         worker_restarts: int = 3,
-        num_shards: int | None = None,
+        num_shards: int | Literal[False] | None = None,
         snapshot_every: int = 1,
         steps_per_epoch: int | None = None,
         prefetch_next_epoch: bool = False,

@@ -33,7 +33,7 @@ from dataporter.streams.fetch import StreamFetch
 from dataporter.streams.format import StreamFormat
 from dataporter.streams.reader import ReadOptions
 from dataporter.streams.request import StreamProgress
-from dataporter.streams.sharding import sharding_of
+from dataporter.streams.sharding import sharding_of, warn_of_idle_workers
 from dataporter.streams.stream import Stream, StreamLookup, StreamSchedule
 
 __all__ = ["Setup", "setup_of", "world_checked"]
@@ -182,8 +182,11 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
     in_order = arguments.in_order or arguments.is_stream
     if arguments.is_stream:
         world_checked(world, arguments.seed, in_order=in_order)
+        sharding = sharding_of(arguments.dataset, arguments.num_shards, world.rank, world.size)
+        if arguments.num_shards is None:
+            warn_of_idle_workers(sharding, arguments.num_workers)
         stream = Stream(
-            sharding=sharding_of(arguments.dataset, arguments.num_shards, world.size),
+            sharding=sharding,
             rank=world.rank,
             world_size=world.size,
             batch_size=arguments.batch_size,

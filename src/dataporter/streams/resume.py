@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 from dataporter.errors import StateMismatchError, warn
 from dataporter.state.consequences import UNKNOWN
@@ -53,6 +54,12 @@ def resume_at(
         mismatches.append(
             Mismatch("world_size", identity.world_size, present.world_size, _NOT_ELASTIC)
         )
+    mismatches = [
+        replace(one, advice=f"write num_shards={one.saved}, as it was")
+        if one.field == "num_shards" and one.saved is not None
+        else one
+        for one in mismatches
+    ]
     if seed != saved.seed:
         mismatches.append(Mismatch("seed", saved.seed, seed))
     if mismatches and on_mismatch == "error":

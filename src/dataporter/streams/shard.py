@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dataporter import hf
@@ -13,10 +13,14 @@ from dataporter.errors import ConfigurationError
 __all__ = [
     "ShardState",
     "ShardedStream",
-    "check_members",
+    "is_sharded",
+    "node_of",
     "reads_ahead",
     "set_stream_epoch",
     "snapshots_are_exact",
+    "unsplittable",
+    "whole",
+    "without_node",
 ]
 
 
@@ -30,6 +34,9 @@ class ShardedStream(Protocol):
     A shard is an iterable. If it or its iterator has ``state_dict`` and ``load_state_dict``, a
     resume loads that state; otherwise it rereads and discards the samples already delivered from
     this shard. If the stream or the shard has ``set_epoch``, the loader calls it with the epoch.
+
+    A stream whose samples depend on how it is split (it takes the first 100, say) names the reason
+    in an attribute ``unsplittable``. By default it is then read as a whole, by one worker.
 
     Example:
         >>> from torch.utils.data import IterableDataset
@@ -63,35 +70,62 @@ class ShardedStream(Protocol):
     def __iter__(self) -> Any: ...
 
 
-def check_members(stream: ShardedStream) -> None:
-    """Check that a stream's ``num_shards`` is a number, and that ``shard`` takes both by name.
+def is_sharded(stream: Any, otherwise: str = "") -> bool:
+    """Whether a stream can be split into shards: it is a :class:`ShardedStream`.
 
-    By name, since libraries differ in which of the two comes first; the wrong way round, some
-    samples would come twice, and others never.
+    Other classes may have attributes of these names that mean something else, so the number is
+    looked at, and how ``shard`` can be called. By name, since libraries differ in which of the two
+    arguments comes first; the wrong way round, some samples would come twice, and others never.
+
+    Args:
+        otherwise: the end of a message: what to write if the members mean something else.
 
     Raises:
-        ConfigurationError: the message says what to write.
+        ConfigurationError: the members are almost those of a :class:`ShardedStream`; the message
+            says what to write.
     """
-    kind, number = type(stream).__name__, stream.num_shards
+    shard, number = getattr(stream, "shard", None), getattr(stream, "num_shards", None)
+    if not callable(shard) or number is None:
+        return False
+    by_name = _refusal(shard, num_shards=1, index=0)
+    by_position = _refusal(shard, 1, 0)
+    kind = type(stream).__name__
     if callable(number):
+        if by_name is None or by_position is None:
+            raise ConfigurationError(
+                f"{kind}.num_shards is a method: make it a property (@property above its def)"
+                f"{otherwise}"
+            )
+        return False
+    counts = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    if by_name is None:
+        if not counts:
+            raise ConfigurationError(
+                f"{kind}.{given('num_shards', number)}: expected a whole number of 1 or more"
+                f"{otherwise}"
+            )
+        return True
+    signature = inspect.signature(shard)
+    if counts and (by_position is None or {"num_shards", "index"} <= set(signature.parameters)):
         raise ConfigurationError(
-            f"{kind}.num_shards is a method: make it a property (@property above its def)"
+            f"{kind}.shard{signature} is called as shard(num_shards=..., "
+            f"index=...), and cannot be ({by_name}): write def shard(self, num_shards, index), "
+            f"where index counts from 0{otherwise}"
         )
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigurationError(
-            f"{kind}.{given('num_shards', number)}: expected a whole number of 1 or more"
-        )
+    return False
+
+
+def _refusal(function: Callable[..., Any], *values: int, **named: int) -> str | None:
+    """Why a function cannot be called so; None if it can be."""
     try:
-        signature = inspect.signature(stream.shard)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # a function of C may have none
-        return
+        return None
     try:
-        signature.bind(num_shards=1, index=0)
+        signature.bind(*values, **named)
     except TypeError as error:
-        raise ConfigurationError(
-            f"{kind}.shard{signature} is called as shard(num_shards=..., index=...), and cannot be "
-            f"({error}): write def shard(self, num_shards, index), where index counts from 0"
-        ) from error
+        return str(error)
+    return None
 
 
 class ShardState(NamedTuple):
@@ -137,8 +171,42 @@ def reads_ahead(stream: Any) -> bool:
     return _declared(stream, "reads_ahead", otherwise=False)
 
 
+def unsplittable(stream: Any) -> str | None:
+    """What in a stream a split into shards would change; None if nothing."""
+    if _is_from_hugging_face(stream):
+        return hf.unsplittable(stream)
+    reason = getattr(stream, "unsplittable", None)
+    return reason if isinstance(reason, str) and reason else None
+
+
+def whole(stream: Any) -> Any:
+    """What is read of a stream that is not split: where possible, with a position of its own."""
+    if _is_from_hugging_face(stream):
+        return hf.alone(stream)
+    of_its_own = getattr(stream, "__whole__", None)
+    return stream if of_its_own is None else of_its_own()
+
+
+def node_of(stream: Any) -> hf.Node | None:
+    """The node whose part of the data a stream is; None if it is all of them."""
+    if _is_from_hugging_face(stream):
+        return hf.node_of(stream)
+    node = getattr(stream, "__node__", None)
+    return None if node is None else node()
+
+
+def without_node(stream: Any) -> Any:
+    """The stream of all nodes, of which :func:`node_of` gave one."""
+    if _is_from_hugging_face(stream):
+        return hf.without_node(stream)
+    return stream.__without_node__()
+
+
 def _is_from_hugging_face(stream: Any) -> bool:
-    return type(stream).__module__.partition(".")[0] == "datasets"
+    return any(
+        (kind.__module__, kind.__name__) == ("datasets.iterable_dataset", "IterableDataset")
+        for kind in type(stream).__mro__
+    )
 
 
 def _declared(stream: Any, name: str, *, otherwise: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from itertools import chain
 from typing import Any
 
@@ -21,10 +22,14 @@ from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key
 from dataporter.seeding.samples import reading
 from dataporter.streams.shard import (
     ShardedStream,
-    check_members,
+    is_sharded,
+    node_of,
     reads_ahead,
     set_stream_epoch,
     snapshots_are_exact,
+    unsplittable,
+    whole,
+    without_node,
 )
 from dataporter.streams.source import Source
 
@@ -64,13 +69,12 @@ class ShuffledStream(IterableDataset[Any]):
 
     @names_keywords
     def __init__(self, stream: ShardedStream, window: int = 1000, seed: int = 0) -> None:
-        if not isinstance(stream, ShardedStream):
+        if not is_sharded(stream):
             raise UnsupportedDatasetError(
                 f"ShuffledStream expects a stream that can be split into shards, but a "
                 f"{type(stream).__name__} has no num_shards and shard(num_shards, index); see "
                 "dataporter.ShardedStream"
             )
-        check_members(stream)
         self.stream = stream
         self.window = positive_number("window", window)
         self.seed = seed_checked(seed) or 0
@@ -91,7 +95,38 @@ class ShuffledStream(IterableDataset[Any]):
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
         """A shard of the stream, shuffled within windows."""
         set_stream_epoch(self.stream, self.epoch)
-        shard = self.stream.shard(num_shards=num_shards, index=index)
+        return self._mixed(self.stream.shard(num_shards=num_shards, index=index), index)
+
+    @property
+    def unsplittable(self) -> str | None:
+        """What in the stream a split into shards would change; None if nothing."""
+        return unsplittable(self.stream)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that determines the order of the shards opened from now on."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.unsplittable is not None:
+            yield from self.__whole__()
+            return
+        for index in range(self.num_shards):
+            yield from self.shard(self.num_shards, index)
+
+    def __whole__(self) -> Iterable[Any]:
+        set_stream_epoch(self.stream, self.epoch)
+        return self._mixed(whole(self.stream), 0)
+
+    def __node__(self) -> Any:
+        return node_of(self.stream)
+
+    def __without_node__(self) -> ShuffledStream:
+        rejoined = copy(self)
+        rejoined.stream = without_node(self.stream)
+        return rejoined
+
+    def _mixed(self, shard: Iterable[Any], index: int) -> _Shard:
+        """A shard that was opened, shuffled within windows."""
         set_stream_epoch(shard, self.epoch)
         return _Shard(
             shard,
@@ -100,14 +135,6 @@ class ShuffledStream(IterableDataset[Any]):
             snapshots_are_exact(self.stream),
             reads_ahead(self.stream),
         )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that determines the order of the shards opened from now on."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Any]:
-        for index in range(self.num_shards):
-            yield from self.shard(self.num_shards, index)
 
 
 class _Shard:
