@@ -22,6 +22,8 @@ __all__ = [
     "pin_function",
     "profiled",
     "stack_with",
+    "typed_storage",
+    "untyped_storage",
     "without_worker_info",
 ]
 
@@ -102,6 +104,19 @@ def stack_with(stack: Callable[..., Any]) -> Callable[..., Any]:
     if functions[torch.Tensor] is own:
         functions[torch.Tensor] = _COLLATE_FUNCTIONS[torch.Tensor] = stack
     return own
+
+
+def typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.TypedStorage:
+    """A storage as torch's functions that restore a tensor expect it.
+
+    Its constructor warns all others that the class is deprecated.
+    """
+    return torch.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]  # torch's
+
+
+def untyped_storage(storage: torch.TypedStorage) -> torch.UntypedStorage:
+    """The bytes of a storage; the published method warns that the class is deprecated."""
+    return storage._untyped_storage
 
 
 def default_collate_is_extended() -> bool:

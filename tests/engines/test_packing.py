@@ -31,6 +31,10 @@ class Record:
     name: str
 
 
+class Marked(torch.Tensor):
+    """A tensor that cannot lie in a slot as it is."""
+
+
 class Frozen(Mapping[str, Any]):
     """A mapping that is not a dict."""
 
@@ -245,6 +249,7 @@ SHARED = {
     "in a batch that is pickled": lambda rows: OrderedDict(a=rows, b=rows.view(-1), c=rows.T),
     "other dtypes": lambda rows: [rows.view(torch.int32)[1:], rows.view(torch.uint8), rows],
     "at an odd byte": lambda rows: [(raw := rows.view(torch.uint8).view(-1))[3:], raw[4:], rows[1]],
+    "a subclass": lambda rows: [rows[1:], rows.as_subclass(Marked), rows.as_subclass(Marked)[1]],
     "neighbours that share nothing": lambda rows: [rows[0], rows[1], rows[2]],
 }
 

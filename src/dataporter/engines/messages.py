@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dataporter.errors import DataPorterError, SampleError
 from dataporter.schedule.request import EngineRequest
+from dataporter.shared.pickling import dumps
 
 __all__ = ["Answer", "Failure", "Task", "WorkerTraceback"]
 
@@ -32,7 +33,8 @@ class Task(NamedTuple):
     cancelled: list[int]
 
     def packed(self) -> bytes:
-        return pickle.dumps(self._replace(request=self.request.packed()), pickle.HIGHEST_PROTOCOL)
+        # A custom sampler's indices may be views: iterating over a tensor yields such.
+        return dumps(self._replace(request=self.request.packed()))
 
     @classmethod
     def unpacked(cls, message: bytes) -> Task:
@@ -90,7 +92,7 @@ class Failure:
         text = "".join(traceback.format_exception(error))
         try:
             # Many exceptions can be pickled but not unpickled, so try both.
-            pickled = pickle.dumps(error)
+            pickled = dumps(error)
             pickle.loads(pickled)
         except Exception:
             pickled = None

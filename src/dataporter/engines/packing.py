@@ -1,8 +1,9 @@
 """Packing: a nested batch becomes a message and the bytes of a slot, and arrives equal.
 
 A batch of plain dicts, lists, tuples, tensors and arrays is taken apart here. Any other is pickled,
-with each plain tensor and array in it replaced by its location in the slot. Values that cannot lie
-in a slot (sparse, quantized, subclasses, requires_grad, object arrays) are pickled whole.
+with each plain tensor and array in it replaced by its location in the slot. Of other tensors
+(sparse, quantized, subclasses, requires_grad) the slot holds the values, and the pickle the rest;
+object arrays are pickled whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataporter.engines.layout import (
     tensor_view,
 )
 from dataporter.engines.ring import Lease, Slot
+from dataporter.shared.pickling import Piece, dumps, reduced, storage_of
 
 __all__ = ["Packer", "packed_whole", "unpack"]
 
@@ -81,7 +83,7 @@ class Packer:
 
 def packed_whole(content: Any) -> bytes:
     """A batch as a message that needs no slot: its tensors and arrays are copied into it."""
-    return _PICKLED + pickle.dumps([]) + pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    return _PICKLED + pickle.dumps([]) + dumps(content)
 
 
 def unpack(message: bytes, lease: Lease | None) -> Any:
@@ -150,7 +152,9 @@ class _Pickler(pickle.Pickler):
             return _tensor_at, self._layout.add_tensor(value)
         if kind is np.ndarray and is_plain_array(value):
             return _array_at, self._layout.add_array(value)
-        return NotImplemented
+        if kind is Piece:
+            return _storage_at, (value.dtype, *self._layout.add_tensor(value.raw))
+        return reduced(value)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -165,15 +169,28 @@ class _Unpickler(pickle.Unpickler):
                 lease, dtype, shape, locations[leaf], in_fortran_order=in_fortran_order
             )
 
+        def storage_at(
+            dtype: torch.dtype, number: int, shape: Sequence[int], leaf: int
+        ) -> torch.TypedStorage:
+            return storage_of(tensor_at(number, shape, leaf), dtype)
+
         # Not methods: the unpickler keeps what it finds, so bound ones would form a cycle that
         # keeps the lease alive.
-        self._found = {"_tensor_at": tensor_at, "_array_at": array_at}
+        self._found: dict[str, Any] = {
+            "_tensor_at": tensor_at,
+            "_array_at": array_at,
+            "_storage_at": storage_at,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         return self._found[name] if module == __name__ else super().find_class(module, name)
 
 
 def _tensor_at(*_: Any) -> None:
+    """Stands in a message for the function that the unpickler substitutes."""
+
+
+def _storage_at(*_: Any) -> None:
     """Stands in a message for the function that the unpickler substitutes."""
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from dataporter.errors import ConfigurationError
 from dataporter.shared.block import TOKEN_SIZE, Writer
+from dataporter.shared.pickling import dumps
 
 __all__ = ["Records", "read_records"]
 
@@ -331,7 +332,7 @@ def _pickles_of(values: Iterator[Any]) -> _Blobs:
 
 def _pickled(value: Any, index: int) -> bytes:
     try:
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return dumps(value)
     except Exception as error:
         raise ConfigurationError(
             f"object {index} cannot be shared, since it, or an object in it, cannot be pickled: a "

@@ -27,9 +27,10 @@ class SharedSequence(Sequence[T]):
     Records (dicts with the same string keys in the same order, or tuples or lists of one length)
     with up to 64 fields become one column per field: integers of 1 to 8 bytes, floats, booleans,
     strings, and pickles for all other types and for fields of several types. All other objects are
-    pickled whole. An object that is read equals the one that was given and has the same types, but
-    it is a new object: changing it does not change the sequence. An object that is in several
-    records, or in several fields of one, is read as several objects.
+    pickled whole. A tensor takes the bytes of its values, also if it is a view of a larger one. An
+    object that is read equals the one that was given and has the same types, but it is a new
+    object: changing it does not change the sequence. An object that is in several records, or in
+    several fields of one, is read as several objects.
 
     It is indexed and sliced like a list. A slice is a view of the same block. Comparison is element
     by element, also with lists and tuples; as always, a NaN equals nothing.
