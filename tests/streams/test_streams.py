@@ -203,7 +203,7 @@ def test_shards_take_turns() -> None:
             return iter("abcdefgxyz")
 
     batches = list(loader_of(Letters(), batch_size=2))
-    assert batches == [["a", "b"], ["x", "y"], ["c", "d"], ["z"], ["e", "f"], ["g"]]
+    assert batches == [["a", "b"], ["x", "y"], ["c", "d"], ["e", "f"], ["z", "g"]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -220,7 +220,7 @@ def test_workers_beyond_the_shards_have_nothing_to_read() -> None:
 def test_every_sample_is_in_one_of_num_shards_shards() -> None:
     assert len(loader_of(Sharded(64, 64), num_shards=8, batch_size=100).state_dict()["shards"]) == 0
     batches = list(loader_of(Sharded(64, 64), num_shards=8, batch_size=100))
-    assert len(batches) == 8
+    assert len(batches) == 1
     assert sorted(numbers(batches)) == list(range(64))
 
 

@@ -28,9 +28,12 @@ class Fetched(NamedTuple):
         failures: the samples that failed, in the order in which they were read.
         originals: its dtypes before the conversion.
         shard: the state of its shard after it; None where the dataset is no stream.
+        leftover: the last samples of a shard, if they are no whole batch; they come with
+            ``NO_BATCH``, to be joined with those of other shards.
     """
 
     batch: Any
     failures: tuple[Failure, ...] = ()
     originals: Originals = ()
     shard: Any = None
+    leftover: Any = None

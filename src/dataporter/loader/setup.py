@@ -192,6 +192,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             batch_size=arguments.batch_size,
             num_workers=max(1, arguments.num_workers),
             drop_last=tail == "drop",
+            in_order=arguments.in_order,
             snapshot_every=arguments.snapshot_every,
             # The files that a stream lists may be this rank's alone.
             fingerprint=arguments.fingerprint or explicit_fingerprint(arguments.dataset),
@@ -304,6 +305,7 @@ def _stream_fetch(
         collate_fn,
         ReadOptions(stream.batch_size or 1, seeds_each, on_error),
         batched=batched,
+        joins=stream.joins,
         drop_last=stream.drop_last,
         snapshot_every=stream.snapshot_every,
         whole=whole,

@@ -10,9 +10,11 @@ from torch.utils.data import default_collate
 
 from dataporter.errors import add_note
 from dataporter.fetch.collate import collate_of
+from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, Fetched
-from dataporter.streams.reader import Reader, ReadOptions
-from dataporter.streams.request import StreamRequest
+from dataporter.streams.leftovers import Parcel, Piece
+from dataporter.streams.reader import Reader, ReadOptions, seed_at
+from dataporter.streams.request import JoinRequest, StreamRequest
 from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
 
@@ -31,7 +33,8 @@ class StreamFetch:
             (``batched=False``).
         options: how to read samples.
         batched: whether a request is for a batch; otherwise it is for one sample.
-        drop_last: drop the last batch of a shard if it is incomplete.
+        joins: return the last samples of a shard, if they are no whole batch, as a leftover.
+        drop_last: drop them, if they are not joined.
         snapshot_every: take a snapshot after this many batches of a shard.
         whole: a context for collating a batch; samples are read outside it.
     """
@@ -43,6 +46,7 @@ class StreamFetch:
         options: ReadOptions,
         *,
         batched: bool,
+        joins: bool,
         drop_last: bool,
         snapshot_every: int,
         whole: AbstractContextManager[Any] | None = None,
@@ -53,17 +57,26 @@ class StreamFetch:
         self._collate = collate_of(sharding.dataset) if known else collate_fn
         self._options = options
         self._batched = batched
+        self._joins = joins
         self._drop_last = drop_last
         self._snapshot_every = snapshot_every
         self._whole = whole or nullcontext()
         self._pass: str | None = None
         self._open: dict[int, tuple[Reader, ShardState]] = {}
 
-    def __call__(self, request: StreamRequest) -> Fetched:
+    def __call__(self, request: StreamRequest | JoinRequest) -> Fetched:
+        if isinstance(request, JoinRequest):
+            return self._joined(request)
         reader, latest = self._take_reader(request)
         samples, failures = reader.read(request.length, request.step)
-        left_out = len(failures) if self._options.on_error == "skip" else 0
-        found = len(samples) + left_out
+        left_out = failures if self._options.on_error == "skip" else ()
+        found = len(samples) + len(left_out)
+        if self._joins and 0 < found < request.length:
+            reader.close()
+            held = latest._replace(batches=request.batches, offset=request.offset)
+            self._open[held.shard] = reader, held
+            leftover = _leftover(request, samples, failures, left_out)
+            return Fetched(NO_BATCH, shard=held, leftover=leftover)
         counts = found == request.length if self._drop_last else found > 0
         state = self._state_after(request, reader, latest, counts=counts and bool(request.length))
         if reader.ended:
@@ -71,13 +84,25 @@ class StreamFetch:
         self._open[state.shard] = reader, state
         if not samples or not counts:
             return Fetched(NO_BATCH, failures, shard=state)
+        return Fetched(self._collated(samples, request), failures, shard=state)
+
+    def _joined(self, request: JoinRequest) -> Fetched:
+        samples = [sample for piece in request.pieces for sample in piece.samples()]
+        if not samples:
+            return Fetched(NO_BATCH)
+        if self._options.seeds_each != "nothing":
+            # As after reading the last sample, although another worker may have read that.
+            last = request.pieces[-1]
+            seed_at(request.seed, last.shard, request.epoch, last.stop - 1)
+        return Fetched(self._collated(samples, request))
+
+    def _collated(self, samples: list[Any], request: StreamRequest | JoinRequest) -> Any:
         try:
             with self._whole:
-                batch = self._collate(samples if self._batched else samples[0])
+                return self._collate(samples if self._batched else samples[0])
         except Exception as error:
             add_note(error, f"while collating {request.described()}")
             raise
-        return Fetched(batch, failures, shard=state)
 
     def _take_reader(self, request: StreamRequest) -> tuple[Reader, ShardState]:
         """Take out the shard's reader, at the request's offset, and the state of its last snapshot.
@@ -110,3 +135,20 @@ class StreamFetch:
         if captured is None:
             return after
         return after._replace(snapshot_offset=reader.offset, snapshot=captured)
+
+
+def _leftover(
+    request: StreamRequest,
+    samples: list[Any],
+    failures: tuple[Failure, ...],
+    left_out: tuple[Failure, ...],
+) -> Piece:
+    return Piece(
+        request.start.shard,
+        request.offset,
+        len(samples) + len(left_out),
+        tuple(failure.position for failure in left_out),
+        failures,
+        ends=True,
+        parcel=Parcel(samples),
+    )

@@ -22,7 +22,7 @@ from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source
 
-__all__ = ["ReadOptions", "Reader"]
+__all__ = ["ReadOptions", "Reader", "seed_at"]
 
 # How many replayed samples are seeded and read at a time.
 _REPLAYED_AT_ONCE = 1024
@@ -42,6 +42,11 @@ class ReadOptions(NamedTuple):
     batch_size: int
     seeds_each: Literal["sample", "batch", "nothing"]
     on_error: OnError
+
+
+def seed_at(seed: int, shard: int, epoch: int, offset: int) -> None:
+    """Seed the global generators as for the sample at an offset of a shard."""
+    seed_generators(sample_key(fold(seed, shard, STREAM_SHARD), epoch, offset))
 
 
 class Reader:

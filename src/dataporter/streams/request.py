@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dataporter.streams.leftovers import Piece
 from dataporter.streams.shard import ShardState
 
-__all__ = ["StreamProgress", "StreamRequest"]
+__all__ = ["JoinRequest", "StreamProgress", "StreamRequest"]
 
 
 class StreamRequest(NamedTuple):
@@ -56,6 +57,39 @@ class StreamRequest(NamedTuple):
         )
 
 
+class JoinRequest(NamedTuple):
+    """One batch of samples that were left over by shards, which come with the request.
+
+    Attributes:
+        seed, epoch, step, reader: as in a :class:`StreamRequest`.
+        pieces: the samples.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+    reader: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def indices(self) -> tuple[()]:
+        """Empty, as for a :class:`StreamRequest`."""
+        return ()
+
+    def packed(self) -> JoinRequest:
+        """The request as it is sent to a worker, without the failures, which are known here."""
+        return self._replace(pieces=tuple(one._replace(failures=()) for one in self.pieces))
+
+    def unpacked(self) -> JoinRequest:
+        """The request as the worker uses it."""
+        return self
+
+    def described(self) -> str:
+        """The request in words, for errors."""
+        parts = [f"{one.length} of shard {one.shard} from {one.first}" for one in self.pieces]
+        return f"leftover samples of the stream ({', '.join(parts)}; epoch {self.epoch})"
+
+
 @dataclass(frozen=True, slots=True)
 class StreamProgress:
     """The progress of an epoch of a stream.
@@ -70,15 +104,14 @@ class StreamProgress:
     step: int = 0
     shards: Mapping[int, ShardState] = field(default_factory=dict)
 
-    def after(self, delivers: ShardState | None) -> StreamProgress:
-        """The progress once a batch is delivered that leaves its shard in this state.
+    def after(self, delivers: Sequence[ShardState] | None) -> StreamProgress:
+        """The progress once a batch is delivered that leaves shards in these states.
 
-        None is for a batch that failed and was passed over: the shard's state is unknown then.
+        None is for a batch that failed and was passed over: the shards' states are unknown then.
         """
-        state = delivers
-        if state is None:
+        if delivers is None:
             return self
-        shards = {**self.shards, state.shard: state}
+        shards = {**self.shards, **{state.shard: state for state in delivers}}
         return StreamProgress(self.epoch, self.step + 1, shards)
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:

@@ -13,7 +13,7 @@ from dataporter.errors import ConfigurationError, UnsupportedDatasetError, warn
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
-from dataporter.streams.turns import Turns
+from dataporter.streams.turns import TurnOptions, Turns
 
 __all__ = ["Stream", "StreamLookup", "StreamSchedule", "warn_of_length"]
 
@@ -26,7 +26,8 @@ class Stream:
         sharding: opens the shards.
         rank, world_size, batch_size: as in the loader.
         num_workers: number of readers on this rank; 1 if the training process reads.
-        drop_last: drop the last batch of a shard if it is incomplete.
+        drop_last: drop the last batch if it is incomplete.
+        in_order: deliver the batches in an order that depends on the shards alone.
         snapshot_every: number of batches of a shard per snapshot.
         fingerprint: identifies the data; None if the dataset has none.
     """
@@ -37,6 +38,7 @@ class Stream:
     batch_size: int | None
     num_workers: int
     drop_last: bool
+    in_order: bool
     snapshot_every: int
     fingerprint: str | None
 
@@ -64,9 +66,18 @@ class Stream:
             )
         return replace(self, num_workers=num_workers)
 
+    @property
+    def joins(self) -> bool:
+        """Whether the leftovers of the shards are joined into batches.
+
+        Workers that iterate over the dataset end with an incomplete batch each, as torch's do.
+        """
+        return self.sharding.name == "shards" and self.batch_size is not None
+
     def steps_of(self, samples: int) -> int:
         """Number of steps for this many samples, shared by the ranks that share the dataset."""
-        # The last batch of each shard may be incomplete, so the true number may be higher.
+        # Ranks may have unequal shards, and workers incomplete batches, so the true number may be
+        # another.
         batch = (self.batch_size or 1) * self.sharing
         return samples // batch if self.drop_last else -(-samples // batch)
 
@@ -86,7 +97,15 @@ class StreamSchedule:
         starts = {
             shard: progress.shards.get(shard, ShardState(shard)) for shard in self.stream.shards()
         }
-        return Turns(progress, starts, seed, uuid4().hex, self.stream.batch_size or 1)
+        stream = self.stream
+        options = TurnOptions(
+            stream.batch_size or 1,
+            joins=stream.joins,
+            drop_last=stream.drop_last,
+            in_order=stream.in_order,
+            num_workers=stream.num_workers,
+        )
+        return Turns(progress, starts, seed, uuid4().hex, options)
 
     def ahead(self, epoch: int, seed: int) -> None:
         # A worker has one position in each shard; reading the next epoch would lose it.
@@ -145,7 +164,7 @@ def warn_of_length(dataset: Any, announced: int, delivered: int) -> None:
     if delivered > announced:
         warn(
             f"len() of this loader over a {type(dataset).__name__} is {announced} batches, but "
-            f"this is number {delivered}: the dataset has more samples than its __len__ says, or "
-            "several shards or workers end with an incomplete batch",
+            f"this is number {delivered}: the dataset has more samples than its __len__ says, "
+            "ranks have unequal shards, or several workers end with an incomplete batch",
             UserWarning,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -15,14 +16,35 @@ from dataporter.errors import warn
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH
 from dataporter.schedule.request import Scheduled
-from dataporter.streams.request import StreamProgress, StreamRequest
+from dataporter.streams.leftovers import Leftovers, Piece
+from dataporter.streams.request import JoinRequest, StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
-__all__ = ["Turns", "next_shard"]
+__all__ = ["TurnOptions", "Turns", "next_shard"]
 
 # Samples of a shard per replay request: few enough for the bar to move and for `timeout=`.
 _REPLAYED_AT_ONCE = 4096
 _SHOWS_AFTER = 1.0  # s
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """How the shards of a rank take turns.
+
+    Attributes:
+        batch_size: samples per request.
+        joins: the leftovers of the shards are joined into batches.
+        drop_last: drop the last joined batch if it is incomplete.
+        in_order: the turns depend on the shards alone. Otherwise the worker with the fewest
+            outstanding requests comes first, so that a slow one delays only its own shards.
+        num_workers: number of workers, which share the shards.
+    """
+
+    batch_size: int
+    joins: bool
+    drop_last: bool
+    in_order: bool
+    num_workers: int
 
 
 class Turns:
@@ -30,6 +52,7 @@ class Turns:
 
     The next batch is always from the shard with the fewest batches so far, the first of these by
     number. So the order follows from the states of the shards, whatever the workers and ranks.
+    As soon as the leftovers of shards that have ended make a batch, that is the next one.
     """
 
     def __init__(
@@ -38,37 +61,34 @@ class Turns:
         starts: dict[int, ShardState],
         seed: int,
         pass_id: str,
-        batch_size: int,
+        options: TurnOptions,
     ) -> None:
         self.progress = progress
+        self.options = options
         self._starts = starts
         self._latest = dict(starts)
         self._readers = {shard: reader for reader, shard in enumerate(starts)}
         self._seed = seed
         self._pass_id = pass_id
-        self._batch_size = batch_size
+        self._ended = {shard for shard, state in starts.items() if state.ended}
+        self._leftovers = Leftovers()
+        self._joins: deque[JoinRequest] = deque()
+        self._outstanding = [0] * options.num_workers
         self._limit: int | None = None
 
     def __iter__(self) -> Iterator[Scheduled]:
         yield from self._replays()
-        turns = _turns(self._starts.values())
-        heapq.heapify(turns)
-        step = self.progress.step
-        while turns:
-            batches, shard = turns[0]
-            if self._latest[shard].ended:
-                heapq.heappop(turns)
-                continue
-            heapq.heapreplace(turns, (batches + 1, shard))
-            start = self._starts[shard]
-            yield self._request(
-                self._latest[shard],
-                step,
-                batches,
-                start.offset + (batches - start.batches) * self._batch_size,
-                self._batch_size,
-            )
-            step += 1
+        turns = self._in_order() if self.options.in_order else self._by_worker()
+        requested: StreamRequest | JoinRequest
+        for step in count(self.progress.step):
+            if self._joins:
+                requested = self._joins.popleft()
+            elif (turn := next(turns, None)) is not None:
+                requested = self._request_of(*turn, step)
+            else:
+                return
+            self._outstanding[requested.reader % len(self._outstanding)] += 1
+            yield Scheduled(requested, None)
 
     def batches(self, replies: Iterator[Any]) -> Iterator[Any]:
         """The replies that hold a batch; the others report ends, replays and skipped samples."""
@@ -79,19 +99,58 @@ class Turns:
         self._limit = steps
         return self
 
+    def arrived(self, request: StreamRequest | JoinRequest) -> None:
+        """Take note that a request is answered."""
+        self._outstanding[request.reader % len(self._outstanding)] -= 1
+
+    def has_ended(self, shard: int) -> bool:
+        """Whether a shard is known to have no more samples, but perhaps a leftover."""
+        return shard in self._ended
+
     def note(self, state: ShardState) -> None:
         """Take note of the state in which a shard was left."""
         self._latest[state.shard] = state
+        if state.ended:
+            self._ended.add(state.shard)
+
+    def keep(self, leftover: Piece) -> None:
+        """Keep the leftover of a shard, which has ended, until it is joined."""
+        self._ended.add(leftover.shard)
+        self._leftovers.add(leftover)
+
+    def join(self) -> int:
+        """Request the batches that the leftovers make by now; returns how many."""
+        size, before = self.options.batch_size, len(self._joins)
+        while self._leftovers.count >= size:
+            self._request_join(size)
+        if len(self._ended) == len(self._starts) and not self.options.drop_last:
+            self._request_join(size)
+        return len(self._joins) - before
+
+    def after(self, pieces: Sequence[Piece]) -> list[ShardState]:
+        """The states in which a joined batch leaves the shards of its pieces."""
+        states = [
+            # The first piece is the end of its shard, which has no more turns to count.
+            self._latest[piece.shard]._replace(
+                batches=self._latest[piece.shard].batches + (number == 0),
+                offset=piece.stop,
+                ended=piece.ends,
+            )
+            for number, piece in enumerate(pieces)
+        ]
+        for state in states:
+            self.note(state)
+        return states
 
     def warn_of_dropped_samples(self) -> None:
-        """Warn that no shard has a whole batch, although all shards together do."""
+        """Warn that no worker has a whole batch, although all workers together do."""
         shards = self._latest.values()
         samples = sum(state.offset for state in shards)
-        if len(shards) > 1 and samples >= self._batch_size:
+        if len(shards) > 1 and samples >= self.options.batch_size:
             warn(
-                f"drop_last dropped all {samples} samples of the epoch: they lie in {len(shards)} "
-                f"shards, and none has a whole batch of {self._batch_size}; use a smaller batch, "
-                "fewer shards (num_shards=) or drop_last=False",
+                f"drop_last dropped all {samples} samples of the epoch: {len(shards)} workers "
+                f"share them, and none has a whole batch of {self.options.batch_size}; use a "
+                "smaller batch, fewer workers or drop_last=False",
                 RuntimeWarning,
             )
 
@@ -103,6 +162,41 @@ class Turns:
             if state.snapshot_offset < state.offset and not state.ended
         ]
 
+    def _in_order(self) -> Iterator[tuple[int, int]]:
+        """The turns, as (batches before, shard), by the states of the shards alone."""
+        turns = _turns(self._starts.values())
+        heapq.heapify(turns)
+        while turns:
+            batches, shard = turns[0]
+            if shard in self._ended:
+                heapq.heappop(turns)
+                continue
+            heapq.heapreplace(turns, (batches + 1, shard))
+            yield batches, shard
+
+    def _by_worker(self) -> Iterator[tuple[int, int]]:
+        """The turns, as (batches before, shard), by what the workers have to do."""
+        turns = {shard: batches for batches, shard in _turns(self._starts.values())}
+        workers = len(self._outstanding)
+        while left := [shard for shard in turns if shard not in self._ended]:
+            shard = min(
+                left,
+                key=lambda one: (self._outstanding[self._readers[one] % workers], turns[one], one),
+            )
+            turns[shard] += 1
+            yield turns[shard] - 1, shard
+
+    def _request_of(self, batches: int, shard: int, step: int) -> StreamRequest:
+        start, size = self._starts[shard], self.options.batch_size
+        offset = start.offset + (batches - start.batches) * size
+        return self._request(self._latest[shard], step, batches, offset, size)
+
+    def _request_join(self, size: int) -> None:
+        if pieces := self._leftovers.take(size):
+            reader = self._readers[pieces[0].shard]
+            epoch, step = self.progress.epoch, self.progress.step
+            self._joins.append(JoinRequest(self._seed, epoch, step, reader, pieces))
+
     def _replays(self) -> Iterator[Scheduled]:
         # A part of each shard in turn, so that all workers take part and the bar moves.
         behind = [(state.snapshot_offset, state) for state in self.to_replay()]
@@ -112,13 +206,15 @@ class Turns:
             ]
             for offset, state in behind:
                 start = state._replace(offset=state.snapshot_offset)
-                yield self._request(start, self.progress.step, state.batches, offset, 0)
+                request = self._request(start, self.progress.step, state.batches, offset, 0)
+                self._outstanding[request.reader % len(self._outstanding)] += 1
+                yield Scheduled(request, None)
             behind = [(offset, state) for offset, state in behind if offset < state.offset]
 
     def _request(
         self, start: ShardState, step: int, batches: int, offset: int, length: int
-    ) -> Scheduled:
-        request = StreamRequest(
+    ) -> StreamRequest:
+        return StreamRequest(
             self._seed,
             self.progress.epoch,
             step,
@@ -129,7 +225,6 @@ class Turns:
             length,
             start,
         )
-        return Scheduled(request, None)
 
 
 class _Batches(Iterator[Reply]):
@@ -148,33 +243,88 @@ class _Batches(Iterator[Reply]):
         # By shard, the failures that no batch of the shard has followed yet: a state that is saved
         # now resumes before them.
         self._failures: dict[int, tuple[Failure, ...]] = {}
+        # The states of shards of which no more batch comes, for the next batch to deliver.
+        self._ended: list[ShardState] = []
+        # Joined batches that come next; and the replies that came before theirs, in their order.
+        self._awaited = 0
+        self._set_aside: deque[Reply] = deque()
 
     def __next__(self) -> Reply:
-        for reply in self._replies:
+        while (reply := self._upcoming()) is not None:
             if reply.failure is not None:
                 # The samples of a shard are read in order, so none can follow a failure.
                 raise reply.failure
-            assert reply.fetched is not None
-            state = reply.fetched.shard
-            assert state is not None
-            self._turns.note(state)
-            failures = self._failures.pop(state.shard, ()) + reply.fetched.failures
-            if reply.fetched.batch is NO_BATCH:
-                self._failures[state.shard] = failures
-                self._show_replayed(state)
-                continue
-            self._close_bar()
-            request = cast("StreamRequest", reply.request)._replace(step=self._step)
-            failures = tuple(replace(failure, step=self._step) for failure in failures)
-            self._step += 1
-            fetched = reply.fetched._replace(failures=failures)
-            return reply._replace(request=request, delivers=state, fetched=fetched)
+            joined = isinstance(reply.request, JoinRequest)
+            batch = self._of_leftovers(reply) if joined else self._of_shard(reply)
+            if batch is not None:
+                self._close_bar()
+                return batch
         self._close_bar()
         if self._step == 0:
             self._turns.warn_of_dropped_samples()
         left = [failure for failures in self._failures.values() for failure in failures]
         self._failures.clear()
         raise StopIteration(tuple(replace(failure, step=self._step) for failure in left))
+
+    def _upcoming(self) -> Reply | None:
+        if not self._awaited and self._set_aside:
+            return self._set_aside.popleft()
+        for reply in self._replies:
+            request = cast("StreamRequest | JoinRequest", reply.request)
+            self._turns.arrived(request)
+            if not self._awaited:
+                return reply
+            if isinstance(request, JoinRequest):
+                self._awaited -= 1
+                return reply
+            # Where a joined batch comes must not depend on how far the workers are ahead.
+            self._set_aside.append(reply)
+        return None
+
+    def _of_shard(self, reply: Reply) -> Reply | None:
+        fetched = reply.fetched
+        assert fetched is not None
+        state: ShardState = fetched.shard
+        if self._turns.has_ended(state.shard):
+            return None
+        failures = self._failures.pop(state.shard, ()) + fetched.failures
+        if fetched.leftover is not None:
+            self._turns.keep(fetched.leftover)
+        else:
+            self._turns.note(state)
+        if self._turns.options.joins and self._turns.has_ended(state.shard):
+            joins = self._turns.join()
+            self._awaited += joins if self._turns.options.in_order else 0
+        if fetched.batch is NO_BATCH:
+            if failures:
+                self._failures[state.shard] = failures
+            if state.ended and self._turns.options.joins:
+                self._ended.append(state)
+            self._show_replayed(state)
+            return None
+        return self._numbered(reply, [state], failures)
+
+    def _of_leftovers(self, reply: Reply) -> Reply | None:
+        request = cast("JoinRequest", reply.request)
+        states = self._turns.after(request.pieces)
+        failures = tuple(one for piece in request.pieces for one in piece.failures)
+        assert reply.fetched is not None
+        if reply.fetched.batch is NO_BATCH:
+            last = request.pieces[-1].shard
+            self._failures[last] = self._failures.get(last, ()) + failures
+            return None
+        return self._numbered(reply, states, failures)
+
+    def _numbered(
+        self, reply: Reply, states: list[ShardState], failures: tuple[Failure, ...]
+    ) -> Reply:
+        request = cast("StreamRequest", reply.request)._replace(step=self._step)
+        failures = tuple(replace(failure, step=self._step) for failure in failures)
+        self._step += 1
+        assert reply.fetched is not None
+        fetched = reply.fetched._replace(failures=failures, shard=states[-1])
+        delivers, self._ended = [*self._ended, *states], []
+        return reply._replace(request=request, delivers=delivers, fetched=fetched)
 
     def _close_bar(self) -> None:
         if self._bar is not None:
