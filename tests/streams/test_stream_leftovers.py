@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from dataporter import ResumableDataLoader
 from dataporter.fetch.failure import Failure
-from dataporter.streams.leftovers import Leftovers, Parcel, Piece
+from dataporter.streams.leftovers import Leftover, Leftovers, Parcel
 
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=7)
 
@@ -303,16 +303,16 @@ def test_out_of_order_a_slow_worker_delays_only_its_own_shards() -> None:
     )
 
 
-# ---- pieces
+# ---- leftovers
 
 
-def piece(shard: int, first: int, length: int, missing: Sequence[int]) -> Piece:
+def leftover(shard: int, first: int, length: int, missing: Sequence[int]) -> Leftover:
     offsets = [offset for offset in range(first, first + length) if offset not in missing]
     failures = tuple(
         Failure((shard, offset), None, 0, 0, offset, "ValueError", "broken") for offset in missing
     )
     samples = [(shard, offset) for offset in offsets]
-    return Piece(shard, first, length, tuple(missing), failures, True, Parcel(samples))
+    return Leftover(shard, first, length, tuple(missing), failures, True, Parcel(samples))
 
 
 @given(
@@ -330,7 +330,7 @@ def test_pieces_are_taken_in_their_order_and_none_is_lost(
     expected = []
     for shard, (first, length, absent) in enumerate(leftovers):
         missing = sorted(first + offset for offset in absent if offset < length)
-        held.add(piece(shard, first, length, missing))
+        held.add(leftover(shard, first, length, missing))
         expected += [(shard, offset) for offset in range(first, first + length)]
     total = held.count
     assert total == len(expected)
@@ -344,8 +344,18 @@ def test_pieces_are_taken_in_their_order_and_none_is_lost(
         assert sorted([*samples, *missing]) == sorted(positions)
         assert [failure.index for one in taken for failure in one.failures] == missing
         assert held.count == len(expected)
-        # The last piece of a shard says that it is the last.
+        # The last leftover of a shard says that it is the last.
         assert all(
             one.ends == (one.stop == leftovers[one.shard][0] + leftovers[one.shard][1])
             for one in taken
         )
+
+
+def test_a_parcel_takes_the_bytes_of_its_samples() -> None:
+    table = torch.arange(1_000_000)
+    parcel = Parcel([table[:3], {"row": table[500:510]}])
+    message = pickle.dumps(parcel)
+    assert len(message) < 2000
+    first, second = pickle.loads(message).samples()
+    assert first.tolist() == [0, 1, 2]
+    assert second["row"].tolist() == list(range(500, 510))

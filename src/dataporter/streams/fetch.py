@@ -12,7 +12,7 @@ from dataporter.errors import add_note
 from dataporter.fetch.collate import collate_of
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, Fetched
-from dataporter.streams.leftovers import Parcel, Piece
+from dataporter.streams.leftovers import Leftover, Parcel
 from dataporter.streams.reader import Reader, ReadOptions, seed_at
 from dataporter.streams.request import JoinRequest, StreamRequest
 from dataporter.streams.shard import ShardState
@@ -87,12 +87,12 @@ class StreamFetch:
         return Fetched(self._collated(samples, request), failures, shard=state)
 
     def _joined(self, request: JoinRequest) -> Fetched:
-        samples = [sample for piece in request.pieces for sample in piece.samples()]
+        samples = [sample for leftover in request.leftovers for sample in leftover.samples()]
         if not samples:
             return Fetched(NO_BATCH)
         if self._options.seeds_each != "nothing":
             # As after reading the last sample, although another worker may have read that.
-            last = request.pieces[-1]
+            last = request.leftovers[-1]
             seed_at(request.seed, last.shard, request.epoch, last.stop - 1)
         return Fetched(self._collated(samples, request))
 
@@ -142,8 +142,8 @@ def _leftover(
     samples: list[Any],
     failures: tuple[Failure, ...],
     left_out: tuple[Failure, ...],
-) -> Piece:
-    return Piece(
+) -> Leftover:
+    return Leftover(
         request.start.shard,
         request.offset,
         len(samples) + len(left_out),

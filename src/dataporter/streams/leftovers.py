@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dataporter.fetch.failure import Failure
+from dataporter.shared.pickling import dumps
 
-__all__ = ["Leftovers", "Parcel", "Piece"]
+__all__ = ["Leftover", "Leftovers", "Parcel"]
 
 
 class Parcel:
@@ -35,12 +36,12 @@ class Parcel:
     def __reduce__(self) -> tuple[Any, ...]:
         pickled = self._pickled
         if pickled is None:
-            pickled = pickle.dumps(self._samples, pickle.HIGHEST_PROTOCOL)
+            pickled = dumps(self._samples)
         return Parcel, (None, pickled)
 
 
-class Piece(NamedTuple):
-    """Consecutive samples of a shard.
+class Leftover(NamedTuple):
+    """Consecutive samples from the end of a shard.
 
     Attributes:
         shard: number of the shard.
@@ -71,7 +72,7 @@ class Piece(NamedTuple):
         """The samples that did not fail."""
         return self.parcel.samples()[self.start : self.start + self.length - len(self.missing)]
 
-    def split(self, count: int) -> tuple[Piece, Piece]:
+    def split(self, count: int) -> tuple[Leftover, Leftover]:
         """The first ``count`` samples, and the rest."""
         at = self.first + count
         before = tuple(offset for offset in self.missing if offset < at)
@@ -99,24 +100,24 @@ class Leftovers:
     Each is shorter than a batch, so a batch of them always uses one up.
     """
 
-    _pieces: deque[Piece] = field(default_factory=deque)
+    _held: deque[Leftover] = field(default_factory=deque)
     count: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, leftover: Leftover) -> None:
         """Add the leftover of a shard that has ended."""
-        self._pieces.append(piece)
-        self.count += piece.length
+        self._held.append(leftover)
+        self.count += leftover.length
 
-    def take(self, count: int) -> tuple[Piece, ...]:
+    def take(self, count: int) -> tuple[Leftover, ...]:
         """Take out the first ``count`` samples, or all of them if there are fewer."""
-        taken: list[Piece] = []
+        taken: list[Leftover] = []
         left = min(count, self.count)
         self.count -= left
         while left:
-            piece = self._pieces.popleft()
-            if piece.length > left:
-                piece, rest = piece.split(left)
-                self._pieces.appendleft(rest)
-            taken.append(piece)
-            left -= piece.length
+            leftover = self._held.popleft()
+            if leftover.length > left:
+                leftover, rest = leftover.split(left)
+                self._held.appendleft(rest)
+            taken.append(leftover)
+            left -= leftover.length
         return tuple(taken)

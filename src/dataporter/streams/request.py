@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dataporter.streams.leftovers import Piece
+from dataporter.streams.leftovers import Leftover
 from dataporter.streams.shard import ShardState
 
 __all__ = ["JoinRequest", "StreamProgress", "StreamRequest"]
@@ -62,14 +62,14 @@ class JoinRequest(NamedTuple):
 
     Attributes:
         seed, epoch, step, reader: as in a :class:`StreamRequest`.
-        pieces: the samples.
+        leftovers: the samples.
     """
 
     seed: int
     epoch: int
     step: int
     reader: int
-    pieces: tuple[Piece, ...]
+    leftovers: tuple[Leftover, ...]
 
     @property
     def indices(self) -> tuple[()]:
@@ -78,7 +78,7 @@ class JoinRequest(NamedTuple):
 
     def packed(self) -> JoinRequest:
         """The request as it is sent to a worker, without the failures, which are known here."""
-        return self._replace(pieces=tuple(one._replace(failures=()) for one in self.pieces))
+        return self._replace(leftovers=tuple(one._replace(failures=()) for one in self.leftovers))
 
     def unpacked(self) -> JoinRequest:
         """The request as the worker uses it."""
@@ -86,7 +86,7 @@ class JoinRequest(NamedTuple):
 
     def described(self) -> str:
         """The request in words, for errors."""
-        parts = [f"{one.length} of shard {one.shard} from {one.first}" for one in self.pieces]
+        parts = [f"{one.length} of shard {one.shard} from {one.first}" for one in self.leftovers]
         return f"leftover samples of the stream ({', '.join(parts)}; epoch {self.epoch})"
 
 

@@ -16,7 +16,7 @@ from dataporter.errors import warn
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH
 from dataporter.schedule.request import Scheduled
-from dataporter.streams.leftovers import Leftovers, Piece
+from dataporter.streams.leftovers import Leftover, Leftovers
 from dataporter.streams.request import JoinRequest, StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -113,7 +113,7 @@ class Turns:
         if state.ended:
             self._ended.add(state.shard)
 
-    def keep(self, leftover: Piece) -> None:
+    def keep(self, leftover: Leftover) -> None:
         """Keep the leftover of a shard, which has ended, until it is joined."""
         self._ended.add(leftover.shard)
         self._leftovers.add(leftover)
@@ -127,16 +127,16 @@ class Turns:
             self._request_join(size)
         return len(self._joins) - before
 
-    def after(self, pieces: Sequence[Piece]) -> list[ShardState]:
-        """The states in which a joined batch leaves the shards of its pieces."""
+    def after(self, leftovers: Sequence[Leftover]) -> list[ShardState]:
+        """The states in which a joined batch leaves the shards of its leftovers."""
         states = [
-            # The first piece is the end of its shard, which has no more turns to count.
-            self._latest[piece.shard]._replace(
-                batches=self._latest[piece.shard].batches + (number == 0),
-                offset=piece.stop,
-                ended=piece.ends,
+            # The first leftover is the end of its shard, which has no more turns to count.
+            self._latest[leftover.shard]._replace(
+                batches=self._latest[leftover.shard].batches + (number == 0),
+                offset=leftover.stop,
+                ended=leftover.ends,
             )
-            for number, piece in enumerate(pieces)
+            for number, leftover in enumerate(leftovers)
         ]
         for state in states:
             self.note(state)
@@ -192,10 +192,10 @@ class Turns:
         return self._request(self._latest[shard], step, batches, offset, size)
 
     def _request_join(self, size: int) -> None:
-        if pieces := self._leftovers.take(size):
-            reader = self._readers[pieces[0].shard]
+        if leftovers := self._leftovers.take(size):
+            reader = self._readers[leftovers[0].shard]
             epoch, step = self.progress.epoch, self.progress.step
-            self._joins.append(JoinRequest(self._seed, epoch, step, reader, pieces))
+            self._joins.append(JoinRequest(self._seed, epoch, step, reader, leftovers))
 
     def _replays(self) -> Iterator[Scheduled]:
         # A part of each shard in turn, so that all workers take part and the bar moves.
@@ -306,11 +306,11 @@ class _Batches(Iterator[Reply]):
 
     def _of_leftovers(self, reply: Reply) -> Reply | None:
         request = cast("JoinRequest", reply.request)
-        states = self._turns.after(request.pieces)
-        failures = tuple(one for piece in request.pieces for one in piece.failures)
+        states = self._turns.after(request.leftovers)
+        failures = tuple(one for leftover in request.leftovers for one in leftover.failures)
         assert reply.fetched is not None
         if reply.fetched.batch is NO_BATCH:
-            last = request.pieces[-1].shard
+            last = request.leftovers[-1].shard
             self._failures[last] = self._failures.get(last, ()) + failures
             return None
         return self._numbered(reply, states, failures)
