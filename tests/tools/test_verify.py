@@ -614,7 +614,6 @@ def test_what_matters_most_is_run_first(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("after", "workers", "lacking"),
     [
-        (("the uninterrupted run", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
         (("running in each setting", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
         (("killing", 1, 1), (0,), ["mid-epoch", "end of the epoch", "SIGKILL"]),
         (("resuming", 3, 3), (0, 1), ["any interruption with 1 process"]),

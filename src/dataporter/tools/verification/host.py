@@ -29,6 +29,7 @@ import torch
 
 # Imported here once, so that the processes need not.
 from dataporter.tools.verification import probe, recording, throughput  # noqa: F401
+from dataporter.tools.verification.forks import renew_server
 from dataporter.tools.verification.imports import share
 from dataporter.tools.verification.recording import write
 
@@ -52,6 +53,7 @@ def become(file: Path, work: Callable[[], Any] | None = None) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ[INSIDE] = "1"
+        renew_server()
         # As in a new interpreter, where nothing has been seeded.
         random.seed()
         np.random.seed()

@@ -28,6 +28,7 @@ from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
 from dataporter.tools.verification.digest import digest_of
 from dataporter.tools.verification.factory import Factory, Setting
+from dataporter.tools.verification.forks import renew_server
 from dataporter.tools.verification.randomness import (
     Generators,
     fix,
@@ -301,6 +302,7 @@ class _Experiments:
         if pid == 0:
             try:
                 signal.alarm(_SECONDS_AN_EXPERIMENT)
+                renew_server()
                 result = pickle.dumps(experiment())
                 with os.fdopen(writes, "wb") as pipe:
                     pipe.write(result)

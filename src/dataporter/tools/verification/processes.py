@@ -9,7 +9,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dataporter.errors import DataPorterError
+from dataporter.tools.verification.folder import Folder
 from dataporter.tools.verification.host import INSIDE, become
 from dataporter.tools.verification.imports import Imports, share
 
@@ -103,8 +103,8 @@ class Processes:
         self._search = [os.path.abspath(entry) for entry in sys.path]
 
     def __enter__(self) -> Processes:
-        self._directory = tempfile.TemporaryDirectory(prefix="dataporter-verify-")
-        self.home = Path(self._directory.name)
+        self._folder = Folder()
+        self.home = self._folder.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -121,7 +121,7 @@ class Processes:
                 host.wait(_SECONDS_TO_DIE)
             host.stdout.close()
         self._selector.close()
-        self._directory.cleanup()
+        self._folder.__exit__()
 
     def run(
         self,
