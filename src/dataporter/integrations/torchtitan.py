@@ -44,7 +44,8 @@ class EndlessLoader(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         loader = self.loader
         is_stream = isinstance(loader.dataset, IterableDataset)
-        if loader.tail == "uneven" and loader.world_size > 1 and not is_stream:
+        apart = loader.tail == "uneven" and not loader.setup.arguments.stop_together
+        if apart and loader.world_size > 1 and not is_stream:
             raise ConfigurationError(
                 "tail='uneven' gives some ranks a step less in each epoch, so that in time they "
                 "would be in other epochs than the rest, for which there is no common state: give "

@@ -81,6 +81,7 @@ class Arguments:
     num_shards: int | Literal[False] | None
     snapshot_every: int
     steps_per_epoch: int | None
+    stop_together: bool
     prefetch_next_epoch: bool
     on_mismatch: OnMismatch
     fingerprint: str | None

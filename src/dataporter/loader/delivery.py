@@ -12,6 +12,7 @@ from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import Fetched
 from dataporter.loader.cursor import Cursor
 from dataporter.loader.failures import Reporter
+from dataporter.loader.together import Ahead, Settle
 
 __all__ = ["Adapter", "Delivery"]
 
@@ -42,6 +43,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         note: receives each batch before it is delivered, and may refuse it by raising.
         on_nothing: is called at the end of a pass that has delivered nothing.
         reporter: reports the samples that failed, once their batches are delivered.
+        settle: settles with the other ranks what is next on all of them; None where each rank ends
+            by itself.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         note: Callable[[Fetched], None],
         on_nothing: Callable[[], None],
         reporter: Reporter,
+        settle: Settle | None = None,
     ) -> None:
         self._cursor = cursor
         self._begin = begin
@@ -61,11 +65,13 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._note = note
         self._on_nothing = on_nothing
         self._reporter = reporter
+        self._settle_with_ranks = settle
         # Represents this pass to the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
         self._replies: Iterator[Reply] | None = None
-        # The reply that exhausted() has fetched; or the engine's failure, raised in its turn.
-        self._ahead: Reply | BaseException | None = None
+        # What was looked at before its turn, and whether the ranks have settled it.
+        self._ahead: Ahead | None = None
+        self._ahead_is_settled = False
         # What failed batches would have delivered, and their samples that failed.
         self._failed: list[tuple[Any, tuple[Failure, ...]]] = []
         # The failures of a stream that no batch has reported.
@@ -124,22 +130,22 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         return self._replies is not None and not self._cursor.is_moved_by(self._pass)
 
     def exhausted(self) -> bool:
-        """Whether no batch is left. Waits for the next one, which stays undelivered."""
-        if self._replies is None or self._ahead is not None:
+        """Whether no batch is left. Waits for the next one, which stays undelivered.
+
+        Where the ranks stop together, all of them call this: no batch is left where one has none.
+        """
+        if self._replies is None:
             return False
-        try:
-            self._ahead = next(self._replies)
-        except StopIteration as end:
-            self._left += end.value or ()
-            return True
-        except BaseException as failure:
-            self._ahead = failure
-        return False
+        self._look_ahead(self._replies)
+        self._settle_ahead()
+        return isinstance(self._ahead, StopIteration)
 
     def peek(self) -> Reply | None:
-        """The reply that ``next()`` will deliver; None at the end. Begins the pass."""
-        self._begun()
-        if self.exhausted():
+        """The reply that ``next()`` will deliver, unless another rank has none; None at the end.
+        Begins the pass, and asks no other rank.
+        """
+        self._look_ahead(self._begun())
+        if isinstance(self._ahead, StopIteration):
             return None
         if isinstance(self._ahead, BaseException):
             raise self._ahead
@@ -166,8 +172,28 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             )
         return self._replies
 
+    def _look_ahead(self, replies: Iterator[Reply]) -> None:
+        if self._ahead is not None:
+            return
+        try:
+            self._ahead = next(replies)
+        except BaseException as failure:  # raised in its turn, also the end
+            self._ahead = failure
+
+    def _settle_ahead(self) -> None:
+        """Let what is next on all ranks decide, once a step, and not after the end."""
+        settle, ahead = self._settle_with_ranks, self._ahead
+        if settle is None or ahead is None or self._ahead_is_settled or self._over or self._broken:
+            return
+        if isinstance(ahead, BaseException) and not isinstance(ahead, Exception):
+            return  # Ctrl-C waits for nobody
+        self._ahead, self._ahead_is_settled = settle(ahead), True
+
     def _upcoming(self, replies: Iterator[Reply]) -> Reply:
-        ahead, self._ahead = self._ahead, None
+        if self._settle_with_ranks is not None:
+            self._look_ahead(replies)
+            self._settle_ahead()
+        ahead, self._ahead, self._ahead_is_settled = self._ahead, None, False
         try:
             if isinstance(ahead, BaseException):
                 raise ahead

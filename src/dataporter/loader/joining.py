@@ -84,7 +84,7 @@ class Membership:
         resumption = None
         with setup.ranks.agreed("ResumableDataLoader()") as terms:
             seed = cursor.settled_seed()
-            terms.equal, terms.first = {**setup.format.terms(), "seed": setup.seed}, seed
+            terms.equal, terms.first = setup.terms(), seed
             if cursor.moved:
                 state = before.format.build(seed, cursor.progress)
                 resumption = setup.format.resume(state, setup.arguments.seed, "error")

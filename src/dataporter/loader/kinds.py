@@ -164,6 +164,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "seed": lambda _, value: seed_checked(value),
     "snapshot_every": positive_number,
     "steps_per_epoch": _optional(positive_number),
+    "stop_together": flag,
     "prefetch_next_epoch": flag,
     "fingerprint": _optional(_fingerprint),
     "on_mismatch": on_mismatch_checked,

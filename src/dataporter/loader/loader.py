@@ -40,6 +40,7 @@ from dataporter.loader.replicated import is_replicated, refuse_replicated
 from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
+from dataporter.loader.together import settling
 from dataporter.loader.torchdata_state import converted
 from dataporter.orders import Order
 from dataporter.ranks.agreement import Ranks
@@ -136,6 +137,12 @@ class ResumableDataLoader(DataLoader[Batch]):
         steps_per_epoch: at most so many batches in an epoch, on each rank; the next pass begins the
             next epoch, in its own order. A resumed loop then ends where the uninterrupted one does,
             which a ``break`` after so many batches does not.
+        stop_together: all ranks of the process group end an epoch at the same step, where the first
+            of them has no batch left: before each batch, one all-reduce of 8 bytes. For streams,
+            whose ranks may have different numbers of batches, and for ``tail="uneven"``; a training
+            step that waits for all ranks would wait in vain. The batches that other ranks have left
+            are dropped for this epoch. If a rank fails to read a batch, the others raise a
+            :class:`~dataporter.RankMismatchError` at the same step.
         prefetch_next_epoch: with ``persistent_workers``, read the first batches of the next epoch
             while the last ones of this epoch are used. Such batches do not see what the dataset
             shares with the workers and the training changes between epochs (a curriculum's stage
@@ -207,6 +214,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         num_shards: int | Literal[False] | None = None,
         snapshot_every: int = 1,
         steps_per_epoch: int | None = None,
+        stop_together: bool = False,
         prefetch_next_epoch: bool = False,
         on_mismatch: OnMismatch = "error",
         fingerprint: str | None = None,
@@ -230,7 +238,7 @@ class ResumableDataLoader(DataLoader[Batch]):
                 setup.beginning, setup.epochs.set_at_construction() or 0, setup.seed, generator
             )
             if setup.ranks.several:
-                terms.equal = {**setup.format.terms(), "seed": setup.seed}
+                terms.equal = setup.terms()
                 # All ranks draw, so that their generators stay alike; the first rank's counts.
                 terms.first = self._cursor.settled_seed()
         if setup.ranks.several:
@@ -281,6 +289,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._note,
             self._warn_of_empty_pass,
             self._reporter,
+            settling(self.setup),
         )
         self._passes = [weakref.ref(new), *(ref for ref in self._passes if ref() is not None)]
         return new

@@ -37,6 +37,8 @@ def rebuilt(loader: ResumableDataLoader[Any], **changes: Any) -> ResumableDataLo
     arguments |= changes
     arguments |= _of_workers(arguments, changes)
     given_world = arguments["rank"] is not None
+    if given_world:  # such ranks cannot ask one another
+        arguments["stop_together"] = False
     new = object.__new__(type(loader))
     # A subclass keeps its attributes. torch's class lets its own be set only before it is
     # initialised.

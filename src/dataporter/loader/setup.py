@@ -84,6 +84,16 @@ class Setup:
         """The progress of an epoch of which nothing was delivered."""
         return Progress(epoch) if self.stream is None else StreamProgress(epoch)
 
+    def terms(self) -> dict[str, Any]:
+        """By name, the values that must be equal on every rank that builds this loader."""
+        arguments = self.arguments
+        return {
+            **self.format.terms(),
+            "seed": self.seed,
+            "steps_per_epoch": arguments.steps_per_epoch,
+            "stop_together": arguments.stop_together,
+        }
+
     def with_workers(self, num_workers: int, progress: Any) -> Setup:
         """This setup for another number of workers, on which a stream's shards depend."""
         if self.stream is None or max(1, num_workers) == self.stream.num_workers:
@@ -185,6 +195,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         sharding = sharding_of(arguments.dataset, arguments.num_shards, world.rank, world.size)
         if arguments.num_shards is None:
             warn_of_idle_workers(sharding, arguments.num_workers)
+        _stop_checked(world, arguments)
         stream = Stream(
             sharding=sharding,
             rank=world.rank,
@@ -231,6 +242,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         )
         epochs = schedule.epochs
     world_checked(world, seed, in_order=in_order)
+    _stop_checked(world, arguments)
     fields = Identity(
         strategy=strategy.name,
         order=sampler_name(custom) if order is None else order.name,
@@ -322,6 +334,17 @@ def _strategy_for(
         in_world = world.group is not None or world.size > 1
         return strategy_named("distributed" if in_world else "advanced")
     return strategy_named(strategy)
+
+
+def _stop_checked(world: World, arguments: Arguments) -> None:
+    """Refuse ``stop_together=`` where the ranks cannot ask one another."""
+    alone = world.group is None and (world.size > 1 or arguments.rank is not None)
+    if arguments.stop_together and alone:
+        raise ConfigurationError(
+            f"stop_together=True on rank {world.rank} of {world.size}, without a process group: "
+            "the ranks cannot ask one another; call torch.distributed.init_process_group() first, "
+            "and leave rank= and world_size= out, or leave stop_together= out"
+        )
 
 
 def world_checked(world: World, seed: int | None, *, in_order: bool) -> None:
