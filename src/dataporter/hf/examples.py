@@ -18,6 +18,14 @@ from dataporter.structure import Step
 
 __all__ = ["sample_of"]
 
+_WHOLE = {
+    dtype: torch.empty(0, dtype=dtype).numpy().dtype
+    for dtype in (
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    )
+}
+
 
 def sample_of(
     example: Mapping[str, Any], features: Mapping[str, Any] | None, decoding: Decoding
@@ -34,6 +42,9 @@ def sample_of(
 
 
 def _made(value: Any, feature: Any, path: tuple[Step, ...], decoding: Decoding) -> Any:
+    # The usual case first: most of the time of a stream is spent here.
+    if type(value) is list and getattr(feature, "shape", None) is None:
+        return _list(value, content_of(feature), (*path, 0), decoding)
     if value is None or isinstance(value, str | bytes):
         return value
     if hasattr(value, "getbands"):  # a Pillow image, recognised without importing Pillow
@@ -61,12 +72,18 @@ def _list(value: Any, content: Any, path: tuple[Step, ...], decoding: Decoding) 
         tail = _empty_tail(content)
         dtype = _leaf_dtype(content)
         return [] if tail is None or dtype is None else torch.empty((0, *tail), dtype=dtype)
-    first = value[0]
-    if isinstance(first, bool | int | float) and not any(inner is None for inner in value):
+    if isinstance(value[0], bool | int | float):
         dtype = dtype_of_value(content)
-        if content is None or dtype is not None:
+        if (content is None or dtype is not None) and not _has_null(value):
             return _numbers(value, dtype, path)
     return stacked([_made(inner, content, path, decoding) for inner in value])
+
+
+def _has_null(values: Any) -> bool:
+    try:
+        return None in values
+    except (RuntimeError, ValueError):  # arrays among them, which compare by element
+        return any(inner is None for inner in values)
 
 
 def _empty_tail(content: Any) -> tuple[int, ...] | None:
@@ -96,9 +113,9 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _numbers(value: Any, dtype: torch.dtype | None, path: tuple[Step, ...]) -> torch.Tensor:
-    array = np.asarray(value)
+    array = np.array(value)  # a copy: torch does not accept read-only arrays
     try:
-        whole = torch.from_numpy(np.array(array))
+        whole = torch.from_numpy(array)
     except TypeError as error:
         raise SampleError(
             f"path {shown(path)!r}: {value!r} is not an array of numbers: correct its feature, or "
@@ -106,8 +123,13 @@ def _numbers(value: Any, dtype: torch.dtype | None, path: tuple[Step, ...]) -> t
         ) from error
     if dtype is None or whole.dtype is dtype:
         return whole
-    narrow = whole.to(dtype)
-    if not dtype.is_floating_point and not (narrow.to(whole.dtype) == whole).all():
+    if array.dtype.kind in "iu" and dtype in _WHOLE:
+        narrow_array = array.astype(_WHOLE[dtype])  # for a few numbers much faster than torch
+        narrow, fits = torch.from_numpy(narrow_array), bool((narrow_array == array).all())
+    else:
+        narrow = whole.to(dtype)
+        fits = dtype.is_floating_point or bool((narrow.to(whole.dtype) == whole).all())
+    if not fits:
         raise SampleError(
             f"path {shown(path)!r}: {value!r} does not fit {str(dtype).removeprefix('torch.')}, "
             "the dtype of its feature: correct the feature, or the function that made the value"

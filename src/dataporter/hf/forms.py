@@ -73,12 +73,8 @@ def settled(form: Any) -> Any:
 
 def stacked(rows: list[Any]) -> Any:
     """The rows as one tensor, if all are tensors of one shape and dtype, or else unchanged."""
-    if not rows or type(rows[0]) is not torch.Tensor:
+    if set(map(type, rows)) != {torch.Tensor} or len({(row.dtype, row.shape) for row in rows}) > 1:
         return rows
-    first = rows[0]
-    for row in rows:
-        if type(row) is not torch.Tensor or row.shape != first.shape or row.dtype != first.dtype:
-            return rows
     return torch.stack(rows)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from dataporter._torch import without_worker_info
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, SampleError
 from dataporter.hf.conversions import conversion_for
@@ -144,12 +146,13 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         return wrapper
 
     def _examples(self) -> Iterator[Mapping[str, Any]]:
+        examples: Iterator[Mapping[str, Any]] = iter(self._stream)
         if not self._is_share:
-            yield from self._stream
-            return
-        # Plain iteration would take a worker's share of what is a share already.
-        for batch in self._stream.iter(batch_size=1):
-            yield {name: values[0] for name, values in batch.items()}
+            return examples
+        # The first example decides: a worker would take its share of what is a share already.
+        with without_worker_info():
+            first = list(islice(examples, 1))
+        return chain(first, examples)
 
     def _chosen(self, example: Mapping[str, Any]) -> dict[str, Any]:
         assert self.columns is not None
