@@ -58,7 +58,7 @@ class RankMismatchError(DataPorterError, ValueError):
 class SampleError(DataPorterError, RuntimeError):
     """A sample failed, and the dataset's exception cannot be raised here.
 
-    Raised only if that exception cannot cross a process boundary, if it is a ``StopIteration``
+    Raised only if a worker raised it and this process lacks its class, if it is a ``StopIteration``
     (which would silently end the loop), if ``on_error="skip"`` left a batch empty, or if
     ``on_error="replace"`` found no sample that can be read.
     """
@@ -141,12 +141,11 @@ class UnreadableCheckpointError(DataPorterError, ValueError):
     """A file or folder is not a checkpoint, is damaged, or cannot be read without executing it."""
 
 
-def add_note(error: Exception, text: str) -> None:
+def add_note(error: BaseException, text: str) -> None:
     """Add a note to an exception; Python 3.10 keeps the note without printing it."""
-    if hasattr(error, "add_note"):
-        error.add_note(f"dataporter: {text}")
-    else:
-        error.__notes__ = [*getattr(error, "__notes__", ()), f"dataporter: {text}"]  # type: ignore[attr-defined]  # PEP 678
+    # Not error.add_note(), which fails where a class forbids assignments, as a frozen dataclass.
+    attributes = vars(error)
+    attributes["__notes__"] = [*attributes.get("__notes__", ()), f"dataporter: {text}"]
 
 
 def warn(message: str, category: type[Warning]) -> None:

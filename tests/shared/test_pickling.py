@@ -212,8 +212,8 @@ def test_an_exception_takes_the_bytes_of_the_view_that_it_holds() -> None:
     error = ValueError("odd row", BIG[3])
     error.also = BIG[:, 5]  # type: ignore[attr-defined]
     failure = Failure.from_exception(error)
-    assert failure.pickled is not None
-    assert len(failure.pickled) < 6000 + 2 * OVERHEAD
+    # The texts of the view are in it as well.
+    assert len(pickle.dumps(failure)) < BIG.nbytes / 20
     found = failure.rebuilt()
     assert torch.equal(found.args[1], BIG[3])
     assert found.also.shape == (400,)  # type: ignore[attr-defined]

@@ -212,7 +212,7 @@ class Crew:
         if notice is not None:  # last: a filter may make it an error
             warn(notice, RuntimeWarning)
 
-    def result(self, ticket: Ticket) -> Fetched | Exception:
+    def result(self, ticket: Ticket) -> Fetched | BaseException:
         """The batch of an answered ticket, or the exception that its worker raised."""
         answer, slots = ticket.answer, ticket.slots
         assert answer is not None

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dataporter.errors import DataPorterError, SampleError
+from dataporter.engines.raised import Raised, put_together, taken_apart
+from dataporter.errors import DataPorterError
 from dataporter.schedule.request import EngineRequest
 from dataporter.shared.pickling import dumps
 
@@ -78,36 +79,21 @@ class Failure:
     """An exception on its way from a worker.
 
     Attributes:
-        pickled: None if the exception cannot be pickled.
-        shown: its type and message.
-        traceback: its traceback in the worker.
+        raised: its parts.
+        traceback: its traceback in the worker, with those of its causes.
     """
 
-    pickled: bytes | None
-    shown: str
+    raised: Raised
     traceback: str
 
     @classmethod
-    def from_exception(cls, error: Exception) -> Failure:
-        text = "".join(traceback.format_exception(error))
-        try:
-            # Many exceptions can be pickled but not unpickled, so try both.
-            pickled = dumps(error)
-            pickle.loads(pickled)
-        except Exception:
-            pickled = None
-        # Not str(error): an exception's own __str__ may raise.
-        shown = "".join(traceback.format_exception_only(error)).strip()
-        return cls(pickled, shown, text)
+    def from_exception(cls, error: BaseException) -> Failure:
+        return cls(taken_apart(error), "".join(traceback.format_exception(error)))
 
-    def rebuilt(self) -> Exception:
-        error: Exception
-        if self.pickled is None:
-            error = SampleError(
-                f"a worker raised {self.shown}\n(this exception cannot be pickled, so it cannot be "
-                "raised here itself; its traceback is above)"
-            )
-        else:
-            error = pickle.loads(self.pickled)
-        error.__cause__ = WorkerTraceback(self.traceback)
+    def rebuilt(self) -> BaseException:
+        """The exception; the last of its causes is the traceback in the worker."""
+        error = last = put_together(self.raised)
+        while last.__cause__ is not None:
+            last = last.__cause__
+        BaseException.__setattr__(last, "__cause__", WorkerTraceback(self.traceback))
         return error

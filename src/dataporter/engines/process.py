@@ -139,7 +139,7 @@ class _Pass(Iterator[Reply]):
             raise StopIteration
         try:
             result = crew.result(ticket)
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 return Reply(ticket.request, ticket.delivers, failure=result)
             pinned = self._pin(result.batch)
         except Exception as error:

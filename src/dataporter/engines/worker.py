@@ -121,14 +121,14 @@ def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
             notice = notice_of_seeding(spec.worker_init_fn, worker_id)
             worker.notice = notice if worker_id == 0 else None
         return spec.build_fetch(whole=worker.placing, empty=worker.placing.empty)
-    except Exception as error:
+    except BaseException as error:
         return _FailedStart(error)
 
 
 class _FailedStart:
     """Answers each request with the exception that kept the worker from starting."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self._error = error
 
     def __call__(self, request: EngineRequest) -> Any:
@@ -159,7 +159,7 @@ class _Worker:
         try:
             packer, slot = self._packed(task.request, fetch, slots)
             answer = Answer(task.ticket, packer.message)
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too: raised in the training, as without workers
             answer = Answer(task.ticket, failure=Failure.from_exception(error))
         descriptors: tuple[int, ...] = ()
         if slot is not None:
@@ -238,7 +238,7 @@ def _packed_whole(task: Task, fetch: Fetch) -> Answer:
     """The answer if memory cannot be shared: the message holds the whole batch."""
     try:
         return Answer(task.ticket, packed_whole(tuple(fetch(task.request))))
-    except Exception as error:
+    except BaseException as error:
         return Answer(task.ticket, failure=Failure.from_exception(error))
 
 
