@@ -117,16 +117,17 @@ class Counting(StatefulIterator):
         return iterator
 
 
-@pytest.mark.parametrize(("every", "again"), [(1, 0), (3, 2), (5, 0), (10, 5)])
+@pytest.mark.parametrize(("every", "again"), [(1, 4), (3, 14), (5, 4), (10, 25)])
 def test_a_resume_rereads_the_samples_since_the_snapshot(every: int, again: int) -> None:
-    stopped = loader_of(Counting(60), snapshot_every=every)
+    """The snapshot lies before the last four samples of a batch, so that these are compared."""
+    stopped = loader_of(Counting(60), batch_size=5, snapshot_every=every)
     taken(stopped, 5)
     state = stopped.state_dict()
-    resumed = loader_of(Counting(60), snapshot_every=every)
+    resumed = loader_of(Counting(60), batch_size=5, snapshot_every=every)
     resumed.load_state_dict(state)
     Counting.read.clear()
     next(iter(resumed))
-    assert Counting.read == list(range((5 - again) * 3, 6 * 3))
+    assert Counting.read == list(range(5 * 5 - again, 6 * 5))
 
 
 def test_a_dataset_that_is_its_own_iterator_is_asked_for_its_state_once() -> None:
@@ -156,7 +157,7 @@ def test_a_dataset_that_is_its_own_iterator_is_asked_for_its_state_once() -> Non
     next(batches)
     assert dataset.asked == 2  # before the first pass, and after the batch
     state = loader.state_dict()
-    assert state["shards"][0][-1] == '{"dataset":{"offset":3}}'
+    assert state["shards"][0][5] == '{"dataset":{"offset":3}}'
     resumed = loader_of(Own())
     resumed.load_state_dict(state)
     assert numbers(list(resumed)) == [4, 5, 6, 7, 8, 9]

@@ -196,7 +196,7 @@ def test_a_damaged_snapshot_is_refused() -> None:
     loader = loader_of(StatefulIterator(30))
     taken(loader, 4)
     state = loader.state_dict()
-    state["shards"][0][-1] = '{"iterator":'
+    state["shards"][0][5] = '{"iterator":'
     loader.load_state_dict(state)
     with pytest.raises(InvalidStateError, match="snapshot in the state is damaged"):
         rest(loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import math
 from collections import OrderedDict
@@ -13,7 +14,7 @@ import torch
 
 from dataporter.errors import InvalidStateError, UnsupportedDatasetError
 
-__all__ = ["decode", "encode", "keeps_state"]
+__all__ = ["decode", "encode", "keeps_state", "needed_arguments"]
 
 # Dicts with string keys are JSON objects as they are; types that JSON lacks are objects with one
 # key that starts with this mark.
@@ -25,10 +26,35 @@ _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": fr
 
 
 def keeps_state(part: Any) -> bool:
-    """Whether an iterable or iterator can save its state and load it."""
-    return callable(getattr(part, "state_dict", None)) and callable(
-        getattr(part, "load_state_dict", None)
-    )
+    """Whether an iterable or iterator can save its state and load it.
+
+    Some libraries have methods of these names that need arguments of their own. Nobody but they can
+    call those, so they do not count.
+    """
+    save, load = getattr(part, "state_dict", None), getattr(part, "load_state_dict", None)
+    return _takes(save) and _takes(load, {})
+
+
+def needed_arguments(part: Any) -> str | None:
+    """Which of the two methods needs more arguments, with them; None if neither does."""
+    for name, values in (("state_dict", ()), ("load_state_dict", ({},))):
+        method = getattr(part, name, None)
+        if callable(method) and not _takes(method, *values):
+            return f"{name}({', '.join(inspect.signature(method).parameters)})"
+    return None
+
+
+def _takes(method: Any, *values: Any) -> bool:
+    """Whether this is a method that can be called with these values alone."""
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind(*values)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C may have no signature
+        return True
+    return True
 
 
 def encode(value: Any) -> str:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "GOLDEN_GAMMA",
+    "STREAM_OPENING",
     "STREAM_ORDER",
     "STREAM_REPLACEMENT",
     "STREAM_SAMPLE",
@@ -34,6 +35,7 @@ STREAM_SAMPLER = 3
 STREAM_WORKERS = 4
 STREAM_SHARD = 5
 STREAM_REPLACEMENT = 6
+STREAM_OPENING = 7
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,7 +15,6 @@ from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.streams.leftovers import Leftover, Parcel
 from dataporter.streams.reader import Reader, ReadOptions, seed_at
 from dataporter.streams.request import JoinRequest, StreamRequest
-from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
 
 __all__ = ["StreamFetch"]
@@ -62,26 +61,28 @@ class StreamFetch:
         self._snapshot_every = snapshot_every
         self._whole = whole or nullcontext()
         self._pass: str | None = None
-        self._open: dict[int, tuple[Reader, ShardState]] = {}
+        self._open: dict[int, Reader] = {}
 
     def __call__(self, request: StreamRequest | JoinRequest) -> Fetched:
         if isinstance(request, JoinRequest):
             return self._joined(request)
-        reader, latest = self._take_reader(request)
-        samples, failures = reader.read(request.length, request.step)
+        reader = self._take_reader(request)
+        before = reader.state(request.batches)
+        captures = request.length > 0 and (request.batches + 1) % self._snapshot_every == 0
+        samples, failures = reader.read(request.length, request.step, captures=captures)
         left_out = failures if self._options.on_error == "skip" else ()
         found = len(samples) + len(left_out)
         if self._joins and 0 < found < request.length:
             reader.close()
-            held = latest._replace(batches=request.batches, offset=request.offset)
-            self._open[held.shard] = reader, held
+            held = before._replace(offset=request.offset)
+            self._open[held.shard] = reader
             leftover = _leftover(request, samples, failures, left_out)
             return Fetched(NO_BATCH, shard=held, leftover=leftover)
         counts = found == request.length if self._drop_last else found > 0
-        state = self._state_after(request, reader, latest, counts=counts and bool(request.length))
+        state = reader.state(request.batches + (counts and request.length > 0))
         if reader.ended:
             reader.close()
-        self._open[state.shard] = reader, state
+        self._open[state.shard] = reader
         if not samples or not counts:
             return Fetched(NO_BATCH, failures, shard=state)
         return Fetched(self._collated(samples, request), failures, shard=state)
@@ -104,37 +105,26 @@ class StreamFetch:
             add_note(error, f"while collating {request.described()}")
             raise
 
-    def _take_reader(self, request: StreamRequest) -> tuple[Reader, ShardState]:
-        """Take out the shard's reader, at the request's offset, and the state of its last snapshot.
+    def _take_reader(self, request: StreamRequest) -> Reader:
+        """Take out the shard's reader, at the request's offset.
 
-        The caller puts them back once it has succeeded: the offset of a reader that failed is
+        The caller puts it back once it has succeeded: the offset of a reader that failed is
         wrong.
         """
         if request.pass_id != self._pass:
             self._open.clear()
             self._pass = request.pass_id
-        reader, latest = self._open.pop(request.start.shard, (None, request.start))
+        reader = self._open.pop(request.start.shard, None)
         if reader is None or (request.length and not reader.is_at(request.offset)):
-            latest = request.start
-            reader = Reader(self._sharding, latest, request.seed, request.epoch, self._options)
+            reader = Reader(
+                self._sharding, request.start, request.seed, request.epoch, self._options
+            )
         if request.length:
             # If this worker replaces another, batches were delivered since ``start``.
             reader.advance(request.offset)
         else:
             reader.return_to(request.offset)
-        return reader, latest
-
-    def _state_after(
-        self, request: StreamRequest, reader: Reader, latest: ShardState, *, counts: bool
-    ) -> ShardState:
-        batches = request.batches + counts
-        after = latest._replace(batches=batches, offset=reader.offset, ended=reader.ended)
-        if not counts or (batches % self._snapshot_every and not reader.ended):
-            return after
-        captured = reader.capture()
-        if captured is None:
-            return after
-        return after._replace(snapshot_offset=reader.offset, snapshot=captured)
+        return reader
 
 
 def _leftover(

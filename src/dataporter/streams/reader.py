@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dataporter.datasets.names import stream_name
-from dataporter.errors import DatasetChangedError, SampleError, add_note
+from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
 from dataporter.fetch.failure import Failure, failure_of
 from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.schedule import snapshot
 from dataporter.seeding.generators import global_state, seed_generators
-from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key, sample_keys
+from dataporter.seeding.hashing import STREAM_OPENING, STREAM_SHARD, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
+from dataporter.streams.digest import FAILED, digested, is_digested
 from dataporter.streams.shard import ShardState
 from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source
@@ -26,6 +27,9 @@ __all__ = ["ReadOptions", "Reader", "seed_at"]
 
 # How many replayed samples are seeded and read at a time.
 _REPLAYED_AT_ONCE = 1024
+# So many samples of a batch are read again after a resume from a snapshot: few enough to cost
+# nothing, and enough that a wrong order does not show the same ones.
+_COMPARED = 4
 # After so many failures without a sample between them, the stream is broken, not a sample.
 _MOST_FAILURES = 100
 
@@ -66,7 +70,7 @@ class Reader:
     def __init__(
         self, sharding: Sharding, start: ShardState, seed: int, epoch: int, options: ReadOptions
     ) -> None:
-        self.offset = start.snapshot_offset
+        self.offset = self._first = start.snapshot_offset
         self.ended = False
         self._sharding = sharding
         self._shard = start.shard
@@ -78,10 +82,26 @@ class Reader:
         self._drawn = False
         self._failures = 0
         self._step = 0
-        with sharding.reading():
-            states = None if start.snapshot is None else snapshot.decode(start.snapshot)
-            self._source = Source(sharding.open(start.shard, epoch), states)
+        self._snapshot_offset, self._snapshot = start.snapshot_offset, start.snapshot
+        self._digest = 0
+        # Of the samples that were delivered after the snapshot, which are now read once more.
+        self._delivered = (start.digest, start.digest_offset)
+        self._source = self._opened(start)
         self.return_to(start.offset)
+
+    def _opened(self, start: ShardState) -> Source:
+        states = None if start.snapshot is None else snapshot.decode(start.snapshot)
+        opening = fold(self._key, STREAM_OPENING)
+
+        def seed(number: int) -> None:
+            # A dataset may shuffle its files, or all its samples, before it yields the first.
+            if self._options.seeds_each != "nothing":
+                seed_generators(sample_key(opening, self._epoch, number))
+
+        with self._sharding.reading(), reading(opening, self._epoch, range(1)):
+            seed(0)
+            shard = self._sharding.open(start.shard, self._epoch)
+            return Source(shard, states, partial(seed, 1))
 
     def return_to(self, offset: int) -> None:
         """Reread samples that were read before, up to an offset.
@@ -104,20 +124,40 @@ class Reader:
     def advance(self, offset: int) -> None:
         """Read and discard samples up to an offset, or up to the end of the shard."""
         nothing: deque[Any] = deque(maxlen=0)
+        digest, until = self._delivered
         while self.offset < offset and not self.ended:
-            self._read(min(offset - self.offset, _REPLAYED_AT_ONCE), nothing, None)
+            stop = min(offset, self.offset + _REPLAYED_AT_ONCE)
+            if self.offset < until:
+                stop = min(stop, until)
+            self._read(stop - self.offset, nothing, None)
+            if self.offset == until and self._digest != digest:
+                raise StateMismatchError(self._other_samples())
 
-    def read(self, count: int, step: int) -> tuple[list[Any], tuple[Failure, ...]]:
+    def read(
+        self, count: int, step: int, *, captures: bool
+    ) -> tuple[list[Any], tuple[Failure, ...]]:
         """The next ``count`` samples, fewer at the end of the shard, and those that failed.
 
         Args:
             step: of the batch that they are for.
+            captures: take a snapshot, if the dataset offers exact ones. It is taken before the last
+                samples, so that a resume reads these again and compares them; where the generators
+                are seeded once a batch, before the first. But many datasets have no state, or that
+                of the last pass, until they have yielded a sample: then, after the batch.
         """
         samples: list[Any] = []
         failures: list[Failure] = []
+        self._step = step
+        before = 0 if self._options.seeds_each == "batch" else max(0, count - _COMPARED)
+        early = captures and self._keeps_snapshots and self.offset + before > self._first
+        if early and not self.ended:
+            self._read(before, samples, failures)
+            self._capture()
+            count -= before
         if not self.ended:
-            self._step = step
             self._read(count, samples, failures)
+        if captures and not early:
+            self._capture()
         self._failures = 0 if samples else self._failures + len(failures)
         if self._failures >= _MOST_FAILURES:
             raise SampleError(
@@ -128,14 +168,52 @@ class Reader:
             )
         return samples, tuple(failures)
 
-    def capture(self) -> str | None:
-        """A snapshot of the shard, if the dataset offers exact ones."""
+    def state(self, batches: int) -> ShardState:
+        """The state of the shard, after so many batches of it."""
+        return ShardState(
+            self._shard,
+            batches,
+            self.offset,
+            self.ended,
+            self._snapshot_offset,
+            self._snapshot,
+            self._digest,
+            self.offset,
+        )
+
+    @property
+    def _keeps_snapshots(self) -> bool:
         # Random values already drawn may belong to later samples, and no state holds them.
-        if not self._sharding.snapshots or self._drawn:
-            return None
+        return self._sharding.snapshots and not self._drawn and self._source.keeps_state
+
+    def _capture(self) -> None:
+        if self.ended or not self._keeps_snapshots:
+            return
         with self._sharding.reading():
-            states = self._source.states()
-            return None if states is None else snapshot.encode(states)
+            self._snapshot = snapshot.encode(self._source.states())
+        self._snapshot_offset, self._digest = self.offset, 0
+
+    def _other_samples(self) -> str:
+        where = (
+            f"shard {self._shard} of the stream (epoch {self._epoch}) does not repeat its samples "
+            f"{self._snapshot_offset} to {self.offset - 1}, which were delivered before"
+        )
+        if self._snapshot is None:
+            return (
+                f"{where}, so reading them again does not lead to the next one: a "
+                f"{type(self._sharding.dataset).__name__} probably draws from a generator of its "
+                "own, or reads data in no fixed order. Draw from dataporter.sample_rng(), or from "
+                "Python's, NumPy's or torch's global generator, which the loader seeds; or seed "
+                "the generator in set_epoch(epoch); or give the dataset state_dict and "
+                "load_state_dict. load_state_dict(state, on_mismatch='warn') resumes without this "
+                "comparison"
+            )
+        return (
+            f"{where}, after its own state was loaded: state_dict() leaves out something that the "
+            "samples depend on, such as a generator or a shuffled list, or load_state_dict() does "
+            "not restore it. load_state_dict(state, on_mismatch='warn') on the loader resumes "
+            "without this comparison"
+        )
 
     def _read(
         self, count: int, samples: list[Any] | deque[Any], failures: list[Failure] | None
@@ -150,6 +228,11 @@ class Reader:
         # With one seed per batch, reading stops at the start of each batch.
         stops = [*range(-first % size, count, size), count] if each_batch else [count]
         index, iterator, take = 0, self._source.iterator, samples.append
+        digests = {
+            index
+            for index, offset in enumerate(offsets)
+            if is_digested(offset) or 0 <= offset - self._snapshot_offset < _COMPARED
+        }
         with self._sharding.reading(), reading(self._key, self._epoch, offsets) as current:
             watched = self._sharding.reads_ahead and not self._drawn
             read = partial(self._watched, current) if watched else next
@@ -163,13 +246,18 @@ class Reader:
                         current.offset = index
                         if each_sample:
                             seed_generators(keys[index])
-                        take(read(iterator))
+                        sample = read(iterator)
+                        if index in digests:
+                            self._digest = digested(sample, self._digest)
+                        take(sample)
                 except StopIteration:
                     self.offset, self.ended = first + index, True
                     return
                 except Exception as error:
                     self.offset = first + index
                     self._take_failure(error, samples, failures)
+                    if index in digests:
+                        self._digest = digested(FAILED, self._digest)
                 index += 1
         self.offset = first + count
 

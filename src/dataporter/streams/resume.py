@@ -76,6 +76,8 @@ def resume_at(
     if identity.world_size != present.world_size:
         step = sum(state.batches for state in before.shards.values()) // present.world_size
     own = {shard: state for shard, state in before.shards.items() if shard in shards}
+    if on_mismatch == "warn":
+        own = {shard: state.without_digest for shard, state in own.items()}
     return seed, StreamProgress(before.epoch, step, own)
 
 

@@ -140,6 +140,8 @@ class ShardState(NamedTuple):
             there to ``offset``.
         snapshot: the state of the dataset, the shard or their iterator, see ``snapshot.py``; None
             resumes from the start of the shard.
+        digest, digest_offset: a digest of the samples from ``snapshot_offset`` up to that offset,
+            see ``digest.py``, which a resume compares; of none if the offset is not larger.
     """
 
     shard: int
@@ -148,6 +150,13 @@ class ShardState(NamedTuple):
     ended: bool = False
     snapshot_offset: int = 0
     snapshot: str | None = None
+    digest: int = 0
+    digest_offset: int = 0
+
+    @property
+    def without_digest(self) -> ShardState:
+        """The same state, which a resume does not compare."""
+        return self._replace(digest=0, digest_offset=0)
 
 
 def set_stream_epoch(stream: Any, epoch: int) -> None:

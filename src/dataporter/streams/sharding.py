@@ -23,6 +23,7 @@ from dataporter.streams.shard import (
     whole,
     without_node,
 )
+from dataporter.streams.source import warn_of_arguments
 
 __all__ = [
     "ByShards",
@@ -62,6 +63,7 @@ def sharding_of(
                 "shards; give it num_shards and shard(num_shards, index), see "
                 "dataporter.ShardedStream, or leave num_shards= out"
             )
+        warn_of_arguments(dataset)
         return ByWorkers(dataset, snapshots_are_exact(dataset), reads_ahead(dataset))
     dataset = _of_all_nodes(dataset, num_shards, rank, world_size)
     exact, ahead = snapshots_are_exact(dataset), reads_ahead(dataset)

@@ -18,7 +18,7 @@ from dataporter.keywords import names_keywords
 from dataporter.orders import ShuffledOrder
 from dataporter.schedule import snapshot
 from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
-from dataporter.seeding.hashing import STREAM_SHARD, fold, sample_key
+from dataporter.seeding.hashing import STREAM_OPENING, STREAM_SHARD, fold, sample_key
 from dataporter.seeding.samples import reading
 from dataporter.streams.shard import (
     ShardedStream,
@@ -167,13 +167,13 @@ class _Windows(Iterator[Any]):
         self._window = window
         self._key = key
         self._watched = watched
-        self._source = Source(shard)
+        self._source = self._opened()
         self._drawn = False
         self._begin(0)
 
     @property
     def keeps_state(self) -> bool:
-        return self._source.states() is not None
+        return self._source.keeps_state
 
     def __next__(self) -> Any:
         self._fill()
@@ -199,13 +199,16 @@ class _Windows(Iterator[Any]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._source = Source(self._shard, snapshot.decode(state["start"]))
+        self._source = self._opened(snapshot.decode(state["start"]))
         for number in range(state["start_window"], state["window"]):
             self._begin(number)
             self._known_failures = self._window
             self._fill()
         self._begin(state["window"])
         self._given, self._known_failures = state["given"], state["failed"]
+        if not self._given:
+            # The window may not be whole yet: a failure in its rest is for the next sample.
+            return
         self._fill()
         if self._given > len(self._held):
             raise DatasetChangedError(
@@ -213,6 +216,11 @@ class _Windows(Iterator[Any]):
                 f"state counts {self._given} delivered samples of it: resume on the data that the "
                 "state was saved with"
             )
+
+    def _opened(self, states: Mapping[str, Any] | None = None) -> Source:
+        key = sample_key(fold(self._key, STREAM_OPENING), 0, 0)
+        with isolated_generators(), reading(key, 0, range(1)):
+            return Source(self._shard, states, lambda: seed_generators(key))
 
     def _begin(self, number: int) -> None:
         self._number = number

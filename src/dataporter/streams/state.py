@@ -75,6 +75,8 @@ _FIELDS = {
 for nested in ("identity", "progress", "ledger", "sharding"):  # "stream" names the sharding
     del _FIELDS[nested]
 _SHARD_TYPES = tuple(types_of(ShardState).values())
+# Of schema 1; later releases added fields at the end.
+_FEWEST_FIELDS = 6
 
 
 def build(state: StreamState) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
 def _shard(entry: object, total: int) -> ShardState:
     sound = (
         isinstance(entry, list | tuple)
-        and len(entry) == len(_SHARD_TYPES)
+        and _FEWEST_FIELDS <= len(entry) <= len(_SHARD_TYPES)
         and all(type(value) in types for value, types in zip(entry, _SHARD_TYPES))
     )
     if sound:
@@ -187,10 +189,11 @@ def _shard(entry: object, total: int) -> ShardState:
             0 <= state.shard < total
             and state.batches >= 0
             and 0 <= state.snapshot_offset <= state.offset
+            and 0 <= state.digest_offset <= state.offset
         ):
             return state
     raise InvalidStateError(
         f"the state's field 'shards' holds {shown(entry)}, expected "
         f"[{', '.join(ShardState._fields)}] with 0 <= shard < {total} and "
-        f"0 <= snapshot_offset <= offset: {DAMAGED}"
+        f"0 <= snapshot_offset, digest_offset <= offset: {DAMAGED}"
     )

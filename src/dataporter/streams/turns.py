@@ -199,11 +199,13 @@ class Turns:
 
     def _replays(self) -> Iterator[Scheduled]:
         # A part of each shard in turn, so that all workers take part and the bar moves.
+        # In whole batches: where the generators are seeded once a batch, a part of one, read by
+        # itself, would draw other values.
+        size = self.options.batch_size
+        at_once = -(-_REPLAYED_AT_ONCE // size) * size
         behind = [(state.snapshot_offset, state) for state in self.to_replay()]
         while behind:
-            behind = [
-                (min(offset + _REPLAYED_AT_ONCE, state.offset), state) for offset, state in behind
-            ]
+            behind = [(min(offset + at_once, state.offset), state) for offset, state in behind]
             for offset, state in behind:
                 start = state._replace(offset=state.snapshot_offset)
                 request = self._request(start, self.progress.step, state.batches, offset, 0)

@@ -1,0 +1,225 @@
+"""A digest of samples: cheap, and the same in every process (C10, C12).
+
+It is of each sample's structure and types, of the numbers and texts in it, and of some bytes of
+each array. Of other objects it is of the type alone: what they hold may differ from one process to
+the next, and still mean the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from struct import pack
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["FAILED", "digested", "is_digested"]
+
+# Stands for a sample that failed.
+FAILED = object()
+
+# All samples at first, so that short streams are digested as a whole; then one of so many.
+_ALL_UP_TO = 64
+_EVERY = 16
+
+# Of a long text, sequence or array: so many characters, items or bytes at either end.
+_AT_EITHER_END = 32
+_ITEMS_AT_EITHER_END = 8
+# Elements spread over an array, beside its ends.
+_SPREAD = 16
+_DEEPEST = 16
+
+
+def is_digested(offset: int) -> bool:
+    """Whether the sample at this offset of a shard is digested."""
+    return offset < _ALL_UP_TO or offset % _EVERY == 0
+
+
+def digested(sample: Any, digest: int) -> int:
+    """The digest of a sample and of the samples before it.
+
+    Args:
+        digest: of the samples before it; 0 at first.
+    """
+    return _of(sample, digest, 0) & 0xFFFFFFFF
+
+
+def _of(value: Any, digest: int, depth: int) -> int:
+    if depth > _DEEPEST:
+        return digest
+    kind = type(value)
+    function, mark = _known.get(kind) or _learnt(kind)
+    return function(value, (digest * 31 + mark) & 0xFFFFFFFF, depth)
+
+
+Function = Callable[[Any, int, int], int]
+
+
+def _plain(value: Any, digest: int, depth: int) -> int:
+    return zlib.crc32(repr(value).encode(), digest)
+
+
+def _enum(value: Any, digest: int, depth: int) -> int:
+    return zlib.crc32(str(value.name).encode(), digest)
+
+
+def _type_alone(value: Any, digest: int, depth: int) -> int:
+    return digest
+
+
+def _float(value: float, digest: int, depth: int) -> int:
+    # A NaN may have any of many bits.
+    return zlib.crc32(pack("<d", value) if value == value else b"nan", digest)
+
+
+def _text(value: Any, digest: int, depth: int) -> int:
+    # The data may lie in another folder in the next run.
+    text = str(value).rpartition("/")[2].rpartition("\\")[2]
+    ends = text if len(text) <= 2 * _AT_EITHER_END else _ends(text)
+    return zlib.crc32(ends.encode(errors="surrogatepass"), digest + len(text) & 0xFFFFFFFF)
+
+
+def _bytes(value: Any, digest: int, depth: int) -> int:
+    digest = digest + len(value) & 0xFFFFFFFF
+    if len(value) <= 2 * _AT_EITHER_END:
+        return zlib.crc32(value, digest)
+    spread = value[:: len(value) // _SPREAD]
+    return zlib.crc32(_ends(value), zlib.crc32(bytes(spread), digest))
+
+
+def _ends(value: Any) -> Any:
+    return value[:_AT_EITHER_END] + value[-_AT_EITHER_END:]
+
+
+def _sequence(value: Any, digest: int, depth: int) -> int:
+    digest = digest + len(value) & 0xFFFFFFFF
+    if len(value) > 2 * _ITEMS_AT_EITHER_END:
+        value = [*value[:_ITEMS_AT_EITHER_END], *value[-_ITEMS_AT_EITHER_END:]]
+    if set(map(type, value)) == {int}:
+        return zlib.crc32(repr(value).encode(), digest)
+    for item in value:
+        digest = _of(item, digest, depth + 1)
+    return digest
+
+
+def _set(value: Any, digest: int, depth: int) -> int:
+    # A set of texts iterates in another order in each process.
+    return _unordered((_of(item, 0, depth + 1) for item in value), len(value), digest)
+
+
+def _mapping(value: Mapping[Any, Any], digest: int, depth: int) -> int:
+    pairs = (_of(item, _of(key, 0, depth + 1), depth + 1) for key, item in value.items())
+    return _unordered(pairs, len(value), digest)
+
+
+def _unordered(digests: Iterable[int], length: int, digest: int) -> int:
+    return zlib.crc32(b"%d:%d" % (length, sum(digests)), digest)
+
+
+def _fields(value: Any, digest: int, depth: int) -> int:
+    for field in dataclasses.fields(value):
+        digest = _of(getattr(value, field.name, None), digest, depth + 1)
+    return digest
+
+
+def _array(value: Any, digest: int, depth: int) -> int:
+    value = np.asarray(value)
+    dtype = value.dtype
+    digest = zlib.crc32(b"%d" * value.ndim % value.shape, digest) + ord(dtype.char)
+    if dtype.hasobject:
+        return _sequence(value.reshape(-1)[: 2 * _ITEMS_AT_EITHER_END].tolist(), digest, depth)
+    if value.nbytes <= 4 * _AT_EITHER_END:
+        return zlib.crc32(value.tobytes(), digest)
+    if not value.flags.c_contiguous:
+        # Never copied as a whole, however large it is.
+        return zlib.crc32(value.flat[:: value.size // _SPREAD or 1].tobytes(), digest)
+    flat = value.reshape(-1)
+    return zlib.crc32(flat[:: value.size // _SPREAD or 1].tobytes() + flat[:8].tobytes(), digest)
+
+
+def _tensor(value: Any, digest: int, depth: int) -> int:
+    plain = (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+    if not plain:
+        return zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), digest)
+    value = value.detach()
+    if value.is_conj() or value.is_neg():
+        value = value.resolve_conj().resolve_neg()
+    if value.dtype is torch.bfloat16 or value.element_size() == 1:
+        value = value.view(torch.int16 if value.dtype is torch.bfloat16 else torch.uint8)
+    return _array(value.numpy(), digest, depth)
+
+
+def _image(value: Any, digest: int, depth: int) -> int:
+    # The pixels of an image from a file are not decoded yet.
+    return zlib.crc32(f"{value.mode}{value.size}".encode(), digest)
+
+
+def _table(value: Any, digest: int, depth: int) -> int:
+    digest = zlib.crc32(b"%d" % len(value), digest)
+    return _of(value[:1].to_pylist() if hasattr(value, "slice") else None, digest, depth)
+
+
+def _scalar(value: Any, digest: int, depth: int) -> int:
+    return _of(value.as_py(), digest, depth + 1)
+
+
+def _frame(value: Any, digest: int, depth: int) -> int:
+    digest = zlib.crc32(f"{value.shape}".encode(), digest)
+    return _of(value.head(1).to_numpy(), digest, depth + 1)
+
+
+_BY_TYPE: tuple[tuple[type | tuple[type, ...], Function], ...] = (
+    (Enum, _enum),
+    ((type(None), date, datetime, time, timedelta, Decimal), _plain),
+    ((bool, int, complex), _plain),
+    (float, _float),
+    ((str, PurePath), _text),
+    ((bytes, bytearray), _bytes),
+    ((np.ndarray, np.generic), _array),
+    (torch.Tensor, _tensor),
+    ((list, tuple), _sequence),
+    ((set, frozenset), _set),
+    (Mapping, _mapping),
+)
+# By module and a member: libraries that need not be installed.
+_BY_MODULE: tuple[tuple[str, str, Function], ...] = (
+    ("PIL", "getpixel", _image),
+    ("pyarrow", "as_py", _scalar),
+    ("pyarrow", "slice", _table),
+    ("pandas", "head", _frame),
+    ("polars", "head", _frame),
+)
+
+
+# By type, what digests its values, and a number that stands for the type.
+_known: dict[type, tuple[Function, int]] = {}
+
+
+def _learnt(kind: type) -> tuple[Function, int]:
+    _known[kind] = _function_for(kind), zlib.crc32(kind.__qualname__.encode())
+    return _known[kind]
+
+
+def _function_for(kind: type) -> Function:
+    for types, function in _BY_TYPE:
+        if issubclass(kind, types):
+            return function
+    if dataclasses.is_dataclass(kind):
+        return _fields
+    library = kind.__module__.partition(".")[0]
+    for name, member, function in _BY_MODULE:
+        if library == name and hasattr(kind, member):
+            return function
+    return _type_alone
