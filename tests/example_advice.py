@@ -36,10 +36,14 @@ class Watched(Dataset[int]):
 
 
 class Counting(IterableDataset[int]):
+    # Of the class, since a copy is read.
+    taken = 0
+
     def __init__(self, length: int) -> None:
-        self.length, self.taken = length, 0
+        self.length = length
+        Counting.taken = 0
 
     def __iter__(self) -> Iterator[int]:
         for number in range(self.length):
-            self.taken += 1
+            Counting.taken += 1
             yield number

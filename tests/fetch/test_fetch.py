@@ -103,12 +103,24 @@ class Doubling(TensorDataset):
         np.arange(4, dtype=">i4"),
         [1, 2, 3],
         Subset(TensorDataset(torch.arange(4.0)), [-1, 0]),
-        TensorDataset(torch.arange(4).to(torch.uint16)),
     ],
-    ids=["subclass", "sparse", "grad", "strings", "byte order", "list", "negative", "no kernel"],
+    ids=["subclass", "sparse", "grad", "strings", "byte order", "list", "negative"],
 )
 def test_what_a_gather_could_get_wrong_is_read_by_sample(dataset: Any) -> None:
     assert not columns_used(dataset)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int16])
+def test_rows_are_gathered_where_torch_has_a_kernel_for_it(dtype: torch.dtype) -> None:
+    column = torch.arange(4).to(dtype)
+    try:
+        column.index_select(0, torch.tensor([0]))
+    except RuntimeError:
+        assert not columns_used(TensorDataset(column)), "some versions of torch have none"
+    else:
+        assert columns_used(TensorDataset(column))
+    first, second = ResumableDataLoader(TensorDataset(column), 2)
+    assert (first[0].dtype, [*first[0].tolist(), *second[0].tolist()]) == (dtype, [0, 1, 2, 3])
 
 
 def test_a_subclass_keeps_its_own_getitem() -> None:

@@ -133,7 +133,8 @@ def test_a_batch_whose_samples_all_fail_is_skipped(workers: int, batch_size: int
     arguments = {"batch_size": batch_size, "on_error": "skip"}
     with pytest.warns(RuntimeWarning, match=r"3 samples failed .* broken") as caught:
         expected = delivered(loader_of(Failing(20), workers, **arguments))
-    assert len(caught) == 1
+    # Python 3.12 adds one of its own about forks of a process with threads.
+    assert len([one for one in caught if one.category is RuntimeWarning]) == 1
     assert sorted(expected) == [n for n in range(20) if n not in Failing.failing]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,9 @@ class SlowToDeliver(DataLoader[Any]):
 def test_waiting_that_no_stage_explains_is_noted(workers: int, step: float) -> None:
     report = measure(SlowToDeliver(Slow(), 4, num_workers=workers), seconds=1, step=step)
     (note,) = (note for note in report.notes if "the stages explain" in note)
-    assert note.startswith("the loop waited 3")
+    waited = re.match(r"the loop waited (\S+) ms", note)
+    assert waited is not None
+    assert float(waited[1]) >= 30, "longer on a busy machine"
     quick = measure(DataLoader(Slow(), 4), seconds=1, step=step)
     assert not any("the stages explain" in note for note in quick.notes)
 

@@ -14,6 +14,7 @@ from dataporter.seeding.hashing import sample_key
 
 __all__ = [
     "CurrentSamples",
+    "generators_handed_out",
     "reading",
     "sample_rng",
 ]
@@ -50,11 +51,13 @@ class CurrentSamples:
         if offset not in self.generators:
             key = sample_key(self.seed, self.epoch, int(self.positions[offset]))
             self.generators[offset] = np.random.default_rng(key)
+            _local.handed_out += 1
         return self.generators[offset]
 
 
 class _Local(threading.local):
     current: CurrentSamples | None = None
+    handed_out = 0
 
 
 _local = _Local()
@@ -71,6 +74,11 @@ def reading(
         yield current
     finally:
         _local.current = outer
+
+
+def generators_handed_out() -> int:
+    """How many generators of samples this thread has received, to detect whether any was used."""
+    return _local.handed_out
 
 
 def sample_rng(offset: int = 0) -> np.random.Generator:

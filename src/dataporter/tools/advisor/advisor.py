@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dataporter.errors import ConfigurationError
 from dataporter.tools.advisor.samples import Looked, is_batched, look
 from dataporter.tools.advisor.suggestion import Certainty, ConversionPlan, Suggestion
 from dataporter.tools.advisor.survey import Leaf, Survey
+from dataporter.tools.advisor.worker import forks_workers, in_worker
 
 __all__ = ["suggest_conversions"]
 
@@ -44,8 +46,9 @@ def suggest_conversions(
         source: a dataset with ``__len__`` and ``__getitem__``, a dict of equally long arrays, an
             iterable dataset (its first samples are read), or a ``DataLoader`` or
             :class:`~dataporter.ResumableDataLoader`. The paths of a loader are those of its
-            batches, which are made in this process, without its sampler, workers and
-            ``converter``; its position does not change. Python's numbers in the samples of a
+            batches, made with its ``collate_fn`` and without its ``converter``: in this process,
+            or in one worker if the loader's workers are forks. Its position does not change, nor
+            does a stream that can be copied or has a state. Python's numbers in the samples of a
             dataset count as the tensors that ``default_collate`` makes of them.
         samples: the largest number of samples to read.
         tolerance: how far a float may be rounded, relative to its size; by default not at all.
@@ -82,9 +85,12 @@ def suggest_conversions(
     samples = positive_number("samples", samples)
     tolerance = _tolerance_checked(tolerance)
     limits = _limits_checked(maximum)
-    is_loader = isinstance(source, DataLoader)
-    survey = Survey(tolerance, in_batches=is_loader, batched=is_batched(source))
-    looked = look(source, samples, seed=whole_number("seed", seed), visit=survey.add)
+    seed = whole_number("seed", seed)
+    if forks_workers(source):
+        work = partial(_surveyed, source, samples, seed, tolerance, moves=True)
+        survey, looked = in_worker(source, work)
+    else:
+        survey, looked = _surveyed(source, samples, seed, tolerance)
     leaves = {shown(path): (path, leaf) for path, leaf in survey.paths()}
     _check_limits(limits, {path: leaf for path, (_, leaf) in leaves.items()})
     suggestions = tuple(
@@ -94,6 +100,15 @@ def suggest_conversions(
     return ConversionPlan(
         suggestions, looked.samples, looked.length, tolerance, tuple(_notes(looked, survey))
     )
+
+
+def _surveyed(
+    source: Any, samples: int, seed: int, tolerance: float, *, moves: bool = False
+) -> tuple[Survey, Looked]:
+    """The values of some samples or batches."""
+    is_loader = isinstance(source, DataLoader)
+    survey = Survey(tolerance, in_batches=is_loader, batched=is_batched(source))
+    return survey, look(source, samples, seed=seed, visit=survey.add, moves=moves)
 
 
 def _judged(
@@ -221,6 +236,15 @@ def _notes(looked: Looked, survey: Survey) -> Iterator[str]:
         yield "the dataset draws random numbers, so its values may differ next time"
     if looked.left_out:
         yield f"left out {looked.left_out:,} samples that raised an error (on_error=)"
+    if looked.may_move:
+        yield (
+            "the stream can neither be copied nor restored by state_dict(), so it may have moved: "
+            "make it anew before the training reads it"
+        )
+    if others := survey.others():
+        there = ", ".join(f"{shown(path)!r} ({kind})" for path, kind in others[:_PATHS_SHOWN])
+        more = f" and {len(others) - _PATHS_SHOWN} more" if len(others) > _PATHS_SHOWN else ""
+        yield f"no rule converts {there}{more}"
     if survey.left_out:
         yield f"{survey.left_out:,} leaves were left out: there are too many different paths"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -10,19 +12,39 @@ from operator import getitem
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
-from dataporter.datasets.rows import length_of, rows_of
+from dataporter._torch import index_sampler
+from dataporter.datasets.rows import length_if_any, length_of, rows_of
 from dataporter.errors import ConfigurationError, SampleError, UnsupportedDatasetError, add_note
+from dataporter.fetch.collate import collate_of
 from dataporter.fetch.failure import failure_of
 from dataporter.fetch.on_error import OnError, substitute_of
+from dataporter.loader.loader import ResumableDataLoader
 from dataporter.orders import ShuffledOrder
+from dataporter.schedule.sampler_parts import parts_of_sampler, shared_by
 from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
 from dataporter.seeding.hashing import fold
+from dataporter.seeding.samples import generators_handed_out
+from dataporter.tools.advisor.streams import (
+    Unmoved,
+    batches_of_loader,
+    batches_of_stream,
+    unmoved,
+)
 
 __all__ = ["Looked", "is_batched", "look"]
 
 _INDICES_SHOWN = 8
+# Of a custom sampler, which may have no end.
+_MOST_DRAWN = 4096
 
 
 @dataclass(slots=True)
@@ -35,8 +57,8 @@ class Looked:
         left_out: samples that raised an error and that the loader's ``on_error=`` leaves out or
             replaces by others.
         is_all: whether these were all samples of the dataset.
-        draws: whether reading drew from a global random generator, so that samples may differ next
-            time.
+        draws: whether reading drew random numbers, so that samples may differ next time.
+        may_move: whether reading may have moved the dataset, which cannot be copied.
     """
 
     length: int | None
@@ -44,12 +66,16 @@ class Looked:
     left_out: int = 0
     is_all: bool = False
     draws: bool = False
+    may_move: bool = False
 
 
-def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) -> Looked:
+def look(
+    source: Any, samples: int, *, seed: int, visit: Callable[[Any], None], moves: bool = False
+) -> Looked:
     """Pass some samples of a dataset, or batches of a loader, to ``visit`` one by one.
 
-    The global random generators are restored; a loader's samplers and generators are not used.
+    The global random generators are restored, and so is the state of a stream. The indices of a
+    custom sampler come from a copy of it; a loader's other samplers and generators are not used.
 
     Args:
         source: a dataset that can be indexed, an iterable one, or a ``DataLoader``.
@@ -57,6 +83,7 @@ def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) 
         seed: determines which ones, if there are more; an iterable dataset gives its first ones.
         visit: called with each sample, or with each batch of a loader, in the loader's batch size
             and before its ``converter``.
+        moves: whether reading may move a stream, since this process is not the user's.
 
     Raises:
         UnsupportedDatasetError: the source is none of these, or has no length.
@@ -68,12 +95,14 @@ def look(source: Any, samples: int, *, seed: int, visit: Callable[[Any], None]) 
     rows = rows_of(source.dataset if isinstance(source, DataLoader) else source)
     with isolated_generators():
         seed_generators(fold(seed))
-        before = global_state()
+        before = global_state(), generators_handed_out()
         if _is_iterable(rows):
-            looked = _look_through(rows, samples, batches, visit)
+            stream = nullcontext(Unmoved(rows, may_move=False)) if moves else unmoved(rows)
+            with stream as read:
+                looked = _look_through(source, read, samples, batches, visit)
         else:
-            looked = _look_at(rows, samples, seed, batches, visit)
-        looked.draws = global_state() != before
+            looked = _look_at(source, rows, samples, seed, batches, visit)
+        looked.draws = (global_state(), generators_handed_out()) != before
     if looked.left_out and not looked.samples:
         raise SampleError(
             f"on_error={batches.on_error!r} left no samples, since all {looked.left_out} samples "
@@ -135,20 +164,26 @@ def _batches_of(source: Any) -> _Batches:
     size = source.batch_size or getattr(source.batch_sampler, "batch_size", None)
     if not is_batched(source):
         return _Batches(1, lambda samples: collate(samples[0]), False, on_error)
+    if isinstance(source, ResumableDataLoader) and collate is default_collate:
+        collate = collate_of(source.dataset)
     # If only a sampler knows the batch sizes, other samples may not collate with one another.
     return _Batches(size or 1, collate, on_error == "raise", on_error)
 
 
 def _look_at(
-    rows: Any, samples: int, seed: int, batches: _Batches, visit: Callable[[Any], None]
+    source: Any,
+    rows: Any,
+    samples: int,
+    seed: int,
+    batches: _Batches,
+    visit: Callable[[Any], None],
 ) -> Looked:
-    length = length_of(rows)
-    looked = Looked(length, is_all=length <= samples)
-    chosen = np.arange(min(samples, length))
-    if not looked.is_all:
-        chosen = ShuffledOrder().indices(chosen, seed=seed, epoch=0, dataset_length=length)
-    for start in range(0, len(chosen), batches.size):
-        indices = chosen[start : start + batches.size].tolist()
+    drawn = _drawn(source, rows)
+    if drawn is None:
+        looked, chosen = _chosen(length_of(rows), samples, seed, batches.size)
+    else:
+        looked, chosen = _chosen_of(drawn, length_if_any(rows), samples, seed)
+    for indices in chosen:
         read = _read(rows, indices, batches)
         looked.left_out += len(indices) - len(read)
         if read:
@@ -156,6 +191,64 @@ def _look_at(
             looked.samples += len(read)
     looked.is_all = looked.is_all and not looked.left_out
     return looked
+
+
+def _chosen(length: int, samples: int, seed: int, size: int) -> tuple[Looked, Iterator[list[int]]]:
+    """Batches of indices from the whole dataset, none of them twice."""
+    is_all = length <= samples
+    chosen = np.arange(min(samples, length))
+    if not is_all:
+        chosen = ShuffledOrder().indices(chosen, seed=seed, epoch=0, dataset_length=length)
+    parts = (chosen[start : start + size].tolist() for start in range(0, len(chosen), size))
+    return Looked(length, is_all=is_all), parts
+
+
+def _chosen_of(
+    drawn: list[list[Any]], length: int | None, samples: int, seed: int
+) -> tuple[Looked, Iterator[list[Any]]]:
+    """Some of the batches of indices that a custom sampler has given."""
+    order = np.arange(len(drawn))
+    if sum(map(len, drawn)) > samples:
+        order = ShuffledOrder().indices(order, seed=seed, epoch=0, dataset_length=len(drawn))
+    chosen, left = [], samples
+    for number in order.tolist():
+        if not left:
+            break
+        chosen.append(drawn[number][:left])
+        left -= len(chosen[-1])
+    # An epoch of the sampler is all there is only if no other epoch can have more.
+    found = {index for part in chosen for index in part if isinstance(index, Hashable)}
+    return Looked(length, is_all=len(found) == length), iter(chosen)
+
+
+def _drawn(source: Any, rows: Any) -> list[list[Any]] | None:
+    """The first batches of indices of a loader's custom sampler; None: it has none.
+
+    The sampler may know what no length says: which samples to leave out, or keys of a dataset
+    without a length. One that cannot be copied is not used.
+    """
+    if not isinstance(source, DataLoader) or not _has_custom_sampler(source):
+        return None
+    batched = is_batched(source)
+    given = index_sampler(source) if batched else source.sampler
+    # A copy shares the data and nothing else.
+    shared = (source.dataset, rows, *shared_by(parts_of_sampler(given)))
+    try:
+        copied: Any = copy.deepcopy(given, {id(one): one for one in shared})
+    except Exception:  # whatever the user's classes raise
+        return None
+    drawn = islice(copied, _MOST_DRAWN)
+    return [list(indices) for indices in drawn] if batched else [[index] for index in drawn]
+
+
+def _has_custom_sampler(loader: DataLoader[Any]) -> bool:
+    if isinstance(loader, ResumableDataLoader):
+        return loader.order is None
+    kinds = (SequentialSampler, RandomSampler)
+    batched = loader.batch_sampler is not None
+    return type(loader.sampler) not in kinds or (
+        batched and type(loader.batch_sampler) is not BatchSampler
+    )
 
 
 def _read(rows: Any, indices: list[int], batches: _Batches) -> list[Any]:
@@ -177,32 +270,23 @@ def _read(rows: Any, indices: list[int], batches: _Batches) -> list[Any]:
 
 
 def _look_through(
-    rows: Any, samples: int, batches: _Batches, visit: Callable[[Any], None]
+    source: Any, read: Unmoved, samples: int, batches: _Batches, visit: Callable[[Any], None]
 ) -> Looked:
-    looked = Looked(None)
-    stream = _attempt(partial(iter, rows), "the first sample")
-    # Does not read one more sample to check for the end: that may take long.
-    for read in _taken(stream, samples, batches.size):
-        where = f"{len(read)} samples from number {looked.samples} on"
-        visit(_collated(read, batches, where))
-        looked.samples += len(read)
-    looked.is_all = looked.samples < samples
+    looked = Looked(None, is_all=True, may_move=read.may_move)
+    if isinstance(source, ResumableDataLoader):
+        made, least = batches_of_loader(source, read.stream, samples), batches.size
+    else:
+        made, least = batches_of_stream(read.stream, samples, batches.size, batches.collate), 1
+    for batch, count, left_out in made:
+        visit(batch)
+        looked.samples += count
+        looked.left_out += left_out
+        # Does not read one more sample to check for the end: that may take long.
+        if looked.samples + least > samples:
+            looked.is_all = False
+            break
+    looked.is_all = looked.is_all and not looked.left_out
     return looked
-
-
-def _taken(stream: Iterator[Any], samples: int, size: int) -> Iterator[list[Any]]:
-    taken = 0
-    while taken < samples:
-        read: list[Any] = []
-        try:
-            read.extend(islice(stream, min(size, samples - taken)))
-        except Exception as error:
-            add_note(error, f"while reading the sample after the first {taken + len(read)}")
-            raise
-        if not read:
-            return
-        taken += len(read)
-        yield read
 
 
 def _collated(read: list[Any], batches: _Batches, where: str) -> Any:

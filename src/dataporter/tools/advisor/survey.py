@@ -151,10 +151,13 @@ class Leaf:
 @dataclass(slots=True, eq=False)
 class _Node:
     leaf: Leaf = field(default_factory=Leaf)
+    # Types of the values here that no rule converts.
+    others: set[str] = field(default_factory=set)
     children: dict[Step | Wildcard, _Node] = field(default_factory=dict)
 
     def merge(self, other: _Node) -> None:
         self.leaf.merge(other.leaf)
+        self.others |= other.others
         if Wildcard.ONE in self.children or Wildcard.ONE in other.children:
             self.unite()
             other.unite()
@@ -176,6 +179,14 @@ class _Node:
             yield path, self.leaf
         for step, child in self.children.items():
             yield from child.paths((*path, step))
+
+    def kinds(self, path: Pattern = ()) -> Iterator[tuple[Pattern, str]]:
+        for kind in sorted(self.others):
+            yield path, kind
+        for step, child in self.children.items():
+            for below, kind in child.kinds():
+                # One line for all values of a list.
+                yield (*path, Wildcard.ONE if isinstance(step, int) else step, *below), kind
 
     def size(self) -> int:
         return 1 + sum(child.size() for child in self.children.values())
@@ -210,12 +221,18 @@ class Survey:
         """All paths at which a leaf was seen."""
         return self._root.paths()
 
+    def others(self) -> list[tuple[Pattern, str]]:
+        """Paths and types of the values that no rule converts."""
+        return list(dict.fromkeys(self._root.kinds()))
+
     def _walk(self, value: Any, node: _Node) -> None:
         if isinstance(value, torch.Tensor | np.ndarray):
             tensor = as_tensor(value)
-            if tensor is not None:
-                packs = tensor.ndim > self.batched
-                self._look(tensor, node.leaf, in_numpy=value is not tensor, packs=packs)
+            if tensor is None:
+                node.others.add(f"{type(value).__name__} of {value.dtype}")
+                return
+            packs = tensor.ndim > self.batched
+            self._look(tensor, node.leaf, in_numpy=value is not tensor, packs=packs)
             return
         numbers = None if self.in_batches else _as_numbers(value)
         if numbers is not None:  # all at once, since each token of a list is a leaf
@@ -231,6 +248,10 @@ class Survey:
         if parts is None:
             self._number(value, node)
             return
+        if self.in_batches and _is_ragged(value) and not self.left_out:
+            # One for each sample, so that each path would be that of a place in the batch.
+            node.unite()
+            self._paths = self._root.size()
         for part in parts:
             child = self._child(node, part.step)
             if child is None:
@@ -239,13 +260,14 @@ class Survey:
                 self._walk(part.value, child)
 
     def _number(self, value: Any, node: _Node) -> None:
-        if self.in_batches or not isinstance(value, bool | int | float | complex | np.generic):
-            return
+        is_number = isinstance(value, bool | int | float | complex | np.generic)
         # As default_collate does: 64 bits for Python's numbers.
-        tensor = as_tensor(np.asarray(value))
-        if tensor is not None:
-            in_numpy = isinstance(value, np.generic)
-            self._look(tensor, node.leaf, in_numpy=in_numpy, packs=False)
+        tensor = as_tensor(np.asarray(value)) if is_number and not self.in_batches else None
+        if tensor is None:
+            node.others.add(type(value).__name__)
+            return
+        in_numpy = isinstance(value, np.generic)
+        self._look(tensor, node.leaf, in_numpy=in_numpy, packs=False)
 
     def _look(self, tensor: torch.Tensor, leaf: Leaf, *, in_numpy: bool, packs: bool) -> None:
         if _is_plain(tensor):
@@ -277,6 +299,13 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_quantized
         and not tensor.is_meta
     )
+
+
+def _is_ragged(value: Any) -> bool:
+    """Whether it holds tensors that could not be stacked, as a batch of lists of some lengths."""
+    if type(value) is not list or not all(isinstance(one, torch.Tensor) for one in value):
+        return False
+    return len({one.shape for one in value}) > 1 and len({one.dtype for one in value}) == 1
 
 
 def _as_numbers(value: Any) -> torch.Tensor | None:
