@@ -105,7 +105,10 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
 
             assert self.columns is not None
             decoding = Decoding(self.image_mode, self._conversion)
-            self._table = Table(self.hf_dataset, self.columns, decoding)
+            rows = self.hf_dataset
+            self._table = Table(
+                rows.data.table, rows.features, self.columns, decoding, rows._indices
+            )
         return self._table
 
     def _row(self, index: Any) -> int:

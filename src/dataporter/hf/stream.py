@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
@@ -19,6 +19,9 @@ from dataporter.hf.padding import masks_of, padding_for
 from dataporter.hf.pipeline import Node, alone, node_of, unsplittable, without_node
 from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
+
+if TYPE_CHECKING:
+    from dataporter.hf.blocks import Blocks
 
 __all__ = ["StreamedSamples"]
 
@@ -48,6 +51,9 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
             stream.set_epoch(self.hf_dataset.epoch)
         self._stream: Any = stream
         self._is_share = False
+        # The state to begin at, and the position of a share that is read by blocks.
+        self._loaded: dict[str, Any] | None = None
+        self._blocks: Blocks | None = None
         present = stream.column_names
         known = columns if present is None else columns_checked(columns, present)
         self.columns = None if known is None else tuple(known)
@@ -59,14 +65,7 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         self._padding = padding_for(pad, names, names)
 
     def __iter__(self) -> Iterator[Any]:
-        # Imported late: it needs pyarrow, which is installed with datasets.
-        from dataporter.hf.examples import sample_of
-
-        features = self._stream.features
-        for example in self._examples():
-            if self.columns is not None:
-                example = self._chosen(example)
-            sample = sample_of(example, features, self._decoding)
+        for sample in self._samples():
             if self._conversion is not None:
                 sample = self._conversion.sample(sample).batch
             yield sample if self.transform is None else self.transform(sample)
@@ -90,9 +89,9 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> StreamedSamples:
         """The wrapper of one share of the shards; workers do not split it again."""
-        share = self._around(self._stream.shard(num_shards, index, contiguous=contiguous))
+        stream = self._stream.shard(num_shards, index, contiguous=contiguous)
+        share = self._around(stream, is_share=True)
         share.set_epoch(self._stream.epoch)
-        share._is_share = True
         return share
 
     def set_epoch(self, epoch: int) -> None:
@@ -101,11 +100,15 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the dataset after the last sample it yielded."""
+        if self._loaded is not None:
+            return dict(self._loaded)
+        if self._blocks is not None:
+            return self._blocks.state_dict()
         return dict(self._stream.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state at the next ``iter()``; exact if ``snapshots_are_exact``."""
-        self._stream.load_state_dict(dict(state))
+        self._loaded = dict(state)
 
     @property
     def snapshots_are_exact(self) -> bool:
@@ -126,9 +129,7 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         return unsplittable(self._stream)
 
     def __whole__(self) -> StreamedSamples:
-        whole = self._around(alone(self._stream))
-        whole._is_share = True
-        return whole
+        return self._around(alone(self._stream), is_share=True)
 
     def __node__(self) -> Node | None:
         return node_of(self._stream)
@@ -139,11 +140,36 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
     def __repr__(self) -> str:
         return f"{UnifiedHFDatasetWrapper.__name__}({self._stream!r})"
 
-    def _around(self, stream: Any) -> StreamedSamples:
+    def __getstate__(self) -> dict[str, Any]:
+        # A block has open files.
+        return {**self.__dict__, "_blocks": None}
+
+    def _around(self, stream: Any, *, is_share: bool = False) -> StreamedSamples:
         """The wrapper of another stream."""
         wrapper = copy(self)
-        wrapper._stream = stream
+        wrapper._stream, wrapper._is_share = stream, is_share or self._is_share
+        wrapper._loaded = wrapper._blocks = None
         return wrapper
+
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        """The samples, from the loaded state on."""
+        # Imported late: they need pyarrow, which is installed with datasets.
+        from dataporter.hf.blocks import BLOCK, Blocks, has_blocks
+        from dataporter.hf.examples import sample_of
+
+        loaded, self._loaded = self._loaded, None
+        is_of_blocks = loaded is None or BLOCK in loaded
+        if self._is_share and is_of_blocks and has_blocks(self._stream, self.columns):
+            assert self.columns is not None
+            self._blocks = Blocks(self._stream, self.columns, self._decoding, loaded)
+            return self._blocks
+        self._blocks = None
+        if loaded is not None:
+            self._stream.load_state_dict(loaded)
+        features = self._stream.features
+        return (
+            sample_of(self._chosen(each), features, self._decoding) for each in self._examples()
+        )
 
     def _examples(self) -> Iterator[Mapping[str, Any]]:
         examples: Iterator[Mapping[str, Any]] = iter(self._stream)
@@ -154,8 +180,9 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
             first = list(islice(examples, 1))
         return chain(first, examples)
 
-    def _chosen(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        assert self.columns is not None
+    def _chosen(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.columns is None:
+            return example
         missing = [name for name in self.columns if name not in example]
         if missing:
             raise SampleError(

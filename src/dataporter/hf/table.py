@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,16 @@ __all__ = ["Table"]
 
 
 class Table:
-    """The readers of a dataset's columns.
+    """The readers of a table's columns.
 
     It holds addresses of this process's memory, so it is never sent to another process.
+
+    Args:
+        table: a ``pyarrow.Table``.
+        features: the features of its columns.
+        columns: to read.
+        decoding: how images are decoded.
+        indices: a table of one column, the rows in their order; None if they are in order.
 
     Attributes:
         lists: the columns that can be padded.
@@ -29,9 +36,14 @@ class Table:
 
     nbytes = 0
 
-    def __init__(self, hf_dataset: Any, columns: Sequence[str], decoding: Decoding) -> None:
-        table = hf_dataset.data.table
-        features = hf_dataset.features
+    def __init__(
+        self,
+        table: Any,
+        features: Mapping[str, Any],
+        columns: Sequence[str],
+        decoding: Decoding,
+        indices: Any = None,
+    ) -> None:
         layouts: dict[tuple[int, ...], Layout] = {}
         self._columns: list[tuple[str, Layout, Node]] = []
         self.lists = []
@@ -44,8 +56,8 @@ class Table:
                 self.lists.append(name)
         self._layouts = list(layouts.values())
         self._mapping: Numbers | None = None
-        if hf_dataset._indices is not None:
-            chunks = [chunk for chunk in hf_dataset._indices.column(0).chunks if len(chunk)]
+        if indices is not None:
+            chunks = [chunk for chunk in indices.column(0).chunks if len(chunk)]
             self._mapping = Numbers(chunks, torch.uint64)
             self._mapping_layout = Layout([len(chunk) for chunk in chunks])
 
