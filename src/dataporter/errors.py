@@ -19,6 +19,7 @@ __all__ = [
     "SampleError",
     "StateMismatchError",
     "TooManyFailuresError",
+    "TooManyOpenFilesError",
     "UnreadableCheckpointError",
     "UnsupportedDatasetError",
     "WorkerDiedError",
@@ -123,6 +124,14 @@ class MissingLibraryError(DataPorterError, ImportError):
 
 class DatasetChangedError(DataPorterError, RuntimeError):
     """The dataset's length differs from when the loader was built."""
+
+
+class TooManyOpenFilesError(DataPorterError, OSError):
+    """A process has as many files open as its limit allows; the message says what to do.
+
+    Attributes:
+        errno: as the system reported it, mostly ``errno.EMFILE``.
+    """
 
 
 class WorkerDiedError(DataPorterError, RuntimeError):

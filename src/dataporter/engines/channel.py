@@ -8,10 +8,13 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dataporter.engines.spinning import AdaptiveSpin
+from dataporter.errors import TooManyOpenFilesError
+from dataporter.shared.memfile import explaining_limit
 
 __all__ = ["CAN_SEND_MEMORY", "Channel", "channels"]
 
@@ -22,6 +25,9 @@ CAN_SEND_MEMORY = sys.platform != "win32"
 _HEADER = struct.Struct("<QB")
 _READ_SIZE = 1 << 16
 _MOST_DESCRIPTORS = 8
+# The system also limits how many descriptors a user has sent that nobody has received yet.
+_WAITS_FOR_RECEIVERS = 60.0  # s
+_LOOKS_AGAIN_AFTER = 1e-3  # s
 # Windows has no such flag: there a worker receives messages only when it waits for one.
 _DO_NOT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
 
@@ -68,13 +74,28 @@ class Channel:
 
         Raises:
             OSError: the other end is gone.
+            TooManyOpenFilesError: too many descriptors that this user has sent wait to be
+                received. Nothing was sent.
         """
         header = _HEADER.pack(len(message), len(descriptors))
         if descriptors:
-            socket.send_fds(self._socket, [header], list(descriptors))
+            self._send_descriptors(header, descriptors)
             self._socket.sendall(message)
         else:
             self._socket.sendall(header + message)
+
+    def _send_descriptors(self, header: bytes, descriptors: Sequence[int]) -> None:
+        until = time.monotonic() + _WAITS_FOR_RECEIVERS
+        with explaining_limit("sending memory to the training process"):
+            while True:
+                try:
+                    socket.send_fds(self._socket, [header], list(descriptors))
+                    return
+                except OSError as error:
+                    # The training process receives what others have sent when it waits for a batch.
+                    if error.errno != errno.ETOOMANYREFS or time.monotonic() > until:
+                        raise
+                time.sleep(_LOOKS_AGAIN_AFTER)
 
     def receive(self, *, wait: bool) -> list[bytes]:
         """The messages that have arrived; with ``wait``, at least one.
@@ -127,31 +148,31 @@ class Channel:
                 return
             del self._unsent[:sent]
 
-    def messages(self) -> list[tuple[bytes, list[int]]]:
+    def messages(self) -> Iterator[tuple[bytes, list[int]]]:
         """The messages that have arrived, with descriptors, which the caller closes.
 
-        Sets ``ended`` once the other end is gone. A message that it did not finish is left out.
+        Each is received when it is asked for, so that few descriptors are open at a time. Sets
+        ``ended`` once the other end is gone. A message that it did not finish is left out.
 
         Raises:
-            OSError: ``EMFILE``: this process has too many files open to receive a descriptor.
+            TooManyOpenFilesError: this process has too many files open to receive a descriptor.
         """
-        arrived: list[tuple[bytes, list[int]]] = []
         while True:
             try:
                 data = self._read()
             except BlockingIOError:
-                return arrived
-            except OSError as error:
-                if error.errno == errno.EMFILE:
-                    raise
+                return
+            except TooManyOpenFilesError:
+                raise
+            except OSError:
                 data = b""
             if not data:
                 self.ended = True
-                return arrived
+                return
             self._unread += data
-            arrived += self._complete()
+            yield from self._complete()
             if len(data) < _READ_SIZE:
-                return arrived
+                return
 
     def _read(self) -> bytes:
         if not CAN_SEND_MEMORY:
@@ -159,12 +180,8 @@ class Channel:
         data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_SIZE, _MOST_DESCRIPTORS)
         self._descriptors.extend(descriptors)
         if flags & socket.MSG_CTRUNC:  # the system has dropped descriptors
-            raise OSError(
-                errno.EMFILE,
-                "this process cannot receive a worker's memory for its batches, since it has as "
-                "many files open as its limit allows: raise the limit (ulimit -n), or close files "
-                "that are no longer needed",
-            )
+            with explaining_limit("a worker's memory for its batches"):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return data
 
     def _complete(self) -> list[tuple[bytes, list[int]]]:

@@ -24,6 +24,7 @@ from dataporter.engines.worker import WorkerSpec, run
 from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest, Scheduled
+from dataporter.shared.memfile import explaining_limit
 
 __all__ = ["Crew", "Ticket", "describe"]
 
@@ -245,7 +246,8 @@ class Crew:
     # ---- workers
 
     def _started(self, worker: int) -> _Member:
-        ours, theirs = channels()
+        with explaining_limit("a worker"):
+            ours, theirs = channels()
         # A forked worker closes its copies of these, since an end is noticed only once all copies
         # are closed.
         inherited = (
@@ -254,7 +256,7 @@ class Crew:
             else []
         )
         try:
-            with _signals_held() as blocked:
+            with _signals_held() as blocked, explaining_limit("a worker"):
                 process = self._context.Process(
                     target=run, args=(self._spec, worker, theirs, inherited, blocked), daemon=True
                 )

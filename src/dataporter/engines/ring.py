@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.shared.memfile import create_memory
+from dataporter.shared.memfile import create_memory, explaining_limit, map_memory
 
 __all__ = ["Lease", "Slot", "TrainingSlots", "WorkerSlots"]
 
@@ -38,26 +38,26 @@ class Slot:
 
     Attributes:
         number: identifies it among the worker's slots.
-        memory: the mapping.
+        memory: the mapping, which keeps no descriptor open.
         address: where the mapping begins.
         descriptor: the file's, until the slot was sent to the training process.
     """
 
     number: int
-    memory: mmap.mmap
+    memory: memoryview
     address: int
     descriptor: int | None = None
     _holders: weakref.ref[Lease] | None = None
 
     @classmethod
     def map(cls, number: int, descriptor: int, size: int) -> Slot:
-        memory = mmap.mmap(descriptor, size)
+        memory = map_memory(descriptor, size)
         return cls(number, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
     @classmethod
     def private(cls, size: int) -> Slot:
         """A slot that only this process has."""
-        memory = mmap.mmap(-1, size)
+        memory = memoryview(mmap.mmap(-1, size))
         return cls(-1, memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
     @property
@@ -101,12 +101,13 @@ class WorkerSlots:
     def make(self, size: int) -> Slot:
         """A new slot with room for ``size`` bytes."""
         capacity = -(-int(size * _ROOM) // mmap.PAGESIZE) * mmap.PAGESIZE
-        descriptor = create_memory(capacity)
-        try:
-            slot = Slot.map(self._made, descriptor, capacity)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        with explaining_limit("memory for a batch"):
+            descriptor = create_memory(capacity)
+            try:
+                slot = Slot.map(self._made, descriptor, capacity)
+            except BaseException:
+                os.close(descriptor)
+                raise
         slot.descriptor = descriptor
         self._made += 1
         return slot
@@ -125,6 +126,11 @@ class WorkerSlots:
     def send(self, slot: Slot) -> None:
         """Leave the slot to the training process until that returns it."""
         self._sent[slot.number] = slot
+
+    def take_back(self, slot: Slot) -> None:
+        """Forget a slot that could not be sent."""
+        del self._sent[slot.number]
+        self.forget_descriptor(slot)
 
     def forget_descriptor(self, slot: Slot) -> None:
         """Close the descriptor: the training process has its own, or needs none."""
@@ -165,7 +171,8 @@ class TrainingSlots:
     def map(self, number: int, descriptor: int) -> None:
         """Map a slot received from the worker, and close its descriptor."""
         try:
-            self._slots[number] = Slot.map(number, descriptor, os.fstat(descriptor).st_size)
+            with explaining_limit("a worker's memory for its batches"):
+                self._slots[number] = Slot.map(number, descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 

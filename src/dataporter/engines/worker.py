@@ -25,6 +25,7 @@ from dataporter.engines.messages import Answer, Failure, Task
 from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
+from dataporter.errors import TooManyOpenFilesError
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
 from dataporter.seeding.seeded import notice_of_seeding
@@ -168,7 +169,17 @@ class _Worker:
             answer = answer._replace(slot=slot.number, size=packer.size, is_new=bool(descriptors))
         answer = answer._replace(given_up=slots.given_up(), notice=self.notice)
         self.notice = None
-        channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), descriptors)
+        try:
+            channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), descriptors)
+        except TooManyOpenFilesError as error:
+            assert slot is not None
+            slots.take_back(slot)
+            failure = Failure.from_exception(error)
+            answer = Answer(
+                task.ticket, failure=failure, given_up=answer.given_up, notice=answer.notice
+            )
+            channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+            return
         if slot is not None:
             slots.forget_descriptor(slot)
 
