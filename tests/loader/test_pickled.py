@@ -195,8 +195,10 @@ def test_a_program_that_spawned_workers_would_run_again_is_told_so(tmp_path: Pat
     )
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
-    assert last.startswith("dataporter.errors.WorkerDiedError: worker 0 exited with code 1 while")
-    assert (
-        "(its traceback is above; workers that are started by 'spawn' import the program, so begin "
-        "it under if __name__ == '__main__':, and define what they receive at the top of a module)"
-    ) in last
+    assert last == (
+        "dataporter.errors.WorkerDiedError: worker 0 exited with code 1 while it was starting: it "
+        "could not import the program, which workers that are started by 'spawn' do first; its "
+        "traceback is above. Begin the program under if __name__ == '__main__':, so that importing "
+        "it only defines things"
+    )
+    assert "is replaced" not in ran.stderr, "another would fail as well"

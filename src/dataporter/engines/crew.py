@@ -16,10 +16,11 @@ from typing import Any
 
 from dataporter.engines.channel import Channel, channels
 from dataporter.engines.engine import Usage
-from dataporter.engines.messages import Answer, Task
+from dataporter.engines.messages import STARTED, Answer, Task
 from dataporter.engines.packing import unpack
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.spinning import AdaptiveSpin
+from dataporter.engines.starting import Parcel, preload
 from dataporter.engines.worker import WorkerSpec, run
 from dataporter.errors import WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
@@ -41,10 +42,11 @@ _JOB_SIGNALS = tuple(
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
-# Such a worker mostly ends because it cannot import or unpickle what it is sent.
+# What else fails at its start, a worker reports itself.
 _IMPORTS = (
-    "its traceback is above; workers that are started by {!r} import the program, so begin it "
-    "under if __name__ == '__main__':, and define what they receive at the top of a module"
+    "it could not import the program, which workers that are started by {!r} do first; its "
+    "traceback is above. Begin the program under if __name__ == '__main__':, so that importing it "
+    "only defines things"
 )
 _GRACE = 2.0  # s, for a worker to finish its fetch
 _LAST_GRACE = 1.0  # s, after SIGTERM
@@ -83,6 +85,7 @@ class _Member:
     process: Any
     channel: Channel
     slots: TrainingSlots
+    has_started: bool = False
     asked: dict[int, Ticket] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
     lost: WorkerDiedError | None = None
@@ -107,8 +110,10 @@ class Crew:
         self._tickets = 0
         self._selector = _selector()
         self._spin = AdaptiveSpin()
+        self._failed_starts = 0  # in a row
         self._members: list[_Member] = []
         self.close = weakref.finalize(self, _stop, self.owner, self._members, self._selector)
+        preload(context)
         try:
             for worker in range(spec.num_workers):
                 self._members.append(self._started(worker))
@@ -197,6 +202,9 @@ class Crew:
         notice: str | None = None
         for message, descriptors in member.channel.messages():
             answer: Answer = pickle.loads(message)
+            if answer.ticket == STARTED:
+                member.has_started, self._failed_starts = True, 0
+                continue
             if answer.notice is not None:
                 notice = answer.notice
             member.slots.unmap(answer.given_up)
@@ -258,7 +266,9 @@ class Crew:
         try:
             with _signals_held() as blocked, explaining_limit("a worker"):
                 process = self._context.Process(
-                    target=run, args=(self._spec, worker, theirs, inherited, blocked), daemon=True
+                    target=run,
+                    args=(Parcel(self._spec), worker, theirs, inherited, blocked),
+                    daemon=True,
                 )
                 process.start()
         except BaseException:
@@ -276,19 +286,30 @@ class Crew:
             lost.process.kill()
             lost.process.join()
         asked = list(lost.asked.values())
-        if asked:
+        doing = _read_by(asked) if lost.has_started else "was starting"
+        what = f"worker {worker} {_end(lost.process.exitcode)} while it {doing}"
+        method = self._context.get_start_method()
+        by_job = -lost.process.exitcode in _JOB_SIGNALS
+        if not lost.has_started:
+            self._failed_starts += not by_job
+        elif asked:
             # A worker serves its requests one after the other, so it was reading the first.
             asked[0].deaths += 1
-        what = f"worker {worker} {_end(lost.process.exitcode)} while it {_read_by(asked)}"
-        if lost.process.exitcode == 1 and self._context.get_start_method() != "fork":
-            what += f" ({_IMPORTS.format(self._context.get_start_method())})"
-        if asked and asked[0].deaths >= _MOST_DEATHS:
+        if not lost.has_started and lost.process.exitcode == 1 and method != "fork":
+            lost.lost = WorkerDiedError(f"{what}: {_IMPORTS.format(method)}")
+        elif self._failed_starts >= _MOST_DEATHS:
+            lost.lost = WorkerDiedError(
+                f"{what}, like the one before it, so a third would not help: look at what "
+                "worker_init_fn= does, and the dataset when it is unpickled, or look for the "
+                "out-of-memory killer in the kernel's log"
+            )
+        elif asked and asked[0].deaths >= _MOST_DEATHS:
             lost.lost = WorkerDiedError(
                 f"{what}; it is the second worker that this batch has killed, so a third would not "
                 "help: read these samples without workers to see why, or look for the "
                 "out-of-memory killer in the kernel's log"
             )
-        elif -lost.process.exitcode not in _JOB_SIGNALS and not may_replace():
+        elif not by_job and not may_replace():
             lost.lost = WorkerDiedError(
                 f"{what}; worker_restarts= allows no further replacement in this pass: raise it, "
                 "or find out why workers die"

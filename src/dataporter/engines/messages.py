@@ -13,7 +13,10 @@ from dataporter.errors import DataPorterError
 from dataporter.schedule.request import EngineRequest
 from dataporter.shared.pickling import dumps
 
-__all__ = ["Answer", "Failure", "Task", "WorkerTraceback"]
+__all__ = ["STARTED", "Answer", "Failure", "Task", "WorkerTraceback"]
+
+# The ticket of a worker's first answer, which belongs to no request.
+STARTED = -1
 
 
 class Task(NamedTuple):
@@ -48,7 +51,7 @@ class Answer(NamedTuple):
     """From a worker to the training process: a packed ``Fetched``, or the failure.
 
     Attributes:
-        ticket: the task's.
+        ticket: the task's, or ``STARTED``.
         packed: the message, to be unpacked with the first ``size`` bytes of ``slot``.
         slot: None if nothing of the batch lies in a slot.
         is_new: the slot's descriptor accompanies this answer.

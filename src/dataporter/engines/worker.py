@@ -21,11 +21,12 @@ import torch
 
 from dataporter._torch import become_worker, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
-from dataporter.engines.messages import Answer, Failure, Task
+from dataporter.engines.messages import STARTED, Answer, Failure, Task
 from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
-from dataporter.errors import TooManyOpenFilesError
+from dataporter.engines.starting import Parcel
+from dataporter.errors import TooManyOpenFilesError, add_note
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
 from dataporter.seeding.seeded import notice_of_seeding
@@ -59,7 +60,7 @@ class WorkerSpec:
 
 
 def run(
-    spec: WorkerSpec,
+    parcel: Parcel[WorkerSpec],
     worker_id: int,
     channel: Channel,
     others: Sequence[Channel],
@@ -68,7 +69,7 @@ def run(
     """Serve requests until the training process closes the channel.
 
     Args:
-        spec: the arguments that all workers share.
+        parcel: the arguments that all workers share.
         worker_id: the worker's number.
         channel: to the training process.
         others: ends of other channels, which a fork has copied.
@@ -92,9 +93,10 @@ def run(
     gc.freeze()
     _end_with_training()
     worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
-    fetch = _begin(spec, worker_id, worker)
+    fetch = _begin(parcel, worker_id, worker)
     tasks: dict[int, Task] = {}
     with contextlib.suppress(EOFError, ConnectionError):
+        channel.send(pickle.dumps(Answer(STARTED)))
         while True:
             for message in channel.receive(wait=not tasks):
                 task = Task.unpacked(message)
@@ -109,20 +111,22 @@ def _do_nothing(*_: object) -> None:
     """Handle a signal."""
 
 
-def _begin(spec: WorkerSpec, worker_id: int, worker: _Worker) -> Fetch:
+def _begin(parcel: Parcel[WorkerSpec], worker_id: int, worker: _Worker) -> Fetch:
     torch.set_num_threads(1)
-    seed = spec.base_seed + worker_id
-    random.seed(seed)
-    torch.manual_seed(seed)
-    np.random.seed(numpy_seed(spec.base_seed, worker_id))
-    become_worker(worker_id, spec.num_workers, seed, spec.dataset)
-    worker.torchs_stack = stack_with(worker.stack)
     try:
+        spec = parcel.opened()
+        seed = spec.base_seed + worker_id
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(numpy_seed(spec.base_seed, worker_id))
+        become_worker(worker_id, spec.num_workers, seed, spec.dataset)
+        worker.torchs_stack = stack_with(worker.stack)
         if spec.worker_init_fn is not None:
             notice = notice_of_seeding(spec.worker_init_fn, worker_id)
             worker.notice = notice if worker_id == 0 else None
         return spec.build_fetch(whole=worker.placing, empty=worker.placing.empty)
     except BaseException as error:
+        add_note(error, f"while worker {worker_id} was starting")
         return _FailedStart(error)
 
 
@@ -131,9 +135,11 @@ class _FailedStart:
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
+        self._traceback = error.__traceback__
 
     def __call__(self, request: EngineRequest) -> Any:
-        raise self._error
+        # Without the frames of earlier requests.
+        raise self._error.with_traceback(self._traceback)
 
 
 class _Worker:
