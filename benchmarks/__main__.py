@@ -24,6 +24,7 @@ from benchmarks import (
     streams,
     throughput,
     workers,
+    wrapped_streams,
 )
 from benchmarks.command import parser_of
 from benchmarks.machine import describe
@@ -46,6 +47,7 @@ BENCHMARKS = (
     orders,
     disk,
     streams,
+    wrapped_streams,
 )
 
 

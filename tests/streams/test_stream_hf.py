@@ -142,7 +142,16 @@ def test_other_workers_resume_it(pipeline: str) -> None:
     assert seen + shown(resumed) == expected
 
 
-@pytest.mark.parametrize(("pipeline", "replayed"), [("batched map", False), ("shuffled", True)])
+@pytest.mark.parametrize(
+    ("pipeline", "replayed"),
+    [
+        ("batched map", False),
+        ("map that draws", False),
+        ("filter behind it", False),
+        ("batched map that draws", True),
+        ("shuffled", True),
+    ],
+)
 def test_only_pipelines_without_an_exact_state_are_reread(pipeline: str, replayed: bool) -> None:
     loader = loader_of(PIPELINES[pipeline]())
     for _ in itertools.islice(loader, 5):

@@ -57,9 +57,15 @@ def reads_ahead(hf_iterable: Any) -> bool:
     Args:
         hf_iterable: a ``datasets.IterableDataset``.
     """
-    return any(
-        type(source).__name__ not in _ONE_BY_ONE
+    return any(map(_reads_ahead, sources_of(hf_iterable)))
+
+
+def _reads_ahead(source: Any) -> bool:
+    name = type(source).__name__
+    if name == "RebatchedArrowExamplesIterable":  # in front of a map, with one row at a time
+        return bool(source.batch_size != 1)
+    return (
+        name not in _ONE_BY_ONE
         or getattr(source, "batched", False)
         or iscoroutinefunction(getattr(source, "function", None))
-        for source in sources_of(hf_iterable)
     )
