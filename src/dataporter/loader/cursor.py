@@ -108,7 +108,7 @@ class Cursor(Generic[P]):
             return self.progress
         epoch: int = self.progress.epoch
         again = self.again or epoch == self.held
-        following: P = self.progress.start_of(epoch if again else epoch + 1, chosen=again)
+        following: P = self.progress.following(epoch if again else epoch + 1, chosen=again)
         return following
 
     def left_early(self) -> int | None:
@@ -118,9 +118,13 @@ class Cursor(Generic[P]):
         step: int = self.progress.step - self.origin.step
         return step
 
-    def begin(self, this_pass: object) -> P:
-        """Where a pass that starts now begins; from here on it moves the cursor."""
-        self.progress = self.origin = self.upcoming()
+    def begin(self, this_pass: object, start: P | None = None) -> P:
+        """Where a pass that starts now begins; from here on it moves the cursor.
+
+        Args:
+            start: in place of where it would begin.
+        """
+        self.progress = self.origin = self.upcoming() if start is None else start
         self._pass, self.waiting, self.again = this_pass, True, False
         self.set_since, self.loaded = False, False
         self.ledger = self.ledger.begun(self.progress.epoch, self.progress.step)
@@ -164,7 +168,7 @@ class Cursor(Generic[P]):
         if this_pass is self._pass:
             self.ledger = self.ledger.after(failures)
             trail = self._trail
-            self._stand_at(self.progress.start_of(self.progress.epoch + 1, ended=True))
+            self._stand_at(self.progress.following(self.progress.epoch + 1, ended=True))
             self._trail, self._ends, self._ended = trail, 1, this_pass
         elif this_pass is self._ended:
             self._ends += 1

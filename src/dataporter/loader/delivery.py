@@ -39,6 +39,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             ``next()``, so that an epoch set between ``iter()`` and ``next()`` counts.
         check_peeked: is called at the first ``next()`` of a pass that :meth:`peek` has begun; may
             move the cursor, so that the pass begins anew.
+        begin_over: is called where a pass ends before its first batch. If the pass had begun at the
+            end of the data, it begins at their start instead, with the replies that this returns.
         length: the ``len()`` of this iterator.
         note: receives each batch before it is delivered, and may refuse it by raising.
         on_nothing: is called at the end of a pass that has delivered nothing.
@@ -52,6 +54,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         cursor: Cursor[Any],
         begin: Callable[[object], Iterator[Reply]],
         check_peeked: Callable[[], None],
+        begin_over: Callable[[object], Iterator[Reply] | None],
         length: Callable[[], int],
         note: Callable[[Fetched], None],
         on_nothing: Callable[[], None],
@@ -61,6 +64,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._cursor = cursor
         self._begin = begin
         self._check_peeked = check_peeked
+        self._begin_over = begin_over
         self._length = length
         self._note = note
         self._on_nothing = on_nothing
@@ -90,6 +94,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 reply = self._upcoming(replies)
             except StopIteration as end:
                 self._left += end.value or ()
+                if self._has_begun_over():
+                    return next(self)
                 if self.under_way and not self._delivered:
                     self._on_nothing()
                 # Ends for good, whichever pass the workers serve next.
@@ -146,7 +152,8 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         """
         self._look_ahead(self._begun())
         if isinstance(self._ahead, StopIteration):
-            return None
+            asks = self._settle_with_ranks is not None
+            return None if asks or not self._has_begun_over() else self.peek()
         if isinstance(self._ahead, BaseException):
             raise self._ahead
         return self._ahead
@@ -171,6 +178,14 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 "a new pass there, with iter(loader) or a for loop over the loader"
             )
         return self._replies
+
+    def _has_begun_over(self) -> bool:
+        unused = self.under_way and not self._delivered and not self._failed
+        replies = self._begin_over(self._pass) if unused else None
+        if replies is None:
+            return False
+        self._replies, self._ahead, self._ahead_is_settled = replies, None, False
+        return True
 
     def _look_ahead(self, replies: Iterator[Reply]) -> None:
         if self._ahead is not None:

@@ -135,8 +135,9 @@ class ResumableDataLoader(DataLoader[Batch]):
             batches per ``state_dict()`` of a custom sampler. A resume reads, or draws, up to so
             many batches again; more is cheaper where such a state is large.
         steps_per_epoch: at most so many batches in an epoch, on each rank; the next pass begins the
-            next epoch, in its own order. A resumed loop then ends where the uninterrupted one does,
-            which a ``break`` after so many batches does not.
+            next epoch, in its own order, or continues the stream where this epoch ended. A resumed
+            loop then ends where the uninterrupted one does, which a ``break`` after so many batches
+            does not.
         stop_together: all ranks of the process group end an epoch at the same step, where the first
             of them has no batch left: before each batch, one all-reduce of 8 bytes. For streams,
             whose ranks may have different numbers of batches, and for ``tail="uneven"``; a training
@@ -285,6 +286,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._cursor,
             self._begin,
             self._check_peeked,
+            self._begin_over,
             self.__len__,
             self._note,
             self._warn_of_empty_pass,
@@ -396,6 +398,17 @@ class ResumableDataLoader(DataLoader[Batch]):
         # Only now: a pass that cannot begin leaves the position as it was.
         self._reporter.begin(self._reporting(setup))
         cursor.begin(this_pass)
+        return replies
+
+    def _begin_over(self, this_pass: object) -> Iterator[Reply] | None:
+        """Begin a pass over a stream at its start, if it has begun at the end (``following``)."""
+        cursor, setup = self._cursor, self.setup
+        progress = cursor.progress
+        if setup.stream is None or progress.step or not progress.continued:
+            return None
+        start = progress.start_of(progress.epoch)
+        replies = self._replies(setup, start)
+        cursor.begin(this_pass, start)
         return replies
 
     def _look(self) -> None:
@@ -738,7 +751,9 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     @property
     def delivered(self) -> int:
-        """Samples of this epoch that were delivered, over all ranks; of a stream, on this rank."""
+        """Samples of this epoch that were delivered, over all ranks; of a stream, on this rank, and
+        with ``steps_per_epoch`` since the start of the stream.
+        """
         delivered: int = self._cursor.progress.delivered
         return delivered
 

@@ -82,7 +82,9 @@ class Setup:
 
     def beginning(self, epoch: int) -> Any:
         """The progress of an epoch of which nothing was delivered."""
-        return Progress(epoch) if self.stream is None else StreamProgress(epoch)
+        if self.stream is None:
+            return Progress(epoch)
+        return StreamProgress(epoch, limit=self.arguments.steps_per_epoch)
 
     def terms(self) -> dict[str, Any]:
         """By name, the values that must be equal on every rank that builds this loader."""
@@ -207,6 +209,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             snapshot_every=arguments.snapshot_every,
             # The files that a stream lists may be this rank's alone.
             fingerprint=arguments.fingerprint or explicit_fingerprint(arguments.dataset),
+            steps_per_epoch=arguments.steps_per_epoch,
         )
         return Setup(
             **common,

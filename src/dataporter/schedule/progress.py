@@ -50,7 +50,10 @@ class EpochProgress(Protocol):
         """The progress once a batch that delivers this has been delivered."""
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Any:
-        """The start of an epoch whose pass follows this one, or of one that was set."""
+        """The start of an epoch that was set."""
+
+    def following(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Any:
+        """The start of an epoch whose pass follows this one."""
 
 
 class Progress(NamedTuple):
@@ -72,7 +75,7 @@ class Progress(NamedTuple):
     sampler: SamplerRecord | None = None
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Progress:
-        """The start of an epoch whose pass follows this one.
+        """The start of an epoch that was set, or whose pass follows this one.
 
         Args:
             chosen: the epoch was set, and does not just follow.
@@ -82,6 +85,10 @@ class Progress(NamedTuple):
             return Progress(epoch)
         record = self.sampler.following(self.place(), chosen=chosen, ended=ended)
         return Progress(epoch, sampler=record)
+
+    def following(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Progress:
+        """As :meth:`start_of`."""
+        return self.start_of(epoch, chosen=chosen, ended=ended)
 
     def place(self) -> Place:
         """The progress of a custom sampler, without what is known of earlier passes."""

@@ -115,7 +115,9 @@ class StreamFetch:
             self._open.clear()
             self._pass = request.pass_id
         reader = self._open.pop(request.start.shard, None)
-        if reader is None or (request.length and not reader.is_at(request.offset)):
+        # An earlier epoch that this one continues may have read ahead.
+        ahead = reader is not None and reader.offset > request.offset
+        if reader is None or ahead or (request.length and not reader.is_at(request.offset)):
             reader = Reader(
                 self._sharding, request.start, request.seed, request.epoch, self._options
             )

@@ -58,6 +58,7 @@ class StreamFormat:
             given_seed,
             on_mismatch,
         )
+        progress = replace(progress, limit=self.stream.steps_per_epoch)
         terms = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
         if saved.rank is None:
             terms = states.build(replace(saved, ledger=NO_FAILURES))

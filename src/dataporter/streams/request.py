@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+from uuid import uuid4
 
 from dataporter.streams.leftovers import Leftover
 from dataporter.streams.shard import ShardState
@@ -17,8 +18,9 @@ class StreamRequest(NamedTuple):
 
     Attributes:
         seed: of the loader.
-        epoch, step: of the batch on this rank; the step is lower if shards end before it.
-        pass_id: identifies the loader's pass: readers of an earlier pass are not reused.
+        epoch: in which the stream was opened.
+        step: of the batch on this rank; it is lower if shards end before it.
+        pass_id: identifies the passes that share the open shards: readers of others are not reused.
         reader: selects the worker: the same one for all requests of a shard, which it keeps open.
         batches: number of batches of the shard before this one.
         offset: of the first sample in the shard.
@@ -98,11 +100,23 @@ class StreamProgress:
         epoch: number of the epoch.
         step: batches delivered on this rank.
         shards: by number, the states of the shards that have delivered a batch.
+        continued: how many epochs before this one the stream was opened. Such epochs were ended by
+            ``steps_per_epoch``, or left, and each continues where the one before has come to.
+        limit: ``steps_per_epoch`` of the loader; None where an epoch ends with the data.
+        pass_id: identifies the passes that share the open shards.
     """
 
     epoch: int = 0
     step: int = 0
     shards: Mapping[int, ShardState] = field(default_factory=dict)
+    continued: int = 0
+    limit: int | None = None
+    pass_id: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
+
+    @property
+    def opened_in(self) -> int:
+        """The epoch in which the stream was opened; its order and its random values are of it."""
+        return self.epoch - self.continued
 
     def after(self, delivers: Sequence[ShardState] | None) -> StreamProgress:
         """The progress once a batch is delivered that leaves shards in these states.
@@ -112,11 +126,21 @@ class StreamProgress:
         if delivers is None:
             return self
         shards = {**self.shards, **{state.shard: state for state in delivers}}
-        return StreamProgress(self.epoch, self.step + 1, shards)
+        return replace(self, step=self.step + 1, shards=shards)
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
-        """The start of an epoch."""
-        return StreamProgress(epoch)
+        """The start of an epoch that was set, at the stream's first sample."""
+        return StreamProgress(epoch, limit=self.limit)
+
+    def following(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
+        """The start of an epoch whose pass follows this one.
+
+        With a limit of steps it continues the stream, unless the data have ended before the limit.
+        """
+        if self.limit is None or (ended and self.step < self.limit):
+            return self.start_of(epoch)
+        continued = self.continued + epoch - self.epoch
+        return replace(self, epoch=epoch, step=0, continued=continued)
 
     @property
     def position(self) -> int:

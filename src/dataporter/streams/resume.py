@@ -74,11 +74,14 @@ def resume_at(
         return seed, StreamProgress(before.epoch)
     step = before.step
     if identity.world_size != present.world_size:
-        step = sum(state.batches for state in before.shards.values()) // present.world_size
+        batches = sum(state.batches for state in before.shards.values())
+        if before.continued:  # they are of several epochs, which all ranks have shared evenly
+            batches = before.step * identity.world_size
+        step = batches // present.world_size
     own = {shard: state for shard, state in before.shards.items() if shard in shards}
     if on_mismatch == "warn":
         own = {shard: state.without_digest for shard, state in own.items()}
-    return seed, StreamProgress(before.epoch, step, own)
+    return seed, replace(before, step=step, shards=own)
 
 
 _NOT_ELASTIC = (

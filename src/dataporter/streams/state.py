@@ -72,8 +72,9 @@ _FIELDS = {
     "shards": (list, tuple),
     "failures": (list, tuple),
 }
-for nested in ("identity", "progress", "ledger", "sharding"):  # "stream" names the sharding
-    del _FIELDS[nested]
+# "stream" names the sharding; a limit is the loader's, and a pass is of this process.
+for other in ("identity", "progress", "ledger", "sharding", "limit", "pass_id"):
+    del _FIELDS[other]
 _SHARD_TYPES = tuple(types_of(ShardState).values())
 # Of schema 1; later releases added fields at the end.
 _FEWEST_FIELDS = 6
@@ -93,6 +94,7 @@ def build(state: StreamState) -> dict[str, Any]:
         "seed": state.seed,
         "epoch": progress.epoch,
         "step": progress.step,
+        "continued": progress.continued,
         "rank": state.rank,
         "shards": [list(shard) for shard in shards],
         "num_shards": identity.num_shards,
@@ -143,7 +145,13 @@ def parse(state: Mapping[str, Any]) -> StreamState:
             )
         shards[shard.shard] = shard
     identity = part_of(state, StreamIdentity, sharding=sharding)
-    progress = part_of(state, StreamProgress, shards=shards)
+    continued: int = state["continued"]
+    if not 0 <= continued <= state["epoch"]:
+        raise InvalidStateError(
+            f"the state's field 'continued' is {continued}, expected 0 to {state['epoch']}, the "
+            f"epoch: {DAMAGED}"
+        )
+    progress = StreamProgress(state["epoch"], state["step"], shards, continued)
     return StreamState(identity, state["seed"], rank, progress, ledger_of(state))
 
 
@@ -159,14 +167,24 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
         RankMismatchError: a rank is further ahead than that.
     """
     last = min(parts, key=lambda part: (part.progress.epoch, -part.progress.step))
-    epoch = last.progress.epoch
+    epoch, continued = last.progress.epoch, last.progress.continued
     shards: dict[int, ShardState] = {}
     for rank, part in enumerate(parts):
         progress = part.progress
-        if progress.epoch == epoch:
+        follows = progress.continued == continued + progress.epoch - epoch
+        at_start = (progress.epoch, progress.step) == (epoch + 1, 0)
+        if follows and (progress.epoch == epoch or at_start):
+            # Also one whose epoch has just been ended by a limit of steps.
             shards.update(progress.shards)
-        elif (progress.epoch, progress.step) == (epoch + 1, 0):
+        elif at_start and not progress.continued:
             shards.update({shard: ShardState(shard, ended=True) for shard in shards_of(rank)})
+        elif progress.epoch == epoch:
+            raise RankMismatchError(
+                f"rank {rank} has begun its data in epoch {progress.opened_in}, and rank "
+                f"{parts.index(last)} in epoch {last.progress.opened_in}, which steps_per_epoch= "
+                "has ended since; a state has one of both: write stop_together=True, or repeat "
+                "the stream by dataporter.StreamRepeat"
+            )
         else:
             raise RankMismatchError(
                 f"rank {rank} is at step {progress.step} of epoch {progress.epoch} of the stream, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ class Stream:
         in_order: deliver the batches in an order that depends on the shards alone.
         snapshot_every: number of batches of a shard per snapshot.
         fingerprint: identifies the data; None if the dataset has none.
+        steps_per_epoch: as in the loader.
     """
 
     sharding: Sharding
@@ -41,6 +41,7 @@ class Stream:
     in_order: bool
     snapshot_every: int
     fingerprint: str | None
+    steps_per_epoch: int | None
 
     def shards(self) -> range:
         """The shards that this rank reads."""
@@ -105,7 +106,7 @@ class StreamSchedule:
             in_order=stream.in_order,
             num_workers=stream.num_workers,
         )
-        return Turns(progress, starts, seed, uuid4().hex, options)
+        return Turns(progress, starts, seed, options)
 
     def ahead(self, epoch: int, seed: int) -> None:
         # A worker has one position in each shard; reading the next epoch would lose it.
@@ -124,6 +125,8 @@ class StreamSchedule:
             return 0
         # Counted by samples, because earlier steps may have had another batch size.
         left = len(dataset) - progress.delivered * stream.sharing
+        if left <= 0 and progress.continued and not progress.step:
+            left = len(dataset)  # the pass begins over
         return stream.steps_of(max(0, left))
 
 

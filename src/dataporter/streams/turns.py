@@ -60,7 +60,6 @@ class Turns:
         progress: StreamProgress,
         starts: dict[int, ShardState],
         seed: int,
-        pass_id: str,
         options: TurnOptions,
     ) -> None:
         self.progress = progress
@@ -69,7 +68,6 @@ class Turns:
         self._latest = dict(starts)
         self._readers = {shard: reader for reader, shard in enumerate(starts)}
         self._seed = seed
-        self._pass_id = pass_id
         self._ended = {shard for shard, state in starts.items() if state.ended}
         self._leftovers = Leftovers()
         self._joins: deque[JoinRequest] = deque()
@@ -194,7 +192,7 @@ class Turns:
     def _request_join(self, size: int) -> None:
         if leftovers := self._leftovers.take(size):
             reader = self._readers[leftovers[0].shard]
-            epoch, step = self.progress.epoch, self.progress.step
+            epoch, step = self.progress.opened_in, self.progress.step
             self._joins.append(JoinRequest(self._seed, epoch, step, reader, leftovers))
 
     def _replays(self) -> Iterator[Scheduled]:
@@ -218,9 +216,9 @@ class Turns:
     ) -> StreamRequest:
         return StreamRequest(
             self._seed,
-            self.progress.epoch,
+            self.progress.opened_in,
             step,
-            self._pass_id,
+            self.progress.pass_id,
             self._readers[start.shard],
             batches,
             offset,
@@ -241,7 +239,8 @@ class _Batches(Iterator[Reply]):
         self._replies = replies
         self._step = turns.progress.step
         self._replayed = {state.shard: state.snapshot_offset for state in turns.to_replay()}
-        self._bar = _bar(turns.to_replay())
+        follows = turns.progress.continued > 0 and turns.progress.step == 0
+        self._bar = _bar(turns.to_replay(), warns=not follows)
         # By shard, the failures that no batch of the shard has followed yet: a state that is saved
         # now resumes before them.
         self._failures: dict[int, tuple[Failure, ...]] = {}
@@ -262,11 +261,11 @@ class _Batches(Iterator[Reply]):
                 self._close_bar()
                 return batch
         self._close_bar()
-        if self._step == 0:
+        if self._step == 0 and not self._turns.progress.continued:
             self._turns.warn_of_dropped_samples()
         left = [failure for failures in self._failures.values() for failure in failures]
         self._failures.clear()
-        raise StopIteration(tuple(replace(failure, step=self._step) for failure in left))
+        raise StopIteration(self._placed(left))
 
     def _upcoming(self) -> Reply | None:
         if not self._awaited and self._set_aside:
@@ -321,12 +320,17 @@ class _Batches(Iterator[Reply]):
         self, reply: Reply, states: list[ShardState], failures: tuple[Failure, ...]
     ) -> Reply:
         request = cast("StreamRequest", reply.request)._replace(step=self._step)
-        failures = tuple(replace(failure, step=self._step) for failure in failures)
+        failures = self._placed(failures)
         self._step += 1
         assert reply.fetched is not None
         fetched = reply.fetched._replace(failures=failures, shard=states[-1])
         delivers, self._ended = [*self._ended, *states], []
         return reply._replace(request=request, delivers=delivers, fetched=fetched)
+
+    def _placed(self, failures: Iterable[Failure]) -> tuple[Failure, ...]:
+        """The failures, in the epoch and at the step of the batch that reports them."""
+        epoch = self._turns.progress.epoch
+        return tuple(replace(failure, epoch=epoch, step=self._step) for failure in failures)
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -352,10 +356,14 @@ def _turns(states: Iterable[ShardState]) -> list[tuple[int, int]]:
     return [(state.batches, state.shard) for state in states if not state.ended]
 
 
-def _bar(to_replay: list[ShardState]) -> tqdm[Any] | None:
-    """A progress bar for a replay, with a warning if it starts at the first sample."""
+def _bar(to_replay: list[ShardState], *, warns: bool) -> tqdm[Any] | None:
+    """A progress bar for a replay, with a warning if it starts at the first sample.
+
+    Args:
+        warns: not where an epoch continues the one before, whose open shards are often reused.
+    """
     from_start = sum(state.offset for state in to_replay if state.snapshot is None)
-    if from_start:
+    if from_start and warns:
         warn(
             "the stream has no exact state to resume from, so the workers reread and discard "
             f"{from_start:,} delivered samples first; state_dict and load_state_dict on the "

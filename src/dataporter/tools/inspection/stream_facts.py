@@ -44,6 +44,11 @@ def stream_facts(
             f"this is the part of rank {saved.rank} of {identity.world_size}: the shards of the "
             "other ranks are in their parts; state_dict(gather=True) joins all parts in one state"
         )
+    if progress.continued:
+        notes.append(
+            f"the stream was opened in epoch {progress.opened_in}; steps_per_epoch= has ended "
+            f"epochs since, and epoch {progress.epoch} continues it: the position counts from there"
+        )
     if not batches:
         notes.append(
             f"all shards have ended: the next batch is the first one of epoch {progress.epoch + 1}"
