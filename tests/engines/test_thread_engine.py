@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from budgets import slow
 from subjects import Indices, digest, ids, outcome_in_a_fork
 
 from dataporter import ConfigurationError, ResumableDataLoader, WorkerTimeoutError, sample_rng
@@ -178,7 +179,7 @@ class Slow(torch.utils.data.Dataset):
         return 1000
 
     def __getitem__(self, index):
-        time.sleep(0 if index < 4 else 30)
+        time.sleep(0 if index < 4 else 300)
         return index
 
 batches = iter(
@@ -188,10 +189,46 @@ print(next(batches).tolist(), flush=True)
 """
 
 
-def test_python_exits_although_threads_still_have_batches_to_read() -> None:
-    """Python would wait for the threads of a ThreadPoolExecutor, 16 times 30 s."""
+BUSY = """
+import sys
+import torch
+from dataporter import ResumableDataLoader
+
+class Busy:
+    def __len__(self):
+        return 100_000
+
+    def __getitem__(self, index):
+        rows = torch.ones(100, 100)
+        for _ in range(20):
+            rows = rows @ rows.softmax(0)
+        return rows
+
+batches = iter(
+    ResumableDataLoader(Busy(), 4, num_workers=4, prefetch_factor=8, worker_kind="thread")
+)
+next(batches)
+if "error" in sys.argv:
+    raise KeyError("the end")
+"""
+
+
+@pytest.mark.parametrize("end", ["", *slow("error")])
+def test_a_program_that_ends_while_threads_run_torch_is_not_aborted(end: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=25, check=True
+        [sys.executable, "-W", "ignore", "-c", BUSY, end],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == (1 if end else 0), ended.stderr
+    assert "terminate called" not in ended.stderr
+
+
+def test_python_exits_although_threads_still_have_batches_to_read() -> None:
+    """Python would wait for the threads of a ThreadPoolExecutor, 16 times 300 s."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=100, check=True
     )
     assert ended.stdout.strip() == "[0, 1]"
     assert not ended.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -21,6 +23,9 @@ from dataporter.schedule.request import Scheduled
 from dataporter.seeding.generators import global_state
 
 __all__ = ["ThreadEngine"]
+
+# How long the program's end waits for batches that threads are reading.
+_LAST_GRACE = 5.0  # s
 
 
 class ThreadEngine:
@@ -64,7 +69,8 @@ class _Threads:
     """Threads that run tasks in the order in which they are submitted.
 
     Not a ``ThreadPoolExecutor``: when Python exits, it waits for all tasks that were submitted,
-    before their owner can cancel them. These threads are daemons, which end wherever they are.
+    before their owner can cancel them. Here it waits for those that have begun, for a while at
+    most, since a thread that is ended within torch takes the process down with it (SIGABRT).
     """
 
     def __init__(self, count: int) -> None:
@@ -72,7 +78,9 @@ class _Threads:
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         for number in range(count):
             name = f"dataporter_{number}"
-            threading.Thread(target=_run, args=(self._tasks,), name=name, daemon=True).start()
+            thread = threading.Thread(target=_run, args=(self._tasks,), name=name, daemon=True)
+            _RUNNING[thread] = self._tasks
+            thread.start()
 
     def submit(self, serve: _Serve, scheduled: Scheduled) -> _Task:
         task = _Task(serve, scheduled)
@@ -85,8 +93,24 @@ class _Threads:
             self._tasks.put(None)
 
 
+_RUNNING: weakref.WeakKeyDictionary[threading.Thread, SimpleQueue[_Task | None]] = (
+    weakref.WeakKeyDictionary()
+)
+_EXITING = threading.Event()
+
+
+@atexit.register
+def _end_all() -> None:
+    _EXITING.set()
+    running, until = list(_RUNNING.items()), time.monotonic() + _LAST_GRACE
+    for _, tasks in running:
+        tasks.put(None)  # for a thread that waits for a task
+    for thread, _ in running:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
 def _run(tasks: SimpleQueue[_Task | None]) -> None:
-    while (task := tasks.get()) is not None:
+    while (task := tasks.get()) is not None and not _EXITING.is_set():
         if task.future.set_running_or_notify_cancel():
             try:
                 task.future.set_result(task.serve(task.scheduled))
