@@ -12,7 +12,9 @@ import pytest
 from datasets import Dataset, Features, Value
 from datasets.distributed import split_dataset_by_node
 
+from dataporter.hf.contents import contents_of
 from dataporter.hf.pipeline import STEPS, Node, alone, node_of, unsplittable, without_node
+from dataporter.hf.snapshots import snapshots_are_exact
 
 DOCS = Path(__file__).parents[2] / "docs" / "streams.md"
 # With the parent class, which does nothing.
@@ -149,6 +151,44 @@ def test_a_stream_without_its_node_leaves_the_other_one_as_it_was() -> None:
     whole = without_node(stream)
     assert (node_of(whole), node_of(stream)) == (None, Node(1, 2))
     assert (len(list(whole)), len(list(stream))) == (12, 6)
+
+
+def test_equal_data_have_equal_contents_and_other_data_others(tmp_path: Path) -> None:
+    def files(folder: str, *names: str) -> Any:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        paths = [tmp_path / folder / f"{name}.jsonl" for name in names]
+        for path in paths:
+            path.write_text('{"n": 1}\n')
+        return datasets.load_dataset(
+            "json", data_files=[str(path) for path in paths], split="train", streaming=True
+        )
+
+    def parts(*numbers: int) -> Any:
+        return datasets.IterableDataset.from_generator(
+            lambda numbers: iter(()), gen_kwargs={"numbers": list(numbers)}
+        )
+
+    alike = [
+        (rows(), rows().map(dict)),
+        (files("one", "a", "b"), files("two", "a", "b")),
+        (parts(1, 2), parts(1, 2)),
+        (rows().shuffle(seed=3), rows().shuffle(seed=3)),
+    ]
+    others = [
+        (rows(), rows(3)),
+        (rows().shard(2, 0), rows().shard(2, 1)),
+        (files("one", "a", "b"), files("one", "a", "c")),
+        (parts(1, 2), parts(1, 3)),
+        (rows().shuffle(), rows().shuffle()),
+        (rows().shuffle(seed=3), rows().shuffle(seed=4)),
+    ]
+    assert all(contents_of(one) == contents_of(other) != [] for one, other in alike)
+    assert all(contents_of(one) != contents_of(other) for one, other in others)
+
+
+def test_only_a_shuffle_with_a_seed_has_states_for_another_process() -> None:
+    assert snapshots_are_exact(rows().shuffle(seed=2**40, buffer_size=1))
+    assert not snapshots_are_exact(rows().shuffle(buffer_size=1))
 
 
 class Unheard(theirs.SelectColumnsIterable):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from datasets import Dataset as Table
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 from worlds import outcome, ranks_of
 
@@ -59,6 +60,10 @@ def _table() -> Any:
     return Table.from_dict({"n": list(range(LENGTH))})
 
 
+def _rows() -> Any:
+    return _table().to_iterable_dataset(num_shards=12)
+
+
 # What each rank holds, of (rank, number of ranks).
 DIVIDED: dict[str, Callable[[int, int], Any]] = {
     "a subset of a list": lambda r, w: Subset(Files(FILES), list(range(r, LENGTH, w))),
@@ -69,6 +74,10 @@ DIVIDED: dict[str, Callable[[int, int], Any]] = {
     "a shard of a table": lambda r, w: _table().shard(w, r),
     "a wrapped shard of a table": lambda r, w: UnifiedHFDatasetWrapper(_table().shard(w, r)),
     "a stream of files": lambda r, w: FileStream(FILES[r::w]),
+    "a shard of rows": lambda r, w: _rows().shard(w, r),
+    "a wrapped shard of rows": lambda r, w: UnifiedHFDatasetWrapper(_rows().shard(w, r)),
+    "a shuffled shard of rows": lambda r, w: ShuffledStream(_rows().shard(w, r), window=4),
+    "rows in another order on each rank": lambda r, w: _rows().shuffle(),
     "a shuffled stream of files": lambda r, w: ShuffledStream(FileStream(FILES[r::w]), window=4),
 }
 
@@ -78,6 +87,8 @@ ALIKE: dict[str, Callable[[int, int], Any]] = {
     "files in another folder": lambda r, w: Files([f"/node{r}{file}" for file in FILES]),
     "a stream in another folder": lambda r, w: FileStream([f"/node{r}{file}" for file in FILES]),
     "the same table": lambda r, w: _table(),
+    "the same rows": lambda r, w: _rows().map(dict).shuffle(seed=3),
+    "rows that were split by node": lambda r, w: split_dataset_by_node(_rows(), r, w),
     "a stream that is not divided": lambda r, w: Unsplit(FILES[r::w]),
 }
 

@@ -298,3 +298,15 @@ def test_without_shards_each_rank_reads_what_its_stream_gives() -> None:
         loader_of(by_node(rank, 2), rank=rank, world_size=2, num_shards=False) for rank in range(2)
     ]
     assert sorted(itertools.chain.from_iterable(map(samples, loaders))) == samples([rows()])
+
+
+@pytest.mark.parametrize("buffer_size", [1, 5])
+@pytest.mark.filterwarnings("ignore:the stream has no exact state")
+def test_a_shuffle_without_a_seed_is_not_resumed_in_another_order(buffer_size: int) -> None:
+    begun = loader_of(rows().shuffle(buffer_size=buffer_size))
+    for _ in itertools.islice(begun, 3):
+        pass
+    resumed = loader_of(rows().shuffle(buffer_size=buffer_size))
+    resumed.load_state_dict(begun.state_dict())
+    with pytest.raises(StateMismatchError, match="does not repeat its samples"):
+        list(resumed)

@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from dataporter._torch import without_worker_info
 from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, SampleError
+from dataporter.hf.contents import contents_of
 from dataporter.hf.conversions import conversion_for
 from dataporter.hf.forms import collate, settled
 from dataporter.hf.images import Decoding
@@ -133,6 +134,9 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
 
     def __node__(self) -> Node | None:
         return node_of(self._stream)
+
+    def __contents__(self) -> list[str]:
+        return contents_of(self._stream)
 
     def __without_node__(self) -> StreamedSamples:
         return self._around(without_node(self._stream))

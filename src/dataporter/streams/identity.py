@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataporter.datasets.fingerprint import explicit_fingerprint, fingerprint_of
+from dataporter.streams.shard import contents_of
 from dataporter.streams.shuffled import ShuffledStream
 from dataporter.streams.stream import Stream
 
@@ -15,8 +16,9 @@ def fingerprint_between_ranks(stream: Stream) -> str | None:
     """What the ranks that divide a stream's shards compare; None where nothing is known.
 
     It is the stream's fingerprint and, unless the user gave that to the loader, the files that the
-    stream lists. These are not in the state, since the next run may add some; but ranks that list
-    different ones at the same time read different streams.
+    stream lists, or what else is known of its data sources. These are not in the state, since the
+    next run may add some; but ranks that list different ones at the same time read different
+    streams.
     """
     dataset = stream.sharding.dataset
     was_given = stream.fingerprint != explicit_fingerprint(dataset)
@@ -26,4 +28,4 @@ def fingerprint_between_ranks(stream: Stream) -> str | None:
 def _known_of(dataset: Any) -> str | None:
     if isinstance(dataset, ShuffledStream):
         return f"{dataset.fingerprint} of {_known_of(dataset.stream)}"
-    return fingerprint_of(dataset)
+    return fingerprint_of(contents_of(dataset) or dataset)

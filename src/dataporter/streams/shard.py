@@ -13,6 +13,7 @@ from dataporter.errors import ConfigurationError
 __all__ = [
     "ShardState",
     "ShardedStream",
+    "contents_of",
     "is_sharded",
     "node_of",
     "reads_ahead",
@@ -209,6 +210,14 @@ def without_node(stream: Any) -> Any:
     if _is_from_hugging_face(stream):
         return hf.without_node(stream)
     return stream.__without_node__()
+
+
+def contents_of(stream: Any) -> list[str]:
+    """A text for each data source of a stream from Hugging Face; none where nothing is known."""
+    if _is_from_hugging_face(stream):
+        return hf.contents_of(stream)
+    contents = getattr(stream, "__contents__", None)
+    return [] if contents is None else contents()
 
 
 def _is_from_hugging_face(stream: Any) -> bool:
