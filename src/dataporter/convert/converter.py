@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from dataporter.convert.casting import OnLoss
 from dataporter.convert.conversion import Conversion, Converted, Originals, as_tensor
 from dataporter.convert.forms import Cast, Form, dtype_named, form_named
+from dataporter.convert.missed import report_missed
 from dataporter.convert.paths import Match, Matcher, parse, shown
-from dataporter.errors import ConfigurationError, InvalidStateError, warn
+from dataporter.errors import ConfigurationError, InvalidStateError
 from dataporter.keywords import names_keywords
 from dataporter.structure import Step, parts_of, rebuilt
 
@@ -43,7 +45,8 @@ class KeyBasedDtypeConverter:
             numbers fit if they keep their value, also as floats; finite floats must stay finite.
         rtol: how far a float may be rounded, relative to its size; 0 allows no rounding. By default
             rounding is not checked.
-        strict: raise, rather than warn, if a rule matches nothing in the first batch.
+        strict: raise, rather than warn, if a rule matches nothing in the first batch or, where
+            samples are converted, in the first sample.
 
     Raises:
         ConfigurationError: (a ``ValueError``) a path or dtype is invalid, or two rules have the
@@ -81,7 +84,7 @@ class KeyBasedDtypeConverter:
         )
         self.strict = strict
         self._originals: dict[int, list[str]] = {}
-        self._is_checked = False
+        self._checked: set[str] = set()
 
     @property
     def rules(self) -> dict[str, str]:
@@ -124,9 +127,17 @@ class KeyBasedDtypeConverter:
 
         Raises:
             LossyConversionError: (a ``ValueError``) a value would change.
-            ConfigurationError: (a ``ValueError``) as for :meth:`convert_batch`.
+            ConfigurationError: (a ``ValueError``) as for :meth:`convert_batch`, of the first sample
+                that this process converts.
         """
         converted = self.conversion.sample(sample)
+        if "sample" not in self._checked:
+            worker = get_worker_info()
+            # Of several workers one warns, but each refuses.
+            if self.strict or worker is None or worker.id == 0:
+                where = "number, tensor or array in the first sample"
+                self._check(converted.originals, sample, where, in_batch=False)
+            self._checked.add("sample")
         self._remember(converted.originals)
         return converted.batch
 
@@ -187,10 +198,12 @@ class KeyBasedDtypeConverter:
 
         Warns, or raises with ``strict=True``, if a rule matches nothing in the first batch.
         """
-        if not self._is_checked:
-            self._check_first(converted)
-            self._is_checked = True
-        self._remember(converted.originals)
+        originals = converted.originals
+        if "batch" not in self._checked:
+            where = "tensor or array in the first batch"
+            self._check(originals, converted.batch, where, in_batch=True)
+            self._checked.add("batch")
+        self._remember(originals)
 
     def _remember(self, originals: Originals) -> None:
         for rule, name in originals:
@@ -202,20 +215,14 @@ class KeyBasedDtypeConverter:
             if len(names) > 1 and isinstance(form, Cast) and form.name in names:
                 names.remove(form.name)
 
-    def _check_first(self, converted: Converted) -> None:
-        matched = {rule for rule, _ in converted.originals}
+    def _check(self, matched: Originals, batch: Any, where: str, *, in_batch: bool) -> None:
+        """Report the rules that have matched no leaf of the first batch or sample."""
+        rules = {rule for rule, _ in matched}
         patterns = self.conversion.patterns
-        missed = [shown(pattern) for rule, pattern in enumerate(patterns) if rule not in matched]
-        if not missed:
-            return
-        there = _leaves_shown(converted.batch)
-        message = (
-            f"{'rules' if len(missed) > 1 else 'rule'} {', '.join(map(repr, missed))} matched no "
-            f"tensor or array in the first batch, which has {there}"
-        )
-        if self.strict:
-            raise ConfigurationError(f"{message}; correct the path, or pass strict=False")
-        warn(message, RuntimeWarning)
+        missed = [pattern for rule, pattern in enumerate(patterns) if rule not in rules]
+        if missed:
+            listed, there = _leaves_shown(batch), _paths_in(batch, in_batch=in_batch)
+            report_missed(missed, where, listed, there, strict=self.strict)
 
     def _widened(self, value: Any, like: Any, match: Match, path: tuple[Step, ...]) -> Any:
         if isinstance(value, torch.Tensor | np.ndarray):
@@ -326,3 +333,13 @@ def _kind(leaf: Any) -> str:
         name = str(leaf.dtype).removeprefix("torch.")
         return name if as_tensor(leaf) is not None else f"{name}, which torch cannot hold"
     return type(leaf).__name__
+
+
+def _paths_in(batch: Any, *, in_batch: bool) -> list[tuple[Step, ...]]:
+    """The paths of the leaves that a rule can convert."""
+    kinds = (torch.Tensor, *(() if in_batch else (bool, int, float, complex, np.generic)))
+    return [
+        path
+        for path, leaf in _leaves(batch, ())
+        if isinstance(leaf, kinds) or (isinstance(leaf, np.ndarray) and as_tensor(leaf) is not None)
+    ]

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from dataporter.convert import Conversion, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.convert.forms import Bits
-from dataporter.convert.paths import shown
+from dataporter.convert.missed import fits, meant, report_missed
+from dataporter.convert.paths import Pattern, shown
 from dataporter.errors import ConfigurationError, LossyConversionError, add_note
 from dataporter.hf.forms import Ragged, stacked
 
 __all__ = ["conversion_for", "converted", "noted"]
 
+_PATHS_SHOWN = 20
+
 
 def conversion_for(
-    rules: KeyBasedDtypeConverter | Rules | None, columns: Sequence[str] | None
+    rules: KeyBasedDtypeConverter | Rules | None,
+    columns: Sequence[str] | None,
+    features: Mapping[str, Any] | None = None,
+    masks: Iterable[str] = (),
 ) -> Conversion | None:
     """The conversion that ``dtype_conversions=`` describes, with the paths of a sample.
 
+    Warns of rules that can match nothing, or refuses them if the converter is strict.
+
+    Args:
+        columns: of a sample; None: unknown.
+        features: of the columns; None: unknown.
+        masks: of padded columns.
+
     Raises:
-        ConfigurationError: a rule is invalid, or names a missing column.
+        ConfigurationError: a rule is invalid, names a missing column, or matches nothing.
     """
     converter = converter_for(rules)
     if converter is None:
         return None
-    for pattern in converter.conversion.patterns if columns is not None else ():
+    conversion = converter.conversion
+    if columns is None:
+        return conversion
+    known = [*columns, *masks]
+    there = None if features is None else [*_leaves_in(features, columns), *((m,) for m in masks)]
+    for pattern in conversion.patterns:
         first = pattern[0] if pattern else None
-        if isinstance(first, str | int) and first not in (columns or ()):
+        if isinstance(first, str | int) and first not in known:
+            close = meant(pattern, [(name,) for name in known] if there is None else there)
+            hint = "" if close is None else f", such as {close!r}"
             raise ConfigurationError(
-                f"dtype_conversions names {shown(pattern)!r}, but the columns are {columns}: "
-                "correct the path, or add the column to columns="
+                f"dtype_conversions names {shown(pattern)!r}, but the columns are {known}: "
+                f"correct the path{hint}, or add the column to columns="
             )
-    return converter.conversion
+    missed = [
+        pattern
+        for pattern in conversion.patterns
+        if there is not None and not any(fits(pattern, path) for path in there)
+    ]
+    if missed:
+        assert there is not None
+        listed = ", ".join(repr(shown(path)) for path in there[:_PATHS_SHOWN]) or "no numbers"
+        where = "number of the dataset's features (dtype_conversions=)"
+        report_missed(missed, where, listed, there, strict=converter.strict)
+    return conversion
+
+
+def _leaves_in(features: Mapping[str, Any], columns: Sequence[str]) -> list[Pattern]:
+    # Imported late: it needs pyarrow, which is installed with datasets.
+    from dataporter.hf.leaves import leaves_in
+
+    return leaves_in(features, columns)
 
 
 def converted(form: Any, conversion: Conversion) -> Any:

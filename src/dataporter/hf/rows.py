@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.convert import Conversion, KeyBasedDtypeConverter, Rules
+from dataporter.convert import Conversion, KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.errors import ConfigurationError, LossyConversionError
 from dataporter.hf.conversions import conversion_for, converted, noted
 from dataporter.hf.forms import collate, rows_of, settled
@@ -42,6 +42,7 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
             _check_formatted(given)
             self.columns = None if columns is None else tuple(columns)
             self._conversion = conversion_for(rules, None)
+            self._converter = converter_for(rules)
             self._padding = padding_for(None, (), ())
             return
         if shape["format_kwargs"]:
@@ -57,7 +58,8 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
         ]
         self.columns = columns_checked(columns, present)
         masks = masks_of(pad or (), self.columns).values()
-        self._conversion = conversion_for(rules, [*self.columns, *masks])
+        features = self.hf_dataset.features
+        self._conversion = conversion_for(rules, self.columns, features, masks)
         self._padding = padding_for(pad, self.columns, self._read_from().lists)
 
     def __len__(self) -> int:
@@ -137,8 +139,8 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
         if self.columns is not None:
             columns_checked(self.columns, list(sample))
             sample = {name: sample[name] for name in self.columns}
-        if self._conversion is not None:
-            sample = self._conversion.sample(sample).batch
+        if self._converter is not None:
+            sample = self._converter.convert_sample(sample)
         return sample if self.transform is None else self.transform(sample)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from dataporter._torch import without_worker_info
-from dataporter.convert import KeyBasedDtypeConverter, Rules
+from dataporter.convert import KeyBasedDtypeConverter, Rules, converter_for
 from dataporter.errors import ConfigurationError, SampleError
 from dataporter.hf.contents import contents_of
 from dataporter.hf.conversions import conversion_for
@@ -59,15 +59,18 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         known = columns if present is None else columns_checked(columns, present)
         self.columns = None if known is None else tuple(known)
         masks = () if self.columns is None else masks_of(pad or (), self.columns).values()
-        paths = None if self.columns is None else [*self.columns, *masks]
-        conversion = conversion_for(rules, paths)
+        conversion = conversion_for(rules, self.columns, stream.features, masks)
+        # Without features, the first sample shows whether the rules match anything.
+        self._converter = converter_for(rules) if stream.features is None else None
         self._conversion, self._decoding = conversion, Decoding(self.image_mode, conversion)
         names = tuple(pad or ()) if self.columns is None else self.columns
         self._padding = padding_for(pad, names, names)
 
     def __iter__(self) -> Iterator[Any]:
         for sample in self._samples():
-            if self._conversion is not None:
+            if self._converter is not None:
+                sample = self._converter.convert_sample(sample)
+            elif self._conversion is not None:
                 sample = self._conversion.sample(sample).batch
             yield sample if self.transform is None else self.transform(sample)
 
