@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,3 +45,14 @@ def workers_of(process: psutil.Process | None = None) -> set[psutil.Process]:
 def shared_memory() -> set[str]:
     """Files in /dev/shm, except semaphores, which other tests have and engines do not."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
+
+
+def used_by_others() -> set[str]:
+    """Files in /dev/shm that a process has mapped which is not of this one's family."""
+    family = {process.pid for process in (psutil.Process(), *workers_of())}
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        if process.pid not in family:
+            with contextlib.suppress(psutil.Error, OSError):
+                found |= {Path(mapped.path).name for mapped in process.memory_maps()}
+    return found

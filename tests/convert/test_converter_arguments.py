@@ -144,15 +144,20 @@ def test_a_rule_that_matches_nothing_is_reported_once_with_the_present_paths() -
             strict.convert_batch(batch)
 
 
+def files(caught: pytest.WarningsRecorder) -> list[str]:
+    """Where the warnings of the converter point; Python has its own, of forks for one."""
+    return [each.filename for each in caught if "'nowhere'" in str(each.message)]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_warning_points_at_the_users_line(num_workers: int) -> None:
     loader = ResumableDataLoader(ROWS, 8, num_workers=num_workers, converter={"nowhere": "int8"})
     with pytest.warns(RuntimeWarning, match="'nowhere'") as caught:
         next(iter(loader))
-    assert [warning.filename for warning in caught] == [__file__]
+    assert files(caught) == [__file__]
     with pytest.warns(RuntimeWarning, match="'nowhere'") as caught:
         KeyBasedDtypeConverter({"nowhere": "int8"}).convert_batch({"x": torch.ones(1)})
-    assert [warning.filename for warning in caught] == [__file__]
+    assert files(caught) == [__file__]
 
 
 def test_widening_to_an_unknown_or_ambiguous_dtype_is_refused() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from worker_processes import shared_memory, workers_of
+from worker_processes import shared_memory, used_by_others, workers_of
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def nothing_is_left_behind() -> Iterator[None]:
     gc.collect()
     _, alive = psutil.wait_procs(workers_of() - processes, timeout=5)
     assert alive == []
-    # Tests of torch's workers run at the same time, and their files come and go.
+    # Other programs have files there as well: these come and go, or are in use.
     left, until = shared_memory() - memory, time.monotonic() + 5
     while left and time.monotonic() < until:
         time.sleep(0.05)
         left &= shared_memory()
-    assert left == set()
+    assert left <= used_by_others()

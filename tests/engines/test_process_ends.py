@@ -91,7 +91,7 @@ def test_no_worker_outlives_the_training(tmp_path: Path, context: str, end: str)
             process.kill()
         elif end == "interrupt":
             os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=100)
         _, alive = psutil.wait_procs(children, timeout=5)
         assert alive == []
         if "kill" not in end:

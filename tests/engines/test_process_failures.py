@@ -78,11 +78,11 @@ def test_workers_end_at_once_although_later_workers_have_inherited_their_channel
     (worker,) = workers_of() - before
     next(second)
     # A worker that does not notice the end of its channel would receive SIGTERM after this time.
-    monkeypatch.setattr(crew, "_GRACE", 20.0)
+    monkeypatch.setattr(crew, "_GRACE", 100.0)
     began = time.monotonic()
     del first
     assert not worker.is_running()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 # ---- workers that die
@@ -176,7 +176,7 @@ def test_a_batch_that_kills_two_workers_is_not_tried_a_third_time() -> None:
 class Hanging(Indices):
     def __getitem__(self, index: int) -> int:
         if index == 5:
-            time.sleep(60)
+            time.sleep(600)
         return index
 
 
@@ -187,4 +187,4 @@ def test_a_worker_that_hangs_is_an_error_that_names_its_samples() -> None:
     with pytest.raises(WorkerTimeoutError, match=r"1 seconds.*worker 0.*\[4, 5\].*step 2"):
         found.extend(index for batch in loader for index in ids(batch))
     assert found == [0, 1, 2, 3]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100

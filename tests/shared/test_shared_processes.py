@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,19 +243,17 @@ def test_descriptors_and_mappings_go_with_the_sequence(maker: Program) -> None:
 
 @on_linux
 def test_a_killed_process_leaves_nothing_behind() -> None:
-    def left() -> set[str]:
-        # Without joblib's semaphores, which other tests create meanwhile.
-        shared = {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
-        return shared | {name for name in os.listdir("/tmp") if name.startswith("dataporter")}
-
-    before = left()
+    """It has nothing that has a name outside of it, so there is nothing to be left."""
     process = Program(exec, MAKER, {})
     process.stdout.readline()
-    during = left()
+    open_files = [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    mapped = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     process.kill()
     process.communicate()
-    assert during <= before | left()
-    assert left() <= before
+    held = [*open_files, *(line.split(maxsplit=5)[-1] for line in mapped)]
+    assert any("memfd:dataporter" in name for name in held)
+    folders = ("/dev/shm/", f"{tempfile.gettempdir()}/dataporter")
+    assert [name for name in held if name.startswith(folders) and Path(name).exists()] == []
 
 
 @on_linux
