@@ -45,7 +45,7 @@ from dataporter.state.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
-from dataporter.streams import ShardedStream, ShuffledStream
+from dataporter.streams import ShardedStream, ShuffledStream, StreamRepeat
 from dataporter.tools.advisor.advisor import suggest_conversions
 from dataporter.tools.advisor.suggestion import ConversionPlan
 from dataporter.tools.inspection import CheckpointReport, inspect_checkpoint
@@ -84,6 +84,7 @@ __all__ = [
     "ShuffledStream",
     "SimpleResumptionStrategy",
     "StateMismatchError",
+    "StreamRepeat",
     "TooManyFailuresError",
     "TooManyOpenFilesError",
     "TorchOrder",

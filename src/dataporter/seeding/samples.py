@@ -14,6 +14,7 @@ from dataporter.seeding.hashing import sample_key
 
 __all__ = [
     "CurrentSamples",
+    "current_key",
     "generators_handed_out",
     "reading",
     "sample_rng",
@@ -79,6 +80,16 @@ def reading(
 def generators_handed_out() -> int:
     """How many generators of samples this thread has received, to detect whether any was used."""
     return _local.handed_out
+
+
+def current_key() -> int | None:
+    """The key of the sample being read; of the first one, where the whole batch is. None outside of
+    a loader.
+    """
+    current = _local.current
+    if current is None:
+        return None
+    return sample_key(current.seed, current.epoch, int(current.positions[current.offset or 0]))
 
 
 def sample_rng(offset: int = 0) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Streams: iterable datasets, resumed at the exact next sample (C10)."""
 
+from dataporter.streams.repeat import StreamRepeat
 from dataporter.streams.shard import ShardedStream
 from dataporter.streams.shuffled import ShuffledStream
 
-__all__ = ["ShardedStream", "ShuffledStream"]
+__all__ = ["ShardedStream", "ShuffledStream", "StreamRepeat"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataporter.datasets.fingerprint import explicit_fingerprint, fingerprint_of
+from dataporter.streams.repeat import StreamRepeat
 from dataporter.streams.shard import contents_of
 from dataporter.streams.shuffled import ShuffledStream
 from dataporter.streams.stream import Stream
@@ -26,6 +27,6 @@ def fingerprint_between_ranks(stream: Stream) -> str | None:
 
 
 def _known_of(dataset: Any) -> str | None:
-    if isinstance(dataset, ShuffledStream):
+    if isinstance(dataset, ShuffledStream | StreamRepeat):
         return f"{dataset.fingerprint} of {_known_of(dataset.stream)}"
     return fingerprint_of(contents_of(dataset) or dataset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import isgenerator
 from typing import Any, Literal, NamedTuple
@@ -147,8 +147,11 @@ class Reader:
         """
         samples: list[Any] = []
         failures: list[Failure] = []
+        first = self.offset
         self._step = step
         before = 0 if self._options.seeds_each == "batch" else max(0, count - _COMPARED)
+        lags = self._source.samples_since_state is not None
+        captures = captures and not lags
         early = captures and self._keeps_snapshots and self.offset + before > self._first
         if early and not self.ended:
             self._read(before, samples, failures)
@@ -158,6 +161,8 @@ class Reader:
             self._read(count, samples, failures)
         if captures and not early:
             self._capture()
+        if lags:
+            self._capture_start(first, samples, failures)
         self._failures = 0 if samples else self._failures + len(failures)
         if self._failures >= _MOST_FAILURES:
             raise SampleError(
@@ -192,6 +197,27 @@ class Reader:
         with self._sharding.reading():
             self._snapshot = snapshot.encode(self._source.states())
         self._snapshot_offset, self._digest = self.offset, 0
+
+    def _capture_start(self, first: int, samples: list[Any], failures: Sequence[Failure]) -> None:
+        """Take the snapshot of a stream that has begun again within a batch, at that sample.
+
+        Args:
+            first: offset of the batch.
+            samples, failures: the batch.
+        """
+        start = self.offset - (self._source.samples_since_state or 0)
+        has_begun = first <= start != self._snapshot_offset
+        if self.ended or not (has_begun and self._keeps_snapshots):
+            return
+        with self._sharding.reading():
+            self._snapshot = snapshot.encode(self._source.states())
+        self._snapshot_offset, self._digest = start, 0
+        failed, left = {failure.position for failure in failures}, iter(samples)
+        for offset in range(first, self.offset):
+            is_there = offset not in failed or self._substitute is not None
+            sample = next(left) if is_there else None
+            if offset >= start and (is_digested(offset) or offset - start < _COMPARED):
+                self._digest = digested(FAILED if offset in failed else sample, self._digest)
 
     def _other_samples(self) -> str:
         where = (

@@ -173,7 +173,7 @@ class _Windows(Iterator[Any]):
 
     @property
     def keeps_state(self) -> bool:
-        return self._source.keeps_state
+        return self._source.keeps_state and self._source.samples_since_state is None
 
     def __next__(self) -> Any:
         self._fill()

@@ -57,6 +57,11 @@ class Source:
     def keeps_state(self) -> bool:
         return bool(self._parts)
 
+    @property
+    def samples_since_state(self) -> int | None:
+        """Number of samples after the state; None where that is always the present one."""
+        return getattr(self.iterator, "samples_since_state", None)
+
     def states(self) -> dict[str, Any] | None:
         """The states of the iterable and its iterator, by part; None if neither has one."""
         return {name: part.state_dict() for name, part in self._parts.items()} or None
