@@ -85,6 +85,8 @@ def test_every_public_step_is_in_the_table() -> None:
         ("with another strategy", lambda: interleaved("all_exhausted")),
         ("`repeat(None)`", lambda: rows().repeat(None)),
         ("some of which have features", lambda: partly_typed()),
+        ("of tables and of streams", lambda: with_function().with_format("torch")),
+        ("`concatenate_datasets`, `repeat", lambda: with_function()),
         ("`load_state_dict` before", lambda: begun()),
         ("is not in this table", lambda: datasets.IterableDataset(Unheard(rows()._ex_iterable))),
     ],
@@ -205,6 +207,10 @@ def interleaved(strategy: str) -> Any:
 def partly_typed() -> Any:
     features = Features({"n": Value("int64")})
     return datasets.concatenate_datasets([rows().map(dict, features=features), rows()])
+
+
+def with_function() -> Any:
+    return datasets.concatenate_datasets([rows().map(dict), rows()])
 
 
 def begun() -> Any:

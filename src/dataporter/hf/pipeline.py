@@ -44,6 +44,8 @@ def unsplittable(hf_iterable: Any) -> str | None:
         'map(batched=True) and take(5)'
     """
     found = list(dict.fromkeys(_unsplittable_steps(hf_iterable._ex_iterable)))
+    if _is_formatted(hf_iterable) and any(map(_mixes_tables, sources_of(hf_iterable))):
+        found.append("with_format() of concatenated tables and other streams")
     if not _is_plain(hf_iterable):
         found.append(f"{type(hf_iterable).__name__}, a subclass of IterableDataset,")
     if hf_iterable._starting_state_dict is not None:
@@ -176,6 +178,19 @@ def _concatenated(step: Any) -> str | None:
     if all(kind == kinds[0] for kind in kinds):
         return None
     return "concatenate_datasets() of streams with and without features"
+
+
+def _mixes_tables(step: Any) -> bool:
+    """Whether a shard could be read as tables, where the whole cannot be."""
+    if type(step).__name__ != "VerticallyConcatenatedMultiSourcesExamplesIterable":
+        return False
+    return len({inner.iter_arrow is None for inner in step.ex_iterables}) > 1
+
+
+def _is_formatted(hf_iterable: Any) -> bool:
+    # The values of a format differ: a null of a table becomes nan, and otherwise None.
+    formats = [getattr(step, "formatting", None) for step in sources_of(hf_iterable)]
+    return any(each is not None for each in (hf_iterable._formatting, *formats))
 
 
 def _repeated(step: Any) -> str | None:
