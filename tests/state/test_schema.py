@@ -52,11 +52,13 @@ SHARDS = StreamState(
             1: ShardState(1, 3, 12, digest=5, digest_offset=12),
         },
         1,
+        9,
     ),
 )
 SHARDS_ON_DISK = (
     '{"dataporter": 2, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
-    '"step": 5, "continued": 1, "rank": 1, "shards": [[1, 3, 12, false, 0, null, 5, 12], '
+    '"step": 5, "continued": 1, "earlier": 9, "rank": 1, '
+    '"shards": [[1, 3, 12, false, 0, null, 5, 12], '
     '[3, 2, 8, true, 6, "{\\"dataset\\":1}", 0, 0]], "num_shards": 8, "num_workers": null, '
     '"dataset_fingerprint": null, "batch_size": null, "world_size": 2, "tail": "drop", '
     '"failures": [0, 0, []]}'
@@ -69,7 +71,8 @@ WORKERS = StreamState(
 )
 WORKERS_ON_DISK = (
     '{"dataporter": 2, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
-    '"step": 1, "continued": 0, "rank": null, "shards": [[0, 1, 4, false, 4, "{}", 0, 0]], '
+    '"step": 1, "continued": 0, "earlier": 0, "rank": null, '
+    '"shards": [[0, 1, 4, false, 4, "{}", 0, 0]], '
     '"num_shards": null, "num_workers": 2, "dataset_fingerprint": "fp", "batch_size": 4, '
     '"world_size": 1, "tail": "uneven", "failures": [0, 0, []]}'
 )
@@ -102,6 +105,7 @@ def test_a_field_of_another_type_is_named_with_the_types_it_may_have(
         "epoch": "int",
         "step": "int",
         "continued": "int",
+        "earlier": "int",
         "position": "int",
         "early": "list or tuple",
         "order": "str",

@@ -135,6 +135,7 @@ def test_a_pass_that_is_left_loses_nothing_and_a_set_epoch_begins_at_the_start(k
     assert taken(loader, 5) == long[:5]
     loader.seek(epoch=0)
     assert rest(loader) == long[:5]
+    assert loader.delivered == 0
     for epoch in loader.epochs(3):
         assert epoch in (1, 2)
         first = loader.peek()
@@ -153,6 +154,17 @@ def test_a_loop_that_sets_each_epoch_continues() -> None:
     assert found == long[:12]
 
 
+def test_an_epoch_counts_its_own_samples_also_after_a_resume() -> None:
+    loader = loader_of(KINDS["shards"](LENGTH), steps_per_epoch=4)
+    taken(loader, 4)
+    for batch in itertools.islice(loader, 2):
+        assert len(batch["index"]) == 3
+    assert loader.delivered == 6
+    resumed = loader_of(KINDS["shards"](LENGTH), steps_per_epoch=4)
+    resumed.load_state_dict(through_a_file(loader.state_dict()))
+    assert (resumed.epoch, resumed.step, resumed.delivered) == (1, 2, 6)
+
+
 def test_ranks_share_the_epochs_and_any_number_of_them_resumes() -> None:
     def of(rank: int, size: int) -> ResumableDataLoader[Any]:
         return loader_of(KINDS["shards"](LENGTH), rank=rank, world_size=size, steps_per_epoch=3)
@@ -160,7 +172,7 @@ def test_ranks_share_the_epochs_and_any_number_of_them_resumes() -> None:
     loaders = [of(rank, 2) for rank in range(2)]
     seen = [number for loader in loaders for _ in range(2) for number in numbers(list(loader))]
     whole_state = loaders[0].setup.format.join([loader.state_dict() for loader in loaders])
-    assert whole_state["epoch"] == 2
+    assert (whole_state["epoch"], whole_state["continued"], whole_state["earlier"]) == (2, 2, 36)
     alone = of(0, 1)
     alone.load_state_dict(through_a_file(whole_state))
     while len(seen) < LENGTH:

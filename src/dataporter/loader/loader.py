@@ -751,9 +751,7 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     @property
     def delivered(self) -> int:
-        """Samples of this epoch that were delivered, over all ranks; of a stream, on this rank, and
-        with ``steps_per_epoch`` since the start of the stream.
-        """
+        """Samples of this epoch that were delivered, over all ranks; of a stream, on this rank."""
         delivered: int = self._cursor.progress.delivered
         return delivered
 

@@ -63,8 +63,8 @@ def warn_of_left_pass(cursor: AnyCursor, *, is_sequential: bool, remaining: int 
     looked_at, upcoming, resumed = cursor.left_early(), cursor.upcoming(), cursor.origin.step > 0
     if looked_at is None or looked_at > _AT_MOST_LOOKED_AT or remaining == 0:
         return False
-    if not upcoming.step and upcoming.delivered:
-        return False  # the next epoch continues the stream
+    if upcoming.continues:
+        return False
     if not resumed and (is_sequential or upcoming.epoch == cursor.progress.epoch):
         return False  # the next pass has all of it
     batches = "1 batch" if looked_at == 1 else f"{looked_at} batches"

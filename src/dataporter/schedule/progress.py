@@ -46,6 +46,10 @@ class EpochProgress(Protocol):
     @property
     def delivered(self) -> int: ...
 
+    @property
+    def continues(self) -> bool:
+        """Whether the epoch begins where the one before has ended, so that nothing is left out."""
+
     def after(self, delivers: Any) -> Any:
         """The progress once a batch that delivers this has been delivered."""
 
@@ -85,6 +89,10 @@ class Progress(NamedTuple):
             return Progress(epoch)
         record = self.sampler.following(self.place(), chosen=chosen, ended=ended)
         return Progress(epoch, sampler=record)
+
+    @property
+    def continues(self) -> bool:
+        return False
 
     def following(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Progress:
         """As :meth:`start_of`."""

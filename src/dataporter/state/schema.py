@@ -37,7 +37,14 @@ __all__ = [
 SCHEMA_VERSION = 2
 # By schema, the fields that it added, with the values that they have in earlier states.
 _ADDED: dict[int, dict[str, object]] = {
-    2: {"failures": [0, 0, []], "rank": None, "sampler": None, "ranks": None, "continued": 0},
+    2: {
+        "failures": [0, 0, []],
+        "rank": None,
+        "sampler": None,
+        "ranks": None,
+        "continued": 0,
+        "earlier": 0,
+    },
 }
 
 _LIMIT = 1 << 63

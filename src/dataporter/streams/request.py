@@ -102,6 +102,7 @@ class StreamProgress:
         shards: by number, the states of the shards that have delivered a batch.
         continued: how many epochs before this one the stream was opened. Such epochs were ended by
             ``steps_per_epoch``, or left, and each continues where the one before has come to.
+        earlier: samples of these epochs, on this rank.
         limit: ``steps_per_epoch`` of the loader; None where an epoch ends with the data.
         pass_id: identifies the passes that share the open shards.
     """
@@ -110,6 +111,7 @@ class StreamProgress:
     step: int = 0
     shards: Mapping[int, ShardState] = field(default_factory=dict)
     continued: int = 0
+    earlier: int = 0
     limit: int | None = None
     pass_id: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
 
@@ -117,6 +119,10 @@ class StreamProgress:
     def opened_in(self) -> int:
         """The epoch in which the stream was opened; its order and its random values are of it."""
         return self.epoch - self.continued
+
+    @property
+    def continues(self) -> bool:
+        return self.step == 0 and bool(self.shards)
 
     def after(self, delivers: Sequence[ShardState] | None) -> StreamProgress:
         """The progress once a batch is delivered that leaves shards in these states.
@@ -140,7 +146,7 @@ class StreamProgress:
         if self.limit is None or (ended and self.step < self.limit):
             return self.start_of(epoch)
         continued = self.continued + epoch - self.epoch
-        return replace(self, epoch=epoch, step=0, continued=continued)
+        return replace(self, epoch=epoch, step=0, continued=continued, earlier=self.since_opened)
 
     @property
     def position(self) -> int:
@@ -149,5 +155,10 @@ class StreamProgress:
 
     @property
     def delivered(self) -> int:
-        """Number of delivered samples."""
+        """Number of delivered samples of this epoch."""
+        return max(0, self.since_opened - self.earlier)
+
+    @property
+    def since_opened(self) -> int:
+        """Number of delivered samples since the stream was opened."""
         return sum(state.offset for state in self.shards.values())

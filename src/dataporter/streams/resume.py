@@ -81,7 +81,8 @@ def resume_at(
     own = {shard: state for shard, state in before.shards.items() if shard in shards}
     if on_mismatch == "warn":
         own = {shard: state.without_digest for shard, state in own.items()}
-    return seed, replace(before, step=step, shards=own)
+    earlier = before.earlier // (present.world_size if saved.rank is None else 1)
+    return seed, replace(before, step=step, shards=own, earlier=earlier)
 
 
 _NOT_ELASTIC = (

@@ -95,6 +95,7 @@ def build(state: StreamState) -> dict[str, Any]:
         "epoch": progress.epoch,
         "step": progress.step,
         "continued": progress.continued,
+        "earlier": progress.earlier,
         "rank": state.rank,
         "shards": [list(shard) for shard in shards],
         "num_shards": identity.num_shards,
@@ -115,7 +116,7 @@ def parse(state: Mapping[str, Any]) -> StreamState:
             or a field is missing or wrong.
     """
     state = check_schema(state, _FIELDS)
-    check_numbers(state, ("seed", "epoch", "step"), lowest=0)
+    check_numbers(state, ("seed", "epoch", "step", "earlier"), lowest=0)
     check_numbers(state, ("batch_size", "world_size", "num_shards", "num_workers"), lowest=1)
     way, rank = state["stream"], state["rank"]
     if way not in _WAYS:
@@ -151,7 +152,9 @@ def parse(state: Mapping[str, Any]) -> StreamState:
             f"the state's field 'continued' is {continued}, expected 0 to {state['epoch']}, the "
             f"epoch: {DAMAGED}"
         )
-    progress = StreamProgress(state["epoch"], state["step"], shards, continued)
+    progress = part_of(
+        state, StreamProgress, shards=shards, limit=None, pass_id=StreamProgress().pass_id
+    )
     return StreamState(identity, state["seed"], rank, progress, ledger_of(state))
 
 
@@ -192,7 +195,9 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
                 "epoch: start each epoch on all ranks together or, if the ranks do not wait for "
                 "each other, use an endless stream"
             )
-    return replace(last, rank=None, progress=replace(last.progress, shards=shards))
+    # Where epochs continue the stream, the ranks have shared the earlier ones evenly.
+    earlier = last.progress.earlier * len(parts)
+    return replace(last, rank=None, progress=replace(last.progress, shards=shards, earlier=earlier))
 
 
 def _shard(entry: object, total: int) -> ShardState:

@@ -124,7 +124,7 @@ class StreamSchedule:
         if ended.issuperset(stream.shards()):
             return 0
         # Counted by samples, because earlier steps may have had another batch size.
-        left = len(dataset) - progress.delivered * stream.sharing
+        left = len(dataset) - progress.since_opened * stream.sharing
         if left <= 0 and progress.continued and not progress.step:
             left = len(dataset)  # the pass begins over
         return stream.steps_of(max(0, left))

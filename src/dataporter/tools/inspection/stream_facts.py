@@ -47,7 +47,7 @@ def stream_facts(
     if progress.continued:
         notes.append(
             f"the stream was opened in epoch {progress.opened_in}; steps_per_epoch= has ended "
-            f"epochs since, and epoch {progress.epoch} continues it: the position counts from there"
+            f"epochs since, and epoch {progress.epoch} continues it"
         )
     if not batches:
         notes.append(
