@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import random
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
 from worlds import outcome, ranks_of
 
-from dataporter import ConfigurationError, ResumableDataLoader
+from dataporter import ConfigurationError, RankMismatchError, ResumableDataLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 # Of each shard: rank 0 reads shards 0 and 2, rank 1 shards 1 and 3.
@@ -178,6 +183,98 @@ def test_a_rank_that_fails_makes_all_ranks_raise_at_the_same_step() -> None:
         assert one[1:] == other[1:]
         assert one[1] == one[2] > 0
     assert first[2] == second[2] == 2
+
+
+def skipping_rank() -> list[list[float]]:
+    """A loop that asks for the next batch after a failure."""
+    batches = iter(ResumableDataLoader(Broken(16), 2, seed=3, stop_together=True))
+    found = []
+    while True:
+        try:
+            found.append(next(batches).tolist())
+        except StopIteration:
+            return found
+        except (OSError, RankMismatchError):
+            found.append([])
+
+
+def test_all_ranks_pass_a_step_over_that_one_of_them_failed_to_read() -> None:
+    first, second = ranks_of(2, skipping_rank)
+    assert [bool(batch) for batch in first] == [bool(batch) for batch in second]
+    assert [bool(batch) for batch in first].count(False) == 1
+    assert len(first) == 4
+
+
+def lawful_rank(seed: int) -> list[Any]:
+    """For random data: the batches of two epochs, those after a resume, and those of each alone."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    draw = random.Random(seed)
+    found = []
+    for _ in range(8):
+        sizes = tuple(draw.randrange(1, 12) for _ in range(size * draw.randrange(1, 3)))
+        batch_size, drop_last = draw.randrange(1, 4), draw.random() < 0.3
+        limit = draw.choice([None, None, 2, 5])
+        arguments = {"seed": 3, "drop_last": drop_last}
+
+        def build(sizes: Any = sizes, batch_size: Any = batch_size, **more: Any) -> Any:
+            return ResumableDataLoader(Unequal(sizes), batch_size, **more)
+
+        together = {**arguments, "stop_together": True, "steps_per_epoch": limit}
+        alone = len(list(build(**arguments, rank=rank, world_size=size)))
+        loader = build(**together)
+        whole = [listed(loader) for _ in range(2)]
+        interrupted, stop = build(**together), draw.randrange(8)
+        seen = listed(itertools.islice(interrupted, stop))
+        resumed = build(**together)
+        resumed.load_state_dict(interrupted.state_dict(gather=True))
+        found.append((alone, limit, whole, stop, [*seen, *listed(resumed)]))
+    return found
+
+
+@pytest.mark.parametrize(("world", "seed"), [(2, 1), *slow((3, 2), (2, 3))])
+def test_the_fewest_batches_of_a_rank_are_the_steps_of_all(world: int, seed: int) -> None:
+    ranks = ranks_of(world, lawful_rank, seed)
+    for cases in zip(*ranks):
+        fewest = min(alone for alone, *_ in cases)
+        for _, limit, whole, stop, found in cases:
+            assert len(whole[0]) == (fewest if limit is None else min(fewest, limit))
+            assert len({len(epochs[1]) for _, _, epochs, *_ in cases}) == 1
+            if limit is None:
+                assert whole[1] == whole[0]
+            # A loop that has seen the end of the epoch resumes with the next one.
+            assert found == [*whole[0], *(whole[1] if stop > len(whole[0]) else [])]
+
+
+def dying(place: str, rank: int) -> None:
+    """Rank 1 kills itself in mid-epoch; rank 0 writes what it raises and where."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{place}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=20),
+    )
+    loader = ResumableDataLoader(Unequal(), 2, seed=3, stop_together=True)
+    batches = iter(loader)
+    next(batches)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raised = outcome(lambda: next(batches))
+    Path(place, "found").write_text(f"{raised[0]} {loader.step}")
+    os._exit(0)  # destroying the group would wait for the other rank
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_makes_the_others_raise(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=dying, args=(str(tmp_path), rank)) for rank in range(2)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(60)
+        assert one.exitcode is not None
+    assert [one.exitcode for one in ranks] == [0, -signal.SIGKILL]
+    assert (tmp_path / "found").read_text() == "RuntimeError 1"
 
 
 def odd_rank() -> Any:
