@@ -250,6 +250,14 @@ SHARED = {
     "other dtypes": lambda rows: [rows.view(torch.int32)[1:], rows.view(torch.uint8), rows],
     "at an odd byte": lambda rows: [(raw := rows.view(torch.uint8).view(-1))[3:], raw[4:], rows[1]],
     "a subclass": lambda rows: [rows[1:], rows.as_subclass(Marked), rows.as_subclass(Marked)[1]],
+    "columns": lambda rows: [rows[:, 2], rows[:, 1:3], rows[1:, 2:4], rows[:, 2]],
+    "columns of other dtypes": lambda rows: [rows[:, 2], rows.view(torch.int16)[::2, 4:6]],
+    "a channel": lambda rows: [rows.view(2, 2, 10)[:, :, 3], rows[1:, 3], rows[::2, 3, None]],
+    "every second row and every third": lambda rows: [
+        rows.view(20, 2)[::2, 0],
+        rows.view(20, 2)[::3, 0],
+    ],
+    "an expanded column": lambda rows: [rows[:, 2], rows[:, 2].expand(3, 4)],
     "neighbours that share nothing": lambda rows: [rows[0], rows[1], rows[2]],
 }
 
@@ -270,6 +278,30 @@ def test_tensors_that_share_memory_share_it_on_arrival(views: Any, in_arena: boo
     found = unpack(packer.message, slot.lease(packer.size))
     assert writes_to_the_first_and_looks_at_all(found) == expected
     ends.worker.forget_descriptor(slot)
+
+
+BASE = torch.arange(72 * 60, dtype=torch.int32).reshape(72, 60)
+SPANS = st.tuples(st.integers(0, 57), st.integers(1, 3)).map(lambda at: slice(at[0], sum(at)))
+ROWS_OF = st.builds(slice, st.integers(0, 4), st.integers(12, 24))
+COLUMNS = st.tuples(ROWS_OF, st.one_of(SPANS, st.integers(0, 59)))
+
+
+@settings(max_examples=cases(300))
+@given(st.lists(COLUMNS, min_size=1, max_size=5), st.integers(1, 3))
+def test_columns_share_memory_on_arrival_as_before_and_carry_no_gaps(
+    keys: list[Any], step: int
+) -> None:
+    def numbered(views: list[torch.Tensor]) -> list[list[int]]:
+        for view in views:
+            view += torch.arange(view.numel(), dtype=torch.int32).reshape(view.shape)
+        return [view.flatten().tolist() for view in views]
+
+    views = [BASE.clone()[::step][key] for key in keys]
+    packer = Packer(views, None)
+    assert packer.size <= 2 * sum(view.nbytes for view in views) + 64 * len(views)
+    base = BASE.clone()[::step]
+    found = Ends().carry([base[key] for key in keys])
+    assert numbered(found) == numbered([base[key] for key in keys])
 
 
 RARE = ["complex32", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "uint4"]

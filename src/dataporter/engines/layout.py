@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
 from operator import itemgetter
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.engines.columns import blocks
 from dataporter.engines.ring import Lease, Slot
 
 __all__ = [
@@ -148,22 +149,12 @@ class Layout:
 
     def settle(self) -> list[Location]:
         """Locate the leaves, once all are added: only then is it known which share memory."""
-        self._dense.sort()
         spans: list[tuple[int, int, int]] = []
-        first, end = 0, 0
-        members: list[_Tensor] = []
-        for tensor in self._dense:
-            if members and tensor[0] >= end:
-                spans.append((first, end, self._locate_span(first, end, members)))
-                members = []
-            if not members:
-                first, end = tensor[:2]
-            members.append(tensor)
-            end = max(end, tensor[1])
-        if members:
+        for members in _clusters(self._dense):
+            first, end = members[0][0], max(member[1] for member in members)
             spans.append((first, end, self._locate_span(first, end, members)))
-        for wide in self._wide:
-            self._locate_wide(wide, spans)
+        for cluster in _clusters([wide for wide in self._wide if not self._is_in(wide, spans)]):
+            self._locate_wide(cluster)
         return self._locations
 
     @property
@@ -200,23 +191,52 @@ class Layout:
             self._locations[leaf] = (offset + start - first, strides)
         return offset
 
-    def _locate_wide(self, wide: _Tensor, spans: Sequence[tuple[int, int, int]]) -> None:
-        """As a view of a span that is carried anyway, or else on its own and without the gaps."""
-        start, stop, leaf, tensor, strides = wide
+    def _is_in(self, wide: _Tensor, spans: Sequence[tuple[int, int, int]]) -> bool:
+        """Locate a tensor as a view of a span that is carried anyway, if there is one."""
+        start, stop, leaf, _, strides = wide
         index = bisect(spans, start, key=itemgetter(0)) - 1
-        if index >= 0 and stop <= spans[index][1]:
-            first, _, offset = spans[index]
-            self._locations[leaf] = (offset + start - first, strides)
-            return
-        alone = tensor.contiguous()
-        start = alone.data_ptr()
-        self._dense.append((start, start + alone.nbytes, leaf, alone, None))  # keeps it alive
-        self._locate_span(start, start + alone.nbytes, self._dense[-1:])
+        if index < 0 or stop > spans[index][1]:
+            return False
+        first, _, offset = spans[index]
+        self._locations[leaf] = (offset + start - first, strides)
+        return True
+
+    def _locate_wide(self, cluster: Sequence[_Tensor]) -> None:
+        """Locate tensors without their gaps: together where they share memory, or else alone."""
+        together = blocks([wide[3] for wide in cluster], _WIDEST) if len(cluster) > 1 else []
+        alone = dict(enumerate(cluster))
+        for block in together:
+            start = block.memory.data_ptr()
+            members = [
+                (start + offset, 0, alone.pop(index)[2], block.memory, strides)
+                for index, offset, strides in block.placed
+            ]
+            self._dense += members  # which keeps them alive
+            self._locate_span(start, start + block.memory.nbytes, members)
+        for _, _, leaf, tensor, _ in alone.values():
+            copied = tensor.contiguous()
+            start = copied.data_ptr()
+            self._dense.append((start, start + copied.nbytes, leaf, copied, None))
+            self._locate_span(start, start + copied.nbytes, self._dense[-1:])
 
     def _room(self, size: int, beyond: int = 0) -> int:
         offset = self.size + beyond
         self.size = _aligned(offset + size)
         return offset
+
+
+def _clusters(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
+    """The tensors whose ranges of addresses overlap, directly or through others."""
+    cluster: list[_Tensor] = []
+    end = 0
+    for tensor in sorted(tensors, key=itemgetter(0, 1, 2)):
+        if cluster and tensor[0] >= end:
+            yield cluster
+            cluster = []
+        cluster.append(tensor)
+        end = max(end, tensor[1])
+    if cluster:
+        yield cluster
 
 
 @lru_cache(1024)

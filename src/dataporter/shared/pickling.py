@@ -20,7 +20,7 @@ import torch
 
 from dataporter._torch import typed_storage, untyped_storage
 
-__all__ = ["Piece", "dumps", "reduced", "storage_of"]
+__all__ = ["Piece", "dumps", "raw_view", "reduced", "storage_of"]
 
 # Types of each size whose values torch copies as they are.
 _COPIED = {
@@ -111,8 +111,7 @@ def _piece(
     else:
         untyped, dtype = untyped_storage(storage), storage.dtype
         size = dtype.itemsize
-    kind = _COPIED.get(size)
-    if untyped.device.type != "cpu" or kind is None:
+    if untyped.device.type != "cpu" or size not in _COPIED:
         return None
     if not prod(shape):
         return Piece(_empty(torch.uint8), dtype), 0, shape, strides
@@ -122,11 +121,11 @@ def _piece(
         return None
     lengths = [length if stride else 1 for length, stride in zip(shape, strides)]
     if spanned <= prod(lengths):
-        values = _view(untyped, kind, offset, [spanned], [1])
+        values = raw_view(untyped, size, offset, [spanned], [1])
     else:
-        with_gaps = _view(untyped, kind, offset, lengths, strides)
+        with_gaps = raw_view(untyped, size, offset, lengths, strides)
         strides = _dense(shape, strides)
-        values = torch.empty(prod(lengths), dtype=kind, device="cpu")
+        values = with_gaps.new_empty(prod(lengths))
         values.as_strided(lengths, strides).copy_(with_gaps)
     return Piece(values.view(torch.uint8), dtype), 0, shape, strides
 
@@ -140,14 +139,15 @@ def _dense(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(dense)
 
 
-def _view(
+def raw_view(
     storage: torch.UntypedStorage,
-    dtype: torch.dtype,
+    size: int,
     offset: int,
     shape: Sequence[int],
     strides: Sequence[int],
 ) -> torch.Tensor:
-    return _empty(dtype).set_(storage, offset, tuple(shape), tuple(strides))
+    """A tensor over a storage whose values, of ``size`` bytes each, torch copies as they are."""
+    return _empty(_COPIED[size]).set_(storage, offset, tuple(shape), tuple(strides))
 
 
 def _empty(dtype: torch.dtype) -> torch.Tensor:
