@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from subjects import Indices, ids
+from torch.utils.data import Sampler
 
-from dataporter import ConfigurationError, ResumableDataLoader
+from dataporter import ConfigurationError, ResumableDataLoader, ShuffledOrder
 from dataporter.loader.pickled import refuse_unpicklable
 
 FAILED = ValueError("the start has failed")
@@ -169,6 +170,50 @@ def test_a_loader_says_so_and_reads_on_once_it_is_mended(method: str) -> None:
     loader.collate_fn = torch.utils.data.default_collate
     loader.num_workers = 0
     assert list(map(ids, loader)) == [[0, 1], [2, 3], [4, 5]]
+
+
+class Own(Sampler[Any]):
+    def __init__(self, indices: list[Any]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_an_index_that_cannot_be_sent_is_named(method: str) -> None:
+    class Name(str):
+        """Local, so that it cannot be pickled."""
+
+    names = [Name("a"), Name("b")]
+    loader = ResumableDataLoader(
+        {"a": 1, "b": 2},
+        1,
+        sampler=Own(names),  # type: ignore[arg-type]
+        num_workers=1,
+        multiprocessing_context=method,
+    )
+    with pytest.raises(ConfigurationError, match=r"\['a'\].*an index cannot be pickled.*Name"):
+        next(iter(loader))
+
+
+def test_an_order_that_chooses_replacements_is_named() -> None:
+    class Local(ShuffledOrder):
+        pass
+
+    loader = ResumableDataLoader(
+        Indices(6),
+        2,
+        order=Local(),
+        on_error="replace",
+        num_workers=1,
+        multiprocessing_context="forkserver",
+    )
+    with pytest.raises(ConfigurationError, match="order cannot be pickled: it is an object of"):
+        next(iter(loader))
 
 
 def test_forked_workers_need_no_pickle() -> None:

@@ -22,7 +22,7 @@ from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.spinning import AdaptiveSpin
 from dataporter.engines.starting import Parcel, preload
 from dataporter.engines.worker import WorkerSpec, run
-from dataporter.errors import WorkerDiedError, warn
+from dataporter.errors import ConfigurationError, WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
 from dataporter.schedule.request import EngineRequest, Scheduled
 from dataporter.shared.memfile import explaining_limit
@@ -146,7 +146,15 @@ class Crew:
         reusable, spent = member.slots.returned()
         cancelled, member.cancelled = member.cancelled, []
         task = Task(ticket.number, ticket.request, reusable, spent, cancelled)
-        member.channel.post(task.packed())
+        try:
+            message = task.packed()
+        except Exception as error:
+            raise ConfigurationError(
+                f"{ticket.request.described()} cannot be sent to a worker, since an index cannot "
+                f"be pickled ({error}): let the sampler yield numbers, strings or tuples of these, "
+                "or use num_workers=0"
+            ) from error
+        member.channel.post(message)
         if member.channel.has_unsent:
             self._selector.modify(
                 member.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, ticket.worker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
@@ -53,6 +52,9 @@ def preload(context: Any) -> None:
 
     This has no effect on a server that runs already. What the user has chosen is not published.
     """
-    server: Any = forkserver._forkserver
-    if context.get_start_method() == "forkserver" and server._preload_modules == ["__main__"]:
+    if context.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver  # which Windows lacks
+
+    if getattr(forkserver._forkserver, "_preload_modules", None) == ["__main__"]:
         context.set_forkserver_preload(["__main__", _PRELOADED])

@@ -163,6 +163,8 @@ def _explain(loader: DataLoader[Any], own: OwnAttributes, setup: Setup, error: E
         "worker_init_fn": loader.worker_init_fn,
         "on_error": own.on_error,
         "converter": own.converter,
+        # Which sends it, for the samples that take the place of others.
+        "order": setup.order if own.on_error == "replace" else None,
     }
     refuse_unpicklable(method, sent, error)
 
