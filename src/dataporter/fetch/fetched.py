@@ -20,6 +20,18 @@ class Nothing(Enum):
 NO_BATCH = Nothing.NO_BATCH
 
 
+class PassEnd(NamedTuple):
+    """What the end of a pass brings, as the value of its ``StopIteration``.
+
+    Attributes:
+        failures: the samples that failed after the last batch.
+        delivers: what counts as delivered once the pass has ended; None if nothing does.
+    """
+
+    failures: tuple[Failure, ...] = ()
+    delivers: Any = None
+
+
 class Fetched(NamedTuple):
     """The result of a request.
 

@@ -163,6 +163,11 @@ class Cursor(Generic[P]):
             self._trail = (*self._trail[-MOST_READ_AHEAD:], (self.progress, self.ledger))
             self.waiting = False
 
+    def close(self, this_pass: object, delivers: Any) -> None:
+        """Count what the end of a pass delivers, beside its batches; None if nothing."""
+        if this_pass is self._pass and delivers is not None:
+            self.progress = self.progress.closed(delivers)
+
     def finish(self, this_pass: object, failures: tuple[Failure, ...] = ()) -> None:
         """A pass has ended, or its loop has asked again: the next epoch is waiting."""
         if this_pass is self._pass:

@@ -9,7 +9,7 @@ from dataporter._torch import profiled
 from dataporter.engines.engine import Reply
 from dataporter.errors import ConfigurationError
 from dataporter.fetch.failure import Failure
-from dataporter.fetch.fetched import Fetched
+from dataporter.fetch.fetched import Fetched, PassEnd
 from dataporter.loader.cursor import Cursor
 from dataporter.loader.failures import Reporter
 from dataporter.loader.together import Ahead, Settle
@@ -93,7 +93,9 @@ class Delivery(Generic[Batch], Iterator[Batch]):
             try:
                 reply = self._upcoming(replies)
             except StopIteration as end:
-                self._left += end.value or ()
+                closing = end.value or PassEnd()
+                self._left += closing.failures
+                self._cursor.close(self._pass, closing.delivers)
                 if self._has_begun_over():
                     return next(self)
                 if self.under_way and not self._delivered:

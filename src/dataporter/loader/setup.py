@@ -98,9 +98,12 @@ class Setup:
 
     def with_workers(self, num_workers: int, progress: Any) -> Setup:
         """This setup for another number of workers, on which a stream's shards depend."""
-        if self.stream is None or max(1, num_workers) == self.stream.num_workers:
+        if self.stream is None:
             return self
-        stream = self.stream.with_workers(num_workers, progress)
+        carries = num_workers == 0 or self.arguments.persistent_workers
+        if (max(1, num_workers), carries) == (self.stream.num_workers, self.stream.carries):
+            return self
+        stream = replace(self.stream.with_workers(num_workers, progress), carries=carries)
         return replace(
             self, **_parts_of_stream(stream, self.strategy, self.arguments.steps_per_epoch)
         )
@@ -207,6 +210,7 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
             drop_last=tail == "drop",
             in_order=arguments.in_order,
             snapshot_every=arguments.snapshot_every,
+            carries=arguments.num_workers == 0 or arguments.persistent_workers,
             # The files that a stream lists may be this rank's alone.
             fingerprint=arguments.fingerprint or explicit_fingerprint(arguments.dataset),
             steps_per_epoch=arguments.steps_per_epoch,
@@ -318,7 +322,7 @@ def _stream_fetch(
     return StreamFetch(
         stream.sharding,
         collate_fn,
-        ReadOptions(stream.batch_size or 1, seeds_each, on_error),
+        ReadOptions(stream.batch_size or 1, seeds_each, on_error, stream.carries),
         batched=batched,
         joins=stream.joins,
         drop_last=stream.drop_last,

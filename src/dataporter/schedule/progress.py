@@ -53,6 +53,9 @@ class EpochProgress(Protocol):
     def after(self, delivers: Any) -> Any:
         """The progress once a batch that delivers this has been delivered."""
 
+    def closed(self, delivers: Any) -> Any:
+        """The progress once a pass has ended that delivers this beside its batches."""
+
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Any:
         """The start of an epoch that was set."""
 
@@ -77,6 +80,9 @@ class Progress(NamedTuple):
     early: tuple[Delivered, ...] = ()
     digest: int = 0
     sampler: SamplerRecord | None = None
+
+    def closed(self, delivers: Any) -> Progress:
+        return self
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> Progress:
         """The start of an epoch that was set, or whose pass follows this one.

@@ -14,6 +14,7 @@ from dataporter.streams import state as states
 from dataporter.streams.identity import fingerprint_between_ranks
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.resume import resume_at
+from dataporter.streams.shard import ShardState
 from dataporter.streams.stream import Stream
 
 __all__ = ["StreamFormat"]
@@ -43,6 +44,7 @@ class StreamFormat:
         self, seed: int, progress: StreamProgress, ledger: Ledger = NO_FAILURES
     ) -> dict[str, Any]:
         rank = self.stream.rank if self.stream.world_size > 1 else None
+        progress = self._with_first_states(progress)
         return states.build(states.StreamState(self._identity(), seed, rank, progress, ledger))
 
     def resume(
@@ -67,6 +69,17 @@ class StreamFormat:
     def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         parsed = [states.parse(part) for part in parts]
         return states.build(states.joined(parsed, self.stream.shards_of))
+
+    def _with_first_states(self, progress: StreamProgress) -> StreamProgress:
+        """With the state of the dataset for the shards that no pass has begun yet."""
+        shards = self.stream.shards()
+        if all(shard in progress.shards for shard in shards):
+            return progress
+        first = self.stream.sharding.first_state()
+        if first is None:
+            return progress
+        begun = {shard: ShardState(shard, beginning=first) for shard in shards}
+        return replace(progress, shards={**begun, **progress.shards})
 
     def _identity(self) -> states.StreamIdentity:
         stream, sharding = self.stream, self.stream.sharding

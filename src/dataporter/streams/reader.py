@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from inspect import isgenerator
 from typing import Any, Literal, NamedTuple
@@ -41,11 +42,13 @@ class ReadOptions(NamedTuple):
         batch_size: samples per batch.
         seeds_each: seed the global generators before each sample, before each batch, or never.
         on_error: what to do with a sample that raises.
+        carries: the next epoch reads the same dataset, as it is left.
     """
 
     batch_size: int
     seeds_each: Literal["sample", "batch", "nothing"]
     on_error: OnError
+    carries: bool
 
 
 def seed_at(seed: int, shard: int, epoch: int, offset: int) -> None:
@@ -91,17 +94,26 @@ class Reader:
 
     def _opened(self, start: ShardState) -> Source:
         states = None if start.snapshot is None else snapshot.decode(start.snapshot)
-        opening = fold(self._key, STREAM_OPENING)
+        with self._sharding.reading(), self._opening():
+            self._seed_opening(0)
+            opened = self._sharding.open(start, self._epoch)
+            self._beginning = opened.beginning
+            return Source(opened.samples, states, partial(self._seed_opening, 1))
 
-        def seed(number: int) -> None:
-            # A dataset may shuffle its files, or all its samples, before it yields the first.
-            if self._options.seeds_each != "nothing":
-                seed_generators(sample_key(opening, self._epoch, number))
+    def _opened_again(self) -> Source | None:
+        """The shard once more, if it has yielded nothing because of where its dataset was."""
+        with self._opening():
+            self._seed_opening(0)
+            again = self._sharding.begin_again(self._epoch)
+            return again and Source(again.samples, None, partial(self._seed_opening, 1))
 
-        with self._sharding.reading(), reading(opening, self._epoch, range(1)):
-            seed(0)
-            shard = self._sharding.open(start.shard, self._epoch)
-            return Source(shard, states, partial(seed, 1))
+    def _opening(self) -> AbstractContextManager[Any]:
+        return reading(fold(self._key, STREAM_OPENING), self._epoch, range(1))
+
+    def _seed_opening(self, part: int) -> None:
+        # A dataset may shuffle its files, or all its samples, before it yields the first.
+        if self._options.seeds_each != "nothing":
+            seed_generators(sample_key(fold(self._key, STREAM_OPENING), self._epoch, part))
 
     def return_to(self, offset: int) -> None:
         """Reread samples that were read before, up to an offset.
@@ -184,6 +196,7 @@ class Reader:
             self._snapshot,
             self._digest,
             self.offset,
+            self._beginning if self._options.carries else None,
         )
 
     @property
@@ -277,7 +290,11 @@ class Reader:
                             self._digest = digested(sample, self._digest)
                         take(sample)
                 except StopIteration:
+                    if first + index == 0 and (again := self._opened_again()) is not None:
+                        self._source, iterator = again, again.iterator
+                        continue
                     self.offset, self.ended = first + index, True
+                    self._beginning = self._sharding.end()
                     return
                 except Exception as error:
                     self.offset = first + index

@@ -135,8 +135,17 @@ class StreamProgress:
         return replace(self, step=self.step + 1, shards=shards)
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
-        """The start of an epoch that was set, at the stream's first sample."""
-        return StreamProgress(epoch, limit=self.limit)
+        """The start of an epoch that was set, with what the workers' datasets carry to it."""
+        carried = {
+            shard: ShardState(shard, beginning=state.beginning)
+            for shard, state in self.shards.items()
+            if state.beginning is not None
+        }
+        return StreamProgress(epoch, shards=carried, limit=self.limit)
+
+    def closed(self, delivers: Sequence[ShardState]) -> StreamProgress:
+        """The progress at the end of a pass, which leaves shards in these states."""
+        return replace(self, shards={**self.shards, **{state.shard: state for state in delivers}})
 
     def following(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
         """The start of an epoch whose pass follows this one.

@@ -14,6 +14,7 @@ __all__ = [
     "ShardState",
     "ShardedStream",
     "contents_of",
+    "is_from_hugging_face",
     "is_sharded",
     "node_of",
     "reads_ahead",
@@ -143,6 +144,8 @@ class ShardState(NamedTuple):
             resumes from the start of the shard.
         digest, digest_offset: a digest of the samples from ``snapshot_offset`` up to that offset,
             see ``digest.py``, which a resume compares; of none if the offset is not larger.
+        beginning: the state of a dataset that a worker iterates over, at the beginning of the
+            epoch, or once the shard has ended, of the next one; None: its first state.
     """
 
     shard: int
@@ -153,6 +156,7 @@ class ShardState(NamedTuple):
     snapshot: str | None = None
     digest: int = 0
     digest_offset: int = 0
+    beginning: str | None = None
 
     @property
     def without_digest(self) -> ShardState:
@@ -169,21 +173,21 @@ def set_stream_epoch(stream: Any, epoch: int) -> None:
 
 def snapshots_are_exact(stream: Any) -> bool:
     """Whether the states of a stream's shards resume at the exact next sample."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.snapshots_are_exact(stream)
     return _declared(stream, "snapshots_are_exact", otherwise=True)
 
 
 def reads_ahead(stream: Any) -> bool:
     """Whether a stream may compute several samples at once, under the seed of one of them."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.reads_ahead(stream)
     return _declared(stream, "reads_ahead", otherwise=False)
 
 
 def unsplittable(stream: Any) -> str | None:
     """What in a stream a split into shards would change; None if nothing."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.unsplittable(stream)
     reason = getattr(stream, "unsplittable", None)
     return reason if isinstance(reason, str) and reason else None
@@ -191,7 +195,7 @@ def unsplittable(stream: Any) -> str | None:
 
 def whole(stream: Any) -> Any:
     """What is read of a stream that is not split: where possible, with a position of its own."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.alone(stream)
     of_its_own = getattr(stream, "__whole__", None)
     return stream if of_its_own is None else of_its_own()
@@ -199,7 +203,7 @@ def whole(stream: Any) -> Any:
 
 def node_of(stream: Any) -> hf.Node | None:
     """The node whose part of the data a stream is; None if it is all of them."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.node_of(stream)
     node = getattr(stream, "__node__", None)
     return None if node is None else node()
@@ -207,20 +211,21 @@ def node_of(stream: Any) -> hf.Node | None:
 
 def without_node(stream: Any) -> Any:
     """The stream of all nodes, of which :func:`node_of` gave one."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.without_node(stream)
     return stream.__without_node__()
 
 
 def contents_of(stream: Any) -> list[str]:
     """A text for each data source of a stream from Hugging Face; none where nothing is known."""
-    if _is_from_hugging_face(stream):
+    if is_from_hugging_face(stream):
         return hf.contents_of(stream)
     contents = getattr(stream, "__contents__", None)
     return [] if contents is None else contents()
 
 
-def _is_from_hugging_face(stream: Any) -> bool:
+def is_from_hugging_face(stream: Any) -> bool:
+    """Whether a stream is of the library ``datasets``."""
     return any(
         (kind.__module__, kind.__name__) == ("datasets.iterable_dataset", "IterableDataset")
         for kind in type(stream).__mro__

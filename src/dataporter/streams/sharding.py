@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch.utils.data import IterableDataset
 
 from dataporter._torch import without_worker_info
 from dataporter.errors import ConfigurationError, warn
-from dataporter.schedule import snapshot
-from dataporter.schedule.snapshot import keeps_state
+from dataporter.streams.carried import Carried
 from dataporter.streams.shard import (
+    ShardState,
+    is_from_hugging_face,
     is_sharded,
     node_of,
     reads_ahead,
@@ -28,6 +29,7 @@ from dataporter.streams.source import warn_of_arguments
 __all__ = [
     "ByShards",
     "ByWorkers",
+    "Opened",
     "Sharding",
     "Whole",
     "sharding_of",
@@ -163,6 +165,19 @@ def _not_shared(reason: str, available: int, world_size: int) -> str:
     )
 
 
+class Opened(NamedTuple):
+    """A shard that was opened.
+
+    Attributes:
+        samples: the shard.
+        beginning: the state of the dataset at the beginning of the epoch; None where none is
+            carried from one epoch to the next.
+    """
+
+    samples: Iterable[Any]
+    beginning: str | None = None
+
+
 class Sharding(Protocol):
     """Splits a stream into shards."""
 
@@ -184,8 +199,17 @@ class Sharding(Protocol):
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         """The shards of a rank."""
 
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+    def open(self, start: ShardState, epoch: int) -> Opened:
         """A shard from its first sample on."""
+
+    def begin_again(self, epoch: int) -> Opened | None:
+        """A shard that has yielded nothing, from its first state on; None if it began there."""
+
+    def end(self) -> str | None:
+        """The state from which the next epoch begins, where a shard has ended."""
+
+    def first_state(self) -> str | None:
+        """The state from which the first epoch begins; None where none is carried."""
 
     def reading(self) -> AbstractContextManager[Any]:
         """A context for reading a shard."""
@@ -221,11 +245,20 @@ class ByShards:
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         return shards_of_rank(rank, world_size, num_shards=self.num_shards)
 
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+    def open(self, start: ShardState, epoch: int) -> Opened:
         set_stream_epoch(self.dataset, epoch)
-        opened: Iterable[Any] = self.dataset.shard(num_shards=self.num_shards, index=shard)
+        opened = self.dataset.shard(num_shards=self.num_shards, index=start.shard)
         set_stream_epoch(opened, epoch)
-        return opened
+        return Opened(opened)
+
+    def begin_again(self, epoch: int) -> Opened | None:
+        return None
+
+    def end(self) -> str | None:
+        return None
+
+    def first_state(self) -> str | None:
+        return None
 
     def reading(self) -> AbstractContextManager[Any]:
         # A shard that sees that it is in a worker may read only that worker's share of itself.
@@ -236,14 +269,17 @@ class ByShards:
 class ByWorkers:
     """Each worker iterates over the dataset, which may give every worker its share.
 
-    All passes share one dataset, and an abandoned pass leaves it in the middle. So its first state
-    is kept and loaded before each further pass.
+    All passes of a process share one dataset.
     """
 
     dataset: Any
     snapshots: bool = True
     reads_ahead: bool = False
-    _first_states: list[str | None] = field(default_factory=list)
+    _carried: Carried = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Hugging Face's streams keep the place that was loaded, and yield nothing from an end.
+        self._carried = Carried(self.dataset, lasts=not is_from_hugging_face(self.dataset))
 
     @property
     def name(self) -> Literal["shards", "workers"]:
@@ -252,14 +288,23 @@ class ByWorkers:
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         return shards_of_rank(rank, world_size, num_workers=num_workers)
 
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
-        if not self._first_states:
-            self._first_states.append(_state_of(self.dataset))
-        elif (first := self._first_states[0]) is not None:
-            self.dataset.load_state_dict(snapshot.decode(first))
+    def open(self, start: ShardState, epoch: int) -> Opened:
+        resumes = start.snapshot is not None
+        beginning = self._carried.begin(start.beginning, resumes=resumes)
         set_stream_epoch(self.dataset, epoch)
-        opened: Iterable[Any] = self.dataset
-        return opened
+        return Opened(self.dataset, beginning)
+
+    def begin_again(self, epoch: int) -> Opened | None:
+        if not self._carried.begin_again():
+            return None
+        set_stream_epoch(self.dataset, epoch)
+        return Opened(self.dataset)
+
+    def end(self) -> str | None:
+        return self._carried.end()
+
+    def first_state(self) -> str | None:
+        return self._carried.first()
 
     def reading(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -286,27 +331,25 @@ class Whole:
     def shards(self, rank: int, world_size: int, num_workers: int) -> range:
         return shards_of_rank(rank, world_size, num_shards=1)
 
-    def open(self, shard: int, epoch: int) -> Iterable[Any]:
+    def open(self, start: ShardState, epoch: int) -> Opened:
         set_stream_epoch(self.dataset, epoch)
-        opened: Iterable[Any] = whole(self.dataset)
+        opened = whole(self.dataset)
         if opened is self.dataset:
             if not self._itself:
                 self._itself.append(ByWorkers(self.dataset))
-            return self._itself[0].open(shard, epoch)
+            return Opened(self._itself[0].open(start, epoch).samples)
         set_stream_epoch(opened, epoch)
-        return opened
+        return Opened(opened)
+
+    def begin_again(self, epoch: int) -> Opened | None:
+        return None
+
+    def end(self) -> str | None:
+        return None
+
+    def first_state(self) -> str | None:
+        return None
 
     def reading(self) -> AbstractContextManager[Any]:
         # It would divide itself among the workers, of which only this one reads it.
         return without_worker_info()
-
-
-def _state_of(dataset: Any) -> str | None:
-    if not keeps_state(dataset):
-        return None
-    try:
-        return snapshot.encode(dataset.state_dict())
-    except Exception:
-        # Some datasets have no state before they are iterated. Any other reason raises again after
-        # the first batch.
-        return None

@@ -180,7 +180,8 @@ def joined(parts: Sequence[StreamState], shards_of: Callable[[int], Iterable[int
             # Also one whose epoch has just been ended by a limit of steps.
             shards.update(progress.shards)
         elif at_start and not progress.continued:
-            shards.update({shard: ShardState(shard, ended=True) for shard in shards_of(rank)})
+            own = {shard: ShardState(shard) for shard in shards_of(rank)} | dict(progress.shards)
+            shards.update({shard: own[shard]._replace(ended=True) for shard in own})
         elif progress.epoch == epoch:
             raise RankMismatchError(
                 f"rank {rank} has begun its data in epoch {progress.opened_in}, and rank "

@@ -28,6 +28,8 @@ class Stream:
         drop_last: drop the last batch if it is incomplete.
         in_order: deliver the batches in an order that depends on the shards alone.
         snapshot_every: number of batches of a shard per snapshot.
+        carries: each pass reads the dataset that the one before has left: in this process, or in
+            persistent workers.
         fingerprint: identifies the data; None if the dataset has none.
         steps_per_epoch: as in the loader.
     """
@@ -40,6 +42,7 @@ class Stream:
     drop_last: bool
     in_order: bool
     snapshot_every: int
+    carries: bool
     fingerprint: str | None
     steps_per_epoch: int | None
 
@@ -59,7 +62,7 @@ class Stream:
         """
         num_workers = max(1, num_workers)
         moved = self.sharding.name == "workers" and num_workers != self.num_workers
-        if moved and progress.shards:
+        if moved and any(state.offset for state in progress.shards.values()):
             raise ConfigurationError(
                 f"num_workers was {self.num_workers} when this epoch of the stream began, but is "
                 f"{num_workers} now: each worker iterates over this stream, so restore the number "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dataporter.engines import Reply
 from dataporter.errors import warn
 from dataporter.fetch.failure import Failure
-from dataporter.fetch.fetched import NO_BATCH
+from dataporter.fetch.fetched import NO_BATCH, PassEnd
 from dataporter.schedule.request import Scheduled
 from dataporter.streams.leftovers import Leftover, Leftovers
 from dataporter.streams.request import JoinRequest, StreamProgress, StreamRequest
@@ -140,6 +140,12 @@ class Turns:
             self.note(state)
         return states
 
+    def carried(self) -> list[ShardState]:
+        """The states of shards that have ended and carry something to the next epoch."""
+        return [
+            state for state in self._latest.values() if state.ended and state.beginning is not None
+        ]
+
     def warn_of_dropped_samples(self) -> None:
         """Warn that no worker has a whole batch, although all workers together do."""
         shards = self._latest.values()
@@ -230,8 +236,8 @@ class Turns:
 class _Batches(Iterator[Reply]):
     """The replies that hold a batch; the others report ends, replays and skipped samples.
 
-    Its ``StopIteration`` has the failures that no batch reports: of samples after the last batches
-    of their shards.
+    Its ``StopIteration`` has a :class:`PassEnd`, with the failures that no batch reports: of
+    samples after the last batches of their shards.
     """
 
     def __init__(self, turns: Turns, replies: Iterator[Reply]) -> None:
@@ -265,7 +271,7 @@ class _Batches(Iterator[Reply]):
             self._turns.warn_of_dropped_samples()
         left = [failure for failures in self._failures.values() for failure in failures]
         self._failures.clear()
-        raise StopIteration(self._placed(left))
+        raise StopIteration(PassEnd(self._placed(left), self._turns.carried() or None))
 
     def _upcoming(self) -> Reply | None:
         if not self._awaited and self._set_aside:
