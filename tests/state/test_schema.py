@@ -58,8 +58,8 @@ SHARDS = StreamState(
 SHARDS_ON_DISK = (
     '{"dataporter": 2, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
     '"step": 5, "continued": 1, "earlier": 9, "rank": 1, '
-    '"shards": [[1, 3, 12, false, 0, null, 5, 12], '
-    '[3, 2, 8, true, 6, "{\\"dataset\\":1}", 0, 0]], "num_shards": 8, "num_workers": null, '
+    '"shards": [[1, 3, 12, false, 0, null, 5, 12, null], '
+    '[3, 2, 8, true, 6, "{\\"dataset\\":1}", 0, 0, null]], "num_shards": 8, "num_workers": null, '
     '"dataset_fingerprint": null, "batch_size": null, "world_size": 2, "tail": "drop", '
     '"failures": [0, 0, []]}'
 )
@@ -72,7 +72,7 @@ WORKERS = StreamState(
 WORKERS_ON_DISK = (
     '{"dataporter": 2, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
     '"step": 1, "continued": 0, "earlier": 0, "rank": null, '
-    '"shards": [[0, 1, 4, false, 4, "{}", 0, 0]], '
+    '"shards": [[0, 1, 4, false, 4, "{}", 0, 0, null]], '
     '"num_shards": null, "num_workers": 2, "dataset_fingerprint": "fp", "batch_size": 4, '
     '"world_size": 1, "tail": "uneven", "failures": [0, 0, []]}'
 )
@@ -183,8 +183,9 @@ def test_a_damaged_shard_is_shown_beside_what_was_expected(entry: object) -> Non
         stream_schema.parse({**json.loads(WORKERS_ON_DISK), "shards": [entry]})
     assert str(caught.value) == (
         f"the state's field 'shards' holds {type(entry).__name__} {entry!r}, expected [shard, "
-        "batches, offset, ended, snapshot_offset, snapshot, digest, digest_offset] with "
-        f"0 <= shard < 2 and 0 <= snapshot_offset, digest_offset <= offset: {DAMAGED}"
+        "batches, offset, ended, snapshot_offset, snapshot, digest, digest_offset, "
+        "beginning] with 0 <= shard < 2 and 0 <= snapshot_offset, digest_offset <= offset: "
+        f"{DAMAGED}"
     )
 
 

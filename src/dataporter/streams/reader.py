@@ -73,7 +73,7 @@ class Reader:
     def __init__(
         self, sharding: Sharding, start: ShardState, seed: int, epoch: int, options: ReadOptions
     ) -> None:
-        self.offset = self._first = start.snapshot_offset
+        self.offset = start.snapshot_offset
         self.ended = False
         self._sharding = sharding
         self._shard = start.shard
@@ -164,7 +164,7 @@ class Reader:
         before = 0 if self._options.seeds_each == "batch" else max(0, count - _COMPARED)
         lags = self._source.samples_since_state is not None
         captures = captures and not lags
-        early = captures and self._keeps_snapshots and self.offset + before > self._first
+        early = captures and self._keeps_snapshots and self.offset + before > 0
         if early and not self.ended:
             self._read(before, samples, failures)
             self._capture()
@@ -207,6 +207,8 @@ class Reader:
     def _capture(self) -> None:
         if self.ended or not self._keeps_snapshots:
             return
+        if self._snapshot is not None and self._snapshot_offset == self.offset:
+            return  # loaded, and no sample read since
         with self._sharding.reading():
             self._snapshot = snapshot.encode(self._source.states())
         self._snapshot_offset, self._digest = self.offset, 0
