@@ -22,12 +22,13 @@ from benchmarks.frameworks.cases import ACCELERATE, Case, torchrun, verdict
 from benchmarks.frameworks.journal import read_journals
 from benchmarks.frameworks.subject import EPOCHS, LENGTH
 from benchmarks.frameworks.trial import attempt, samples_of_epochs
-from example_streams import Stateful, numbers
+from example_streams import Sharded, Stateful, numbers
 from killed_example import uninterrupted_and_resumed
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchrun import finished
 from torchrun import torchrun as launched
+from worlds import ranks_of
 
 from dataporter import (
     ConfigurationError,
@@ -418,6 +419,27 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with launched(RANKS, 2, directory, directory=directory) as started:
         finished(started)
     return [json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def stopping_rank() -> list[tuple[bool, bool]]:
+    """Of each step: whether gradients are synchronised, and whether it is the last."""
+    accelerator = accelerator_with(accumulate=3)
+    loader = ResumableDataLoader(Sharded(31), 2, seed=3, stop_together=True)
+    model = nn.Linear(1, 1)
+    model, loader = accelerator.prepare(model, loader)
+    found = []
+    for batch in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(batch["index"][:, None].float()).mean())
+        found.append((accelerator.sync_gradients, loader.end_of_dataloader))
+    return found
+
+
+def test_ranks_that_stop_together_agree_on_the_last_batch() -> None:
+    first, second = ranks_of(2, stopping_rank)
+    assert first == second
+    assert [ends for _, ends in first].index(True) == len(first) - 1
+    assert first[-1] == (True, True)
 
 
 ALL = set(range(21))

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from budgets import slow
 from example_streams import KINDS, loader_of, numbers, rest, taken, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import digest
+from torch.utils.data import IterableDataset
 
 from dataporter import ConfigurationError, ResumableDataLoader
 
@@ -21,6 +23,17 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:this pass has no batch",
 )
 LENGTH = 61
+
+
+class Counting(IterableDataset[int]):
+    """Has no state, and counts how many samples were read."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(100):
+            self.read += 1
+            yield number
 
 
 def epochs_of(loader: ResumableDataLoader[Any], epochs: int) -> list[list[str]]:
@@ -152,6 +165,19 @@ def test_a_loop_that_sets_each_epoch_continues() -> None:
         loader.set_epoch(epoch)
         found += rest(loader)
     assert found == long[:12]
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_without_workers_nothing_is_read_twice_unless_something_was_changed(changes: bool) -> None:
+    stream = Counting()
+    loader = loader_of(stream, steps_per_epoch=2)
+    found = []
+    for _ in range(4):
+        found += [int(number) for batch in loader for number in batch]
+        if changes:
+            loader.collate_fn = lambda samples: torch.tensor(samples)
+    assert found == list(range(24))
+    assert stream.read == (6 + 12 + 18 + 24 if changes else 24)
 
 
 def test_an_epoch_counts_its_own_samples_also_after_a_resume() -> None:

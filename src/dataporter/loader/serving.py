@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from torch import multiprocessing
@@ -73,7 +73,7 @@ class Serving:
         """
         setup.check_dataset()
         kinds_checked({name: getattr(loader, name) for name in SETTABLE})
-        engine = self._engine_of(loader, own, setup)
+        engine = self._engine_of(loader, own, setup, continues=progress.continues and not anew)
         requests = setup.schedule.requests(progress, seed)
         ahead = None
         if setup.arguments.prefetch_next_epoch:
@@ -95,14 +95,20 @@ class Serving:
         """The worker processes of the last pass, and the memory they share with this one."""
         return Usage() if self._engine is None else self._engine.usage()
 
-    def _engine_of(self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Engine:
+    def _engine_of(
+        self, loader: DataLoader[Any], own: OwnAttributes, setup: Setup, *, continues: bool
+    ) -> Engine:
         converter = own.converter
         # torch lets users set collate_fn, num_workers and the like, or change the dataset, between
         # two passes. Persistent workers keep what they started with, except for the converter,
         # since widening uses the present one, for their number, and for the length of the dataset,
         # of which they have a copy.
-        started = converter, loader.num_workers, setup.dataset_length
-        persists = loader.persistent_workers and self._started == started
+        started: tuple[Any, ...] = (converter, loader.num_workers, setup.dataset_length)
+        if loader.num_workers == 0:
+            started += (loader.collate_fn, loader.pin_memory, own.on_error)
+        # A stream's open shards are in this process then.
+        reads_on = continues and loader.num_workers == 0
+        persists = (loader.persistent_workers or reads_on) and self._started == started
         if self._engine is None or not persists:
             self._converter, self._started = converter, started
             self._engine = engine_for(loader, own, setup)
@@ -132,10 +138,13 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     )
     pin = pin_function(pin_memory=loader.pin_memory)
     if loader.num_workers == 0:
-        return InlineEngine(
-            lambda: _converted(undisturbing(build_fetch()), conversion, new),
-            pin,
-        )
+
+        def build() -> Fetch:
+            return _converted(undisturbing(build_fetch()), conversion, new)
+
+        is_limited = setup.arguments.steps_per_epoch is not None
+        # Built once, where the next epoch may continue the stream with the shards that are open.
+        return InlineEngine(cache(build) if is_limited and setup.stream is not None else build, pin)
     options = WorkerOptions(
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor or 2,
