@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all frameworks check bench format clean
+.PHONY: demo test test-all frameworks matrix check bench format clean
 
 demo: $(VENV)/.run
 	$(BIN)/dataporter demo
@@ -19,6 +19,9 @@ test-all: $(VENV)/.dev
 
 frameworks: $(VENV)/.frameworks
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=full tests/integrations
+
+matrix: $(VENV)/.matrix
+	$(BIN)/nox $(if $(PYTHONS),--python $(PYTHONS))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,7 +37,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .nox
 
 # torch goes first and alone: whatever else asks for it then finds it installed.
 $(VENV)/.torch: constraints.txt
@@ -54,6 +57,10 @@ $(VENV)/.dev: $(VENV)/.run
 
 $(VENV)/.frameworks: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -e '.[examples,dev,frameworks]'
+	@touch $@
+
+$(VENV)/.matrix: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet 'nox[uv]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev benchmarks/requirements.txt

@@ -187,6 +187,6 @@ def test_without_datasets_the_error_says_what_to_install() -> None:
         "    print(error)\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=110, check=True
     )
     assert "pip install datasets" in ran.stdout

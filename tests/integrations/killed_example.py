@@ -48,5 +48,5 @@ def uninterrupted_and_resumed(
         assert any(killed_at in line for line in killed.stdout), "the line never came"
     finally:
         killed.kill()
-        killed.communicate(timeout=60)
+        killed.communicate(timeout=110)
     return alone, lines_of("killed")

@@ -435,6 +435,11 @@ class Programs(RuleBasedStateMachine):
         skipped = self.ours.step if mid_pass else self.skipped
         self.theirs, self.ours = copy.deepcopy(self.theirs), copy.deepcopy(self.ours)
         self.skipped, self.latest, self.peeked, self.may_refuse = skipped, None, False, False
+        self.leave_the_originals()
+
+    def leave_the_originals(self) -> None:
+        """Begin no pass of the loaders that copies have replaced here."""
+        self.passes = [each for each in self.passes if each.begun]
 
     @precondition(lambda self: self.shape == "plain" and self.pattern.memory)
     @rule()
@@ -447,6 +452,7 @@ class Programs(RuleBasedStateMachine):
             return
         if not self.is_mid_pass:
             self.theirs, self.ours, self.latest = theirs, ours, None
+            self.leave_the_originals()
             return
         got = did(lambda: list(islice(ours, MOST_BATCHES)))
         if self.latest.left:

@@ -56,8 +56,8 @@ def test_basic_resume_interrupted_equals_basic_resume_left_alone(tmp_path: Path)
         assert (tmp_path / "checkpoint.pt").exists()
 
         started.append(resumed := start(BASIC_RESUME, tmp_path))
-        after = resumed.communicate(timeout=60)[0].splitlines()
-        expected = steps_of(alone.communicate(timeout=60)[0].splitlines())
+        after = resumed.communicate(timeout=110)[0].splitlines()
+        expected = steps_of(alone.communicate(timeout=110)[0].splitlines())
     finally:
         for process in started:
             process.kill()

@@ -154,7 +154,7 @@ def test_batches_delivered_early_go_through_a_distributed_checkpoint(tmp_path: P
     state = {**state, "step": 2, "position": 0, "early": [[4, 8, 0], [12, 16, 0]]}
     loader = ResumableDataLoader(Indices(40), 4, **arguments)
     loader.load_state_dict(state)
-    dcp.save({"loader": loader}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"loader": loader}, checkpoint_id=tmp_path)
     resumed = ResumableDataLoader(Indices(40), 4, **arguments)
-    dcp.load({"loader": resumed}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"loader": resumed}, checkpoint_id=tmp_path)
     assert resumed.state_dict() == state

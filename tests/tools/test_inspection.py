@@ -327,7 +327,6 @@ def test_a_distributed_checkpoint_is_read_without_its_tensors(tmp_path: Path) ->
     dcp.save(
         {"loader": loader, "w": torch.zeros(4), "parts": {"list": [state_at(5), 1]}},
         checkpoint_id=tmp_path / "step_2",
-        no_dist=True,
     )
     for path in (tmp_path / "step_2", tmp_path):
         states = inspect_checkpoint(path).states

@@ -699,7 +699,7 @@ def test_the_fixture_fails_with_the_report(tmp_path: Path) -> None:
 
 def test_the_plugin_does_not_import_torch() -> None:
     code = "import sys, pytest_dataporter; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
     assert ran.stdout.strip() == "False", ran.stderr
 
 
@@ -711,7 +711,7 @@ def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None
         "finally: print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert ran.stdout.splitlines()[-1] == "False", ran.stderr
     assert "Usage: " in ran.stdout + ran.stderr
 
@@ -759,7 +759,7 @@ def test_a_script_that_verifies_its_own_loader_needs_a_main_guard(tmp_path: Path
         "def make_loader():\n    return ResumableDataLoader(range(12), 2)\n"
         "print(verify(make_loader, workers=[0], steps=4, measure=False).exact)\n"
     )
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=110)
     assert ran.returncode != 0
     assert '__name__ == "__main__"' in ran.stderr
     guarded = script.read_text().replace("print(", 'if __name__ == "__main__":\n    print(')
@@ -770,5 +770,5 @@ def test_a_script_that_verifies_its_own_loader_needs_a_main_guard(tmp_path: Path
         "from .rows import ROWS\n" + guarded.replace("range(12)", "ROWS")
     )
     command = [sys.executable, "-m", "package.train"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
     assert (ran.stdout.strip(), ran.returncode) == ("True", 0), ran.stderr
