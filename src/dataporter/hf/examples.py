@@ -113,7 +113,8 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _numbers(value: Any, dtype: torch.dtype | None, path: tuple[Step, ...]) -> torch.Tensor:
-    array = np.array(value)  # a copy: torch does not accept read-only arrays
+    # A copy: torch does not accept read-only arrays. Its own tensors warn if asked for one.
+    array = np.array(np.asarray(value) if isinstance(value, torch.Tensor) else value)
     try:
         whole = torch.from_numpy(array)
     except TypeError as error:
