@@ -30,6 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the stream has no exact state"),
     pytest.mark.filterwarnings("ignore:one of . workers reads"),
     pytest.mark.filterwarnings("ignore:this pass has no batch"),
+    # To join a stream whose asynchronous map has run, datasets copies the event loop, in vain.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 # No pipeline is longer; an endless one would be.
 MOST = 400
