@@ -146,7 +146,7 @@ def _mapped(step: Any) -> str | None:
     function = getattr(step.function, "func", step.function)
     is_theirs = getattr(function, "__module__", "") in _MODULES
     name = getattr(function, "__name__", "") if is_theirs else ""
-    if step.is_batch_accumulate_arrow_table_function:
+    if getattr(step, "is_batch_accumulate_arrow_table_function", False):  # not before 4.9
         return "batch(by_column=...)"
     if name in ("_batch_fn", "_batch_arrow_table") and step.batch_size != 1:
         return f"batch({step.batch_size})"
