@@ -38,7 +38,10 @@ def rows(shards: int = 4) -> Any:
 
 def test_every_class_of_the_library_is_known() -> None:
     # A new one counts as unknown, and its streams as unsplittable, until it is read.
-    assert set(STEPS) - {"SparkExamplesIterable"} == CLASSES
+    assert set(STEPS) >= CLASSES
+    # Spark's lies elsewhere, and the sources of a shuffle were classes of their own in 4.0.
+    others = {name for name in set(STEPS) - CLASSES if "ShuffledDataSources" not in name}
+    assert others == {"SparkExamplesIterable"}
 
 
 def test_every_public_step_is_in_the_table() -> None:

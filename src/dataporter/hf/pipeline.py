@@ -205,11 +205,13 @@ def _regrouped(step: Any) -> str | None:
 
 _MODULES = ("datasets.iterable_dataset", "datasets.packaged_modules.spark.spark")
 
-# By class of datasets 5.2: the call that made a step which a split would change, or None for one
-# that it leaves as it is. Read in its source; a class that is not here counts as unknown.
+# By class of datasets 4.0 to 5.2: the call that made a step which a split would change, or None for
+# one that it leaves as it is. Read in its source; a class that is not here counts as unknown.
 STEPS: dict[str, Callable[[Any], str | None]] = {
     "ExamplesIterable": _alone,
     "ArrowExamplesIterable": _alone,
+    "ShuffledDataSourcesExamplesIterable": _alone,
+    "ShuffledDataSourcesArrowExamplesIterable": _alone,
     "SparkExamplesIterable": _alone,
     "SelectColumnsIterable": _alone,
     "FormattedExamplesIterable": _alone,
