@@ -74,6 +74,7 @@ REPEATED: dict[str, Any] = {
     **{name: lambda kind=kind: StreamRepeat(kind(LENGTH)) for name, kind in KINDS.items()},
     "shuffling": lambda: StreamRepeat(Shuffling()),
     "noisy": lambda: StreamRepeat(Noisy()),
+    "repeated twice": lambda: StreamRepeat(StreamRepeat(Noisy(), passes=2)),
     "windows of repeated shards": lambda: ShuffledStream(StreamRepeat(Sharded(LENGTH)), window=5),
 }
 each_kind = pytest.mark.parametrize("kind", REPEATED)

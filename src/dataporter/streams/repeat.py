@@ -204,8 +204,9 @@ class _Repeated:
     def __iter__(self) -> Iterator[Any]:
         key = current_key()
         source = self.open(0, key)
-        keeps = self.is_exact and source.keeps_state
-        return (_Passes if keeps else _RereadPasses)(self, key, source)
+        # A stream that is itself repeated may have a state that lags behind its samples.
+        is_present = source.keeps_state and source.samples_since_state is None
+        return (_Passes if self.is_exact and is_present else _RereadPasses)(self, key, source)
 
 
 class _Passes(Iterator[Any]):
