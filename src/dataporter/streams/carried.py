@@ -50,7 +50,9 @@ class Carried:
         """
         fresh = not self._begun
         if fresh:
-            self._first = self._left = self._state()
+            # Some datasets, asked for their state, open the iterator that the next iter() returns,
+            # and a state that is loaded after that has no effect.
+            self._first = self._left = beginning if resumes else self._state()
             self._begun = True
         wanted = self._first if beginning is None else beginning
         if resumes:

@@ -95,25 +95,26 @@ class Reader:
     def _opened(self, start: ShardState) -> Source:
         states = None if start.snapshot is None else snapshot.decode(start.snapshot)
         with self._sharding.reading(), self._opening():
-            self._seed_opening(0)
+            self._seed_opening()
             opened = self._sharding.open(start, self._epoch)
             self._beginning = opened.beginning
-            return Source(opened.samples, states, partial(self._seed_opening, 1))
+            return Source(opened.samples, states, self._seed_opening)
 
     def _opened_again(self) -> Source | None:
         """The shard once more, if it has yielded nothing because of where its dataset was."""
         with self._opening():
-            self._seed_opening(0)
+            self._seed_opening()
             again = self._sharding.begin_again(self._epoch)
-            return again and Source(again.samples, None, partial(self._seed_opening, 1))
+            return again and Source(again.samples, None, self._seed_opening)
 
     def _opening(self) -> AbstractContextManager[Any]:
         return reading(fold(self._key, STREAM_OPENING), self._epoch, range(1))
 
-    def _seed_opening(self, part: int) -> None:
-        # A dataset may shuffle its files, or all its samples, before it yields the first.
+    def _seed_opening(self) -> None:
+        # A dataset may shuffle its files, or all its samples, before it yields the first: in any
+        # of the calls that open it, some even when they are asked for their state.
         if self._options.seeds_each != "nothing":
-            seed_generators(sample_key(fold(self._key, STREAM_OPENING), self._epoch, part))
+            seed_generators(sample_key(fold(self._key, STREAM_OPENING), self._epoch, 0))
 
     def return_to(self, offset: int) -> None:
         """Reread samples that were read before, up to an offset.
