@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from example_streams import (
     taken,
     through_a_file,
 )
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dataporter import (
     ConfigurationError,
@@ -271,3 +272,46 @@ def test_a_stream_is_not_split_if_the_caller_says_so(kind: Any) -> None:
 def test_without_a_split_each_worker_iterates_over_the_stream_as_in_torch() -> None:
     loader = ResumableDataLoader(WithOthers(), batch_size=6, num_shards=False, num_workers=2)
     assert [batch.tolist() for batch in loader] == [list(range(6))] * 2
+
+
+class Moving(IterableDataset[int]):
+    """Its shards are the dataset itself."""
+
+    def __init__(self) -> None:
+        self.files = [0, 1, 2]
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.files)
+
+    def shard(self, num_shards: int, index: int) -> Moving:
+        self.files = self.files[index::num_shards]
+        return self
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_is_not_the_dataset_itself(workers: int) -> None:
+    with pytest.raises(ConfigurationError, match="returned the dataset itself"):
+        list(ResumableDataLoader(Moving(), 2, num_workers=workers))
+    assert len(list(ResumableDataLoader(Moving(), 3, num_shards=1))) == 1
+
+
+class Undivided(IterableDataset[int]):
+    def __init__(self, divided: bool) -> None:
+        self.divided = divided
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info() if self.divided else None
+        return iter(range(9) if info is None else range(info.id, 9, info.num_workers))
+
+
+def test_a_warning_says_that_workers_read_the_same() -> None:
+    with pytest.warns(RuntimeWarning, match="worker 1 has delivered the same samples as worker 0"):
+        assert len(list(ResumableDataLoader(Undivided(False), 3, num_workers=2))) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(ResumableDataLoader(Undivided(False), 3, num_workers=1))) == 3
+        assert len(list(ResumableDataLoader(Undivided(True), 3, num_workers=2))) == 4

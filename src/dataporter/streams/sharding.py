@@ -248,6 +248,14 @@ class ByShards:
     def open(self, start: ShardState, epoch: int) -> Opened:
         set_stream_epoch(self.dataset, epoch)
         opened = self.dataset.shard(num_shards=self.num_shards, index=start.shard)
+        if opened is None or (opened is self.dataset and self.num_shards > 1):
+            kind, arguments = type(self.dataset).__name__, (self.num_shards, start.shard)
+            call = "{}.shard(num_shards={}, index={})".format(kind, *arguments)
+            raise ConfigurationError(
+                f"{call} returned {'None' if opened is None else 'the dataset itself'}: return "
+                "another object for each shard, such as a copy with its share of the files, and "
+                "leave the dataset as it is"
+            )
         set_stream_epoch(opened, epoch)
         return Opened(opened)
 

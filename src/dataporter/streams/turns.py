@@ -101,6 +101,10 @@ class Turns:
         """Take note that a request is answered."""
         self._outstanding[request.reader % len(self._outstanding)] -= 1
 
+    def worker_of(self, shard: int) -> int:
+        """The number of the worker that reads a shard."""
+        return self._readers[shard] % len(self._outstanding)
+
     def has_ended(self, shard: int) -> bool:
         """Whether a shard is known to have no more samples, but perhaps a leftover."""
         return shard in self._ended
@@ -250,6 +254,8 @@ class _Batches(Iterator[Reply]):
         # By shard, the failures that no batch of the shard has followed yet: a state that is saved
         # now resumes before them.
         self._failures: dict[int, tuple[Failure, ...]] = {}
+        # After the first batch of each worker, what tells whether two of them read the same.
+        self._firsts: dict[tuple[int, ...], int] = {}
         # The states of shards of which no more batch comes, for the next batch to deliver.
         self._ended: list[ShardState] = []
         # Joined batches that come next; and the replies that came before theirs, in their order.
@@ -309,7 +315,25 @@ class _Batches(Iterator[Reply]):
                 self._ended.append(state)
             self._show_replayed(state)
             return None
+        if state.batches == 1 and not self._turns.options.joins:
+            self._warn_of_repeats(state)
         return self._numbered(reply, [state], failures)
+
+    def _warn_of_repeats(self, state: ShardState) -> None:
+        """Warn of a worker whose first batch holds the same samples as that of another."""
+        if state.digest_offset == state.snapshot_offset:
+            return
+        first = (state.offset, state.snapshot_offset, state.digest)
+        other = self._firsts.setdefault(first, state.shard)
+        if other != state.shard:
+            warn(
+                f"worker {self._turns.worker_of(state.shard)} has delivered the same samples as "
+                f"worker {self._turns.worker_of(other)}: each worker iterates over this stream, as "
+                "in torch, so an epoch holds its samples several times. Give the dataset "
+                "num_shards and shard() (dataporter.ShardedStream), divide it in __iter__ by "
+                "torch.utils.data.get_worker_info(), or pass num_workers=1",
+                RuntimeWarning,
+            )
 
     def _of_leftovers(self, reply: Reply) -> Reply | None:
         request = cast("JoinRequest", reply.request)
