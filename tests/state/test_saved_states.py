@@ -92,11 +92,18 @@ def test_of_two_ranks_on_two_and_on_three(world_size: int, batch_size: int, name
         assert [[part.tolist() for part in batch] for batch in loader] == expected
 
 
+def samples_of(batches: list[Any]) -> list[Any]:
+    return sorted(sample for batch in batches for sample in zip(*batch))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_of_a_stream(workers: int) -> None:
     saved = SAVED["stream"]
     loader = ResumableDataLoader(Texts(), 3, num_workers=workers)
-    assert rest(loader, saved["state"]) == saved["rest"]
+    found = rest(loader, saved["state"])
+    # Later releases join the last samples of the shards into whole batches.
+    assert [len(letters) for letters, _ in found] == [3, 3, 3, 2]
+    assert samples_of(found) == samples_of(saved["rest"])
 
 
 def test_of_a_custom_sampler() -> None:

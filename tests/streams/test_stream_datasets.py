@@ -155,12 +155,14 @@ def test_a_dataset_that_is_its_own_iterator_is_asked_for_its_state_once() -> Non
     loader = loader_of(dataset)
     batches = iter(loader)
     next(batches)
-    assert dataset.asked == 2  # before the first pass, and after the batch
+    assert dataset.asked == 1  # before the first pass
+    next(batches)
+    assert dataset.asked == 2  # and before the batch, which a resume compares
     state = loader.state_dict()
     assert state["shards"][0][5] == '{"dataset":{"offset":3}}'
     resumed = loader_of(Own())
     resumed.load_state_dict(state)
-    assert numbers(list(resumed)) == [4, 5, 6, 7, 8, 9]
+    assert numbers(list(resumed)) == [7, 8, 9]
 
 
 def test_a_dataset_and_its_iterator_may_both_have_a_state() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from budgets import slow_except
 
-from dataporter import ResumableDataLoader, ShuffledStream
+from dataporter import ResumableDataLoader, ShuffledStream, UnifiedHFDatasetWrapper
 
 datasets = pytest.importorskip("datasets")
 split_dataset_by_node = pytest.importorskip("datasets.distributed").split_dataset_by_node
@@ -153,7 +154,36 @@ def test_other_workers_resume_it(pipeline: str) -> None:
     ],
 )
 def test_only_pipelines_without_an_exact_state_are_reread(pipeline: str, replayed: bool) -> None:
-    loader = loader_of(PIPELINES[pipeline]())
+    loader = ResumableDataLoader(PIPELINES[pipeline](), 2, seed=5, collate_fn=list)
     for _ in itertools.islice(loader, 5):
         pass
-    assert all((entry[5] is None) == replayed for entry in loader.state_dict()["shards"])
+    shards = [entry for entry in loader.state_dict()["shards"] if entry[1] > 1]
+    assert shards
+    assert all((entry[5] is None) == replayed for entry in shards)
+
+
+def augmented(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "drawn": random.random()}
+
+
+def rows_of_numbers() -> Any:
+    return datasets.Dataset.from_dict({"n": range(40)}).to_iterable_dataset(num_shards=4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_warning_says_that_threads_draw(workers: int, wrapped: bool) -> None:
+    """``datasets`` reads what lies before a shuffle or an interleaving in threads."""
+
+    def read(stream: Any) -> None:
+        stream = UnifiedHFDatasetWrapper(stream) if wrapped else stream
+        list(ResumableDataLoader(stream, 4, num_workers=workers, seed=1))
+
+    rows = rows_of_numbers()
+    with pytest.warns(RuntimeWarning, match="draws random numbers in a step before shuffle"):
+        read(rows.map(augmented).shuffle(seed=1, buffer_size=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(rows.shuffle(seed=1, buffer_size=4).map(augmented))
+        read(rows.map(dict).shuffle(seed=1, buffer_size=4))
+        read(rows.map(augmented).shuffle(seed=1, buffer_size=4, max_buffer_input_shards=1))

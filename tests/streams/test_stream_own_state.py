@@ -169,8 +169,9 @@ def test_a_stream_resumes_from_its_state(
     assert sorted(itertools.chain(*expected)) == list(range(LENGTH))
     for stop in (1, 7, len(expected) - 1):
         state = state_after(loader_of(make(form), workers), stop)
-        assert state["stream"] in ("snapshots", "shards")
-        assert all(shard[5] is not None for shard in state["shards"] if shard[1])
+        # The first batch of a shard is read again, and compared.
+        assert stop == 1 or state["stream"] in ("snapshots", "shards")
+        assert all(shard[5] is not None for shard in state["shards"] if shard[1] > 1)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             resumed = loader_of(make(form), workers)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from budgets import slow
+from subjects import digest
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataporter import ResumableDataLoader, ShuffledStream, StateMismatchError
@@ -242,3 +243,107 @@ def test_a_state_that_leads_back_raises_no_alarm(batch_size: int, every: int) ->
         resumed = loader_of(Forgetful(numbers), **arguments)
         resumed.load_state_dict(state_after(Forgetful(numbers), steps, **arguments))
         assert next(iter(resumed)) == list(range(steps * batch_size, (steps + 1) * batch_size))
+
+
+# ---- from the first batch on
+
+
+class LosesItsGenerator(IterableDataset[Any]):
+    """Its state leaves out the generator that it draws from."""
+
+    def __init__(self) -> None:
+        self.offset, self.loaded, self.generator = 0, False, random.Random(1)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.offset = self.offset if self.loaded else 0
+        self.loaded = False
+        while self.offset < 40:
+            self.offset += 1
+            yield self.offset, self.generator.random()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"offset": self.offset}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.offset, self.loaded = state["offset"], True
+
+
+@pytest.mark.parametrize("strategy", ["advanced", "simple"])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_state_of_the_first_batches_is_compared(
+    strategy: str, batch_size: int, steps: int
+) -> None:
+    loader = ResumableDataLoader(LosesItsGenerator(), batch_size, strategy=strategy, seed=1)
+    for _ in itertools.islice(loader, steps):
+        pass
+    state = loader.state_dict()
+    for _ in loader:  # its generator has moved
+        pass
+    resumed = ResumableDataLoader(loader.dataset, batch_size, strategy=strategy, seed=1)
+    resumed.load_state_dict(state)
+    with pytest.raises(StateMismatchError, match="does not repeat its samples"):
+        next(iter(resumed))
+
+
+class Aliasing(IterableDataset[int]):
+    """Keeps the state that it is given, and resets it."""
+
+    def __init__(self) -> None:
+        self.place = {"offset": 0}
+
+    def __iter__(self) -> Aliasing:
+        self.place["offset"] = 0
+        return self
+
+    def __next__(self) -> int:
+        if self.place["offset"] == 17:
+            raise StopIteration
+        self.place["offset"] += 1
+        return self.place["offset"]
+
+    def state_dict(self) -> dict[str, int]:
+        return self.place
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_dataset_may_keep_the_state_that_it_is_given(steps: int) -> None:
+    loader = ResumableDataLoader(Aliasing(), 3)
+    batches = iter(loader)
+    seen = [next(batches).tolist() for _ in range(steps)]
+    resumed = ResumableDataLoader(Aliasing(), 3)
+    resumed.load_state_dict(loader.state_dict())
+    found = [*seen, *(batch.tolist() for batch in resumed)]
+    assert list(itertools.chain(*found)) == list(range(1, 18))
+
+
+class Broken(IterableDataset[Any]):
+    def __iter__(self) -> Broken:
+        self.number = -1
+        return self
+
+    def __next__(self) -> Any:
+        self.number += 1
+        if self.number > 11:
+            raise StopIteration
+        if self.number == 1:
+            raise ValueError("broken")
+        return self.number, random.random()
+
+
+@pytest.mark.parametrize("strategy", ["advanced", "simple"])
+def test_a_substitute_that_draws_is_not_another_sample(strategy: str) -> None:
+    def loader() -> ResumableDataLoader[Any]:
+        return ResumableDataLoader(
+            Broken(), 3, strategy=strategy, seed=1, on_error=lambda *_: (-1, random.random())
+        )
+
+    whole = loader()
+    batches = iter(whole)
+    next(batches)
+    resumed = loader()
+    resumed.load_state_dict(whole.state_dict())
+    assert [digest(batch) for batch in resumed] == [digest(batch) for batch in batches]

@@ -19,7 +19,7 @@ from example_streams import (
     taken,
     through_a_file,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
@@ -36,6 +36,16 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 @kinds
 @settings(max_examples=cases(60))
+# A batch that joins a part of a leftover: the rest is read from within a batch.
+@example(
+    length=4, batch_size=3, stop=1, snapshot_every=1, strategy="simple", drop_last=False, epoch=0
+)
+@example(
+    length=36, batch_size=4, stop=4, snapshot_every=1, strategy="simple", drop_last=False, epoch=0
+)
+@example(
+    length=40, batch_size=3, stop=7, snapshot_every=3, strategy="simple", drop_last=False, epoch=0
+)
 @given(
     length=st.integers(0, 40),
     batch_size=st.integers(1, 7),

@@ -42,6 +42,7 @@ class Fetched(NamedTuple):
         shard: the state of its shard after it; None where the dataset is no stream.
         leftover: the last samples of a shard, if they are no whole batch; they come with
             ``NO_BATCH``, to be joined with those of other shards.
+        notice: a warning for the user.
     """
 
     batch: Any
@@ -49,3 +50,4 @@ class Fetched(NamedTuple):
     originals: Originals = ()
     shard: Any = None
     leftover: Any = None
+    notice: str | None = None

@@ -3,7 +3,7 @@
 from dataporter.hf import rows, stream  # noqa: F401  # they register their classes
 from dataporter.hf.contents import contents_of
 from dataporter.hf.pipeline import Node, alone, node_of, unsplittable, without_node
-from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
+from dataporter.hf.snapshots import draws_in_threads, reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "UnifiedHFDatasetWrapper",
     "alone",
     "contents_of",
+    "draws_in_threads",
     "node_of",
     "reads_ahead",
     "snapshots_are_exact",

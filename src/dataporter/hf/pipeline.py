@@ -14,6 +14,7 @@ __all__ = [
     "STEPS",
     "Node",
     "alone",
+    "inner_of",
     "node_of",
     "sources_of",
     "unsplittable",
@@ -89,7 +90,7 @@ def sources_of(hf_iterable: Any) -> Iterator[Any]:
     while waiting:
         step = waiting.pop()
         yield step
-        waiting += reversed(_inner(step))
+        waiting += reversed(inner_of(step))
 
 
 def _twin(hf_iterable: Any) -> Any:
@@ -99,7 +100,7 @@ def _twin(hf_iterable: Any) -> Any:
     return twin
 
 
-def _inner(step: Any) -> list[Any]:
+def inner_of(step: Any) -> list[Any]:
     """The steps, or the data sources, that a step reads."""
     one = getattr(step, "ex_iterable", None)
     return [*getattr(step, "ex_iterables", ()), *([] if one is None else [one])]
@@ -125,7 +126,7 @@ def _unsplittable_steps(step: Any) -> Iterator[str]:
     if step.num_shards == 1:
         # Nothing below it is ever split.
         return
-    for inner in _inner(step):
+    for inner in inner_of(step):
         yield from _unsplittable_steps(inner)
     kind = type(step)
     judge = STEPS.get(kind.__name__) if kind.__module__ in _MODULES else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from inspect import iscoroutinefunction
 from typing import Any
 
 from dataporter.hf.contents import seed_of
-from dataporter.hf.pipeline import sources_of
+from dataporter.hf.pipeline import inner_of, sources_of
 
-__all__ = ["reads_ahead", "snapshots_are_exact"]
+__all__ = ["draws_in_threads", "reads_ahead", "snapshots_are_exact"]
 
 # These yield each sample before they read the next one.
 _ONE_BY_ONE = {
@@ -24,6 +25,15 @@ _ONE_BY_ONE = {
     "TakeExamplesIterable",
     "FormattedExamplesIterable",
 }
+
+# These read their sources in threads.
+_WITH_THREADS = {
+    "CyclingMultiSourcesExamplesIterable",
+    "RandomlyCyclingMultiSourcesExamplesIterable",
+    "InterleavedShardsExamplesIterable",
+}
+# These call functions of the user, or a generator.
+_WITH_FUNCTIONS = {"ExamplesIterable", "MappedExamplesIterable", "FilteredExamplesIterable"}
 
 
 def snapshots_are_exact(hf_iterable: Any) -> bool:
@@ -68,6 +78,30 @@ def reads_ahead(hf_iterable: Any) -> bool:
         hf_iterable: a ``datasets.IterableDataset``.
     """
     return any(map(_reads_ahead, sources_of(hf_iterable)))
+
+
+def draws_in_threads(hf_iterable: Any) -> bool:
+    """Whether any random numbers that the stream draws are drawn in other threads.
+
+    ``datasets`` reads the sources of an interleaving in threads, and so the shards of a shuffled
+    stream. What the functions in front of that draw depends on when these threads run.
+
+    Args:
+        hf_iterable: a ``datasets.IterableDataset``.
+    """
+    return set(_drawing_in_threads(hf_iterable._ex_iterable, in_threads=False)) == {True}
+
+
+def _drawing_in_threads(step: Any, *, in_threads: bool) -> Iterator[bool]:
+    """Of each step with a function that may draw: whether threads call it."""
+    name = type(step).__name__
+    function = getattr(step, "function", None)
+    # Such as that of rename_column(), which is a map.
+    is_theirs = getattr(function, "__module__", "").partition(".")[0] == "datasets"
+    if name in _WITH_FUNCTIONS and not is_theirs:
+        yield in_threads
+    for inner in inner_of(step):
+        yield from _drawing_in_threads(inner, in_threads=in_threads or name in _WITH_THREADS)
 
 
 def _reads_ahead(source: Any) -> bool:

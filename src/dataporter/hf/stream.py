@@ -18,7 +18,7 @@ from dataporter.hf.forms import collate, settled
 from dataporter.hf.images import Decoding
 from dataporter.hf.padding import masks_of, padding_for
 from dataporter.hf.pipeline import Node, alone, node_of, unsplittable, without_node
-from dataporter.hf.snapshots import reads_ahead, snapshots_are_exact
+from dataporter.hf.snapshots import draws_in_threads, reads_ahead, snapshots_are_exact
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ class StreamedSamples(UnifiedHFDatasetWrapper, IterableDataset[Any], reads="stre
         A loader does not use the state of a stream that reads ahead and draws random numbers.
         """
         return reads_ahead(self._stream)
+
+    @property
+    def draws_in_threads(self) -> bool:
+        """Whether the stream's functions run in threads of ``datasets``, beside the loader."""
+        return self.transform is None and draws_in_threads(self._stream)
 
     @property
     def unsplittable(self) -> str | None:

@@ -16,6 +16,8 @@ from dataporter.seeding import numpy_state
 __all__ = [
     "global_state",
     "isolated_generators",
+    "restore_generators",
+    "saved_generators",
     "seed_generators",
 ]
 
@@ -47,12 +49,21 @@ def global_state() -> tuple[Any, bytes, bytes]:
 @contextmanager
 def isolated_generators() -> Iterator[None]:
     """Restore the states of the three global generators when the block ends."""
-    python_state = random.getstate()
-    legacy_state = numpy_state.save()
-    torch_state = torch.default_generator.get_state()
+    saved = saved_generators()
     try:
         yield
     finally:
-        random.setstate(python_state)
-        numpy_state.restore(legacy_state)
-        torch.default_generator.set_state(torch_state)
+        restore_generators(saved)
+
+
+def saved_generators() -> tuple[Any, ...]:
+    """The states of the three generators, for :func:`restore_generators`."""
+    return random.getstate(), numpy_state.save(), torch.default_generator.get_state()
+
+
+def restore_generators(saved: tuple[Any, ...]) -> None:
+    """Set the three generators to the states that were saved."""
+    python_state, legacy_state, torch_state = saved
+    random.setstate(python_state)
+    numpy_state.restore(legacy_state)
+    torch.default_generator.set_state(torch_state)

@@ -85,7 +85,9 @@ class StreamFetch:
         self._open[state.shard] = reader
         if not samples or not counts:
             return Fetched(NO_BATCH, failures, shard=state)
-        return Fetched(self._collated(samples, request), failures, shard=state)
+        notice, reader.notice = reader.notice, None
+        batch = self._collated(samples, request)
+        return Fetched(batch, failures, shard=state, notice=notice)
 
     def _joined(self, request: JoinRequest) -> Fetched:
         samples = [sample for leftover in request.leftovers for sample in leftover.samples()]

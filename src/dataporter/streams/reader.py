@@ -16,11 +16,17 @@ from dataporter.errors import DatasetChangedError, SampleError, StateMismatchErr
 from dataporter.fetch.failure import Failure, failure_of
 from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.schedule import snapshot
-from dataporter.seeding.generators import global_state, seed_generators
+from dataporter.seeding.generators import (
+    global_state,
+    isolated_generators,
+    restore_generators,
+    saved_generators,
+    seed_generators,
+)
 from dataporter.seeding.hashing import STREAM_OPENING, STREAM_SHARD, fold, sample_key, sample_keys
 from dataporter.seeding.samples import CurrentSamples, reading
 from dataporter.streams.digest import FAILED, digested, is_digested
-from dataporter.streams.shard import ShardState
+from dataporter.streams.shard import ShardState, draws_in_threads
 from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source
 
@@ -33,6 +39,14 @@ _REPLAYED_AT_ONCE = 1024
 _COMPARED = 4
 # After so many failures without a sample between them, the stream is broken, not a sample.
 _MOST_FAILURES = 100
+
+
+_DRAWN_IN_THREADS = (
+    "this stream draws random numbers in a step before shuffle() or interleave_datasets(), whose "
+    "threads run beside the loader: it cannot seed them for each sample, so a resume is not exact. "
+    "Write that step after it, as in stream.shuffle(seed=0).map(function), or pass "
+    "shuffle(max_buffer_input_shards=1)"
+)
 
 
 class ReadOptions(NamedTuple):
@@ -68,6 +82,7 @@ class Reader:
     Attributes:
         offset: number of samples of the shard that were read, or failed.
         ended: whether the shard has no more samples.
+        notice: a warning that is to be shown once.
     """
 
     def __init__(
@@ -75,6 +90,7 @@ class Reader:
     ) -> None:
         self.offset = start.snapshot_offset
         self.ended = False
+        self.notice: str | None = None
         self._sharding = sharding
         self._shard = start.shard
         self._epoch = epoch
@@ -87,6 +103,8 @@ class Reader:
         self._step = 0
         self._snapshot_offset, self._snapshot = start.snapshot_offset, start.snapshot
         self._digest = 0
+        # With one seed per batch: the generators where reading stopped within a batch.
+        self._generators: tuple[Any, ...] | None = None
         # Of the samples that were delivered after the snapshot, which are now read once more.
         self._delivered = (start.digest, start.digest_offset)
         self._source = self._opened(start)
@@ -155,8 +173,8 @@ class Reader:
             step: of the batch that they are for.
             captures: take a snapshot, if the dataset offers exact ones. It is taken before the last
                 samples, so that a resume reads these again and compares them; where the generators
-                are seeded once a batch, before the first. But many datasets have no state, or that
-                of the last pass, until they have yielded a sample: then, after the batch.
+                are seeded once a batch, before the first. None is taken at the start of the shard,
+                where many datasets have no state, or that of the last pass: a resume rereads.
         """
         samples: list[Any] = []
         failures: list[Failure] = []
@@ -164,16 +182,13 @@ class Reader:
         self._step = step
         before = 0 if self._options.seeds_each == "batch" else max(0, count - _COMPARED)
         lags = self._source.samples_since_state is not None
-        captures = captures and not lags
-        early = captures and self._keeps_snapshots and self.offset + before > 0
-        if early and not self.ended:
+        captures = captures and not lags and self._keeps_snapshots
+        if captures and self.offset + before > 0 and not self.ended:
             self._read(before, samples, failures)
             self._capture()
             count -= before
         if not self.ended:
             self._read(count, samples, failures)
-        if captures and not early:
-            self._capture()
         if lags:
             self._capture_start(first, samples, failures)
         self._failures = 0 if samples else self._failures + len(failures)
@@ -246,15 +261,15 @@ class Reader:
                 f"{type(self._sharding.dataset).__name__} probably draws from a generator of its "
                 "own, or reads data in no fixed order. Draw from dataporter.sample_rng(), or from "
                 "Python's, NumPy's or torch's global generator, which the loader seeds; or seed "
-                "the generator in set_epoch(epoch); or give the dataset state_dict and "
-                "load_state_dict. load_state_dict(state, on_mismatch='warn') resumes without this "
-                "comparison"
+                "the generator in set_epoch(epoch), or with seed= of a Hugging Face shuffle(); or "
+                "give the dataset state_dict and load_state_dict. Or the data have changed. "
+                "load_state_dict(state, on_mismatch='warn') resumes without this comparison"
             )
         return (
             f"{where}, after its own state was loaded: state_dict() leaves out something that the "
             "samples depend on, such as a generator or a shuffled list, or load_state_dict() does "
-            "not restore it. load_state_dict(state, on_mismatch='warn') on the loader resumes "
-            "without this comparison"
+            "not restore it, or the data have changed. load_state_dict(state, on_mismatch='warn') "
+            "on the loader resumes without this comparison"
         )
 
     def _read(
@@ -278,6 +293,9 @@ class Reader:
         with self._sharding.reading(), reading(self._key, self._epoch, offsets) as current:
             watched = self._sharding.reads_ahead and not self._drawn
             read = partial(self._watched, current) if watched else next
+            if self._generators is not None:
+                restore_generators(self._generators)
+                self._generators = None
             while index < count:
                 if each_batch and (first + index) % size == 0:
                     seed_generators(sample_key(self._key, self._epoch, offsets[index]))
@@ -305,6 +323,8 @@ class Reader:
                     if index in digests:
                         self._digest = digested(FAILED, self._digest)
                 index += 1
+            if each_batch and (first + count) % size:
+                self._generators = saved_generators()
         self.offset = first + count
 
     def _watched(self, current: CurrentSamples, iterator: Iterator[Any]) -> Any:
@@ -315,6 +335,8 @@ class Reader:
         finally:
             if current.generators or global_state() != before:
                 self._drawn = True
+                if draws_in_threads(self._sharding.dataset):
+                    self.notice = _DRAWN_IN_THREADS
 
     def close(self) -> None:
         """Release the files and iterators of a shard that has ended."""
@@ -346,4 +368,9 @@ class Reader:
         )
         failures.append(failure)
         if self._substitute is not None:
-            samples.append(self._substitute(error, index, failure))
+            if self._options.seeds_each != "batch":
+                samples.append(self._substitute(error, index, failure))
+                return
+            # A replay does not call it, so what it draws must not shift the rest of the batch.
+            with isolated_generators():
+                samples.append(self._substitute(error, index, failure))

@@ -23,6 +23,7 @@ from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_OPENING, fold
 from dataporter.seeding.samples import current_key
 from dataporter.streams.shard import (
+    draws_in_threads,
     is_sharded,
     node_of,
     reads_ahead,
@@ -93,6 +94,11 @@ class StreamRepeat(IterableDataset[Any]):
     def reads_ahead(self) -> bool:
         """Whether the stream computes samples ahead of the requested one."""
         return reads_ahead(self.stream)
+
+    @property
+    def draws_in_threads(self) -> bool:
+        """Whether the stream draws random numbers in threads of its own."""
+        return draws_in_threads(self.stream)
 
     @property
     def unsplittable(self) -> str | None:

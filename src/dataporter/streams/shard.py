@@ -14,6 +14,7 @@ __all__ = [
     "ShardState",
     "ShardedStream",
     "contents_of",
+    "draws_in_threads",
     "is_from_hugging_face",
     "is_sharded",
     "node_of",
@@ -183,6 +184,13 @@ def reads_ahead(stream: Any) -> bool:
     if is_from_hugging_face(stream):
         return hf.reads_ahead(stream)
     return _declared(stream, "reads_ahead", otherwise=False)
+
+
+def draws_in_threads(stream: Any) -> bool:
+    """Whether a stream draws its random numbers in threads, which the loader cannot seed."""
+    if is_from_hugging_face(stream):
+        return hf.draws_in_threads(stream)
+    return _declared(stream, "draws_in_threads", otherwise=False)
 
 
 def unsplittable(stream: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from dataporter.errors import StateMismatchError, warn
@@ -86,7 +87,8 @@ def _restore(part: Any, state: Any) -> None:
             f"the state has a snapshot of the stream, but a {type(part).__name__} has no "
             "load_state_dict to load it: resume with the class that the state was saved with"
         )
-    part.load_state_dict(state)
+    # A copy, since a dataset may keep it and change it.
+    part.load_state_dict(deepcopy(state))
 
 
 def _is_at(part: Any, state: Any) -> bool:

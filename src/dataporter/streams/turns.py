@@ -256,6 +256,7 @@ class _Batches(Iterator[Reply]):
         self._failures: dict[int, tuple[Failure, ...]] = {}
         # After the first batch of each worker, what tells whether two of them read the same.
         self._firsts: dict[tuple[int, ...], int] = {}
+        self._noticed = False
         # The states of shards of which no more batch comes, for the next batch to deliver.
         self._ended: list[ShardState] = []
         # Joined batches that come next; and the replies that came before theirs, in their order.
@@ -315,6 +316,9 @@ class _Batches(Iterator[Reply]):
                 self._ended.append(state)
             self._show_replayed(state)
             return None
+        if fetched.notice is not None and not self._noticed:
+            self._noticed = True
+            warn(fetched.notice, RuntimeWarning)
         if state.batches == 1 and not self._turns.options.joins:
             self._warn_of_repeats(state)
         return self._numbered(reply, [state], failures)
@@ -392,12 +396,15 @@ def _bar(to_replay: list[ShardState], *, warns: bool) -> tqdm[Any] | None:
     Args:
         warns: not where an epoch continues the one before, whose open shards are often reused.
     """
-    from_start = sum(state.offset for state in to_replay if state.snapshot is None)
+    # No snapshot is taken of the first batch of a shard, so that a resume compares it.
+    from_start = sum(
+        state.offset for state in to_replay if state.snapshot is None and state.batches > 1
+    )
     if from_start and warns:
         warn(
             "the stream has no exact state to resume from, so the workers reread and discard "
-            f"{from_start:,} delivered samples first; state_dict and load_state_dict on the "
-            "dataset or on its iterator avoid this",
+            f"{from_start:,} delivered samples first; state_dict and load_state_dict on what is "
+            "iterated over (the dataset, or each shard), or on its iterator, avoid this",
             RuntimeWarning,
         )
     total = sum(state.offset - state.snapshot_offset for state in to_replay)
