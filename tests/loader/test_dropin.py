@@ -903,11 +903,14 @@ def test_exception(error: BaseException, batch_size: int | None, workers: int) -
     if workers and not isinstance(error, Exception):
         pytest.skip("ends the worker; see test_a_dead_worker")
 
-    def read(loader: Loader) -> Any:
+    def read(loader: Loader, workers: int = workers) -> Any:
         batches = loader(Failing(7, error), batch_size, num_workers=workers)
         return told(iter(batches), 9), told(iter(batches), 9)
 
-    assert read(DataLoader) == read(ResumableDataLoader)
+    # torch calls the constructor with a text, and raises a RuntimeError where that fails.
+    keeps_type = workers and isinstance(error, Odd)
+    expected = read(DataLoader, 0) if keeps_type else read(DataLoader)
+    assert expected == read(ResumableDataLoader)
 
 
 @case(0)

@@ -16,7 +16,7 @@ import torch
 from budgets import cases, slow
 from datasets import Dataset
 from example_streams import loader_of, rest, sample, taken, through_a_file
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from subjects import digest
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
@@ -130,6 +130,16 @@ def test_at_most_one_batch_of_a_rank_is_incomplete(
         assert sorted(found) == all_of(Uneven(lengths))
 
 
+# A shard of which nothing but a failure is left.
+@example(
+    lengths=[1, 2],
+    batch_size=1,
+    stops=[2],
+    failing=frozenset({0}),
+    snapshot_every=1,
+    drop_last=False,
+    replaces=False,
+)
 @given(
     lengths=lengths,
     batch_size=st.integers(1, 6),

@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -354,7 +354,9 @@ class _Batches(Iterator[Reply]):
         self, reply: Reply, states: list[ShardState], failures: tuple[Failure, ...]
     ) -> Reply:
         request = cast("StreamRequest", reply.request)._replace(step=self._step)
-        failures = self._placed(failures)
+        # A state that is saved now resumes after the shards that have ended.
+        left = (self._failures.pop(state.shard, ()) for state in self._ended)
+        failures = self._placed((*chain.from_iterable(left), *failures))
         self._step += 1
         assert reply.fetched is not None
         fetched = reply.fetched._replace(failures=failures, shard=states[-1])
