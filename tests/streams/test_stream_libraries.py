@@ -141,3 +141,20 @@ def test_streams_of_litdata(workers: int, shuffle: bool, tmp_path: Path) -> None
         fn=_sample, inputs=list(range(LENGTH)), output_dir=folder, chunk_size=5, num_workers=1
     )
     check(lambda: litdata.StreamingDataset(folder, shuffle=shuffle), workers, exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_of_mosaicml(workers: int, shuffle: bool, tmp_path: Path) -> None:
+    streaming = pytest.importorskip("streaming", exc_type=ImportError)
+    folder = str(tmp_path / "data")
+    with streaming.MDSWriter(out=folder, columns={"number": "int"}, size_limit=200) as writer:
+        for number in range(LENGTH):
+            writer.write({"number": number})
+
+    def stream() -> Any:
+        streaming.base.util.clean_stale_shared_memory()
+        return streaming.StreamingDataset(local=folder, shuffle=shuffle, batch_size=4)
+
+    check(stream, workers, exact=True)
