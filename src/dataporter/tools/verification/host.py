@@ -75,6 +75,7 @@ def become(file: Path, work: Callable[[], Any] | None = None) -> None:
 
 def main() -> None:
     """Serve until standard input is closed."""
+    renew_server()
     running: dict[int, int] = {}
     # A separate descriptor keeps the replies apart from what libraries print at import.
     replies = os.fdopen(os.dup(1), "wb")
