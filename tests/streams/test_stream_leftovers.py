@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from dataporter import ResumableDataLoader
 from dataporter.fetch.failure import Failure
-from dataporter.streams.leftovers import Leftover, Leftovers, Parcel
+from dataporter.streams.leftovers import Bundle, Leftover, Leftovers
 
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=7)
 
@@ -322,7 +322,7 @@ def leftover(shard: int, first: int, length: int, missing: Sequence[int]) -> Lef
         Failure((shard, offset), None, 0, 0, offset, "ValueError", "broken") for offset in missing
     )
     samples = [(shard, offset) for offset in offsets]
-    return Leftover(shard, first, length, tuple(missing), failures, True, Parcel(samples))
+    return Leftover(shard, first, length, tuple(missing), failures, True, Bundle(samples))
 
 
 @given(
@@ -361,10 +361,10 @@ def test_pieces_are_taken_in_their_order_and_none_is_lost(
         )
 
 
-def test_a_parcel_takes_the_bytes_of_its_samples() -> None:
+def test_a_bundle_takes_the_bytes_of_its_samples() -> None:
     table = torch.arange(1_000_000)
-    parcel = Parcel([table[:3], {"row": table[500:510]}])
-    message = pickle.dumps(parcel)
+    bundle = Bundle([table[:3], {"row": table[500:510]}])
+    message = pickle.dumps(bundle)
     assert len(message) < 2000
     first, second = pickle.loads(message).samples()
     assert first.tolist() == [0, 1, 2]

@@ -45,7 +45,7 @@ def _from_the_system() -> Iterator[int]:
 
 
 def _through_a_buffer() -> Iterator[int]:
-    """The shuffle buffer of many libraries, with a generator of its own."""
+    """The shuffle buffer of many libraries, with its own generator."""
     rng, numbers = random.Random(os.urandom(8)), iter(range(LENGTH))
     buffer = list(itertools.islice(numbers, 50))
     for number in numbers:
@@ -125,7 +125,7 @@ def test_a_stream_that_shuffles_by_itself_is_found_out(order: str, kind: Any, fo
         state = state_after(kind(UNSEEDED[order], form), steps)
         resumed = loader_of(kind(UNSEEDED[order], form))
         resumed.load_state_dict(state)
-        words = "state_dict.. leaves out" if kind is Forgetful else "a generator of its own"
+        words = "state_dict.. leaves out" if kind is Forgetful else "its own generator"
         with pytest.raises(StateMismatchError, match=words):
             next(iter(resumed))
 
@@ -228,7 +228,7 @@ def test_a_worker_that_replaces_another_compares_as_well() -> None:
         (worker,) = multiprocessing.active_children()
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(StateMismatchError, match="a generator of its own"):
+        with pytest.raises(StateMismatchError, match="its own generator"):
             list(batches)
 
 

@@ -149,7 +149,7 @@ def test_several_ranks_are_refused_with_the_line_to_write(name: str) -> None:
         loader_of(build(), rank=0, world_size=2)
     text = str(refused.value)
     assert f"2 ranks cannot share this stream: {step} would give other samples" in text
-    assert f"num_shards={min(build().num_shards, 64)} to split it all the same" in text
+    assert f"num_shards={min(build().num_shards, 64)} to split it anyway" in text
     loader_of(build(), rank=0, world_size=2, num_shards=2)
 
 

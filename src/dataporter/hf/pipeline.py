@@ -72,7 +72,7 @@ def without_node(hf_iterable: Any) -> Any:
 
 
 def alone(hf_iterable: Any) -> Any:
-    """The same stream with a position of its own.
+    """The same stream with a separate position.
 
     ``datasets`` keeps the position in the steps, and streams made of one another share them:
     reading ``rows.take(8)`` would move the position of ``rows.skip(8)``.

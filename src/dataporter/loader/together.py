@@ -46,7 +46,7 @@ def _settled(lowest_of_all: Callable[[int], int], ahead: Ahead) -> Ahead:
         "with stop_together=True no rank delivers a batch of this step"
     )
     if lowest == _Outlook.FAILED and isinstance(ahead, Reply):
-        # Who asks for the next batch after a failure passes this one over, on every rank.
+        # Asking for the next batch after a failure passes this one over, on every rank.
         return ahead._replace(failure=error)
     return error
 

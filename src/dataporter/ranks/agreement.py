@@ -34,7 +34,7 @@ _OTHER_DATA = (
     "If each rank was given its own part of the data (by Subset, shard() or a list of files), the "
     "loader would divide that part once more, and the rest of it would never be read: pass the "
     "whole dataset on every rank, or pass rank=0, world_size=1, and each rank reads its own data "
-    "alone, with a state of its own. If all ranks hold the same data, name it: "
+    "alone, with its own state. If all ranks hold the same data, name it: "
     "fingerprint='my-data'."
 )
 _OTHER_LOADERS = (

@@ -28,8 +28,8 @@ _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "set": set, "frozenset": fr
 def keeps_state(part: Any) -> bool:
     """Whether an iterable or iterator can save its state and load it.
 
-    Some libraries have methods of these names that need arguments of their own. Nobody but they can
-    call those, so they do not count.
+    In some libraries, methods of these names require arguments that only the library knows, so they
+    do not count.
     """
     save, load = getattr(part, "state_dict", None), getattr(part, "load_state_dict", None)
     return _takes(save) and _takes(load, {})

@@ -12,7 +12,7 @@ from dataporter.errors import add_note
 from dataporter.fetch.collate import collate_of
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, Fetched
-from dataporter.streams.leftovers import Leftover, Parcel
+from dataporter.streams.leftovers import Bundle, Leftover
 from dataporter.streams.reader import Reader, ReadOptions, seed_at
 from dataporter.streams.request import JoinRequest, StreamRequest
 from dataporter.streams.sharding import Sharding
@@ -144,5 +144,5 @@ def _leftover(
         tuple(failure.position for failure in left_out),
         failures,
         ends=True,
-        parcel=Parcel(samples),
+        bundle=Bundle(samples),
     )

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from dataporter.fetch.failure import Failure
 from dataporter.shared.pickling import dumps
 
-__all__ = ["Leftover", "Leftovers", "Parcel"]
+__all__ = ["Bundle", "Leftover", "Leftovers"]
 
 
-class Parcel:
+class Bundle:
     """Samples on their way from one worker to another.
 
     The training process, which passes them on, keeps their pickle: it need not be able to load
@@ -37,7 +37,7 @@ class Parcel:
         pickled = self._pickled
         if pickled is None:
             pickled = dumps(self._samples)
-        return Parcel, (None, pickled)
+        return Bundle, (None, pickled)
 
 
 class Leftover(NamedTuple):
@@ -50,8 +50,8 @@ class Leftover(NamedTuple):
         missing: offsets of the samples that failed and have no substitute.
         failures: what failed.
         ends: whether the shard has no samples after these.
-        parcel: where the samples are.
-        start: number of samples in the parcel before these.
+        bundle: where the samples are.
+        start: number of samples in the bundle before these.
     """
 
     shard: int
@@ -60,7 +60,7 @@ class Leftover(NamedTuple):
     missing: tuple[int, ...]
     failures: tuple[Failure, ...]
     ends: bool
-    parcel: Parcel
+    bundle: Bundle
     start: int = 0
 
     @property
@@ -70,7 +70,7 @@ class Leftover(NamedTuple):
 
     def samples(self) -> list[Any]:
         """The samples that did not fail."""
-        return self.parcel.samples()[self.start : self.start + self.length - len(self.missing)]
+        return self.bundle.samples()[self.start : self.start + self.length - len(self.missing)]
 
     def split(self, count: int) -> tuple[Leftover, Leftover]:
         """The first ``count`` samples, and the rest."""

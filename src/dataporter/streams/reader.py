@@ -258,12 +258,13 @@ class Reader:
         if self._snapshot is None:
             return (
                 f"{where}, so reading them again does not lead to the next one: a "
-                f"{type(self._sharding.dataset).__name__} probably draws from a generator of its "
-                "own, or reads data in no fixed order. Draw from dataporter.sample_rng(), or from "
-                "Python's, NumPy's or torch's global generator, which the loader seeds; or seed "
-                "the generator in set_epoch(epoch), or with seed= of a Hugging Face shuffle(); or "
-                "give the dataset state_dict and load_state_dict. Or the data have changed. "
-                "load_state_dict(state, on_mismatch='warn') resumes without this comparison"
+                f"{type(self._sharding.dataset).__name__} probably draws from its own "
+                "generator, or reads data in no fixed order. Draw from dataporter.sample_rng(), or "
+                "from Python's, NumPy's or torch's global generator, which the loader seeds; or "
+                "seed the generator in set_epoch(epoch); or pass seed= to a Hugging Face "
+                "shuffle(); or give the dataset state_dict and load_state_dict. Or the data have "
+                "changed. load_state_dict(state, on_mismatch='warn') resumes without this "
+                "comparison"
             )
         return (
             f"{where}, after its own state was loaded: state_dict() leaves out something that the "

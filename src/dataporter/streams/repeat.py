@@ -97,7 +97,7 @@ class StreamRepeat(IterableDataset[Any]):
 
     @property
     def draws_in_threads(self) -> bool:
-        """Whether the stream draws random numbers in threads of its own."""
+        """Whether the stream draws random numbers in its own threads."""
         return draws_in_threads(self.stream)
 
     @property

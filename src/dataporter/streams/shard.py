@@ -202,7 +202,7 @@ def unsplittable(stream: Any) -> str | None:
 
 
 def whole(stream: Any) -> Any:
-    """What is read of a stream that is not split: where possible, with a position of its own."""
+    """The stream as one reader reads it, with a separate position where possible."""
     if is_from_hugging_face(stream):
         return hf.alone(stream)
     of_its_own = getattr(stream, "__whole__", None)

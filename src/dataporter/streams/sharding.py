@@ -99,7 +99,7 @@ def warn_of_idle_workers(sharding: Sharding, num_workers: int) -> None:
     if not isinstance(sharding, Whole) or num_workers < 2:
         return
     available = sharding.dataset.num_shards
-    line = f"write num_shards={min(available, _MOST_BY_DEFAULT)} to split it all the same ({_EACH})"
+    line = f"write num_shards={min(available, _MOST_BY_DEFAULT)} to split it anyway ({_EACH})"
     if node_of(sharding.dataset) is not None:
         line = (
             "leave split_dataset_by_node out and pass rank= and world_size= to the loader, which "
@@ -153,7 +153,7 @@ def _not_shared(reason: str, available: int, world_size: int) -> str:
     """Why several ranks cannot share a stream that is not split, and what to write."""
     number = min(available, _MOST_BY_DEFAULT)
     anyway = (
-        f"write num_shards={number} to split it all the same ({_EACH}); or "
+        f"write num_shards={number} to split it anyway ({_EACH}); or "
         if number >= world_size
         else ""
     )
