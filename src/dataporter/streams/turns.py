@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import Any, cast
 
-from tqdm import tqdm
-
 from dataporter.engines import Reply
 from dataporter.errors import warn
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, PassEnd
 from dataporter.schedule.request import Scheduled
 from dataporter.streams.leftovers import Leftover, Leftovers
+from dataporter.streams.replay_bar import ReplayBar
 from dataporter.streams.request import JoinRequest, StreamProgress, StreamRequest
 from dataporter.streams.shard import ShardState
 
@@ -24,7 +23,6 @@ __all__ = ["TurnOptions", "Turns", "next_shard"]
 
 # Samples of a shard per replay request: few enough for the bar to move and for `timeout=`.
 _REPLAYED_AT_ONCE = 4096
-_SHOWS_AFTER = 1.0  # s
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +246,8 @@ class _Batches(Iterator[Reply]):
         self._turns = turns
         self._replies = replies
         self._step = turns.progress.step
-        self._replayed = {state.shard: state.snapshot_offset for state in turns.to_replay()}
         follows = turns.progress.continued > 0 and turns.progress.step == 0
-        self._bar = _bar(turns.to_replay(), warns=not follows)
+        self._bar = ReplayBar(turns.to_replay(), warns=not follows)
         # By shard, the failures that no batch of the shard has followed yet: a state that is saved
         # now resumes before them.
         self._failures: dict[int, tuple[Failure, ...]] = {}
@@ -271,9 +268,9 @@ class _Batches(Iterator[Reply]):
             joined = isinstance(reply.request, JoinRequest)
             batch = self._of_leftovers(reply) if joined else self._of_shard(reply)
             if batch is not None:
-                self._close_bar()
+                self._bar.close()
                 return batch
-        self._close_bar()
+        self._bar.close()
         if self._step == 0 and not self._turns.progress.continued:
             self._turns.warn_of_dropped_samples()
         left = [failure for failures in self._failures.values() for failure in failures]
@@ -314,7 +311,7 @@ class _Batches(Iterator[Reply]):
                 self._failures[state.shard] = failures
             if state.ended and self._turns.options.joins:
                 self._ended.append(state)
-            self._show_replayed(state)
+            self._bar.show(state)
             return None
         if fetched.notice is not None and not self._noticed:
             self._noticed = True
@@ -368,17 +365,6 @@ class _Batches(Iterator[Reply]):
         epoch = self._turns.progress.epoch
         return tuple(replace(failure, epoch=epoch, step=self._step) for failure in failures)
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _show_replayed(self, state: ShardState) -> None:
-        before = self._replayed.get(state.shard, state.offset)
-        if self._bar is not None and state.offset > before:
-            self._replayed[state.shard] = state.offset
-            self._bar.update(state.offset - before)
-
 
 def next_shard(states: Iterable[ShardState]) -> ShardState | None:
     """The shard whose turn it is; None once all of them have ended."""
@@ -390,33 +376,3 @@ def next_shard(states: Iterable[ShardState]) -> ShardState | None:
 def _turns(states: Iterable[ShardState]) -> list[tuple[int, int]]:
     """Batches and number of each shard that has not ended; the smallest pair has its turn."""
     return [(state.batches, state.shard) for state in states if not state.ended]
-
-
-def _bar(to_replay: list[ShardState], *, warns: bool) -> tqdm[Any] | None:
-    """A progress bar for a replay, with a warning if it starts at the first sample.
-
-    Args:
-        warns: not where an epoch continues the one before, whose open shards are often reused.
-    """
-    # No snapshot is taken of the first batch of a shard, so that a resume compares it.
-    from_start = sum(
-        state.offset for state in to_replay if state.snapshot is None and state.batches > 1
-    )
-    if from_start and warns:
-        warn(
-            "the stream has no exact state to resume from, so the workers reread and discard "
-            f"{from_start:,} delivered samples first; state_dict and load_state_dict on what is "
-            "iterated over (the dataset, or each shard), or on its iterator, avoid this",
-            RuntimeWarning,
-        )
-    total = sum(state.offset - state.snapshot_offset for state in to_replay)
-    if not total:
-        return None
-    return tqdm(
-        total=total,
-        desc="replaying the stream",
-        unit="sample",
-        unit_scale=True,
-        leave=False,
-        delay=_SHOWS_AFTER,
-    )
