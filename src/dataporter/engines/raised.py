@@ -140,7 +140,7 @@ def _packed_whole(error: BaseException) -> bytes | None:
         whole = dumps(error)
         again = pickle.loads(whole)
         same = type(again) is type(error) and str(again) == str(error)
-    except Exception:
+    except Exception:  # the user's class cannot: it is sent in parts
         return None
     return whole if same else None
 
@@ -163,7 +163,7 @@ def _packed(value: Any, above: tuple[int, ...]) -> bytes | None:
         # Many objects can be pickled but not unpickled, so try both.
         pickle.loads(buffer.getvalue())
         return buffer.getvalue()
-    except Exception:
+    except Exception:  # the user's object cannot: a note names it
         return None
 
 
@@ -256,7 +256,7 @@ def _made(raised: Raised) -> BaseException | None:
             whole: BaseException = pickle.loads(raised.whole)
             return whole
         args = [each if isinstance(each, _Texts) else pickle.loads(each) for each in raised.args]
-    except Exception:
+    except Exception:  # only the worker has what it needs: a SampleError is raised instead
         return None
     error = _new(kind, raised, args)
     if error is None:
@@ -311,6 +311,6 @@ def _unpacked_all(values: dict[str, bytes]) -> tuple[dict[str, Any], list[str]]:
     for name, data in values.items():
         try:
             unpacked[name] = pickle.loads(data)
-        except Exception:
+        except Exception:  # the user's object cannot: a note names it
             lost.append(name)
     return unpacked, lost

@@ -96,7 +96,7 @@ class Carried:
             return snapshot.encode(self._dataset.state_dict())
         except Exception:
             # Some datasets have no state before they are iterated. Any other reason raises again
-            # after the first batch.
+            # with the first snapshot.
             return None
 
     def _load(self, state: str | None) -> None:
