@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from dataporter.seeding import numpy_state
-from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding import numpy_state, python_state
+from dataporter.seeding.generators import (
+    GENERATORS,
+    NUMPY,
+    PYTHON,
+    GlobalGenerator,
+    isolated_generators,
+    saved_generators,
+    seed_generators,
+)
 from dataporter.seeding.hashing import fold, mix, sample_key, sample_keys
 
 WORDS = st.integers(0, 2**63 - 1)
+
+
+def drawing(python: Any, from_numpy: Any, from_torch: Any) -> Callable[[GlobalGenerator], Any]:
+    by_generator = {PYTHON: python, NUMPY: from_numpy}
+    return lambda generator: by_generator.get(generator, from_torch)()
+
+
+DRAWS = {
+    "a number": drawing(random.random, np.random.rand, lambda: torch.rand(())),
+    "a normal number": drawing(
+        lambda: random.gauss(0, 1), np.random.standard_normal, lambda: torch.randn(())
+    ),
+    # After so many a Mersenne Twister stands at the same place, with other words.
+    "624 words": drawing(
+        lambda: [random.getrandbits(32) for _ in range(624)],
+        lambda: np.random.bytes(624 * 4),
+        lambda: torch.randint(0, 2**31, (624,)),
+    ),
+    "nothing": drawing(lambda: None, lambda: None, lambda: None),
+}
 
 
 def states() -> tuple[object, ...]:
@@ -124,3 +153,48 @@ def test_seeding_determines_a_different_bit_generator(
         assert repr(np.random.get_state(legacy=False)) == before
     finally:
         np.random.set_bit_generator(ours)
+
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.name)
+@given(seed=st.integers(0, 2**64 - 1), draws=st.lists(st.sampled_from(sorted(DRAWS)), max_size=5))
+def test_a_saved_state_shows_every_draw_and_returns_all_of_it(
+    generator: GlobalGenerator, seed: int, draws: list[str]
+) -> None:
+    with isolated_generators():
+        generator.seed(seed)
+        DRAWS["a normal number"](generator)  # of a pair, whose second may be kept
+        before, known = generator.save(), states()
+        assert generator.save() == before
+        for draw_some in draws:
+            DRAWS[draw_some](generator)
+        assert (generator.save() == before) == (states() == known)
+        generator.restore(before)
+        assert states() == known
+        assert generator.save() == before
+
+
+@pytest.mark.parametrize("version", ["python", "numpy"])
+def test_a_state_that_is_no_memory_is_saved_by_public_functions(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a Python or NumPy of another memory layout, which no release so far has."""
+    if version == "python":
+        monkeypatch.setattr(python_state, "_WORDS", None)
+    else:
+        monkeypatch.setattr(numpy_state, "_KEPT", None)
+        monkeypatch.setattr(numpy_state, "_last", (None, None))
+    before = states()
+    with isolated_generators():
+        seed_generators(3)
+        saved = saved_generators()
+        assert saved_generators() == saved
+        for generator in GENERATORS:
+            DRAWS["a normal number"](generator)
+        assert [now == was for now, was in zip(saved_generators(), saved)] == [False] * 3
+    assert states() == before
+    numpy_state._last = (None, None)
+
+
+def test_this_python_and_this_numpy_have_the_known_memory_layout() -> None:
+    assert python_state._WORDS is not None
+    assert numpy_state._KEPT is not None

@@ -20,7 +20,7 @@ from dataporter.engines.options import WorkerOptions
 from dataporter.errors import WorkerTimeoutError, warn
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import Scheduled
-from dataporter.seeding.generators import global_state
+from dataporter.seeding.generators import GENERATORS, saved_generators
 
 __all__ = ["ThreadEngine"]
 
@@ -179,10 +179,10 @@ class _Pass(Iterator[Reply]):
             reply = self._next()
         else:
             self._watched = True
-            before = global_state()
+            before = saved_generators()
             reply = self._next()
             # The training loop has waited meanwhile, so it was our threads that drew.
-            _warn_of_draws(before, global_state())
+            _warn_of_draws(before, saved_generators())
         if reply.fetched is None:
             return reply
         pinned = self._pin(reply.fetched.batch)
@@ -213,8 +213,8 @@ class _Pass(Iterator[Reply]):
 
 
 def _warn_of_draws(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
-    names = ("Python's random", "numpy.random", "torch's default generator")
-    drawn = [name for name, was, now in zip(names, before, after) if was != now]
+    states = zip(GENERATORS, before, after)
+    drawn = [generator.name for generator, was, now in states if was != now]
     if drawn:
         warn(
             f"with worker_kind='thread', the dataset draws from {' and '.join(drawn)}, which all "

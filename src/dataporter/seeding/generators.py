@@ -1,19 +1,24 @@
-"""Keyed randomness: the hash behind every seed, and the seeding of the global generators (C8)."""
+"""The global generators of Python, NumPy and torch: seeded, saved and restored (C8)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.random.mtrand import get_bit_generator
 
-from dataporter.seeding import numpy_state
+from dataporter.seeding import numpy_state, python_state
 
 __all__ = [
+    "GENERATORS",
+    "NUMPY",
+    "PYTHON",
+    "TORCH",
+    "GlobalGenerator",
     "global_state",
     "isolated_generators",
     "restore_generators",
@@ -21,49 +26,84 @@ __all__ = [
     "seed_generators",
 ]
 
+_WORD = (1 << 32) - 1
+_random_seed = random.seed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GlobalGenerator:
+    """A generator that all code of a process shares.
+
+    Attributes:
+        name: for people.
+        seed: seeds it with a key of 64 bits.
+        save: its whole state, which equals another if nothing was drawn or set in between.
+        restore: returns it to a saved state.
+    """
+
+    name: str
+    seed: Callable[[int], None]
+    save: Callable[[], Any]
+    restore: Callable[[Any], None]
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.name,)
+
+
+def _seed_numpy(key: int) -> None:
+    numpy_state.seed(key >> 32)
+
+
+def _seed_torch(key: int) -> None:
+    torch.default_generator.manual_seed(key & _WORD)
+
+
+def _save_torch() -> bytes:
+    return torch.default_generator.get_state().numpy().tobytes()
+
+
+def _restore_torch(state: bytes) -> None:
+    words = np.frombuffer(bytearray(state), dtype=np.uint8)  # torch wants memory it may write to
+    torch.default_generator.set_state(torch.from_numpy(words))
+
+
+# NumPy and torch run the same Mersenne Twister, and torch reads 32 bits of a seed. Each receives
+# a different half of the key, because equal seeds would make the two streams identical.
+PYTHON = GlobalGenerator("Python's random", _random_seed, python_state.save, python_state.restore)
+NUMPY = GlobalGenerator("numpy.random", _seed_numpy, numpy_state.save, numpy_state.restore)
+TORCH = GlobalGenerator("torch's default generator", _seed_torch, _save_torch, _restore_torch)
+GENERATORS = (PYTHON, NUMPY, TORCH)
+
+
+def _by_name(name: str) -> GlobalGenerator:
+    return next(generator for generator in GENERATORS if generator.name == name)
+
 
 def seed_generators(key: int) -> None:
-    """Seed Python's ``random``, NumPy's legacy generator and torch's default CPU generator.
-
-    NumPy and torch run the same Mersenne Twister, and torch reads 32 bits of a seed. Each receives
-    a different half of the key, because equal seeds would make the two streams identical.
-    """
-    random.seed(key)
-    try:
-        np.random.seed(key >> 32)
-    except TypeError:  # numpy.random.set_bit_generator set a different kind
-        generator = get_bit_generator()
-        generator.state = type(generator)(key >> 32).state
-    torch.default_generator.manual_seed(key & 0xFFFFFFFF)
+    """Seed Python's ``random``, NumPy's legacy generator and torch's default CPU generator."""
+    for generator in GENERATORS:
+        generator.seed(key)
 
 
-def global_state() -> tuple[Any, bytes, bytes]:
-    """The states of the three generators, to detect whether anything was drawn in between."""
-    return (
-        random.getstate(),
-        numpy_state.words(),
-        torch.default_generator.get_state().numpy().tobytes(),
-    )
+def saved_generators() -> tuple[Any, ...]:
+    """The states of the three generators, to compare, and for :func:`restore_generators`."""
+    return tuple(generator.save() for generator in GENERATORS)
+
+
+def restore_generators(saved: tuple[Any, ...]) -> None:
+    """Return the three generators to the states that were saved."""
+    for generator, state in zip(GENERATORS, saved):
+        generator.restore(state)
+
+
+global_state = saved_generators
 
 
 @contextmanager
 def isolated_generators() -> Iterator[None]:
-    """Restore the states of the three global generators when the block ends."""
+    """Return the three generators to their states when the block ends."""
     saved = saved_generators()
     try:
         yield
     finally:
         restore_generators(saved)
-
-
-def saved_generators() -> tuple[Any, ...]:
-    """The states of the three generators, for :func:`restore_generators`."""
-    return random.getstate(), numpy_state.save(), torch.default_generator.get_state()
-
-
-def restore_generators(saved: tuple[Any, ...]) -> None:
-    """Set the three generators to the states that were saved."""
-    python_state, legacy_state, torch_state = saved
-    random.setstate(python_state)
-    numpy_state.restore(legacy_state)
-    torch.default_generator.set_state(torch_state)

@@ -30,7 +30,7 @@ from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.orders import ShuffledOrder
 from dataporter.schedule.sampler_parts import parts_of_sampler, shared_by
-from dataporter.seeding.generators import global_state, isolated_generators, seed_generators
+from dataporter.seeding.generators import isolated_generators, saved_generators, seed_generators
 from dataporter.seeding.hashing import fold
 from dataporter.seeding.samples import generators_handed_out
 from dataporter.tools.advisor.streams import (
@@ -95,14 +95,14 @@ def look(
     rows = rows_of(source.dataset if isinstance(source, DataLoader) else source)
     with isolated_generators():
         seed_generators(fold(seed))
-        before = global_state(), generators_handed_out()
+        before = saved_generators(), generators_handed_out()
         if _is_iterable(rows):
             stream = nullcontext(Unmoved(rows, may_move=False)) if moves else unmoved(rows)
             with stream as read:
                 looked = _look_through(source, read, samples, batches, visit)
         else:
             looked = _look_at(source, rows, samples, seed, batches, visit)
-        looked.draws = (global_state(), generators_handed_out()) != before
+        looked.draws = (saved_generators(), generators_handed_out()) != before
     if looked.left_out and not looked.samples:
         raise SampleError(
             f"on_error={batches.on_error!r} left no samples, since all {looked.left_out} samples "

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dataporter._torch import become_worker
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.seeding.generators import global_state, seed_generators
+from dataporter.seeding.generators import GENERATORS, saved_generators, seed_generators
 from dataporter.seeding.hashing import sample_key
 from dataporter.seeding.samples import reading
 from dataporter.tools.target import in_one_line
@@ -43,7 +43,6 @@ _SECONDS_AN_EXPERIMENT = 20
 # Clocks must advance between two experiments.
 _PAUSE = 0.003
 _MOST_NAMED = 4
-_GENERATORS = ("Python's random", "numpy.random", "torch's default generator")
 
 Digests = tuple[bytes, ...]
 
@@ -237,11 +236,11 @@ class _Experiments:
 
     def _draws(self) -> tuple[str, ...]:
         seed_generators(0)
-        before = global_state()
+        before = saved_generators()
         samples = self._samples(seeded=False)
         self._collate(samples)
-        pairs = zip(_GENERATORS, before, global_state())
-        return tuple(name for name, was, now in pairs if was != now)
+        pairs = zip(GENERATORS, before)
+        return tuple(generator.name for generator, was in pairs if generator.save() != was)
 
     def _own_generators(self) -> tuple[str, ...]:
         held = {
