@@ -18,6 +18,7 @@ __all__ = [
     "collective_device",
     "default_collate_is_extended",
     "index_sampler",
+    "is_observed",
     "numpy_seed",
     "pin_function",
     "profiled",
@@ -60,14 +61,34 @@ def index_sampler(loader: Any) -> Any:
     return loader._index_sampler
 
 
+class _ObservedInfo(_utils.worker.WorkerInfo):
+    """torch's ``WorkerInfo``, which notes whether anybody asks for what differs between workers."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("id", "seed"):
+            _asked.add(name)
+        return super().__getattribute__(name)
+
+
+_asked: set[str] = set()
+
+
 def become_worker(worker_id: int, num_workers: int, seed: int, dataset: Any) -> None:
     """Make ``torch.utils.data.get_worker_info()`` say what it says in a worker of torch's.
 
     There is no published way to set it.
     """
-    _utils.worker._worker_info = _utils.worker.WorkerInfo(
+    _asked.clear()  # a fork of another worker has a copy
+    _utils.worker._worker_info = _ObservedInfo(
         id=worker_id, num_workers=num_workers, seed=seed, dataset=dataset
     )
+
+
+def is_observed() -> bool:
+    """Whether anybody in this process has asked for the ``id`` or ``seed`` of its worker."""
+    return bool(_asked)
 
 
 @contextmanager

@@ -101,12 +101,14 @@ class Crew:
     Attributes:
         owner: the id of the process that the workers serve, since a fork has a copy of this crew.
         close: ends the workers.
+        is_observed: a dataset has asked which worker reads it.
     """
 
     def __init__(self, spec: WorkerSpec, context: Any) -> None:
         self._spec = spec
         self._context = context
         self.owner = os.getpid()
+        self.is_observed = False
         self._tickets = 0
         self._selector = _selector()
         self._spin = AdaptiveSpin()
@@ -129,6 +131,14 @@ class Crew:
         )
 
     # ---- requests
+
+    def least_busy(self) -> int:
+        """The worker with the fewest requests that are not answered; the first one of several.
+
+        Before any answer, this takes the workers in turns.
+        """
+        asked = [len(member.asked) for member in self._members]
+        return asked.index(min(asked))
 
     def submit(self, scheduled: Scheduled, worker: int) -> Ticket:
         """Submit a request to a worker, which serves its requests one after the other."""
@@ -215,6 +225,7 @@ class Crew:
                 continue
             if answer.notice is not None:
                 notice = answer.notice
+            self.is_observed |= answer.is_observed
             member.slots.unmap(answer.given_up)
             if answer.is_new:
                 assert answer.slot is not None

@@ -58,6 +58,7 @@ class Answer(NamedTuple):
         given_up: slots that the worker does not use any more.
         failure: the exception that was raised instead.
         notice: a warning for the user.
+        is_observed: the dataset has asked which worker reads it, for this task or an earlier one.
     """
 
     ticket: int
@@ -68,6 +69,7 @@ class Answer(NamedTuple):
     given_up: Sequence[int] = ()
     failure: Failure | None = None
     notice: str | None = None
+    is_observed: bool = False
 
 
 class WorkerTraceback(DataPorterError):

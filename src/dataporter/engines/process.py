@@ -166,17 +166,19 @@ class _Pass(Iterator[Reply]):
             crew.close()
 
     def _submit(self, crew: Crew, scheduled: Scheduled, queue: RequestQueue[Ticket]) -> Ticket:
-        workers = range(self._options.num_workers)
-        if scheduled.request.reader is not None:
-            worker = scheduled.request.reader % len(workers)
-        elif self._options.in_order:
-            # In turns, as torch's workers: if worker_init_fn makes their datasets differ, the
-            # batches are still torch's.
-            worker = queue.submitted % len(workers)
+        reader, count = scheduled.request.reader, self._options.num_workers
+        if reader is not None:
+            worker = reader % count
+        elif self._takes_turns(crew):
+            worker = queue.submitted % count
         else:
-            busy = [ticket.worker for ticket in queue.tickets if ticket.answer is None]
-            worker = min(workers, key=busy.count)
+            worker = crew.least_busy()
         return crew.submit(scheduled, worker)
+
+    def _takes_turns(self, crew: Crew) -> bool:
+        """Whether the workers take turns, as torch's do: where it shows which one reads a batch."""
+        options = self._options
+        return options.in_order and (options.worker_init_fn is not None or crew.is_observed)
 
     def _answered(self, crew: Crew, tickets: Sequence[Ticket]) -> Ticket:
         """Wait for an answer to one of the tickets."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataporter._torch import become_worker, numpy_seed, stack_with
+from dataporter._torch import become_worker, is_observed, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
 from dataporter.engines.messages import STARTED, Answer, Failure, Task
 from dataporter.engines.packing import Packer, packed_whole
@@ -159,7 +159,9 @@ class _Worker:
     def answer(self, task: Task, fetch: Fetch, channel: Channel) -> None:
         slots, slot = self._slots, None
         if slots is None:
-            answer = _packed_whole(task, fetch)._replace(notice=self.notice)
+            answer = _packed_whole(task, fetch)._replace(
+                notice=self.notice, is_observed=is_observed()
+            )
             self.notice = None
             channel.send(pickle.dumps(answer))
             return
@@ -173,7 +175,9 @@ class _Worker:
             slots.send(slot)
             descriptors = () if slot.descriptor is None else (slot.descriptor,)
             answer = answer._replace(slot=slot.number, size=packer.size, is_new=bool(descriptors))
-        answer = answer._replace(given_up=slots.given_up(), notice=self.notice)
+        answer = answer._replace(
+            given_up=slots.given_up(), notice=self.notice, is_observed=is_observed()
+        )
         self.notice = None
         try:
             channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), descriptors)
@@ -181,9 +185,7 @@ class _Worker:
             assert slot is not None
             slots.take_back(slot)
             failure = Failure.from_exception(error)
-            answer = Answer(
-                task.ticket, failure=failure, given_up=answer.given_up, notice=answer.notice
-            )
+            answer = answer._replace(packed=b"", slot=None, size=0, is_new=False, failure=failure)
             channel.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
             return
         if slot is not None:
