@@ -1,4 +1,4 @@
-"""The contestants: the same shuffled batches from each library, as in its documentation."""
+"""The contestants: the same shuffled batches from each library, in its default setting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from dataporter import ResumableDataLoader
+from dataporter import ResumableDataLoader, create_resumable_dataloader
 
 # On import, Grain looks for jax and logs that it is missing.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -46,49 +46,39 @@ GRAIN = "Grain"
 SPDL = "SPDL"
 
 BATCH_SIZE = 256
+# Grain and SPDL have no random seed: they take one, or a generator.
 _SEED = 1
 
 
-def our_loader(dataset: Any, **arguments: Any) -> ResumableDataLoader[Any]:
-    return ResumableDataLoader(
-        dataset, BATCH_SIZE, shuffle=True, drop_last=True, seed=_SEED, **arguments
-    )
+def our_loader(
+    dataset: Any, batch_size: int = BATCH_SIZE, **arguments: Any
+) -> ResumableDataLoader[Any]:
+    """The line that people write first. ``arguments`` are what all contestants are given."""
+    return create_resumable_dataloader(dataset, batch_size=batch_size, shuffle=True, **arguments)
 
 
-def torch_loader(dataset: Any, num_workers: int = 0) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        BATCH_SIZE,
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        generator=torch.Generator().manual_seed(_SEED),
-    )
+def torch_loader(dataset: Any, batch_size: int = BATCH_SIZE, **arguments: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True, **arguments)
 
 
-def torchdata_loader(dataset: Any, num_workers: int = 0) -> StatefulDataLoader[Any]:
-    return StatefulDataLoader(
-        dataset,
-        BATCH_SIZE,
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        generator=torch.Generator().manual_seed(_SEED),
-    )
+def torchdata_loader(
+    dataset: Any, batch_size: int = BATCH_SIZE, **arguments: Any
+) -> StatefulDataLoader[Any]:
+    return StatefulDataLoader(dataset, batch_size=batch_size, shuffle=True, **arguments)
 
 
-def grain_loader(source: Any, num_workers: int = 0) -> Iterable[Any]:
-    """Grain's dataset pipeline: source, shuffle, batch.
+def grain_loader(source: Any, batch_size: int = BATCH_SIZE, *, num_workers: int = 0) -> Any:
+    """Grain's dataset pipeline: source, shuffle, batch; it never ends, epoch follows epoch.
 
-    It never ends: epoch follows epoch. Its reader threads are off: they would be a second engine
-    and slow it down here, where reading a row involves no waiting.
+    Its reader threads are on by default. They would read ahead while the other loaders have their
+    turn, and are a second engine where reading a row involves no waiting: they are off here.
     """
     batches = (
         grain.MapDataset.source(source)
         .seed(_SEED)
         .shuffle()
         .repeat()
-        .batch(BATCH_SIZE, drop_remainder=True)
+        .batch(batch_size)
         .to_iter_dataset(grain.ReadOptions(num_threads=0))
     )
     if num_workers == 0:

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["describe"]
 
-_LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl")
+_LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl", "datasets")
 
 
 def describe(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:

@@ -9,6 +9,8 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.command import run
 from benchmarks.datasets import Indices, NumpyIndices
 from benchmarks.loaders import (
@@ -114,7 +116,7 @@ def _beside_the_peers(length: int, rounds: int) -> list[tuple[str, ...]]:
     ways = {
         f"{OURS}, next(iter())": _ours(length, step),
         f"{TORCH}, islice": Case(
-            build=lambda: torch_loader(Indices(length)),
+            build=lambda: torch_loader(Indices(length), generator=torch.Generator().manual_seed(1)),
             resume=lambda loader: next(islice(loader, step, None)),
         ),
         TORCHDATA: _torchdata(length, step),

@@ -35,7 +35,7 @@ def measure(quick: bool) -> Table:
             alive.append(_advanced(loader))
             states[f"{name}, {num_workers} workers"] = loader.state_dict
         if num_workers == 0 or not quick:
-            batches = _advanced(grain_loader(NumpyDicts(), num_workers))
+            batches = _advanced(grain_loader(NumpyDicts(), num_workers=num_workers))
             alive.append(batches)
             states[f"{GRAIN}, {num_workers} workers"] = batches.get_state
     at_least = 0.02 if quick else 0.1
