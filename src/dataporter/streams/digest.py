@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -34,7 +34,11 @@ _AT_EITHER_END = 32
 _ITEMS_AT_EITHER_END = 8
 # Elements spread over an array, beside its ends.
 _SPREAD = 16
+# Up to this size all bytes, which takes less time than choosing some.
+_BYTES_AS_A_WHOLE = 1024
 _DEEPEST = 16
+# So many texts of keys and forms of arrays are kept, with what they are digested to.
+_MOST_KEPT = 1024
 
 
 def is_digested(offset: int) -> bool:
@@ -111,16 +115,23 @@ def _sequence(value: Any, digest: int, depth: int) -> int:
 
 def _set(value: Any, digest: int, depth: int) -> int:
     # A set of texts iterates in another order in each process.
-    return _unordered((_of(item, 0, depth + 1) for item in value), len(value), digest)
+    total = sum(_of(item, 0, depth + 1) for item in value)
+    return zlib.crc32(b"%d:%d" % (len(value), total), digest)
 
 
 def _mapping(value: Mapping[Any, Any], digest: int, depth: int) -> int:
-    pairs = (_of(item, _of(key, 0, depth + 1), depth + 1) for key, item in value.items())
-    return _unordered(pairs, len(value), digest)
+    total, deeper = 0, depth + 1
+    for key, item in value.items():
+        of_key = _keys.get(key) if type(key) is str else None
+        total += _of(item, _of_key(key, deeper) if of_key is None else of_key, deeper)
+    return zlib.crc32(b"%d:%d" % (len(value), total), digest)
 
 
-def _unordered(digests: Iterable[int], length: int, digest: int) -> int:
-    return zlib.crc32(b"%d:%d" % (length, sum(digests)), digest)
+def _of_key(key: Any, depth: int) -> int:
+    of_key = _of(key, 0, depth)
+    if type(key) is str and depth <= _DEEPEST and len(_keys) < _MOST_KEPT:
+        _keys[key] = of_key
+    return of_key
 
 
 def _fields(value: Any, digest: int, depth: int) -> int:
@@ -132,11 +143,13 @@ def _fields(value: Any, digest: int, depth: int) -> int:
 def _array(value: Any, digest: int, depth: int) -> int:
     value = np.asarray(value)
     dtype = value.dtype
-    digest = zlib.crc32(b"%d" * value.ndim % value.shape, digest) + ord(dtype.char)
+    digest = digest + _of_form(dtype.char, value.shape) & 0xFFFFFFFF
     if dtype.hasobject:
         return _sequence(value.reshape(-1)[: 2 * _ITEMS_AT_EITHER_END].tolist(), digest, depth)
-    if value.nbytes <= 4 * _AT_EITHER_END:
-        return zlib.crc32(value.tobytes(), digest)
+    if value.nbytes <= _BYTES_AS_A_WHOLE:
+        # Dates have no buffer.
+        is_buffer = dtype.kind in "biufc" and value.flags.c_contiguous
+        return zlib.crc32(value if is_buffer else value.tobytes(), digest)
     if not value.flags.c_contiguous:
         # Never copied as a whole, however large it is.
         return zlib.crc32(value.flat[:: value.size // _SPREAD or 1].tobytes(), digest)
@@ -144,7 +157,23 @@ def _array(value: Any, digest: int, depth: int) -> int:
     return zlib.crc32(flat[:: value.size // _SPREAD or 1].tobytes() + flat[:8].tobytes(), digest)
 
 
+def _of_form(char: str, shape: tuple[int, ...]) -> int:
+    form = _forms.get((char, shape))
+    if form is None:
+        form = zlib.crc32(f"{char}{shape}".encode())
+        if len(_forms) < _MOST_KEPT:
+            _forms[char, shape] = form
+    return form
+
+
 def _tensor(value: Any, digest: int, depth: int) -> int:
+    try:
+        # Refused for a tensor on a device, a sparse or quantised one, one with a gradient or of a
+        # dtype that NumPy lacks, and for a conjugate or negative view.
+        if type(value) is torch.Tensor:
+            return _array(value.numpy(), digest, depth)
+    except (TypeError, RuntimeError):
+        pass
     plain = (
         type(value) in (torch.Tensor, torch.nn.Parameter)
         and value.layout is torch.strided
@@ -153,9 +182,7 @@ def _tensor(value: Any, digest: int, depth: int) -> int:
     )
     if not plain:
         return zlib.crc32(f"{value.dtype}{tuple(value.shape)}".encode(), digest)
-    value = value.detach()
-    if value.is_conj() or value.is_neg():
-        value = value.resolve_conj().resolve_neg()
+    value = value.detach().resolve_conj().resolve_neg()
     if value.dtype is torch.bfloat16 or value.element_size() == 1:
         value = value.view(torch.int16 if value.dtype is torch.bfloat16 else torch.uint8)
     return _array(value.numpy(), digest, depth)
@@ -205,6 +232,9 @@ _BY_MODULE: tuple[tuple[str, str, Function], ...] = (
 
 # By type, what digests its values, and a number that stands for the type.
 _known: dict[type, tuple[Function, int]] = {}
+# The digests of keys of samples, and of dtypes and shapes.
+_keys: dict[str, int] = {}
+_forms: dict[tuple[str, tuple[int, ...]], int] = {}
 
 
 def _learnt(kind: type) -> tuple[Function, int]:
