@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Subset, default_collate
 
@@ -13,7 +12,7 @@ from dataporter._torch import default_collate_is_extended
 
 __all__ = ["collate", "collate_of"]
 
-_DTYPES: dict[type, Any] = {int: np.int64, float: np.float64}
+_DTYPES = {int: torch.int64, float: torch.float64}
 
 
 def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
@@ -47,9 +46,12 @@ def _collate(samples: Any) -> Any:
         if all(len(sample) == width for sample in samples):
             return [_collate(column) for column in zip(*samples)]
     elif kind in _DTYPES and set(map(type, samples)) == {kind}:
+        numbers = torch.empty(len(samples), dtype=_DTYPES[kind])
+        if not numbers.is_cpu:  # torch.set_default_device()
+            return default_collate(samples)
         try:
-            numbers = np.array(samples, dtype=_DTYPES[kind])
+            numbers.numpy()[:] = samples
         except OverflowError:
             return default_collate(samples)
-        return torch.tensor(numbers)
+        return numbers
     return default_collate(samples)
