@@ -40,6 +40,9 @@ def _served(fetch: Fetch, pin: Callable[[Any], Any], scheduled: Scheduled) -> Re
     request, delivers = scheduled
     try:
         fetched = fetch(request)
-        return Reply(request, delivers, fetched._replace(batch=pin(fetched.batch)))
+        batch = pin(fetched.batch)
+        if batch is not fetched.batch:
+            fetched = fetched._replace(batch=batch)
+        return Reply(request, delivers, fetched)
     except BaseException as error:  # Ctrl-C too: a loop that catches it has lost no sample
         return Reply(request, delivers, failure=error)

@@ -64,7 +64,28 @@ def encode(value: Any) -> str:
         UnsupportedDatasetError: the state holds another type. Nothing is pickled, because loading
             a pickle executes code.
     """
-    return json.dumps(_encoded(value, "state"), separators=(",", ":"), allow_nan=False)
+    return _as_text(value if _is_plain(value) else _encoded(value, "state"))
+
+
+# Built once: json.dumps builds an encoder in each call that has options.
+_as_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON text gives the value back as it is. Most states are, and need no copy."""
+    kind = type(value)
+    if kind is int:
+        return -_LIMIT <= value <= _LIMIT
+    if value is None or kind is bool or kind is str:
+        return True
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or key[:1] == _MARK or not _is_plain(item):
+                return False
+        return True
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind is float and math.isfinite(value)
 
 
 def decode(text: str) -> Any:

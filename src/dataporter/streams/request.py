@@ -131,8 +131,19 @@ class StreamProgress:
         """
         if delivers is None:
             return self
-        shards = {**self.shards, **{state.shard: state for state in delivers}}
-        return replace(self, step=self.step + 1, shards=shards)
+        shards = dict(self.shards)
+        for state in delivers:
+            shards[state.shard] = state
+        # Once a batch, and replace() takes three times as long.
+        return StreamProgress(
+            self.epoch,
+            self.step + 1,
+            shards,
+            self.continued,
+            self.earlier,
+            self.limit,
+            self.pass_id,
+        )
 
     def start_of(self, epoch: int, *, chosen: bool = False, ended: bool = False) -> StreamProgress:
         """The start of an epoch that was set, with what the workers' datasets carry to it."""

@@ -298,7 +298,9 @@ class _Batches(Iterator[Reply]):
         state: ShardState = fetched.shard
         if self._turns.has_ended(state.shard):
             return None
-        failures = self._failures.pop(state.shard, ()) + fetched.failures
+        failures = fetched.failures
+        if self._failures:
+            failures = self._failures.pop(state.shard, ()) + failures
         if fetched.leftover is not None:
             self._turns.keep(fetched.leftover)
         else:
@@ -350,15 +352,22 @@ class _Batches(Iterator[Reply]):
     def _numbered(
         self, reply: Reply, states: list[ShardState], failures: tuple[Failure, ...]
     ) -> Reply:
-        request = cast("StreamRequest", reply.request)._replace(step=self._step)
-        # A state that is saved now resumes after the shards that have ended.
-        left = (self._failures.pop(state.shard, ()) for state in self._ended)
-        failures = self._placed((*chain.from_iterable(left), *failures))
+        request = cast("StreamRequest", reply.request)
+        if request.step != self._step:
+            request = request._replace(step=self._step)
+        delivers = states
+        if self._ended:
+            # A state that is saved now resumes after the shards that have ended.
+            left = (self._failures.pop(state.shard, ()) for state in self._ended)
+            failures = (*chain.from_iterable(left), *failures)
+            delivers, self._ended = [*self._ended, *states], []
+        fetched = reply.fetched
+        assert fetched is not None
+        if failures or fetched.failures or fetched.shard is not states[-1]:
+            failures = self._placed(failures)
+            fetched = fetched._replace(failures=failures, shard=states[-1])
         self._step += 1
-        assert reply.fetched is not None
-        fetched = reply.fetched._replace(failures=failures, shard=states[-1])
-        delivers, self._ended = [*self._ended, *states], []
-        return reply._replace(request=request, delivers=delivers, fetched=fetched)
+        return Reply(request, delivers, fetched)
 
     def _placed(self, failures: Iterable[Failure]) -> tuple[Failure, ...]:
         """The failures, in the epoch and at the step of the batch that reports them."""
