@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -17,13 +17,13 @@ from dataporter.datasets.batches import batches_of
 from dataporter.datasets.columns import columns_of, gather
 from dataporter.datasets.names import name_of
 from dataporter.errors import LossyConversionError, SampleError, add_note
-from dataporter.fetch.collate import collate_of
+from dataporter.fetch.collate import collate, collate_of
 from dataporter.fetch.failure import Failure, failure_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.fetch.on_error import OnError, Substitute, substitute_of
 from dataporter.schedule.request import Request
-from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_REPLACEMENT, fold, sample_key, sample_keys
+from dataporter.seeding.keyed import UNSEEDED, Draws, Seeds, keyed
 from dataporter.seeding.samples import CurrentSamples, reading
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Replacement",
     "converting",
     "fetch_for",
-    "undisturbing",
 ]
 # How many samples on_error="replace" tries in the place of one that fails.
 _MOST_REPLACEMENTS = 10
@@ -67,8 +66,9 @@ def fetch_for(
         collate_fn: makes a batch of a list of samples; converts a single sample
             (``batched=False``).
         batched: whether a request is a batch, or one sample that is delivered by itself.
-        seeds_each: seed the global random generators before each sample, once a batch, or, where
-            several threads would share them, never.
+        seeds_each: make batches as if the global random generators were seeded before each
+            sample, or once a batch, and leave the generators as they are; or, where several threads
+            would share them, do neither.
         on_error: the reaction to a sample that raises: raise its exception, leave the sample out,
             replace it by another sample, or by the result of a function.
         replacement: chooses the other sample; None chooses among those of the batch.
@@ -78,10 +78,10 @@ def fetch_for(
     offers_batches = batched and _offers_batches(dataset)
     # A gather gives what default_collate makes of the rows; of other functions that is unknown.
     known = batched and collate_fn is default_collate
-    collate = collate_of(dataset) if known else collate_fn
+    collating = collate_of(dataset) if known else collate_fn
     by_sample = SampleFetch(
         dataset,
-        collate,
+        collating,
         batched,
         offers_batches,
         seeds_each,
@@ -99,21 +99,6 @@ def fetch_for(
     if batches is None:
         return by_sample
     return WholeFetch(batches.__getbatch__, by_sample, draws=batches.draws)
-
-
-def undisturbing(fetch: Fetch) -> Fetch:
-    """``fetch`` for the training process: the global generators are put back after each batch."""
-    # A gather runs no user code and draws nothing.
-    return fetch if isinstance(fetch, WholeFetch) and not fetch.draws else _Undisturbing(fetch)
-
-
-@dataclass(frozen=True, slots=True)
-class _Undisturbing:
-    fetch: Fetch
-
-    def __call__(self, request: Request) -> Fetched:
-        with isolated_generators():
-            return self.fetch(request)
 
 
 def converting(fetch: Fetch, conversion: Conversion, empty: Empty) -> Fetch:
@@ -162,13 +147,19 @@ class WholeFetch:
             if rows is None:
                 return self.otherwise(request)
             indices = rows
+        if not self.draws:
+            return self._read(request, indices)
+
+        def make(seeds: Seeds) -> Fetched:
+            with reading(request.seed, request.epoch, request.positions):
+                _seed_once(seeds, request)
+                return self._read(request, indices)
+
+        return self.otherwise.keyed(make)
+
+    def _read(self, request: Request, indices: NDArray[np.int64]) -> Fetched:
         try:
-            if not self.draws:
-                with self.otherwise.whole:
-                    return Fetched(self.read(indices))
-            with reading(request.seed, request.epoch, request.positions), self.otherwise.whole:
-                if self.otherwise.seeds_each != "nothing":
-                    _seed_once(request)
+            with self.otherwise.whole:
                 return Fetched(self.read(indices))
         except Exception as error:
             if isinstance(error, StopIteration):
@@ -190,18 +181,29 @@ class SampleFetch:
     substitute: Substitute | None
     replacement: Replacement | None
     whole: AbstractContextManager[Any]
+    draws: Draws = field(default_factory=Draws)
 
     def __call__(self, request: Request) -> Fetched:
+        return self.keyed(partial(self._make, request))
+
+    def keyed(self, make: Callable[[Seeds], Fetched]) -> Fetched:
+        """What ``make`` returns with the seeds of this fetch."""
+        return make(UNSEEDED) if self.seeds_each == "nothing" else keyed(self.draws, make)
+
+    def _make(self, request: Request, seeds: Seeds) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:
-            if self.seeds_each == "batch" or (self.offers_batches and self.seeds_each == "sample"):
-                _seed_once(request)
+            if not self._seeds_samples:
+                _seed_once(seeds, request)
             indices = request.plain_indices
             failures: tuple[Failure, ...] = ()
             if self.offers_batches and self.on_error == "raise":
                 samples = self._read_together(request, indices)
             else:
-                samples, failures = self._read_each(request, indices, current)
+                samples, failures = self._read_each(request, indices, seeds, current)
                 current.offset = None
+            # Our own collation draws nothing.
+            if self._seeds_samples and self.collate is not collate and len(request.positions):
+                seeds.collating(_key(request, -1))
             try:
                 with self.whole:
                     batch = self.collate(samples if self.batched else samples[0])
@@ -209,6 +211,10 @@ class SampleFetch:
                 add_note(error, f"while collating the batch of {request.described()}")
                 raise
             return Fetched(batch, failures)
+
+    @property
+    def _seeds_samples(self) -> bool:
+        return self.seeds_each == "sample" and not self.offers_batches
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
@@ -222,33 +228,37 @@ class SampleFetch:
             raise
 
     def _read_each(
-        self, request: Request, indices: list[Any], current: CurrentSamples
+        self, request: Request, indices: list[Any], seeds: Seeds, current: CurrentSamples
     ) -> tuple[list[Any], tuple[Failure, ...]]:
         samples: list[Any] = []
         failures: list[Failure] = []
         dataset, take, numbered = self.dataset, samples.append, enumerate(indices)
         keys: list[int] = []
-        if self.seeds_each == "sample":
-            keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
         # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
+            seed = seeds.each if self._seeds_samples else None
+            if seed is not None and not keys:
+                keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
             try:
-                for current.offset, index in numbered:
-                    if keys:
-                        seed_generators(keys[current.offset])
-                    take(dataset[index])
+                if seed is None:
+                    for current.offset, index in numbered:
+                        take(dataset[index])
+                else:
+                    for current.offset, index in numbered:
+                        seed(keys[current.offset])
+                        take(dataset[index])
                 break
             except Exception as error:
                 failed = current.offset
                 assert failed is not None
                 if self.on_error == "raise":
                     _raise(error, request, indices[failed], failed)
+                seeds.failed(_key(request, failed if self._seeds_samples else 0))
                 failures.append(self._failure(error, request, indices[failed], failed))
                 if self.substitute is not None:
                     take(self.substitute(error, indices[failed], failures[-1]))
                 elif self.on_error == "replace":
-                    key = keys[failed] if keys else None
-                    take(self._replaced(request, indices, current, key, failures))
+                    take(self._replaced(request, indices, current, seeds, failures))
         if indices and not samples:
             raise SampleError(
                 f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
@@ -271,7 +281,7 @@ class SampleFetch:
         request: Request,
         indices: list[Any],
         current: CurrentSamples,
-        key: int | None,
+        seeds: Seeds,
         failures: list[Failure],
     ) -> Any:
         """Another sample in the place of the failed one, drawing what the place draws."""
@@ -280,8 +290,8 @@ class SampleFetch:
         first = failures[-1]
         for index in self._replacements(request, indices, offset):
             current.generators.pop(offset, None)
-            if key is not None:
-                seed_generators(key)
+            if seeds.each is not None and self._seeds_samples:
+                seeds.each(_key(request, offset))
             try:
                 return self.dataset[index]
             except Exception as error:
@@ -325,9 +335,13 @@ def _raise(error: Exception, request: Request, index: Any, offset: int) -> NoRet
         del error  # its traceback holds this frame, and would form a cycle with it
 
 
-def _seed_once(request: Request) -> None:
-    if len(request.positions):
-        seed_generators(sample_key(request.seed, request.epoch, int(request.positions[0])))
+def _seed_once(seeds: Seeds, request: Request) -> None:
+    if seeds.each is not None and len(request.positions):
+        seeds.each(_key(request, 0))
+
+
+def _key(request: Request, offset: int) -> int:
+    return sample_key(request.seed, request.epoch, int(request.positions[offset]))
 
 
 def _offers_batches(dataset: Any) -> bool:

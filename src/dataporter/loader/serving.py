@@ -27,7 +27,7 @@ from dataporter.engines import (
     Usage,
     WorkerOptions,
 )
-from dataporter.fetch.fetch import Fetch, converting, undisturbing
+from dataporter.fetch.fetch import Fetch, converting
 from dataporter.fetch.fetched import Fetched
 from dataporter.fetch.on_error import OnError
 from dataporter.loader.arguments import SETTABLE, WorkerKind
@@ -35,6 +35,7 @@ from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.pickled import refuse_unpicklable
 from dataporter.loader.setup import Setup
 from dataporter.schedule.request import Scheduled
+from dataporter.seeding.generators import isolated_generators
 
 __all__ = ["OwnAttributes", "Serving", "engine_for"]
 
@@ -140,7 +141,9 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     if loader.num_workers == 0:
 
         def build() -> Fetch:
-            return _converted(undisturbing(build_fetch()), conversion, new)
+            fetch = build_fetch()
+            fetch = fetch if setup.stream is None else _Undisturbing(fetch)
+            return _converted(fetch, conversion, new)
 
         is_limited = setup.arguments.steps_per_epoch is not None
         # Built once, where the next epoch may continue the stream with the shards that are open.
@@ -159,6 +162,15 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     if own.worker_kind == "thread":
         return ThreadEngine(converting_fetch, pin, options)
     return ProcessEngine(converting_fetch, loader.dataset, pin, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Undisturbing:
+    fetch: Fetch
+
+    def __call__(self, request: Any) -> Any:
+        with isolated_generators():
+            return self.fetch(request)
 
 
 def _explain(loader: DataLoader[Any], own: OwnAttributes, setup: Setup, error: Exception) -> None:

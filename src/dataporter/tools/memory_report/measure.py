@@ -14,7 +14,7 @@ from dataporter.convert import KeyBasedDtypeConverter, leaves_of
 from dataporter.datasets.rows import length_of, rows_of
 from dataporter.engines import Usage
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
-from dataporter.fetch.fetch import fetch_for, undisturbing
+from dataporter.fetch.fetch import fetch_for
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.schedule.request import Request
 from dataporter.tools.memory_report.dataset import bytes_of, dataset_memory
@@ -91,8 +91,8 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
             "more samples, a smaller batch_size, or drop_last=False"
         )
     positions = np.arange(len(indices))
-    fetch = undisturbing(
-        fetch_for(rows, loader.collate_fn, batched=batched, seeds_each="nothing", on_error="raise")
+    fetch = fetch_for(
+        rows, loader.collate_fn, batched=batched, seeds_each="sample", on_error="raise"
     )
     return fetch(Request(0, 0, 0, positions, indices)).batch, len(indices)
 
