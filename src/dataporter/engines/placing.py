@@ -221,7 +221,9 @@ def _index_select(
 ) -> torch.Tensor | None:
     if dim != 0 or index.ndim != 1 or type(rows) is not torch.Tensor or not is_plain_tensor(rows):
         return None
-    if not rows.is_contiguous() or len(index) * rows[:1].nbytes < _SMALLEST:
+    # Rows that lie in other memory in any order, even one over another, are copied as well.
+    row = rows[:1]
+    if not row.is_contiguous() or len(index) * row.nbytes < _SMALLEST:
         return None
     out = arena.empty((len(index), *rows.shape[1:]), rows.dtype)
     return None if out is None else torch.index_select(rows, 0, index, out=out)

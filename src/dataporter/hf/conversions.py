@@ -12,7 +12,8 @@ from dataporter.convert.forms import Bits
 from dataporter.convert.missed import fits, meant, report_missed
 from dataporter.convert.paths import Pattern, shown
 from dataporter.errors import ConfigurationError, LossyConversionError, add_note
-from dataporter.hf.forms import Ragged, stacked
+from dataporter.hf.forms import stacked
+from dataporter.hf.ragged import Ragged
 
 __all__ = ["conversion_for", "converted", "noted"]
 
@@ -93,7 +94,7 @@ def _converted(form: Any, conversion: Conversion, wrap: _Wrap, unwrap: _Wrap) ->
             name: _inside(inner, name, conversion, wrap, unwrap) for name, inner in form.items()
         }
     if isinstance(form, torch.Tensor | Ragged) and not _looks_at_rows(conversion, form):
-        flat = form.flat if isinstance(form, Ragged) else form
+        flat = form.joined() if isinstance(form, Ragged) else form
         try:
             narrow = unwrap(conversion.batch(wrap(flat)).batch)
             return Ragged(narrow, form.lengths) if isinstance(form, Ragged) else narrow

@@ -8,34 +8,16 @@ lists of anything but numbers, which it would transpose: ``batch[i]`` would not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from dataporter.errors import ConfigurationError
+from dataporter.hf.ragged import Ragged
 
-__all__ = ["Ragged", "collate", "rows_of", "settled", "stacked"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of several lengths, concatenated.
-
-    Attributes:
-        flat: shape (sum of lengths, ...).
-        lengths: int64, one per row.
-    """
-
-    flat: torch.Tensor
-    lengths: NDArray[np.int64]
-
-    def rows(self) -> list[torch.Tensor]:
-        """Each row, as a view."""
-        return list(self.flat.split(self.lengths.tolist()))  # type: ignore[no-untyped-call]  # torch's
+__all__ = ["collate", "rows_of", "settled", "stacked"]
 
 
 def rows_of(form: Any, count: int) -> list[Any]:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.hf.ragged import Ragged
+
 __all__ = ["Layout", "Memory", "Validity", "Where"]
 
-# Bytes: from this size, copying a column's rows takes longer than choosing memory for them.
-_LARGE = 1 << 16
-_NUMPY = {
-    dtype: torch.empty(0, dtype=dtype).numpy().dtype
-    for dtype in (
-        *(torch.int8, torch.int16, torch.int32, torch.int64),
-        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-        *(torch.float16, torch.float32, torch.float64),
-    )
+# The dtypes that torch gathers in every release, for those that it does not.
+_GATHERED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
 }
+# Arrow's widest numbers; its buffers usually begin at a multiple of it.
+_WIDEST = 8
 
 
 class Where(NamedTuple):
@@ -74,7 +74,8 @@ class _Span:
     def __init__(self, address: int, size: int, owners: Sequence[Any]) -> None:
         self.owners = owners
         self.__array_interface__ = {
-            "data": (address, True),
+            # Not read-only, which torch would warn about; nothing writes to it.
+            "data": (address, False),
             "shape": (size,),
             "typestr": "|u1",
             "version": 3,
@@ -85,7 +86,7 @@ class Memory:
     """The same buffer of every chunk of a column, read as if it were one.
 
     Chunks may be anywhere, in mapped files or on the heap. But all are in one address space, so one
-    read-only array from the lowest buffer to the end of the highest contains them all, and one
+    array from the lowest buffer to the end of the highest contains them all, and one
     gather takes rows of any chunk. The bytes between the buffers are never read.
 
     Args:
@@ -96,6 +97,7 @@ class Memory:
     def __init__(self, buffers: Sequence[Any], skipped: Sequence[int]) -> None:
         held = [buffer for buffer in buffers if buffer is not None and buffer.size]
         base = min((buffer.address for buffer in held), default=0)
+        base -= base % _WIDEST
         end = max((buffer.address + buffer.size for buffer in held), default=0)
         self._begins = np.array(
             [
@@ -104,10 +106,18 @@ class Memory:
             ],
             dtype=np.int64,
         )
-        self._bytes: NDArray[np.uint8] = (
-            np.asarray(_Span(base, end - base, held)) if held else np.empty(0, dtype=np.uint8)
+        self._ends = np.array(
+            [
+                0 if buffer is None or not buffer.size else buffer.address - base + buffer.size
+                for buffer in buffers
+            ],
+            dtype=np.int64,
         )
-        self._by_unit: dict[int, NDArray[Any]] = {}
+        self._bytes = (
+            torch.from_numpy(np.asarray(_Span(base, end - base, held)))
+            if held
+            else torch.empty(0, dtype=torch.uint8)
+        )
 
     def read(
         self, where: Where, item: int, shape: tuple[int, ...], dtype: torch.dtype
@@ -120,15 +130,7 @@ class Memory:
             shape: of a run.
             dtype: of its numbers.
         """
-        starts, size = where.offsets * item, prod(shape) * dtype.itemsize
-        if where.chunks is not None:
-            starts += self._begins[where.chunks]
-        elif len(self._begins):
-            starts += self._begins[0]
-        # In units as large as possible, since NumPy takes them one by one.
-        unit = int(np.gcd.reduce(starts, initial=size))
-        units = np.arange(size // max(unit, 1))
-        return self._taken(starts[:, None] // max(unit, 1) + units, unit, shape, dtype)
+        return self.strided(np.zeros_like(self._begins), item, shape, dtype)(where)
 
     def strided(
         self, firsts: NDArray[np.int64], stride: int, shape: tuple[int, ...], dtype: torch.dtype
@@ -140,44 +142,49 @@ class Memory:
             stride: bytes from one run to the next.
             shape, dtype: of a run.
         """
-        size = prod(shape) * dtype.itemsize
-        begins = self._begins + firsts
-        unit = gcd(size, stride, *begins.tolist())
-        if not size or not len(begins):
+        if not prod(shape) or not len(self._bytes):
             return lambda where: torch.empty((len(where.offsets), *shape), dtype=dtype)
-        begins, stride, units = begins // unit, stride // unit, np.arange(size // unit)
-        first = begins[0]
+        begins, width = self._begins + firsts, dtype.itemsize
+        if stride % width or (begins % width).any():
+            found = self._strided(begins, stride, (prod(shape) * width,), torch.uint8)
+            return lambda where: found(where).view(dtype).view(-1, *shape)
+        gathered = _GATHERED.get(dtype, dtype)
+        found = self._strided(begins // width, stride // width, shape, gathered)
+        return found if gathered is dtype else lambda where: found(where).view(dtype)
+
+    def _strided(
+        self, begins: NDArray[np.int64], stride: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Callable[[Where], torch.Tensor]:
+        """The same for runs that begin at ``begins``, in numbers of ``dtype``."""
+        numbers = self._numbers(dtype)
+        within = torch.empty(shape, device="meta").stride()
+        if len(begins) == 1:
+            first = int(begins[0])
+            count = max(len(numbers) - first - prod(shape) + stride, 0) // stride
+            rows = numbers.as_strided((count, *shape), (stride, *within), first)
+            return lambda where: rows.index_select(0, torch.from_numpy(where.offsets))
+        # The run from each number on, so that one gather copies whole runs, wherever they begin.
+        runs = numbers.as_strided((len(numbers) - prod(shape) + 1, *shape), (1, *within))
 
         def read(where: Where) -> torch.Tensor:
             starts = where.offsets * stride
-            starts += first if where.chunks is None else begins[where.chunks]
-            return self._taken(
-                starts if len(units) == 1 else starts[:, None] + units, unit, shape, dtype
-            )
+            starts += begins[0] if where.chunks is None else begins[where.chunks]
+            return runs.index_select(0, torch.from_numpy(starts))
 
         return read
 
-    def _taken(
-        self, indices: NDArray[np.int64], unit: int, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> torch.Tensor:
-        count, small = len(indices), _NUMPY[dtype]
-        if not indices.size:
-            return torch.empty((count, *shape), dtype=dtype)
-        seen = self._by_unit.get(unit)
-        if seen is None:
-            # A dtype without alignment: for any other, NumPy would copy all bytes to align them.
-            whole = len(self._bytes) // unit * unit
-            seen = self._by_unit[unit] = self._bytes[:whole].view(f"V{unit}")
-        # Without "clip" NumPy writes to a copy first. The indices are valid: the caller checks
-        # rows, and all others come from Arrow.
-        if indices.size * unit < _LARGE:
-            found = seen.take(indices, mode="clip").reshape(-1).view(small)
-            return torch.from_numpy(found.reshape(count, *shape))
-        # Allocated by torch: in a worker this is the slot that carries the batch.
-        rows = torch.empty((count, *shape), dtype=dtype)
-        into = rows.numpy().reshape(-1).view(seen.dtype).reshape(indices.shape)
-        seen.take(indices, out=into, mode="clip")
-        return rows
+    def ragged(self, where: Where, lengths: NDArray[np.int64], dtype: torch.dtype) -> Ragged:
+        """Numbers of ``dtype``, as many from each element on as ``lengths`` says."""
+        width, chunk = dtype.itemsize, 0 if where.chunks is None else where.chunks
+        begins = self._begins[chunk]
+        if (begins % width).any():
+            numbers = where.stretched(where.offsets, lengths)
+            return Ragged(self.read(numbers, width, (), dtype), lengths)
+        starts, ends = where.offsets + begins // width, self._ends[chunk] // width
+        return Ragged(self._numbers(dtype), lengths, starts, ends)
+
+    def _numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        return self._bytes[: len(self._bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
 
     def bits(self, where: Where, skipped: NDArray[np.int64]) -> NDArray[np.bool_]:
         """One bit per element; ``skipped`` bits precede the first of each chunk."""

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from dataporter.errors import UnsupportedDatasetError
-from dataporter.hf.forms import Ragged, rows_of, stacked
+from dataporter.hf.forms import rows_of, stacked
 from dataporter.hf.images import scaled, tensor_of
 from dataporter.hf.memory import Memory, Validity, Where
+from dataporter.hf.ragged import Ragged
 
 __all__ = [
     "Bits",
@@ -47,6 +48,9 @@ class Plain(Node, Protocol):
 
     def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
         """A run of numbers of this shape from each element on."""
+
+    def ragged(self, where: Where, lengths: NDArray[np.int64]) -> Ragged:
+        """As many numbers from each element on as ``lengths`` says."""
 
     def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
         """A function that reads contiguous rows of one length, in each chunk from ``firsts`` on."""
@@ -83,10 +87,15 @@ class Numbers:
         return self._validity.has_nulls
 
     def read(self, where: Where) -> Any:
+        if not self._validity.has_nulls:
+            return self.single(where)
         return _without_nulls(self._validity.mask(where), where, self.single)
 
     def runs(self, where: Where, shape: tuple[int, ...]) -> torch.Tensor:
         return self._memory.read(where, self._width, shape, self._dtype)
+
+    def ragged(self, where: Where, lengths: NDArray[np.int64]) -> Ragged:
+        return self._memory.ragged(where, lengths, self._dtype)
 
     def even(self, firsts: NDArray[np.int64], length: int) -> Callable[[Where], torch.Tensor]:
         width = self._width
@@ -119,6 +128,9 @@ class Bits:
         lengths = np.full(len(where.offsets), prod(shape), dtype=np.int64)
         found = self._found(where.stretched(where.offsets, lengths))
         return found.view(len(where.offsets), *shape)
+
+    def ragged(self, where: Where, lengths: NDArray[np.int64]) -> Ragged:
+        return Ragged(self._found(where.stretched(where.offsets, lengths)), lengths)
 
     def _found(self, where: Where) -> torch.Tensor:
         return torch.from_numpy(self._memory.bits(where, self._skipped))
@@ -231,18 +243,25 @@ class Extents:
 
     def _find_even(self, counts: NDArray[np.int64]) -> None:
         """Check once whether all lists have one length, so that batches need no check."""
-        several = np.arange(len(counts)) if len(counts) > 1 else None
-        first, length = self.spans(Where(several, np.zeros_like(counts)))
-        last, _ = self.spans(Where(several, counts - 1))
-        # Most columns that are not even fail at the ends of their chunks already.
-        if not (last - first == length[0] * (counts - 1)).all():
+        # Nested lists may have chunks without any.
+        filled = np.flatnonzero(counts)
+        if not len(filled):
             return
-        for chunk, count in enumerate(counts.tolist()):
+        several = filled if len(counts) > 1 else None
+        first, length = self.spans(Where(several, np.zeros_like(filled)))
+        last, _ = self.spans(Where(several, counts[filled] - 1))
+        # Most columns that are not even fail at the ends of their chunks already.
+        if not (last - first == length[0] * (counts[filled] - 1)).all():
+            return
+        for chunk in filled.tolist():
+            count = int(counts[chunk])
             chunks = None if several is None else np.full(count, chunk)
             _, lengths = self.spans(Where(chunks, np.arange(count)))
             if not (lengths == length[0]).all():
                 return
-        self.length, self.firsts = int(length[0]), first
+        firsts = np.zeros_like(counts)
+        firsts[filled] = first
+        self.length, self.firsts = int(length[0]), firsts
 
 
 class Blocks:
@@ -293,8 +312,11 @@ class Lists:
         self._even = None
         if plain is not None and extents.length is not None:
             self._even = plain.even(extents.firsts, extents.length)
+        self._has_nulls = extents.validity.has_nulls
 
     def read(self, where: Where) -> Any:
+        if self._even is not None and not self._has_nulls and len(where.offsets):
+            return self._even(where)
         return _without_nulls(self._extents.validity.mask(where), where, self._found)
 
     def _found(self, where: Where) -> Any:
@@ -305,8 +327,10 @@ class Lists:
         starts, lengths = self._extents.spans(where)
         length = int(lengths[0])
         is_even = bool((lengths == length).all())
-        if self._plain is not None and is_even:
-            return self._plain.runs(where.at(starts), (length,))
+        if self._plain is not None:
+            if is_even:
+                return self._plain.runs(where.at(starts), (length,))
+            return self._plain.ragged(where.at(starts), lengths)
         content = self._content.read(where.stretched(starts, lengths))
         if not isinstance(content, torch.Tensor):
             return stacked(self._regrouped(content, lengths))

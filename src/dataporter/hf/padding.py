@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dataporter.errors import ConfigurationError
-from dataporter.hf.forms import Ragged
+from dataporter.hf.ragged import Ragged
 
 __all__ = ["Padding", "masks_of", "padding_for"]
 
@@ -94,17 +94,14 @@ def _padded(form: Any, value: float, name: str) -> tuple[torch.Tensor, torch.Ten
     if isinstance(form, torch.Tensor) and form.ndim > 1:
         return form, torch.ones(form.shape[:2], dtype=torch.int8)
     ragged = form if isinstance(form, Ragged) else _ragged(form, name)
-    flat, lengths = ragged.flat, ragged.lengths
-    if torch.tensor(value, dtype=torch.float64).to(flat.dtype).item() != value:
+    dtype = ragged.flat.dtype
+    if torch.tensor(value, dtype=torch.float64).to(dtype).item() != value:
         raise ConfigurationError(
             f"pad value {value!r} for {name!r} does not fit the column's dtype, "
-            f"{str(flat.dtype).removeprefix('torch.')}: pad with another value, or widen the "
+            f"{str(dtype).removeprefix('torch.')}: pad with another value, or widen the "
             "column with dtype_conversions"
         )
-    there = np.arange(lengths.max()) < lengths[:, None]
-    rows = torch.full((*there.shape, *flat.shape[1:]), value, dtype=flat.dtype)
-    rows.numpy()[there] = flat.numpy()
-    return rows, torch.from_numpy(there.view(np.int8))
+    return ragged.padded(value)
 
 
 def _ragged(rows: Sequence[Any], name: str) -> Ragged:

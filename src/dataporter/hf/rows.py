@@ -164,7 +164,8 @@ class BatchedRows(Rows, reads="batches"):
 
     def _rows(self, indices: Any) -> NDArray[np.int64]:
         rows, length = np.array(indices, dtype=np.int64), len(self)
-        if len(rows) and not (rows.min() >= 0 and rows.max() < length):
+        # Read as unsigned, a negative number is huge.
+        if len(rows) and not rows.view(np.uint64).max() < length:
             for index in rows.tolist():
                 self._row(index)
             rows %= length
