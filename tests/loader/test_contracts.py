@@ -293,38 +293,6 @@ def test_the_last_pass_that_began_moves_the_loader() -> None:
     assert place(loader) == (1, 1, 2, 4)
 
 
-def test_the_seed_is_drawn_from_torchs_generator_once_and_kept() -> None:
-    torch.manual_seed(5)
-    first = ResumableDataLoader(Indices(10), shuffle=True)
-    untouched = torch.get_rng_state()
-    torch.manual_seed(5)
-    assert torch.equal(untouched, torch.get_rng_state()), "building a loader draws nothing"
-    seed = first.seed
-    assert first.seed == first.state_dict()["seed"] == seed
-    torch.manual_seed(5)
-    second = ResumableDataLoader(Indices(10), shuffle=True)
-    assert [ids(batch) for batch in first] == [ids(batch) for batch in second]
-    generator = torch.Generator().manual_seed(5)
-    third = ResumableDataLoader(Indices(10), shuffle=True, generator=generator)
-    assert third.seed == seed
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_iterating_leaves_the_training_process_s_generators_alone(workers: int) -> None:
-    """Else a resumed run, which starts one more pass, would train with other dropout masks."""
-    import random
-
-    import numpy as np
-    from subjects import Augmented
-
-    loader = ResumableDataLoader(Augmented(8), 2, shuffle=True, seed=3, num_workers=workers)
-    np.random.standard_normal()  # leaves a second value cached, which belongs to the state as well
-    before = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
-    for _ in loader:
-        now = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
-        assert now == before
-
-
 def test_copies_and_pickles_go_on_from_the_same_place_and_apart() -> None:
     loader = loader_of(shuffle=True)
     next(iter(loader))

@@ -1172,16 +1172,6 @@ def test_a_dict_of_arrays_is_read_by_row() -> None:
     assert len(list(ResumableDataLoader(columns))) == 3
 
 
-def test_the_training_process_draws_nothing_from_its_generators() -> None:
-    """torch draws a seed for its workers at each iter(), workers or not."""
-    torch.manual_seed(1)
-    untouched = torch.get_rng_state()
-    list(ResumableDataLoader(Indices(4), seed=3))
-    assert torch.equal(torch.get_rng_state(), untouched)
-    list(DataLoader(Indices(4)))
-    assert not torch.equal(torch.get_rng_state(), untouched)
-
-
 def test_an_empty_dataset_may_be_shuffled() -> None:
     """torch refuses; here the last shard of a split may well be empty."""
     assert outcome(lambda: DataLoader([], shuffle=True)) is ValueError

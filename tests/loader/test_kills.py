@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import training_process
+import validated_training
 from budgets import slow
 from programs import Program
 
@@ -33,12 +35,15 @@ def uninterrupted(strategy: str) -> list[dict[str, Any]]:
 class Run:
     """A training run of several lives in one directory.
 
-    Each life is a new interpreter, or is forked off a server that has imported torch.
+    Each life is a new interpreter, or, with ``life``, is forked off a server that has imported
+    torch.
     """
 
-    def __init__(self, directory: Path, strategy: str, every: int, *, forked: bool = False) -> None:
+    def __init__(
+        self, directory: Path, strategy: str, every: int, life: Callable[..., None] | None = None
+    ) -> None:
         self.directory, self.strategy, self.every = directory, strategy, every
-        self.forked = forked
+        self.life = life
         self.stream: list[dict[str, Any]] = []
         self.kills = self.repeated = 0
         self.started: list[psutil.Process] = []
@@ -48,8 +53,8 @@ class Run:
         arguments = (self.directory, self.strategy, workers, self.every)
         before = set(self.directory.glob("*.jsonl"))
         process: Program | psutil.Popen
-        if self.forked:
-            process = Program(training_process.life, *arguments)
+        if self.life is not None:
+            process = Program(self.life, *arguments)
         else:
             process = psutil.Popen([sys.executable, PROGRAM, *map(str, arguments)])
         started = psutil.Process(process.pid)
@@ -127,7 +132,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
     seed = random.randrange(10**9)
     print(f"kills drawn from seed {seed}")
     rng = random.Random(seed)
-    run = Run(tmp_path, strategy, every, forked=forked)
+    run = Run(tmp_path, strategy, every, training_process.life if forked else None)
     try:
         for number in workers[:-1]:
             kill_after, delay = rng.randint(1, 16), rng.uniform(0, 0.03)
@@ -142,6 +147,46 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
     assert run.kills > 0
     assert run.stream == uninterrupted(strategy)
     assert alive == [], "processes outlive the run"
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "every"),
+    [
+        ("map", 0, 4),
+        ("threads", 2, 5),
+        *slow(
+            ("map", 2, 1),
+            ("map, seeded", 0, 1),
+            ("map, seeded", 2, 3),
+            ("in torch's order", 0, 2),
+            ("persistent", 2, 5),
+            ("threads", 2, 2),
+            ("shards", 0, 2),
+            ("shards", 2, 5),
+            ("dataset state", 1, 2),
+            ("replay", 0, 3),
+            ("limited", 2, 2),
+            ("batch sampler", 0, 2),
+        ),
+    ],
+)
+def test_validation_without_a_seed_leaves_the_training_of_a_killed_run_as_it_was(
+    kind: str, workers: int, every: int, tmp_path: Path
+) -> None:
+    """Dropout and noise come from the training's own generators, which the checkpoint holds."""
+    nowhere = Path("no such checkpoint")
+    expected = list(validated_training.training(nowhere, kind, workers, 10**9))
+    rng = random.Random(f"{kind} {workers} {every}")
+    run = Run(tmp_path, kind, every, validated_training.life)
+    try:
+        for _ in range(2):
+            run.live(workers, rng.randint(every, 10), rng.uniform(0, 0.03))
+        run.live(workers, None)
+    finally:
+        alive = run.end()
+    assert run.kills > 0
+    assert run.stream == expected
+    assert alive == []
 
 
 def test_the_streams_of_the_strategies_are_as_different_as_they_are_said_to_be() -> None:

@@ -211,3 +211,24 @@ def test_a_loader_is_rebuilt_from_its_public_attributes(sampled: bool) -> None:
     ours = {name for name in names if name not in vars(plain)}
     ours_only = {"on_error", "max_failures", "converter", "worker_kind", "worker_restarts"}
     assert ours == ours_only | {"on_mismatch"}
+
+
+class Shaken:
+    """Repeats, and draws from the global generator at each beginning."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        torch.rand(1)
+        while True:
+            yield from iter(self.sampler)
+
+
+def test_finding_out_whether_a_sampler_repeats_draws_nothing() -> None:
+    """Else a resumed run, which asks once more, would train with other dropout masks."""
+    loader = ResumableDataLoader(Indices(4), 2, seed=1)
+    object.__setattr__(loader, "batch_sampler", Shaken(loader.batch_sampler))
+    before = torch.get_rng_state()
+    iter(loader)
+    assert torch.equal(torch.get_rng_state(), before)

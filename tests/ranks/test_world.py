@@ -152,7 +152,7 @@ def unseeded_rank() -> dict[str, Any]:
     torch.manual_seed(100 + rank)
     own = torch.Generator().manual_seed(200 + rank)
     default, from_generator = loader_of(seed=None), loader_of(seed=None, generator=own)
-    found = {"seeds": [default.seed, from_generator.seed], "drawn": torch.initial_seed()}
+    found = {"seeds": [default.seed, from_generator.seed], "second": loader_of(seed=None).seed}
     found["next"] = int(torch.empty((), dtype=torch.int64).random_())
     state = {**default.state_dict(), "seed": 77}
     default.load_state_dict(state)
@@ -195,8 +195,8 @@ def test_all_ranks_use_the_first_ranks_seed_and_only_construction_and_loading_co
         assert rank["striped"] == ("simple", number, 3, ranks[0]["striped"][3])
         assert "seed: 8 on ranks 0, 2; 9 on rank 1" in rank["odd sampler"][1]
         torch.manual_seed(100 + number)
-        torch.empty((), dtype=torch.int64).random_()
-        assert rank["next"] == int(torch.empty((), dtype=torch.int64).random_()), "all ranks draw"
+        assert rank["next"] == int(torch.empty((), dtype=torch.int64).random_()), "no rank draws"
+        assert rank["second"] == ranks[0]["second"] != default, "two loaders have two seeds"
     assert ranks[1]["step"] == 1
 
 

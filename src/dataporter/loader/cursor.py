@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import torch
-
 from dataporter.fetch.failure import Failure
+from dataporter.loader.draws import Draws, unlike_others
 from dataporter.schedule.progress import EpochProgress
 from dataporter.state.format import StateFormat
 from dataporter.state.ledger import NO_FAILURES, Ledger
@@ -16,6 +15,8 @@ from dataporter.state.ledger import NO_FAILURES, Ledger
 __all__ = ["MOST_READ_AHEAD", "AnyCursor", "Cursor", "Mark"]
 
 MOST_READ_AHEAD = 3
+
+_DRAWS = Draws()
 
 P = TypeVar("P", bound=EpochProgress)
 
@@ -46,7 +47,7 @@ class Cursor(Generic[P]):
         origin: the progress from which on the present batch size and world count in this epoch:
             where the last pass began, or where the position was set to since.
         seed: the loader's; None until it is needed for the first time.
-        generator: what the seed is drawn from then; by default torch's default generator.
+        draws: what an epoch draws from torch's generators; the first value is the seed.
         waiting: the next pass resumes at ``progress``; otherwise a pass has begun in this epoch,
             and the next one starts the epoch after it, or the same ``again``.
         again: the epoch was set once more since its pass began.
@@ -62,7 +63,7 @@ class Cursor(Generic[P]):
     origin: P
     beginning: Callable[[int], P]
     seed: int | None = None
-    generator: torch.Generator | None = None
+    draws: Draws = _DRAWS
     waiting: bool = True
     again: bool = False
     held: int | None = None
@@ -75,8 +76,10 @@ class Cursor(Generic[P]):
     _trail: tuple[tuple[P, Ledger], ...] = ()
     _ends: int = 0
     _ended: object | None = None
-    # The pass that moves the cursor: the last that began, unless the position was set since.
+    # The pass that moves the cursor: the last that began, unless the position was set since; and
+    # whether its epoch has draws to make.
     _pass: object | None = None
+    _draws_are_due: bool = False
 
     @classmethod
     def at_epoch(
@@ -84,11 +87,11 @@ class Cursor(Generic[P]):
         beginning: Callable[[int], P],
         epoch: int,
         seed: int | None,
-        generator: torch.Generator | None = None,
+        draws: Draws = _DRAWS,
     ) -> Cursor[P]:
         """A cursor at the start of an epoch."""
         first = beginning(epoch)
-        return cls(first, first, beginning, seed, generator)
+        return cls(first, first, beginning, seed, draws)
 
     @property
     def moved(self) -> bool:
@@ -96,10 +99,15 @@ class Cursor(Generic[P]):
         return not (self.waiting and self.progress == self.beginning(0))
 
     def settled_seed(self) -> int:
-        """The seed; drawn when it is first needed, where torch's loader would draw as well."""
+        """The seed; when it is first needed, the value that a pass would draw now."""
         if self.seed is None:
-            drawn = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-            self.seed = int(drawn)
+            self.seed = self.draws.seed()
+        return self.seed
+
+    def seed_among_ranks(self) -> int:
+        """As :meth:`settled_seed`, where ranks agree on the seeds of several loaders in turn."""
+        if self.seed is None:
+            self.seed = unlike_others(self.draws.seed())
         return self.seed
 
     def upcoming(self) -> P:
@@ -127,6 +135,7 @@ class Cursor(Generic[P]):
         self.progress = self.origin = self.upcoming() if start is None else start
         self._pass, self.waiting, self.again = this_pass, True, False
         self.set_since, self.loaded = False, False
+        self._draws_are_due = not (self.progress.step or self.progress.delivered)
         self.ledger = self.ledger.begun(self.progress.epoch, self.progress.step)
         # The end of a pass is where the next one begins, for a loop that lags behind.
         self._trail = (*(self._trail[:-1] if self._ends else ()), (self.progress, self.ledger))
@@ -158,6 +167,7 @@ class Cursor(Generic[P]):
     def deliver(self, this_pass: object, delivers: Any, failures: tuple[Failure, ...] = ()) -> None:
         """Count what a batch delivers, unless its pass no longer moves the cursor."""
         if this_pass is self._pass:
+            self._draw()
             self.progress = self.progress.after(delivers)
             self.ledger = self.ledger.after(failures)
             self._trail = (*self._trail[-MOST_READ_AHEAD:], (self.progress, self.ledger))
@@ -171,12 +181,18 @@ class Cursor(Generic[P]):
     def finish(self, this_pass: object, failures: tuple[Failure, ...] = ()) -> None:
         """A pass has ended, or its loop has asked again: the next epoch is waiting."""
         if this_pass is self._pass:
+            self._draw()  # no batch has
             self.ledger = self.ledger.after(failures)
             trail = self._trail
             self._stand_at(self.progress.following(self.progress.epoch + 1, ended=True))
             self._trail, self._ends, self._ended = trail, 1, this_pass
         elif this_pass is self._ended:
             self._ends += 1
+
+    def _draw(self) -> None:
+        if self._draws_are_due:
+            self.draws.make()
+            self._draws_are_due = False
 
     def jump(self, progress: P, *, loaded: bool = False) -> None:
         """Resume here at the next pass; passes under way are over."""

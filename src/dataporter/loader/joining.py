@@ -83,7 +83,7 @@ class Membership:
             return False
         resumption = None
         with setup.ranks.agreed("ResumableDataLoader()") as terms:
-            seed = cursor.settled_seed()
+            seed = cursor.seed_among_ranks()
             terms.equal, terms.first = setup.terms(), seed
             if cursor.moved:
                 state = before.format.build(seed, cursor.progress)

@@ -24,6 +24,7 @@ from dataporter.keywords import names_keywords
 from dataporter.loader.arguments import SETTABLE, WorkerKind, check_arguments, check_on_error
 from dataporter.loader.cursor import MOST_READ_AHEAD, AnyCursor, Cursor, Mark
 from dataporter.loader.delivery import Adapter, Delivery
+from dataporter.loader.draws import draws_of
 from dataporter.loader.failures import Failures, Reporter, Reporting
 from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
@@ -69,7 +70,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     costs nothing to take and nothing to resume from, and the number of workers, prefetching and
     pinning may change in between. This includes random augmentation: the global generators of
     Python, NumPy and torch are seeded before each sample (``simple``: each batch), and are restored
-    in the training process.
+    in the training process. From torch's, each epoch draws what a pass of torch's loader draws.
 
     Args:
         dataset: a map-style dataset; a dict of equally long arrays, read by row; or an
@@ -81,8 +82,10 @@ class ResumableDataLoader(DataLoader[Batch]):
         strategy: ``"simple"``, ``"advanced"``, ``"distributed"`` or a strategy object; see the
             classes. By default ``"distributed"`` in a world of several ranks, ``"simple"`` with a
             custom sampler or batch sampler, else ``"advanced"``.
-        seed: 0..2**63-1. By default drawn from ``generator``, or else from torch's default
-            generator, when it is first needed; the ranks of a process group share the first rank's.
+        seed: 0..2**63-1. By default the value that the first pass draws from ``generator``, or else
+            from torch's default generator, as torch's loader does; if the seed is needed earlier,
+            the value that a pass would draw then. The ranks of a process group share the first
+            rank's.
         order: ``"shuffled"`` (the default with ``shuffle=True``), ``"sequential"``, ``"blocks"``
             (for data read from disk: :class:`~dataporter.BlockShuffledOrder`), ``"torch"`` (the
             order of torch's loader for a generator of this seed) or an :class:`~dataporter.Order`.
@@ -236,12 +239,14 @@ class ResumableDataLoader(DataLoader[Batch]):
             self.worker_kind = arguments.worker_kind
             self.worker_restarts = arguments.worker_restarts
             self._cursor: AnyCursor = Cursor.at_epoch(
-                setup.beginning, setup.epochs.set_at_construction() or 0, setup.seed, generator
+                setup.beginning,
+                setup.epochs.set_at_construction() or 0,
+                setup.seed,
+                draws_of(setup, generator),
             )
             if setup.ranks.several:
                 terms.equal = setup.terms()
-                # All ranks draw, so that their generators stay alike; the first rank's counts.
-                terms.first = self._cursor.settled_seed()
+                terms.first = self._cursor.seed_among_ranks()
         if setup.ranks.several:
             self._cursor.seed = terms.first
         self._is_replicated = is_replicated(setup, terms.first)
@@ -434,6 +439,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self.converter = converter_for(self.converter)
         check_on_error(self.on_error, setup.arguments)
         own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
+        self._cursor.draws = draws_of(setup, self.generator)
         seed, anew = self._cursor.settled_seed(), self._cursor.set_since
         return self._serving.begin(self, own, setup, progress, seed, anew=anew)
 

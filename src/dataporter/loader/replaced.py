@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from dataporter._torch import index_sampler
 from dataporter.errors import ConfigurationError
+from dataporter.seeding.generators import isolated_generators
 
 __all__ = ["Endless", "OwnSampler"]
 
@@ -104,7 +105,8 @@ def _repetition(present: Any, original: Any) -> bool | None:
     for name in names:
         object.__setattr__(probe, name, pair)
     try:
-        drawn = list(islice(iter(probe), 5))
+        with isolated_generators():
+            drawn = list(islice(iter(probe), 5))
     except Exception:
         return None
     return {2: False, 5: True}.get(len(drawn)) if drawn == (pair * 3)[: len(drawn)] else None

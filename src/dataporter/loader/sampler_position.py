@@ -101,7 +101,7 @@ class SamplerPosition:
             identified = Identified(identity, None if counted else rows, checked["fingerprint"])
             if ranks.several:
                 terms.equal = {**asdict(identified.identity()), "seed": given_seed}
-                terms.first = cursor.settled_seed()
+                terms.first = cursor.seed_among_ranks()
         if ranks.several:
             cursor.seed = terms.first
         return cls(requests, cursor, identified, strategy_named(strategy), given_seed, ranks)
