@@ -75,7 +75,7 @@ def _is_plain(value: Any) -> bool:
     """Whether JSON text gives the value back as it is. Most states are, and need no copy."""
     kind = type(value)
     if kind is int:
-        return -_LIMIT <= value <= _LIMIT
+        return bool(-_LIMIT <= value <= _LIMIT)
     if value is None or kind is bool or kind is str:
         return True
     if kind is dict:
