@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -19,16 +19,20 @@ __all__ = [
     "default_collate_is_extended",
     "index_sampler",
     "is_observed",
+    "lock_pages",
     "numpy_seed",
     "pin_function",
     "profiled",
     "stack_with",
     "typed_storage",
+    "unlock_pages",
     "untyped_storage",
     "without_worker_info",
 ]
 
 
+# cudaHostRegisterPortable: locked for every CUDA device of the process.
+_PORTABLE = 1
 _COLLATE_FUNCTIONS = dict(_utils.collate.default_collate_fn_map)
 
 
@@ -107,6 +111,26 @@ def collective_device(group: Any) -> str:
     A group may serve several devices, or none that a published function names.
     """
     return dist.distributed_c10d._get_object_coll_device(group)
+
+
+def lock_pages(address: int, size: int) -> str | None:
+    """Page-lock memory for all CUDA devices; returns why that failed, or None.
+
+    ``torch.cuda.cudart`` is published, what is in it is not.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
+    error = runtime.cudaHostRegister(address, size, _PORTABLE)
+    if int(error) == 0:
+        return None
+    # CUDA keeps the error, and torch would raise it at the next kernel that it starts.
+    with suppress(RuntimeError):
+        torch.ones((), device="cuda")
+    return str(runtime.cudaGetErrorString(error))
+
+
+def unlock_pages(address: int) -> None:
+    """Unlock what ``lock_pages`` has locked at this address."""
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]  # torch's
 
 
 def numpy_seed(base_seed: int, worker_id: int) -> Any:

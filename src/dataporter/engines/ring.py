@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataporter.engines.page_lock import LockedPages, wanted_lock
 from dataporter.shared.memfile import create_memory, explaining_limit, map_memory
 
 __all__ = ["Lease", "Slot", "TrainingSlots", "WorkerSlots"]
@@ -41,12 +42,14 @@ class Slot:
         memory: the mapping, which keeps no descriptor open.
         address: where the mapping begins.
         descriptor: the file's, until the slot was sent to the training process.
+        locked: its memory as page-locked memory, if it is.
     """
 
     number: int
     memory: memoryview
     address: int
     descriptor: int | None = None
+    locked: LockedPages | None = None
     _holders: weakref.ref[Lease] | None = None
 
     @classmethod
@@ -73,7 +76,18 @@ class Slot:
         """The slot's first bytes; ``on_end`` is called once no view of them is left."""
         lease = np.frombuffer(self.memory, dtype=np.uint8, count=size)
         self._holders = weakref.ref(lease, on_end)
+        if self.locked is not None:
+            # A batch may outlive the slot; its memory stays locked as long as it is mapped.
+            weakref.finalize(lease, _held_until_now, self.locked).atexit = False
         return lease
+
+    def lock_as_wanted(self) -> None:
+        """Page-lock the slot, or unlock it, for the batch that is delivered from it next."""
+        page_lock = wanted_lock()
+        if page_lock is None:
+            self.locked = None
+        elif self.locked is None and page_lock.lock(self.address, self.size):
+            self.locked = LockedPages(page_lock, self.memory, self.address)
 
 
 class WorkerSlots:
@@ -184,7 +198,9 @@ class TrainingSlots:
     def lease(self, number: int, size: int) -> Lease:
         """The bytes of a batch; its slot is returned once no view of them is left."""
         self._leased.add(number)
-        return self._slots[number].lease(size, partial(_append, self._ended, number))
+        slot = self._slots[number]
+        slot.lock_as_wanted()
+        return slot.lease(size, partial(_append, self._ended, number))
 
     def copy(self, number: int, size: int) -> Lease:
         """A copy of the bytes of a batch; its slot is returned at once."""
@@ -224,6 +240,10 @@ class TrainingSlots:
     def inherit(self) -> None:
         """Note that a forked process has inherited the batches that are in use."""
         self._inherited |= self._leased - set(self._ended)
+
+
+def _held_until_now(_: LockedPages) -> None:
+    """What a finalizer calls that has only kept its argument."""
 
 
 def _append(numbers: deque[int], number: int, _: object) -> None:

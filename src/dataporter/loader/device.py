@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from dataporter.convert import KeyBasedDtypeConverter
+from dataporter.engines import locking
 from dataporter.errors import ConfigurationError
 from dataporter.keywords import names_keywords
+from dataporter.loader.copies import Copies, Device, PlainDevice
+from dataporter.loader.cuda_copies import CudaDevice
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.structure import parts_of, rebuilt
 
 __all__ = ["DevicePrefetcher"]
 
@@ -24,8 +26,10 @@ class DevicePrefetcher(Generic[Batch]):
     """Iterates over a loader, with each batch on ``device``, one batch ahead of the training.
 
     On CUDA the copy runs on a separate stream, so that it overlaps with the computation on the
-    previous batch; this needs ``pin_memory=True`` in the loader. On the CPU the batches are
-    returned as they are, and nothing is read ahead.
+    previous batch. The memory in which worker processes deliver is page-locked for that, and each
+    batch is kept until its copy is done; what lies elsewhere is copied to page-locked memory
+    first, as ``pin_memory=True`` does in a loader. On the CPU the batches are returned as they
+    are, and nothing is read ahead.
 
     Args:
         loader: a :class:`~dataporter.ResumableDataLoader`, or any iterable of batches.
@@ -111,35 +115,37 @@ class DevicePrefetcher(Generic[Batch]):
         self._before = None
 
     def _ahead(self) -> Iterator[Batch]:
-        on_cuda = self.device.type == "cuda"
-        stream: Any = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]  # torch's
         batches = iter(self.loader)
-        sent = self._send(batches, stream)
-        while sent is not None:
-            source, batch = sent
-            if stream is not None:
-                current = torch.cuda.current_stream(self.device)
-                current.wait_stream(stream)
-                _moved(batch, partial(_used_on, current))
-                # The source's memory may be reused only after the copy.
-                stream.synchronize()
-            del source
-            sent = self._send(batches, stream)
-            yield batch
+        with closing(Copies(device_for(self.device))) as copies:
+            has_next = self._start_next(batches, copies)
+            while has_next:
+                source, copy = copies.next()
+                batch = copy.batch
+                if self.widen is not None:
+                    batch = self.widen.widen(batch, like=source)
+                del source, copy
+                has_next = self._start_next(batches, copies)
+                yield batch
         self._before = None
 
-    def _send(self, batches: Iterator[Batch], stream: Any) -> tuple[Batch, Batch] | None:
+    def _start_next(self, batches: Iterator[Batch], copies: Copies) -> bool:
+        """Start to copy the next batch; False if there is none."""
         before = _state_of(self.loader)
         try:
-            batch = next(batches)
+            with locking(copies.device.page_lock):
+                batch = next(batches)
         except StopIteration:
             # The training still uses the last batch, so its epoch has not ended.
             self._before = before
-            return None
+            return False
         self._before = before
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            moved = _moved(batch, lambda value: value.to(self.device, non_blocking=True))
-            return batch, moved if self.widen is None else self.widen.widen(moved, like=batch)
+        copies.start(batch)
+        return True
+
+
+def device_for(device: torch.device) -> Device:
+    """How batches are copied to a device."""
+    return CudaDevice(device) if device.type == "cuda" else PlainDevice(device)
 
 
 def _state_of(loader: Any) -> Callable[[], dict[str, Any]] | None:
@@ -151,19 +157,3 @@ def _state_of(loader: Any) -> Callable[[], dict[str, Any]] | None:
         return None
     state: dict[str, Any] = loader.state_dict()
     return lambda: state
-
-
-def _used_on(stream: Any, tensor: Any) -> Any:
-    if isinstance(tensor, torch.Tensor):
-        tensor.record_stream(stream)
-    return tensor
-
-
-def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
-    """The batch with its movable parts moved, in containers of the same types."""
-    if isinstance(value, torch.Tensor) or (hasattr(value, "to") and callable(value.to)):
-        return move(value)
-    parts = parts_of(value)
-    if parts is None:
-        return value
-    return rebuilt(value, {part.key: _moved(part.value, move) for part in parts})
