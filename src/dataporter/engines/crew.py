@@ -8,26 +8,25 @@ import selectors
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dataporter.engines.channel import Channel, channels
+from dataporter.engines.channel import channels
 from dataporter.engines.engine import Usage
+from dataporter.engines.member import Member, Ticket, ending, read_by
 from dataporter.engines.messages import STARTED, Answer, Task
 from dataporter.engines.packing import unpack
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.spinning import AdaptiveSpin
-from dataporter.engines.starting import Parcel, preload
+from dataporter.engines.starting import Parcel, preload, signals_held
 from dataporter.engines.worker import WorkerSpec, run
 from dataporter.errors import ConfigurationError, WorkerDiedError, warn
 from dataporter.fetch.fetched import Fetched
-from dataporter.schedule.request import EngineRequest, Scheduled
+from dataporter.schedule.request import Scheduled
 from dataporter.shared.memfile import explaining_limit
 
-__all__ = ["Crew", "Ticket", "describe"]
+__all__ = ["Crew"]
 
 # A training loop that holds more batches than this receives copies, so that the worker is never
 # without a slot. A loop holds one batch while it asks for the next, a DevicePrefetcher another.
@@ -54,43 +53,6 @@ _LAST_GRACE = 1.0  # s, after SIGTERM
 _CHECKS_WORKERS_EVERY = 1.0  # s
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request that was submitted to a worker, and its outcome.
-
-    Attributes:
-        number: identifies it among the crew's requests.
-        request, delivers: as scheduled.
-        worker: the number of the worker.
-        answer: the worker's, once it has arrived.
-        slots: where the batch lies; they stay mapped if the worker dies.
-        wanted: False once the batch is not needed any more.
-        deaths: how many workers died while they served this request.
-        lost: the error to raise in place of an answer, if none will arrive.
-    """
-
-    number: int
-    request: EngineRequest
-    delivers: Any
-    worker: int
-    answer: Answer | None = None
-    slots: TrainingSlots | None = None
-    wanted: bool = True
-    deaths: int = 0
-    lost: WorkerDiedError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    process: Any
-    channel: Channel
-    slots: TrainingSlots
-    has_started: bool = False
-    asked: dict[int, Ticket] = field(default_factory=dict)
-    cancelled: list[int] = field(default_factory=list)
-    lost: WorkerDiedError | None = None
-
-
 class Crew:
     """Worker processes, each with its channel and its slots.
 
@@ -113,7 +75,7 @@ class Crew:
         self._selector = _selector()
         self._spin = AdaptiveSpin()
         self._failed_starts = 0  # in a row
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self.close = weakref.finalize(self, _stop, self.owner, self._members, self._selector)
         preload(context)
         try:
@@ -272,7 +234,7 @@ class Crew:
 
     # ---- workers
 
-    def _started(self, worker: int) -> _Member:
+    def _started(self, worker: int) -> Member:
         with explaining_limit("a worker"):
             ours, theirs = channels()
         # A forked worker closes its copies of these, since an end is noticed only once all copies
@@ -283,7 +245,7 @@ class Crew:
             else []
         )
         try:
-            with _signals_held() as blocked, explaining_limit("a worker"):
+            with signals_held() as blocked, explaining_limit("a worker"):
                 process = self._context.Process(
                     target=run,
                     args=(Parcel(self._spec), worker, theirs, inherited, blocked),
@@ -296,7 +258,7 @@ class Crew:
         finally:
             theirs.close()
         self._selector.register(ours, selectors.EVENT_READ, worker)
-        return _Member(process, ours, TrainingSlots())
+        return Member(process, ours, TrainingSlots())
 
     def _replace(self, worker: int, may_replace: Callable[[], bool]) -> None:
         lost = self._members[worker]
@@ -305,8 +267,8 @@ class Crew:
             lost.process.kill()
             lost.process.join()
         asked = list(lost.asked.values())
-        doing = _read_by(asked) if lost.has_started else "was starting"
-        what = f"worker {worker} {_end(lost.process.exitcode)} while it {doing}"
+        doing = read_by(asked) if lost.has_started else "was starting"
+        what = f"worker {worker} {ending(lost.process.exitcode)} while it {doing}"
         method = self._context.get_start_method()
         by_job = -lost.process.exitcode in _JOB_SIGNALS
         if not lost.has_started:
@@ -347,25 +309,7 @@ class Crew:
                 self._post(ticket)
 
 
-@contextmanager
-def _signals_held() -> Iterator[frozenset[int]]:
-    """Block the signals that the training handles while a worker starts.
-
-    The worker unblocks them once it has set its own handlers, and this process receives them
-    afterwards. Yields the signals that were blocked before.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield frozenset()
-        return
-    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *handled})
-    try:
-        yield frozenset(map(int, before))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) -> None:
+def _stop(owner: int, members: list[Member], selector: selectors.BaseSelector) -> None:
     selector.close()
     if os.getpid() != owner:  # a fork's copy of the crew, whose workers serve the parent
         for member in members:
@@ -389,21 +333,3 @@ def _stop(owner: int, members: list[_Member], selector: selectors.BaseSelector) 
 def _selector() -> selectors.BaseSelector:
     # Unlike epoll, poll needs no descriptor; with few workers it is as fast.
     return getattr(selectors, "PollSelector", selectors.DefaultSelector)()
-
-
-def _end(exitcode: int) -> str:
-    if exitcode >= 0:
-        return f"exited with code {exitcode}"
-    try:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"
-
-
-def _read_by(asked: list[Ticket]) -> str:
-    return f"was reading {asked[0].request.described()}" if asked else "was idle"
-
-
-def describe(ticket: Ticket) -> str:
-    """Which worker has not yet returned which samples, for an error message."""
-    return f"worker {ticket.worker} has not returned {ticket.request.described()}"

@@ -12,8 +12,9 @@ from typing import Any
 from torch import multiprocessing
 
 from dataporter.engines.ahead import ReadAhead, RequestQueue
-from dataporter.engines.crew import Crew, Ticket, describe
+from dataporter.engines.crew import Crew
 from dataporter.engines.engine import Reply, Usage, refuse_inherited
+from dataporter.engines.member import Ticket, describe
 from dataporter.engines.options import WorkerOptions
 from dataporter.engines.worker import WorkerSpec
 from dataporter.errors import DataPorterError, WorkerTimeoutError

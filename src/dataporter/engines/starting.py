@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Parcel", "preload"]
+__all__ = ["Parcel", "preload", "signals_held"]
 
 Content = TypeVar("Content")
 
@@ -58,3 +61,21 @@ def preload(context: Any) -> None:
 
     if getattr(forkserver._forkserver, "_preload_modules", None) == ["__main__"]:
         context.set_forkserver_preload(["__main__", _PRELOADED])
+
+
+@contextmanager
+def signals_held() -> Iterator[frozenset[int]]:
+    """Block the signals that the training handles while a worker starts.
+
+    The worker unblocks them once it has set its own handlers, and this process receives them
+    afterwards. Yields the signals that were blocked before.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield frozenset()
+        return
+    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *handled})
+    try:
+        yield frozenset(map(int, before))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
