@@ -137,6 +137,17 @@ class Channel:
         self._unsent += message
         self.flush()
 
+    def post_at_once(self, message: bytes) -> bool:
+        """Send a short message if it reaches the other end's socket now; returns whether it did."""
+        if self._unsent or self.ended:
+            return False
+        try:
+            # The system takes a message of less than a page whole, or not at all.
+            self._socket.send(_HEADER.pack(len(message), 0) + message)
+        except OSError:
+            return False
+        return True
+
     def flush(self) -> None:
         while self._unsent and not self.ended:
             try:

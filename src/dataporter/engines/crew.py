@@ -12,11 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dataporter.engines.channel import channels
+from dataporter.engines.channel import CAN_SEND_MEMORY, Channel, channels
 from dataporter.engines.engine import Usage
 from dataporter.engines.member import Member, Ticket, ending, read_by
 from dataporter.engines.messages import STARTED, Answer, Task
 from dataporter.engines.packing import unpack
+from dataporter.engines.permits import Permits
 from dataporter.engines.ring import TrainingSlots
 from dataporter.engines.spinning import AdaptiveSpin
 from dataporter.engines.starting import Parcel, preload, signals_held
@@ -109,6 +110,15 @@ class Crew:
         self._post(ticket)
         return ticket
 
+    def share(self) -> None:
+        """Let each worker that has nothing to do take over a request of the busiest one."""
+        for worker, member in enumerate(self._members):
+            if member.is_idle:
+                busiest = max(self._members, key=lambda member: len(member.asked))
+                if (ticket := busiest.withdraw_last()) is not None:
+                    ticket.worker = worker
+                    self._post(ticket)
+
     def _post(self, ticket: Ticket) -> None:
         member = self._members[ticket.worker]
         if member.lost is not None:
@@ -126,6 +136,8 @@ class Crew:
                 f"be pickled ({error}): let the sampler yield numbers, strings or tuples of these, "
                 "or use num_workers=0"
             ) from error
+        if member.permits is not None:
+            member.permits.give()
         member.channel.post(message)
         if member.channel.has_unsent:
             self._selector.modify(
@@ -237,28 +249,41 @@ class Crew:
     def _started(self, worker: int) -> Member:
         with explaining_limit("a worker"):
             ours, theirs = channels()
-        # A forked worker closes its copies of these, since an end is noticed only once all copies
-        # are closed.
-        inherited = (
-            [ours, *(member.channel for member in self._members)]
-            if self._context.get_start_method() == "fork"
-            else []
-        )
+        permits: Permits | None = None
         try:
             with signals_held() as blocked, explaining_limit("a worker"):
+                permits = Permits() if CAN_SEND_MEMORY else None
                 process = self._context.Process(
                     target=run,
-                    args=(Parcel(self._spec), worker, theirs, inherited, blocked),
+                    args=(
+                        Parcel(self._spec),
+                        worker,
+                        theirs,
+                        permits,
+                        self._closing(ours),
+                        blocked,
+                    ),
                     daemon=True,
                 )
                 process.start()
         except BaseException:
             ours.close()
+            if permits is not None:
+                permits.close()
             raise
         finally:
             theirs.close()
         self._selector.register(ours, selectors.EVENT_READ, worker)
-        return Member(process, ours, TrainingSlots())
+        return Member(process, ours, TrainingSlots(), permits)
+
+    def _closing(self, ours: Channel) -> list[Callable[[], None]]:
+        """What closes a forked worker's copies of this process's ends of channels.
+
+        An end is noticed only once all copies are closed.
+        """
+        if self._context.get_start_method() != "fork":
+            return []
+        return [ours.close, *(member.close for member in self._members)]
 
     def _replace(self, worker: int, may_replace: Callable[[], bool]) -> None:
         lost = self._members[worker]
@@ -296,7 +321,7 @@ class Crew:
                 "or find out why workers die"
             )
         self._selector.unregister(lost.channel)
-        lost.channel.close()
+        lost.close()
         if lost.lost is not None:
             # Raised in its turn: batches that other workers have read are delivered first.
             for ticket in asked:
@@ -313,10 +338,11 @@ def _stop(owner: int, members: list[Member], selector: selectors.BaseSelector) -
     selector.close()
     if os.getpid() != owner:  # a fork's copy of the crew, whose workers serve the parent
         for member in members:
-            member.channel.close()
+            member.close()
         return
     for member in members:
         member.channel.end()
+        member.close()
     for seconds, act in ((_GRACE, "terminate"), (_LAST_GRACE, "kill")):
         until = time.monotonic() + seconds
         for member in members:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataporter.engines.channel import Channel
-from dataporter.engines.messages import Answer
+from dataporter.engines.messages import Answer, Withdrawal
+from dataporter.engines.permits import Permits
 from dataporter.engines.ring import TrainingSlots
 from dataporter.errors import WorkerDiedError
 from dataporter.schedule.request import EngineRequest
@@ -50,15 +51,41 @@ class Member:
         asked: its requests without an answer, by number; it reads the first.
         cancelled: numbers of requests that it need not serve, to be sent to it.
         lost: the error of a worker that has died and was not replaced.
+        permits: of its requests; None where the system has none, so that each stays with it.
     """
 
     process: Any
     channel: Channel
     slots: TrainingSlots
+    permits: Permits | None
     has_started: bool = False
     asked: dict[int, Ticket] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
     lost: WorkerDiedError | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could read at once."""
+        return not self.asked and self.has_started and self.lost is None
+
+    def withdraw_last(self) -> Ticket | None:
+        """Take back the last of several requests, for another worker, unless it has begun it."""
+        if len(self.asked) < 2 or self.lost is not None or self.permits is None:
+            return None
+        ticket = next(reversed(self.asked.values()))
+        if ticket.request.reader is not None or not self.permits.take():
+            return None
+        if not self.channel.post_at_once(Withdrawal(ticket.number).packed()):
+            self.permits.give()
+            return None
+        del self.asked[ticket.number]
+        return ticket
+
+    def close(self) -> None:
+        """Close this process's ends."""
+        self.channel.close()
+        if self.permits is not None:
+            self.permits.close()
 
 
 def ending(exitcode: int) -> str:

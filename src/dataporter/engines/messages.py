@@ -13,7 +13,7 @@ from dataporter.errors import DataPorterError
 from dataporter.schedule.request import EngineRequest
 from dataporter.shared.pickling import dumps
 
-__all__ = ["STARTED", "Answer", "Failure", "Task", "WorkerTraceback"]
+__all__ = ["STARTED", "Answer", "Failure", "Task", "Withdrawal", "WorkerTraceback", "unpacked"]
 
 # The ticket of a worker's first answer, which belongs to no request.
 STARTED = -1
@@ -40,11 +40,26 @@ class Task(NamedTuple):
         # A custom sampler's indices may be views: iterating over a tensor yields such.
         return dumps(self._replace(request=self.request.packed()))
 
-    @classmethod
-    def unpacked(cls, message: bytes) -> Task:
-        task: Task = pickle.loads(message)
-        packed: Any = task.request
-        return task._replace(request=packed.unpacked())
+
+class Withdrawal(NamedTuple):
+    """From the training process to a worker: another worker serves this task.
+
+    The worker's permit for it is already taken.
+    """
+
+    ticket: int
+
+    def packed(self) -> bytes:
+        return pickle.dumps(self)
+
+
+def unpacked(message: bytes) -> Task | Withdrawal:
+    """A message to a worker."""
+    received: Task | Withdrawal = pickle.loads(message)
+    if isinstance(received, Withdrawal):
+        return received
+    packed: Any = received.request
+    return received._replace(request=packed.unpacked())
 
 
 class Answer(NamedTuple):

@@ -192,6 +192,8 @@ class _Pass(Iterator[Reply]):
             lost = tickets[0].lost
             if lost is not None and all(ticket.lost is not None for ticket in tickets):
                 raise lost
+            if not self._takes_turns(crew):
+                crew.share()
             left = max(0.0, until - time.monotonic())
             progressed = crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
             # Time may also have run out because this process was stopped, so first look at what

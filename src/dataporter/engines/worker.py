@@ -21,11 +21,13 @@ import torch
 
 from dataporter._torch import become_worker, is_observed, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
-from dataporter.engines.messages import STARTED, Answer, Failure, Task
+from dataporter.engines.messages import STARTED, Answer, Failure, Task, unpacked
 from dataporter.engines.packing import Packer, packed_whole
+from dataporter.engines.permits import Permits
 from dataporter.engines.placing import Placing, stacked
 from dataporter.engines.ring import Slot, WorkerSlots
 from dataporter.engines.starting import Parcel
+from dataporter.engines.tasks import Tasks
 from dataporter.errors import TooManyOpenFilesError, add_note
 from dataporter.fetch.fetch import Fetch
 from dataporter.schedule.request import EngineRequest
@@ -63,7 +65,8 @@ def run(
     parcel: Parcel[WorkerSpec],
     worker_id: int,
     channel: Channel,
-    others: Sequence[Channel],
+    permits: Permits | None,
+    close_others: Sequence[Callable[[], None]],
     blocked: frozenset[int],
 ) -> None:
     """Serve requests until the training process closes the channel.
@@ -72,7 +75,8 @@ def run(
         parcel: the arguments that all workers share.
         worker_id: the worker's number.
         channel: to the training process.
-        others: ends of other channels, which a fork has copied.
+        permits: what it takes before it begins a request; None if none is ever withdrawn.
+        close_others: close ends of other channels, which a fork has copied.
         blocked: signals that the training process blocks, beside those blocked for this start.
     """
     # Ctrl-C reaches the whole foreground group; the training process decides how to react.
@@ -86,25 +90,25 @@ def run(
             signal.signal(number, _do_nothing)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    for other in others:
-        other.close()
+    for close in close_others:
+        close()
     # Objects from before a fork lie in pages that both processes share until one writes to them,
     # which the garbage collector would do when it looks for cycles.
     gc.freeze()
     _end_with_training()
     worker = _Worker(WorkerSlots() if CAN_SEND_MEMORY else None)
     fetch = _begin(parcel, worker_id, worker)
-    tasks: dict[int, Task] = {}
+    tasks = Tasks(permits)
     with contextlib.suppress(EOFError, ConnectionError):
         channel.send(pickle.dumps(Answer(STARTED)))
         while True:
-            for message in channel.receive(wait=not tasks):
-                task = Task.unpacked(message)
-                worker.release(task)
-                for ticket in task.cancelled:
-                    tasks.pop(ticket, None)
-                tasks[task.ticket] = task
-            worker.answer(tasks.pop(next(iter(tasks))), fetch, channel)
+            for message in channel.receive(wait=not tasks.is_ready()):
+                received = unpacked(message)
+                if isinstance(received, Task):
+                    worker.release(received)
+                tasks.receive(received)
+            if (task := tasks.begin()) is not None:
+                worker.answer(task, fetch, channel)
 
 
 def _do_nothing(*_: object) -> None:
