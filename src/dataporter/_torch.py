@@ -14,6 +14,7 @@ from torch.utils.data import _utils
 from dataporter.errors import warn
 
 __all__ = [
+    "address_of",
     "become_worker",
     "collective_device",
     "default_collate_is_extended",
@@ -34,6 +35,12 @@ __all__ = [
 # cudaHostRegisterPortable: locked for every CUDA device of the process.
 _PORTABLE = 1
 _COLLATE_FUNCTIONS = dict(_utils.collate.default_collate_fn_map)
+
+
+def address_of(generator: torch.Generator) -> int:
+    """Where the C++ object behind a generator lies; its state can be copied only as a tensor."""
+    address: int = generator._cdata  # type: ignore[attr-defined]  # not in torch's stubs
+    return address
 
 
 def pin_function(*, pin_memory: bool) -> Callable[[Any], Any]:

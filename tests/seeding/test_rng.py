@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from dataporter.seeding import numpy_state, python_state
+from dataporter.seeding import numpy_state, python_state, torch_state
 from dataporter.seeding.generators import (
     GENERATORS,
     NUMPY,
@@ -173,13 +173,15 @@ def test_a_saved_state_shows_every_draw_and_returns_all_of_it(
         assert generator.save() == before
 
 
-@pytest.mark.parametrize("version", ["python", "numpy"])
+@pytest.mark.parametrize("version", ["python", "numpy", "torch"])
 def test_a_state_that_is_no_memory_is_saved_by_public_functions(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a Python or NumPy of another memory layout, which no release so far has."""
+    """For a Python, NumPy or torch of another memory layout, which no release so far has."""
     if version == "python":
         monkeypatch.setattr(python_state, "_WORDS", None)
+    elif version == "torch":
+        monkeypatch.setattr(torch_state, "_MEMORY", None)
     else:
         monkeypatch.setattr(numpy_state, "_KEPT", None)
         monkeypatch.setattr(numpy_state, "_last", (None, None))
@@ -195,6 +197,7 @@ def test_a_state_that_is_no_memory_is_saved_by_public_functions(
     numpy_state._last = (None, None)
 
 
-def test_this_python_and_this_numpy_have_the_known_memory_layout() -> None:
+def test_this_python_numpy_and_torch_have_the_known_memory_layout() -> None:
+    assert torch_state._MEMORY is not None
     assert python_state._WORDS is not None
     assert numpy_state._KEPT is not None

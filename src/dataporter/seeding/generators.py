@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from dataporter.seeding import numpy_state, python_state
+from dataporter.seeding import numpy_state, python_state, torch_state
 
 __all__ = [
     "GENERATORS",
@@ -58,20 +57,13 @@ def _seed_torch(key: int) -> None:
     torch.default_generator.manual_seed(key & _WORD)
 
 
-def _save_torch() -> bytes:
-    return torch.default_generator.get_state().numpy().tobytes()
-
-
-def _restore_torch(state: bytes) -> None:
-    words = np.frombuffer(bytearray(state), dtype=np.uint8)  # torch wants memory it may write to
-    torch.default_generator.set_state(torch.from_numpy(words))
-
-
 # NumPy and torch run the same Mersenne Twister, and torch reads 32 bits of a seed. Each receives
 # a different half of the key, because equal seeds would make the two streams identical.
 PYTHON = GlobalGenerator("Python's random", _random_seed, python_state.save, python_state.restore)
 NUMPY = GlobalGenerator("numpy.random", _seed_numpy, numpy_state.save, numpy_state.restore)
-TORCH = GlobalGenerator("torch's default generator", _seed_torch, _save_torch, _restore_torch)
+TORCH = GlobalGenerator(
+    "torch's default generator", _seed_torch, torch_state.save, torch_state.restore
+)
 GENERATORS = (PYTHON, NUMPY, TORCH)
 
 
@@ -87,13 +79,15 @@ def seed_generators(key: int) -> None:
 
 def saved_generators() -> tuple[Any, ...]:
     """The states of the three generators, to compare, and for :func:`restore_generators`."""
-    return tuple(generator.save() for generator in GENERATORS)
+    return python_state.save(), numpy_state.save(), torch_state.save()
 
 
 def restore_generators(saved: tuple[Any, ...]) -> None:
     """Return the three generators to the states that were saved."""
-    for generator, state in zip(GENERATORS, saved):
-        generator.restore(state)
+    of_python, of_numpy, of_torch = saved
+    python_state.restore(of_python)
+    numpy_state.restore(of_numpy)
+    torch_state.restore(of_torch)
 
 
 global_state = saved_generators
