@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from dataporter._torch import profiled
@@ -12,6 +13,7 @@ from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import Fetched, PassEnd
 from dataporter.loader.cursor import Cursor
 from dataporter.loader.failures import Reporter
+from dataporter.loader.pass_time import PassTime
 from dataporter.loader.together import Ahead, Settle
 
 __all__ = ["Adapter", "Delivery"]
@@ -45,6 +47,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         note: receives each batch before it is delivered, and may refuse it by raising.
         on_nothing: is called at the end of a pass that has delivered nothing.
         reporter: reports the samples that failed, once their batches are delivered.
+        time: counts how long the loop waits.
         settle: settles with the other ranks what is next on all of them; None where each rank ends
             by itself.
     """
@@ -59,6 +62,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         note: Callable[[Fetched], None],
         on_nothing: Callable[[], None],
         reporter: Reporter,
+        time: PassTime,
         settle: Settle | None = None,
     ) -> None:
         self._cursor = cursor
@@ -69,6 +73,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._note = note
         self._on_nothing = on_nothing
         self._reporter = reporter
+        self._time = time
         self._settle_with_ranks = settle
         # Represents this pass to the cursor, which must not keep a forgotten iterator alive.
         self._pass = object()
@@ -88,6 +93,13 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         self._revoked = cursor.revoked
 
     def __next__(self) -> Batch:
+        asked = perf_counter()
+        try:
+            return self._next()
+        finally:
+            self._time.count(asked, self._delivered)
+
+    def _next(self) -> Batch:
         with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
             replies = self._settle()
             try:
@@ -97,7 +109,7 @@ class Delivery(Generic[Batch], Iterator[Batch]):
                 self._left += closing.failures
                 self._cursor.close(self._pass, closing.delivers)
                 if self._has_begun_over():
-                    return next(self)
+                    return self._next()
                 if self.under_way and not self._delivered:
                     self._on_nothing()
                 # Ends for good, whichever pass the workers serve next.
@@ -144,8 +156,12 @@ class Delivery(Generic[Batch], Iterator[Batch]):
         """
         if self._replies is None:
             return False
-        self._look_ahead(self._replies)
-        self._settle_ahead()
+        asked = perf_counter()
+        try:
+            self._look_ahead(self._replies)
+            self._settle_ahead()
+        finally:
+            self._time.count(asked, self._delivered)
         return isinstance(self._ahead, StopIteration)
 
     def peek(self) -> Reply | None:

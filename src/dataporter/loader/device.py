@@ -16,6 +16,7 @@ from dataporter.keywords import names_keywords
 from dataporter.loader.copies import Copies, Device, PlainDevice
 from dataporter.loader.cuda_copies import CudaDevice
 from dataporter.loader.loader import ResumableDataLoader
+from dataporter.loader.pass_time import PassTime, Timed
 
 __all__ = ["DevicePrefetcher"]
 
@@ -70,6 +71,7 @@ class DevicePrefetcher(Generic[Batch]):
         # Gives the loader's state before the batch that is being copied, which is not delivered
         # yet.
         self._before: Callable[[], dict[str, Any]] | None = None
+        self._time = PassTime()
 
     def __iter__(self) -> Iterator[Batch]:
         if getattr(self.loader, "adapter", None) is not None:
@@ -80,9 +82,11 @@ class DevicePrefetcher(Generic[Batch]):
                 "call converter.widen(batch) in the loop)"
             )
         self._before = None
-        if not self.reads_ahead:
-            return iter(self.loader) if self.widen is None else map(self.widen.widen, self.loader)
-        return self._ahead()
+        self._time = PassTime()
+        if self.reads_ahead:
+            return Timed(self._ahead(), self._time)
+        batches = iter(self.loader)
+        return Timed(batches if self.widen is None else map(self.widen.widen, batches), self._time)
 
     @property
     def reads_ahead(self) -> bool:
@@ -92,6 +96,25 @@ class DevicePrefetcher(Generic[Batch]):
     def __len__(self) -> int:
         """Batches of a whole epoch, as the loader says."""
         return len(self.loader)  # type: ignore[arg-type]  # Sized or a TypeError, as for the loader
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the training loop has waited for batches in this pass: in ``next()``.
+
+        With the waits for copies to the device and the widening. As in
+        :class:`~dataporter.ResumableDataLoader`, but for any loader.
+        """
+        return self._time.wait_seconds
+
+    @property
+    def wait_share(self) -> float:
+        """The share of this pass that the loop has waited for batches, from 0 to 1."""
+        return self._time.wait_share
+
+    @property
+    def batches_per_second(self) -> float:
+        """Batches that this pass has delivered in a second."""
+        return self._time.batches_per_second
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state after the last batch that this prefetcher delivered.

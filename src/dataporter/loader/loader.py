@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -35,6 +36,7 @@ from dataporter.loader.outer_loop import (
     warn_of_empty_pass,
     warn_of_left_pass,
 )
+from dataporter.loader.pass_time import PassTime
 from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.replaced import Endless, OwnSampler
 from dataporter.loader.replicated import is_replicated, refuse_replicated
@@ -257,6 +259,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._reporter = Reporter()
         self._adapter: Adapter | None = None
         self._said_length: int | None = None
+        self._time = PassTime()
         self._own_sampler = OwnSampler(self, is_planned=arguments.is_planned)
         # The iterators in use, and one whose first batch peek() has seen.
         self._passes: list[weakref.ref[Delivery[Batch]]] = []
@@ -287,15 +290,17 @@ class ResumableDataLoader(DataLoader[Batch]):
         return batches if self._adapter is None else self._adapter.passes(batches)
 
     def _new_pass(self) -> Delivery[Batch]:
+        time = PassTime()
         new: Delivery[Batch] = Delivery(
             self._cursor,
-            self._begin,
+            partial(self._begin, time),
             self._check_peeked,
             self._begin_over,
             self.__len__,
             self._note,
             self._warn_of_empty_pass,
             self._reporter,
+            time,
             settling(self.setup),
         )
         self._passes = [weakref.ref(new), *(ref for ref in self._passes if ref() is not None)]
@@ -386,7 +391,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         self._said_length = length = setup.schedule.steps(setup.beginning(0))
         return length
 
-    def _begin(self, this_pass: object) -> Iterator[Reply]:
+    def _begin(self, time: PassTime, this_pass: object) -> Iterator[Reply]:
         self._membership.check()
         setup, cursor = self.setup, self._cursor
         if self._is_replicated:
@@ -403,6 +408,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         # Only now: a pass that cannot begin leaves the position as it was.
         self._reporter.begin(self._reporting(setup))
         cursor.begin(this_pass)
+        self._time = time
         return replies
 
     def _begin_over(self, this_pass: object) -> Iterator[Reply] | None:
@@ -860,6 +866,35 @@ class ResumableDataLoader(DataLoader[Batch]):
             options,
         )
 
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the training loop has waited for batches in this pass: in ``next()``.
+
+        Of the last pass that has begun, in this process; after its end until the next one begins.
+        A :class:`~dataporter.DevicePrefetcher` has its own, with the waits for copies.
+
+        Example:
+            >>> loader = ResumableDataLoader(range(6), batch_size=2)
+            >>> for batch in loader:
+            ...     line = f"data-bound: {loader.wait_share:.0%}"
+            >>> 0 < loader.wait_seconds < 60 and 0 < loader.wait_share <= 1
+            True
+        """
+        return self._time.wait_seconds
+
+    @property
+    def wait_share(self) -> float:
+        """The share of this pass that the loop has waited for batches, from 0 to 1.
+
+        Of the time from the first ``next()`` to the return of the last one; 0 before that.
+        """
+        return self._time.wait_share
+
+    @property
+    def batches_per_second(self) -> float:
+        """Batches that this pass has delivered in a second of the time of :attr:`wait_share`."""
+        return self._time.batches_per_second
+
     def usage(self) -> Usage:
         """The worker processes of the last pass, and the memory they share with this one."""
         return self._serving.usage()
@@ -925,6 +960,7 @@ class ResumableDataLoader(DataLoader[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, has its own workers and no framework.
         without: dict[str, Any] = {"_adapter": None, "_passes": [], "_peeked": None}
+        without["_time"] = PassTime()
         return {**self.__dict__, "_serving": Serving(), "_reporter": Reporter(), **without}
 
 
