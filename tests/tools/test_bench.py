@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from pathlib import Path
@@ -65,16 +66,24 @@ def test_reading_and_collating_are_measured_separately(kind: Any, dataset: Any) 
     assert len(stages.read) == len(stages.collate) >= 2
 
 
+class Drawing(Slow):
+    def __getitem__(self, index: int) -> Any:
+        random.random()
+        return super().__getitem__(index)
+
+
 def test_seeding_and_converting_are_measured_and_the_loader_does_not_move() -> None:
     converter = KeyBasedDtypeConverter({"image": "float16"})
-    loader = ResumableDataLoader(Slow(), 16, converter=converter, seed=1)
+    loader = ResumableDataLoader(Drawing(), 16, converter=converter, seed=1)
     state, generator = loader.state_dict(), torch.get_rng_state()
     stages = measure_stages(loader, 0.1)
     assert all(seconds > 0 for seconds in (*stages.seed, *stages.convert))
     assert loader.state_dict() == state
     assert torch.equal(torch.get_rng_state(), generator)
-    simple = ResumableDataLoader(Slow(), 16, strategy="simple", seed=1)
+    simple = ResumableDataLoader(Drawing(), 16, strategy="simple", seed=1)
     assert measure_stages(simple, 0.1).seed[0] < stages.seed[0]
+    undrawn = ResumableDataLoader(Slow(), 16, seed=1)
+    assert not any(measure_stages(undrawn, 0.1).seed)
 
 
 def test_a_gather_is_one_stage() -> None:

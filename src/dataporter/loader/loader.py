@@ -70,9 +70,11 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     Every batch is a function of (dataset, seed, epoch, step), so the state is only a position: it
     costs nothing to take and nothing to resume from, and the number of workers, prefetching and
-    pinning may change in between. This includes random augmentation: the global generators of
-    Python, NumPy and torch are seeded before each sample (``simple``: each batch), and are restored
-    in the training process. From torch's, each epoch draws what a pass of torch's loader draws.
+    pinning may change in between. This includes random augmentation: each sample (``simple``: each
+    batch) draws from the global generators of Python, NumPy and torch as if they had been seeded
+    for it, and the training's own generators stay as they are. A batch is read twice where a sample
+    is the first to draw (``docs/exactness.md``). From torch's generator, each epoch draws what a
+    pass of torch's loader draws.
 
     Args:
         dataset: a map-style dataset; a dict of equally long arrays, read by row; or an

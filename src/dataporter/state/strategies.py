@@ -28,7 +28,7 @@ class ResumptionStrategy:
     Attributes:
         name: the name in ``strategy=`` and in the state.
         counts: the unit of the position on resume.
-        seeds_each: whether generators are seeded before each sample or before each batch.
+        seeds_each: whether each sample has a seed for its random numbers, or each batch.
         may_change: fields of the state in which the resuming loader may differ.
         kin: names of strategies that count and seed alike, whose states this one accepts.
     """
@@ -76,7 +76,7 @@ class ResumptionStrategy:
 
 @dataclass(frozen=True, slots=True)
 class SimpleResumptionStrategy(ResumptionStrategy):
-    """Counts batches. Works with every sampler and seeds random generators before each batch.
+    """Counts batches. Works with every sampler; a batch has one seed for its random numbers.
 
     The batch size and the world size must stay. With a custom sampler, a resume draws its indices
     again up to the position, without reading data.
@@ -90,7 +90,7 @@ class SimpleResumptionStrategy(ResumptionStrategy):
 
 @dataclass(frozen=True, slots=True)
 class AdvancedResumptionStrategy(ResumptionStrategy):
-    """Counts samples and seeds random generators before each. The batch size may change.
+    """Counts samples, each with a seed for its random numbers. The batch size may change.
 
     ``distributed`` accepts its states in any world, and it accepts those of ``distributed``.
     """

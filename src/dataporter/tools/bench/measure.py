@@ -157,9 +157,10 @@ def _notes_on_seeding(stages: Stages) -> list[str]:
     if share < _MUCH_SEEDING:
         return []
     return [
-        f"{share:.0%} of the work is seeding the random generators before each sample, which makes "
-        'random augmentation exact; strategy="simple" seeds once a batch, and so does a dataset '
-        "that reads whole batches (__getitems__)"
+        f"{share:.0%} of the work is seeding the global generators that each sample draws from, "
+        "which makes random augmentation exact: draw from dataporter.sample_rng(), or from one of "
+        'them alone; strategy="simple" seeds once a batch, and so does a dataset that reads whole '
+        "batches (__getitems__)"
     ]
 
 

@@ -23,7 +23,7 @@ from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetch import Fetch, SampleFetch, WholeFetch
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.loader.loader import ResumableDataLoader
-from dataporter.seeding.generators import isolated_generators, seed_generators
+from dataporter.seeding.generators import GENERATORS, GlobalGenerator, isolated_generators
 from dataporter.seeding.hashing import sample_keys
 from dataporter.tools.bench.copies import is_stream
 
@@ -38,7 +38,7 @@ class Stages:
 
     Attributes:
         read: reading the samples.
-        seed: seeding the random generators before each sample; measured separately.
+        seed: seeding the generators that the dataset draws from; measured separately.
         collate: collating the samples.
         convert: converting the batch to the converter's dtypes.
         together: reading and collating are one stage, whose time is in ``read``.
@@ -100,7 +100,7 @@ def _of_resumable(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
     stages = Stages()
     fetch, seeds = _fetch_of(loader, collating)
     stages.together = isinstance(fetch, WholeFetch)
-    seeding = _seconds_to_seed() if seeds else 0.0
+    seeding = _seconds_to_seed() if seeds else {}
     converter = converter_for(loader.converter)
     conversion = None if converter is None else converter.conversion
     timed = fetching.around(fetch)
@@ -113,7 +113,8 @@ def _of_resumable(loader: ResumableDataLoader[Any], seconds: float) -> Stages:
             if reply.failure is not None:
                 raise reply.failure
             assert reply.fetched is not None
-            seeded = seeding * seeds(reply.request) if seeds else 0.0
+            each = sum(seeding[generator] for generator in _drawn_from(fetch)) if seeds else 0.0
+            seeded = each * seeds(reply.request) if seeds else 0.0
             collated = collating.taken()
             stages.collate.append(collated)
             stages.seed.append(seeded)
@@ -163,13 +164,23 @@ def _samples_requested(request: Any) -> int:
     return len(request.indices) if length is None else int(length)
 
 
-def _seconds_to_seed() -> float:
-    """Seconds for one sample."""
+def _drawn_from(fetch: Fetch) -> tuple[GlobalGenerator, ...]:
+    """The generators that a fetch seeds for each sample, as far as its batches have shown."""
+    if isinstance(fetch, WholeFetch):
+        fetch = fetch.otherwise
+    return fetch.draws.samples if isinstance(fetch, SampleFetch) else GENERATORS
+
+
+def _seconds_to_seed() -> dict[GlobalGenerator, float]:
+    """Seconds for one sample, by generator."""
     keys = sample_keys(0, 0, np.arange(_SEEDED)).tolist()
-    before = perf_counter()
-    for key in keys:
-        seed_generators(key)
-    return (perf_counter() - before) / _SEEDED
+    seconds = {}
+    for generator in GENERATORS:
+        before = perf_counter()
+        for key in keys:
+            generator.seed(key)
+        seconds[generator] = (perf_counter() - before) / _SEEDED
+    return seconds
 
 
 def _seconds_to_convert(fetched: Fetched, conversion: Conversion | None) -> float:
