@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import Indices, ids
+from subjects import Indices, digest, ids
+from worker_processes import Filled, inline
 
 from dataporter import (
     ConfigurationError,
@@ -16,10 +17,15 @@ from dataporter import (
     KeyBasedDtypeConverter,
     ResumableDataLoader,
 )
+from dataporter.engines import locking
+from dataporter.loader.cuda_copies import CudaPageLock
 
 Pair = namedtuple("Pair", ["one", "two"])
 # A device that every torch has: it takes the same way as an accelerator, without a stream.
 ELSEWHERE = "meta"
+# `python -m benchmarks.gpu` runs these where there is a GPU.
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", ELSEWHERE, pytest.param("cuda", marks=needs_cuda)]
 
 
 @dataclass
@@ -60,7 +66,7 @@ def test_tensors_move_in_containers_of_the_same_types() -> None:
     assert batch["list"][0].device.type == "cpu"
 
 
-@pytest.mark.parametrize("device", ["cpu", ELSEWHERE])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stop", range(6))
 def test_the_state_is_after_the_batch_that_came_out(device: str, stop: int) -> None:
     alone, ahead = loader(), loader()
@@ -75,7 +81,7 @@ def test_the_state_is_after_the_batch_that_came_out(device: str, stop: int) -> N
     assert [ids(batch) for batch in resumed] == [ids(batch) for batch in reference]
 
 
-@pytest.mark.parametrize("device", ["cpu", ELSEWHERE])
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_state_after_an_epoch_is_the_next_epochs(device: str) -> None:
     alone, ahead = loader(), loader()
     prefetcher = DevicePrefetcher(ahead, device)
@@ -86,7 +92,7 @@ def test_the_state_after_an_epoch_is_the_next_epochs(device: str) -> None:
     assert prefetcher.state_dict() == alone.state_dict()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 def test_on_cuda_batches_arrive_equal_and_resume_exactly() -> None:
     pinned = loader(num_workers=2, pin_memory=True)
     expected = [ids(batch) for batch in loader()]
@@ -97,6 +103,76 @@ def test_on_cuda_batches_arrive_equal_and_resume_exactly() -> None:
     resumed = loader()
     resumed.load_state_dict(prefetcher.state_dict())
     assert [ids(batch.cpu()) for batch in found] + [ids(b) for b in resumed] == expected
+
+
+def keep_busy(times: int = 40) -> None:
+    """Give the device work, before which the copies that follow cannot begin."""
+    matrix = torch.ones(4096, 4096, device="cuda")
+    for _ in range(times):
+        matrix = torch.mm(matrix, matrix).mul_(1 / 4096)
+
+
+@needs_cuda
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_cuda_no_batch_is_overwritten_under_a_slow_stream(
+    workers: int, persistent: bool
+) -> None:
+    reading = ResumableDataLoader(
+        Filled(200), 4, shuffle=True, seed=5, num_workers=workers, persistent_workers=persistent
+    )
+    for _ in range(2):
+        expected = inline(reading)
+        found = []
+        for batch in DevicePrefetcher(reading, "cuda"):
+            found.append({**batch, "x": batch["x"].clone(), "n": batch["n"].clone()})
+            if len(found) % 10 == 0:
+                keep_busy()
+        cpu = [{**one, "x": one["x"].cpu(), "n": one["n"].cpu()} for one in found]
+        assert [digest(batch) for batch in cpu] == expected
+
+
+@needs_cuda
+def test_on_cuda_batches_that_are_dropped_at_once_spoil_no_later_one() -> None:
+    """Their memory on the device is used again, but only in the order of its stream."""
+    reading = ResumableDataLoader(Filled(200), 4, shuffle=True, seed=5, num_workers=2)
+    expected = torch.stack([batch["x"].double().sum() for batch in _plain(reading)])
+    sums = []
+    for batch in DevicePrefetcher(reading, "cuda"):
+        keep_busy(2)
+        sums.append(batch["x"].double().sum())
+        del batch
+    assert torch.equal(torch.stack(sums).cpu(), expected)
+
+
+def _plain(loader: ResumableDataLoader[Any]) -> ResumableDataLoader[Any]:
+    return ResumableDataLoader(loader.dataset, loader.batch_size, shuffle=True, seed=loader.seed)
+
+
+@needs_cuda
+@pytest.mark.parametrize("arguments", [{}, {"num_workers": 2, "worker_kind": "thread"}])
+def test_on_cuda_batches_that_are_in_no_slot_arrive_equal(arguments: dict[str, Any]) -> None:
+    reading = ResumableDataLoader(Filled(40), 4, shuffle=True, seed=5, **arguments)
+    found = [batch["x"].cpu() for batch in DevicePrefetcher(reading, "cuda")]
+    expected = [batch["x"] for batch in _plain(reading)]
+    assert all(map(torch.equal, found, expected))
+    assert len(found) == len(expected)
+
+
+@needs_cuda
+def test_on_cuda_slots_are_page_locked_for_a_prefetcher_alone() -> None:
+    reading = ResumableDataLoader(Filled(40), 4, num_workers=1, persistent_workers=True)
+    with locking(CudaPageLock()):
+        assert all(batch["x"].is_pinned() for batch in reading)
+    assert not any(batch["x"].is_pinned() for batch in reading)
+
+
+@needs_cuda
+def test_on_cuda_memory_that_cannot_be_locked_leaves_no_error_behind() -> None:
+    page_lock = CudaPageLock()
+    with pytest.warns(RuntimeWarning, match="cannot be page-locked"):
+        assert not page_lock.lock(1 << 12, 1 << 12)
+    assert torch.ones(2, device="cuda").sum().item() == 2
 
 
 ROWS = {
@@ -133,7 +209,7 @@ def test_what_cannot_be_widened_is_raised_and_not_counted() -> None:
     assert prefetcher.state_dict()["step"] == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 def test_on_cuda_widened_batches_are_the_plain_ones_bit_for_bit() -> None:
     reading = narrow(num_workers=2, pin_memory=True)
     widened = list(DevicePrefetcher(reading, "cuda", widen=reading.converter))
