@@ -76,6 +76,8 @@ def fetch_for(
             not while single samples are read.
     """
     offers_batches = batched and _offers_batches(dataset)
+    if offers_batches and seeds_each == "sample":
+        seeds_each = "batch"
     # A gather gives what default_collate makes of the rows; of other functions that is unknown.
     known = batched and collate_fn is default_collate
     collating = collate_of(dataset) if known else collate_fn
@@ -192,7 +194,7 @@ class SampleFetch:
 
     def _make(self, request: Request, seeds: Seeds) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:
-            if not self._seeds_samples:
+            if self.seeds_each == "batch":
                 _seed_once(seeds, request)
             indices = request.plain_indices
             failures: tuple[Failure, ...] = ()
@@ -202,7 +204,7 @@ class SampleFetch:
                 samples, failures = self._read_each(request, indices, seeds, current)
                 current.offset = None
             # Our own collation draws nothing.
-            if self._seeds_samples and self.collate is not collate and len(request.positions):
+            if self.seeds_each == "sample" and self.collate is not collate and len(indices):
                 seeds.collating(_key(request, -1))
             try:
                 with self.whole:
@@ -211,10 +213,6 @@ class SampleFetch:
                 add_note(error, f"while collating the batch of {request.described()}")
                 raise
             return Fetched(batch, failures)
-
-    @property
-    def _seeds_samples(self) -> bool:
-        return self.seeds_each == "sample" and not self.offers_batches
 
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
@@ -236,7 +234,7 @@ class SampleFetch:
         keys: list[int] = []
         # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
-            seed = seeds.each if self._seeds_samples else None
+            seed = seeds.each if self.seeds_each == "sample" else None
             if seed is not None and not keys:
                 keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
             try:
@@ -253,7 +251,7 @@ class SampleFetch:
                 assert failed is not None
                 if self.on_error == "raise":
                     _raise(error, request, indices[failed], failed)
-                seeds.failed(_key(request, failed if self._seeds_samples else 0))
+                seeds.failed(_key(request, failed if self.seeds_each == "sample" else 0))
                 failures.append(self._failure(error, request, indices[failed], failed))
                 if self.substitute is not None:
                     take(self.substitute(error, indices[failed], failures[-1]))
@@ -290,7 +288,7 @@ class SampleFetch:
         first = failures[-1]
         for index in self._replacements(request, indices, offset):
             current.generators.pop(offset, None)
-            if seeds.each is not None and self._seeds_samples:
+            if seeds.each is not None and self.seeds_each == "sample":
                 seeds.each(_key(request, offset))
             try:
                 return self.dataset[index]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,7 +29,7 @@ class CurrentSamples:
         generators: the generators handed out so far, by offset.
     """
 
-    __slots__ = ("epoch", "generators", "offset", "positions", "seed")
+    __slots__ = ("_outer", "epoch", "generators", "offset", "positions", "seed")
 
     def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64] | range) -> None:
         self.seed = seed
@@ -39,6 +37,13 @@ class CurrentSamples:
         self.positions = positions
         self.offset: int | None = None
         self.generators: dict[int, np.random.Generator] = {}
+
+    def __enter__(self) -> CurrentSamples:
+        self._outer, _local.current = _local.current, self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _local.current = self._outer
 
     def generator(self, offset: int) -> np.random.Generator:
         """The generator at this offset of the visible samples; the same object each time."""
@@ -64,17 +69,9 @@ class _Local(threading.local):
 _local = _Local()
 
 
-@contextmanager
-def reading(
-    seed: int, epoch: int, positions: NDArray[np.int64] | range
-) -> Iterator[CurrentSamples]:
+def reading(seed: int, epoch: int, positions: NDArray[np.int64] | range) -> CurrentSamples:
     """Let :func:`sample_rng` serve a batch within the block; the block sets the ``offset``."""
-    outer, current = _local.current, CurrentSamples(seed, epoch, positions)
-    _local.current = current
-    try:
-        yield current
-    finally:
-        _local.current = outer
+    return CurrentSamples(seed, epoch, positions)
 
 
 def generators_handed_out() -> int:
