@@ -144,6 +144,27 @@ def test_after_each_pass_torchs_generator_is_where_torchs_loader_leaves_it(
         assert torch.equal(ours.generator.get_state(), theirs.generator.get_state())
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_with_workers_as_well_but_persistent_ones_take_a_seed_in_each_epoch(
+    persistent: bool,
+) -> None:
+    """torch gives persistent workers one seed in a process, which a resumed one cannot repeat."""
+    arguments: dict[str, Any] = {"num_workers": 2, "persistent_workers": persistent}
+    theirs = DataLoader(Indices(6), 2, shuffle=True, **arguments)
+    ours = ResumableDataLoader(Indices(6), 2, shuffle=True, **arguments)
+    torch.manual_seed(1)
+    states = []
+    for passes in range(3):
+        list(theirs)
+        if persistent and passes:
+            drawn()
+        states.append(torch.get_rng_state())
+    torch.manual_seed(1)
+    for state in states:
+        list(ours)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_iterating_draws_the_seed_of_the_workers_and_of_the_order_and_nothing_else(
     workers: int,

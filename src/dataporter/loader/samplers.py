@@ -43,7 +43,8 @@ class ResumableSampler(Sampler[int]):
         dataset: the dataset, or its length.
         batch_size: must equal the ``DataLoader``'s.
         shuffle, order, seed, drop_last, tail, fingerprint: as in ``ResumableDataLoader``. The
-            sampler itself leaves out the tail.
+            sampler itself leaves out the tail. By default the seed is the next value of torch's
+            default generator, which a sampler never moves.
 
     Raises:
         ConfigurationError: (a ``ValueError``) an argument is wrong or contradicts another.
