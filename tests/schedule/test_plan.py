@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 from budgets import cases
@@ -218,12 +219,17 @@ def test_blocks_are_the_batches_one_by_one(
     plan = Plan(length, batch_size, world_size, tail)
     rank = data.draw(st.integers(0, world_size - 1))
     begin = data.draw(st.integers(0, plan.last_step))
-    found = {}
+    found: dict[int, list[int]] = {}
+    lengths: list[int] = []
     for first, positions in plan.blocks(rank, begin, block):
         found.update({first + place: row.tolist() for place, row in enumerate(positions)})
+        lengths.append(len(positions))
     assert found == {
         step: plan.positions(step, rank).tolist() for step in range(begin, plan.end(rank))
     }
+    assert lengths[:1] in ([], [1]), "the first batch waits for no other"
+    for before, length in pairwise(lengths):
+        assert length <= min(4 * before, max(1, block // batch_size))
 
 
 def test_plans_of_ten_billion_samples_are_free() -> None:

@@ -117,6 +117,10 @@ class Channel:
             if received and len(data) < _READ_SIZE:
                 return received
 
+    def expect(self) -> None:
+        """Poll for a while at the next wait, since a message is about to come."""
+        self._spin.expect()
+
     def _look(self) -> bytes | None:
         if _DO_NOT_WAIT is None:
             return None

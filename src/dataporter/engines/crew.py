@@ -15,7 +15,7 @@ from typing import Any
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel, channels
 from dataporter.engines.engine import Usage
 from dataporter.engines.member import Member, Ticket, ending, read_by
-from dataporter.engines.messages import STARTED, Answer, Task
+from dataporter.engines.messages import STARTED, WAKE, Answer, Task
 from dataporter.engines.packing import unpack
 from dataporter.engines.permits import Permits
 from dataporter.engines.ring import TrainingSlots
@@ -95,6 +95,17 @@ class Crew:
 
     # ---- requests
 
+    def expect(self) -> None:
+        """Prepare for a pass that is about to begin: wake the worker that will read first.
+
+        What the workers have sent since the last pass is received now, so that its slots are
+        returned with the first requests.
+        """
+        self._members[self.least_busy()].channel.post_at_once(WAKE)
+        self._spin.expect()
+        for key, _ in self._selector.select(0):
+            self._read(key.data)
+
     def least_busy(self) -> int:
         """The worker with the fewest requests that are not answered; the first one of several.
 
@@ -109,15 +120,6 @@ class Crew:
         self._tickets += 1
         self._post(ticket)
         return ticket
-
-    def share(self) -> None:
-        """Let each worker that has nothing to do take over a request of the busiest one."""
-        for worker, member in enumerate(self._members):
-            if member.is_idle:
-                busiest = max(self._members, key=lambda member: len(member.asked))
-                if (ticket := busiest.withdraw_last()) is not None:
-                    ticket.worker = worker
-                    self._post(ticket)
 
     def _post(self, ticket: Ticket) -> None:
         member = self._members[ticket.worker]
@@ -146,13 +148,14 @@ class Crew:
 
     # ---- answers
 
-    def wait(self, seconds: float, may_replace: Callable[[], bool]) -> bool:
+    def wait(self, seconds: float, may_replace: Callable[[], bool], *, shares: bool) -> bool:
         """Wait until an answer or a part of one arrives, or a worker ends.
 
         Args:
             seconds: how long to wait at most.
             may_replace: called for each worker that has died; returns whether to replace it. If
                 not, its requests are ``lost``.
+            shares: workers that have nothing to do take over requests of others.
 
         Returns:
             Whether anything happened within that time.
@@ -162,7 +165,7 @@ class Crew:
             left = max(0.0, until - time.monotonic())
             ready = self._spin.wait(
                 lambda: self._selector.select(0) or None,
-                partial(self._selector.select, min(left, _CHECKS_WORKERS_EVERY)),
+                partial(self._sleep, min(left, _CHECKS_WORKERS_EVERY), shares),
             )
             for key, events in ready:
                 if events & selectors.EVENT_WRITE:
@@ -182,6 +185,21 @@ class Crew:
                 return True
             if not left:
                 return False
+
+    def _sleep(self, seconds: float, shares: bool) -> Any:
+        # Only here: a wait that polling covers is shorter than what sharing would save.
+        if shares:
+            self._share()
+        return self._selector.select(seconds)
+
+    def _share(self) -> None:
+        """Let each worker that has nothing to do take over a request of the busiest one."""
+        for worker, member in enumerate(self._members):
+            if member.is_idle:
+                busiest = max(self._members, key=lambda member: len(member.asked))
+                if (ticket := busiest.withdraw_last()) is not None:
+                    ticket.worker = worker
+                    self._post(ticket)
 
     def _flush(self, worker: int) -> None:
         channel = self._members[worker].channel

@@ -6,14 +6,23 @@ import pickle
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dataporter.engines.raised import Raised, put_together, taken_apart
 from dataporter.errors import DataPorterError
-from dataporter.schedule.request import EngineRequest
+from dataporter.schedule.request import EngineRequest, PackedRequest
 from dataporter.shared.pickling import dumps
 
-__all__ = ["STARTED", "Answer", "Failure", "Task", "Withdrawal", "WorkerTraceback", "unpacked"]
+__all__ = [
+    "STARTED",
+    "WAKE",
+    "Answer",
+    "Failure",
+    "Task",
+    "Withdrawal",
+    "WorkerTraceback",
+    "unpacked",
+]
 
 # The ticket of a worker's first answer, which belongs to no request.
 STARTED = -1
@@ -37,8 +46,13 @@ class Task(NamedTuple):
     cancelled: list[int]
 
     def packed(self) -> bytes:
+        request = self.request.packed()
+        # As a tuple, which pickle writes in a fraction of the time of a named one.
+        content = (self.ticket, request, self.reusable, self.spent, self.cancelled)
+        if type(request) is PackedRequest and type(request.indices) is bytes:
+            return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
         # A custom sampler's indices may be views: iterating over a tensor yields such.
-        return dumps(self._replace(request=self.request.packed()))
+        return dumps(content)
 
 
 class Withdrawal(NamedTuple):
@@ -50,16 +64,20 @@ class Withdrawal(NamedTuple):
     ticket: int
 
     def packed(self) -> bytes:
-        return pickle.dumps(self)
+        return pickle.dumps(self.ticket)
+
+
+# To a worker: a task is about to come.
+WAKE = b""
 
 
 def unpacked(message: bytes) -> Task | Withdrawal:
     """A message to a worker."""
-    received: Task | Withdrawal = pickle.loads(message)
-    if isinstance(received, Withdrawal):
-        return received
-    packed: Any = received.request
-    return received._replace(request=packed.unpacked())
+    content = pickle.loads(message)
+    if isinstance(content, int):
+        return Withdrawal(content)
+    ticket, packed, reusable, spent, cancelled = content
+    return Task(ticket, packed.unpacked(), reusable, spent, cancelled)
 
 
 class Answer(NamedTuple):

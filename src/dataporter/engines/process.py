@@ -159,6 +159,7 @@ class _Pass(Iterator[Reply]):
         crew, self._crew = self._crew, None
         if crew is None or not crew.close.alive:
             return None, None
+        crew.expect()
         return crew, self._ahead.hand_over(requests, crew.forget)
 
     def _dismiss(self) -> None:
@@ -192,10 +193,10 @@ class _Pass(Iterator[Reply]):
             lost = tickets[0].lost
             if lost is not None and all(ticket.lost is not None for ticket in tickets):
                 raise lost
-            if not self._takes_turns(crew):
-                crew.share()
             left = max(0.0, until - time.monotonic())
-            progressed = crew.wait(min(left, _LONGEST_WAIT), self._may_replace)
+            progressed = crew.wait(
+                min(left, _LONGEST_WAIT), self._may_replace, shares=not self._takes_turns(crew)
+            )
             # Time may also have run out because this process was stopped, so first look at what
             # the workers have sent meanwhile.
             if not progressed and not left:

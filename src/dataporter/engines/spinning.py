@@ -25,6 +25,10 @@ class AdaptiveSpin:
     def __init__(self) -> None:
         self._usual = 0.0  # s, a moving average of waits, each capped at 4 * _LOOKS_FOR
 
+    def expect(self) -> None:
+        """Let the next wait poll, whatever the recent ones were."""
+        self._usual = 0.0
+
     def wait(self, look: Callable[[], Found | None], sleep: Callable[[], Found]) -> Found:
         """The result of ``look`` if it is not None within a moment, else that of ``sleep``."""
         began = now = perf_counter()

@@ -21,7 +21,7 @@ import torch
 
 from dataporter._torch import become_worker, is_observed, numpy_seed, stack_with
 from dataporter.engines.channel import CAN_SEND_MEMORY, Channel
-from dataporter.engines.messages import STARTED, Answer, Failure, Task, unpacked
+from dataporter.engines.messages import STARTED, WAKE, Answer, Failure, Task, unpacked
 from dataporter.engines.packing import Packer, packed_whole
 from dataporter.engines.permits import Permits
 from dataporter.engines.placing import Placing, stacked
@@ -103,6 +103,9 @@ def run(
         channel.send(pickle.dumps(Answer(STARTED)))
         while True:
             for message in channel.receive(wait=not tasks.is_ready()):
+                if message == WAKE:
+                    channel.expect()
+                    continue
                 received = unpacked(message)
                 if isinstance(received, Task):
                     worker.release(received)

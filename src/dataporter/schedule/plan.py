@@ -88,6 +88,8 @@ class Plan:
         offset = min((step - self.first_step) * self.global_batch_size, self.left)
         if offset == self.left:
             return self.length
+        if not self.done:
+            return self.first_position + offset
         return int(self._positions_of(np.array([offset], dtype=np.int64))[0])
 
     def stretches(self, step: int) -> tuple[Stretch, ...]:
@@ -115,12 +117,12 @@ class Plan:
         """From ``step`` on: a block's first step, and its positions of shape (steps, batch).
 
         Blocks hold about ``block_length`` positions, so that an order computes many batches at
-        once. The first is a quarter of that, and each other at most twice the one before, so that
-        the first batches do not wait for later ones. An incomplete last batch is one block.
+        once. The first is one batch, and each other at most four times the one before, so that the
+        first batches do not wait for later ones. An incomplete last batch is one block.
         """
         whole_steps = self.left // self.global_batch_size
         end_of_whole = self.first_step + whole_steps
-        steps_at_once = max(1, block_length // 4 // self.batch_size)
+        steps_at_once = 1
         while step < end_of_whole:
             count = min(steps_at_once, end_of_whole - step)
             starts = np.arange(
@@ -130,7 +132,7 @@ class Plan:
             offsets = starts[:, None] + np.arange(self.batch_size, dtype=np.int64)
             yield step, self._positions_of(offsets)
             step += count
-            steps_at_once = min(2 * steps_at_once, max(1, block_length // self.batch_size))
+            steps_at_once = min(4 * steps_at_once, max(1, block_length // self.batch_size))
         if step < self.end(rank):
             yield step, self._positions_of(self._offsets(step, rank))[None]
 
