@@ -18,6 +18,7 @@ from dataporter import (
     KeyBasedDtypeConverter,
     LossyConversionError,
 )
+from dataporter.convert import forms
 
 # ---- the example of the README
 
@@ -257,6 +258,24 @@ def test_scaled_images_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     wide = converter.widen(narrow)
     assert wide.dtype is dtype
     assert torch.equal(wide, images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_float_that_is_no_level_is_found_in_every_block(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "_BLOCK", 7)
+    levels = torch.arange(231, 255).view(2, 3, 4)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    image = (levels.to(wide) / 255).to(dtype)
+    converter = KeyBasedDtypeConverter({"": "uint8:scale"})
+    assert converter.convert_batch(image).equal(levels.byte())
+    for bad in range(24):
+        wrong = image.where(levels != 231 + bad, torch.tensor(0.3337, dtype=dtype))
+        with pytest.raises(LossyConversionError) as raised:
+            converter.convert_batch(wrong)
+        assert raised.value.value == wrong.view(-1)[bad].item()
+        assert raised.value.sample == bad // 12
 
 
 def test_bytes_that_were_not_scaled_are_not_divided_when_widened() -> None:

@@ -14,6 +14,7 @@ from dataporter.convert.conversion import Conversion, Converted, Originals, as_t
 from dataporter.convert.forms import Cast, Form, dtype_named, form_named
 from dataporter.convert.missed import report_missed
 from dataporter.convert.paths import Match, Matcher, parse, shown
+from dataporter.convert.reused import Reused
 from dataporter.errors import ConfigurationError, InvalidStateError
 from dataporter.keywords import names_keywords
 from dataporter.structure import Step, parts_of, rebuilt
@@ -83,6 +84,7 @@ class KeyBasedDtypeConverter:
             rtol,
         )
         self.strict = strict
+        self._memory = Reused()
         self._originals: dict[int, list[str]] = {}
         self._checked: set[str] = set()
 
@@ -115,7 +117,7 @@ class KeyBasedDtypeConverter:
                 NumPy lacks the dtype for an array; a form takes other values; or, with
                 ``strict=True``, a rule matches nothing in the first batch.
         """
-        converted = self.conversion.batch(batch)
+        converted = self.conversion.batch(batch, self._memory)
         self.note(converted)
         return converted.batch
 
@@ -262,7 +264,7 @@ class KeyBasedDtypeConverter:
         original = dtype_named(names[0])
         other = as_tensor(like)
         try:
-            wide = form.widen(tensor, original, tensor if other is None else other)
+            wide = form.widen(tensor, original, tensor if other is None else other, self._memory)
         except ConfigurationError as error:
             raise ConfigurationError(f"path {shown(path)!r}: {error}") from None
         if wide is tensor:

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dataporter.convert.casting import (
-    BLOCK,
     Empty,
     Loss,
     OnLoss,
@@ -20,6 +20,7 @@ from dataporter.convert.casting import (
     narrowest,
     new,
     seen_as,
+    widened,
 )
 from dataporter.errors import ConfigurationError
 
@@ -27,6 +28,8 @@ __all__ = ["Bits", "Cast", "Form", "Scaled", "dtype_named", "form_named", "name_
 
 _SCALED, _BITS = "uint8:scale", "bits"
 _LEVELS = 255
+# Elements: a block of floats, both rooms and the bytes are in half of a core's usual L2 cache.
+_BLOCK = 1 << 16
 
 
 class Form(Protocol):
@@ -52,9 +55,12 @@ class Form(Protocol):
         """The source in this form, or the loss that prevents it."""
 
     def widen(
-        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor, empty: Empty
     ) -> torch.Tensor:
-        """The tensor in its original dtype; ``like`` has the same values, maybe on the CPU."""
+        """The tensor in its original dtype; ``like`` has the same values, maybe on the CPU.
+
+        ``empty`` makes a result on the CPU.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,9 @@ class Cast:
         return cast(source, self.dtype, on_loss=on_loss, rtol=rtol, empty=empty)
 
     def widen(
-        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor, empty: Empty
     ) -> torch.Tensor:
-        return tensor.to(original)
+        return widened(tensor, original, empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +113,25 @@ class Scaled:
         rows, order = dense(source.detach().cpu())
         target = empty(rows.shape, torch.uint8)
         flat, into = rows.view(-1), target.view(-1)
-        room = torch.empty(min(BLOCK, len(flat)), dtype=_wide(source.dtype))
-        half = torch.tensor(0.5, dtype=room.dtype)
-        for start in range(0, len(flat), BLOCK):
-            part, levels = flat[start : start + BLOCK], into[start : start + BLOCK]
-            wide = part.to(room.dtype)
+        dtype, room_size = _wide(source.dtype), min(_BLOCK, len(flat))
+        scaled_room, again_room = torch.empty(2, room_size, dtype=dtype)
+        half, differs = torch.tensor(0.5, dtype=dtype), np.empty(room_size, np.bool_)
+        levels = into.numpy()
+        for start in range(0, len(flat), _BLOCK):
+            part, found = flat[start : start + _BLOCK], levels[start : start + _BLOCK]
+            wide, count = part.to(dtype), len(part)
             # To the nearest level: adding a half before truncation rounds.
-            scaled = torch.add(half, wide, alpha=_LEVELS, out=room[: len(part)])
+            scaled = torch.add(half, wide, alpha=_LEVELS, out=scaled_room[:count])
             if on_loss != "error":
                 scaled.clamp_(0, _LEVELS).nan_to_num_(0)
             # A value outside 0 to 1 may become anything here: it does not survive the comparison
             # below. NumPy takes a third of torch's time to cast, and a fifth to compare.
             with np.errstate(invalid="ignore"):
-                np.copyto(levels.numpy(), scaled.numpy(), "unsafe")
+                np.copyto(found, scaled.numpy(), "unsafe")
             if on_loss != "error":
                 continue
-            again = self.widen(levels, source.dtype, levels).to(room.dtype)
-            changed = again.numpy() != wide.numpy()
+            again = _levels_widened(found, again_room[:count], source.dtype)
+            changed = np.not_equal(again.numpy(), wide.numpy(), out=differs[:count])
             if rtol is not None and changed.any():
                 away = (again.double() - wide.double()).abs_()
                 # Every number is within any share of infinity.
@@ -141,7 +149,7 @@ class Scaled:
         return seen_as(target, order).to(source.device)
 
     def widen(
-        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor, empty: Empty
     ) -> torch.Tensor:
         if original is torch.uint8:  # it was not converted
             return tensor
@@ -149,7 +157,7 @@ class Scaled:
         # CUDA divides by a number by multiplying with its inverse.
         wide = _wide(original)
         levels = torch.full((), _LEVELS, dtype=wide, device=tensor.device)
-        return tensor.to(wide).div_(levels).to(original)
+        return widened(tensor, wide, empty).div_(levels).to(original)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +204,7 @@ class Bits:
         return packed.to(source.device)
 
     def widen(
-        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor
+        self, tensor: torch.Tensor, original: torch.dtype, like: torch.Tensor, empty: Empty
     ) -> torch.Tensor:
         if not math.prod(tensor.shape[:-1]):
             return tensor
@@ -212,7 +220,7 @@ class Bits:
             length += longest - 8
         shifts = torch.arange(8, dtype=torch.uint8, device=tensor.device)
         bits = tensor.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1)
-        return bits.flatten(-2)[..., :length].to(original)
+        return widened(bits.flatten(-2)[..., :length], original, empty)
 
 
 def _check_dense(source: torch.Tensor, form: str) -> None:
@@ -221,6 +229,16 @@ def _check_dense(source: torch.Tensor, form: str) -> None:
         raise ConfigurationError(
             f"form {form!r} takes dense tensors, got a {kind} one: give it a dtype"
         )
+
+
+def _levels_widened(
+    levels: NDArray[np.uint8], room: torch.Tensor, original: torch.dtype
+) -> torch.Tensor:
+    """The levels as ``Scaled.widen`` gives them, in the dtype of ``room``, to which they go."""
+    wide = room.numpy()
+    np.copyto(wide, levels)
+    np.divide(wide, _LEVELS, out=wide)
+    return room if original is room.dtype else room.copy_(room.to(original))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
