@@ -35,7 +35,6 @@ from dataporter.loader.kinds import kinds_checked
 from dataporter.loader.pickled import refuse_unpicklable
 from dataporter.loader.setup import Setup
 from dataporter.schedule.request import Scheduled
-from dataporter.seeding.generators import isolated_generators
 
 __all__ = ["OwnAttributes", "Serving", "engine_for"]
 
@@ -141,9 +140,7 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     if loader.num_workers == 0:
 
         def build() -> Fetch:
-            fetch = build_fetch()
-            fetch = fetch if setup.stream is None else _Undisturbing(fetch)
-            return _converted(fetch, conversion, new)
+            return _converted(build_fetch(), conversion, new)
 
         is_limited = setup.arguments.steps_per_epoch is not None
         # Built once, where the next epoch may continue the stream with the shards that are open.
@@ -162,15 +159,6 @@ def engine_for(loader: DataLoader[Any], own: OwnAttributes, setup: Setup) -> Eng
     if own.worker_kind == "thread":
         return ThreadEngine(converting_fetch, pin, options)
     return ProcessEngine(converting_fetch, loader.dataset, pin, options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Undisturbing:
-    fetch: Fetch
-
-    def __call__(self, request: Any) -> Any:
-        with isolated_generators():
-            return self.fetch(request)
 
 
 def _explain(loader: DataLoader[Any], own: OwnAttributes, setup: Setup, error: Exception) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sized
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.seeding.generators import seed_generators
 from dataporter.seeding.hashing import sample_key
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "current_key",
     "generators_handed_out",
     "reading",
+    "reseed",
     "sample_rng",
 ]
 
@@ -26,17 +29,37 @@ class CurrentSamples:
         seed, epoch, positions: as in the request.
         offset: the offset of the sample being read in the batch; None while the whole batch is
             read.
+        taken: grows with each sample that is read after that one, for a loop that does not set
+            the offset each time.
         generators: the generators handed out so far, by offset.
+        seeding: seeds those global generators that are seeded for each sample, by its key; None
+            if none is.
     """
 
-    __slots__ = ("_outer", "epoch", "generators", "offset", "positions", "seed")
+    __slots__ = (
+        "_outer",
+        "epoch",
+        "generators",
+        "offset",
+        "positions",
+        "seed",
+        "seeding",
+        "taken",
+    )
 
     def __init__(self, seed: int, epoch: int, positions: NDArray[np.int64] | range) -> None:
         self.seed = seed
         self.epoch = epoch
         self.positions = positions
         self.offset: int | None = None
+        self.taken: Sized = ()
         self.generators: dict[int, np.random.Generator] = {}
+        self.seeding: Callable[[int], None] | None = seed_generators
+
+    @property
+    def sample(self) -> int | None:
+        """The offset of the sample being read; None while the whole batch is read."""
+        return None if self.offset is None else self.offset + len(self.taken)
 
     def __enter__(self) -> CurrentSamples:
         self._outer, _local.current = _local.current, self
@@ -47,13 +70,14 @@ class CurrentSamples:
 
     def generator(self, offset: int) -> np.random.Generator:
         """The generator at this offset of the visible samples; the same object each time."""
-        visible = len(self.positions) if self.offset is None else 1
+        sample = self.sample
+        visible = len(self.positions) if sample is None else 1
         if not 0 <= offset < visible:
             raise IndexError(
                 f"sample_rng({offset}): expected an offset from 0 to {visible - 1}, because "
                 f"{visible} samples are being read"
             )
-        offset += self.offset or 0
+        offset += sample or 0
         if offset not in self.generators:
             key = sample_key(self.seed, self.epoch, int(self.positions[offset]))
             self.generators[offset] = np.random.default_rng(key)
@@ -86,7 +110,14 @@ def current_key() -> int | None:
     current = _local.current
     if current is None:
         return None
-    return sample_key(current.seed, current.epoch, int(current.positions[current.offset or 0]))
+    return sample_key(current.seed, current.epoch, int(current.positions[current.sample or 0]))
+
+
+def reseed() -> None:
+    """Seed the global generators once more for the sample being read, as before it."""
+    key = current_key()
+    if key is not None and (current := _local.current) is not None and current.seeding is not None:
+        current.seeding(key)
 
 
 def sample_rng(offset: int = 0) -> np.random.Generator:

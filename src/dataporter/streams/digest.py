@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["FAILED", "digested", "is_digested"]
+__all__ = ["FAILED", "digested", "digested_offsets", "is_digested"]
 
 # Stands for a sample that failed.
 FAILED = object()
 
-# All samples at first, so that short streams are digested as a whole; then one of so many.
+# All samples at first, so that short streams are digested as a whole; then one of so many, so that
+# a part of every state's samples is, and hardly any time is taken.
 _ALL_UP_TO = 64
-_EVERY = 16
+_EVERY, _UP_TO = 16, 1024
+_LATER_EVERY = 256
 
 # Of a long text, sequence or array: so many characters, items or bytes at either end.
 _AT_EITHER_END = 32
@@ -43,7 +45,24 @@ _MOST_KEPT = 1024
 
 def is_digested(offset: int) -> bool:
     """Whether the sample at this offset of a shard is digested."""
-    return offset < _ALL_UP_TO or offset % _EVERY == 0
+    return offset < _ALL_UP_TO or offset % (_EVERY if offset < _UP_TO else _LATER_EVERY) == 0
+
+
+def digested_offsets(start: int, stop: int, since: int, compared: int) -> Sequence[int]:
+    """The offsets from ``start`` to ``stop`` of the samples that are digested.
+
+    Args:
+        since: offset of the last snapshot, after which so many are ``compared`` in any case.
+    """
+    found: Sequence[int]
+    if start >= _UP_TO:
+        found = range(-(-start // _LATER_EVERY) * _LATER_EVERY, stop, _LATER_EVERY)
+    else:
+        found = [*filter(is_digested, range(start, stop))]
+    after = range(max(start, since), min(stop, since + compared))
+    if not after:
+        return found
+    return sorted({*found, *after}) if found else after
 
 
 def digested(sample: Any, digest: int) -> int:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import default_collate
 
-from dataporter.errors import add_note
-from dataporter.fetch.collate import collate_of
+from dataporter.errors import DatasetChangedError, StateMismatchError, add_note
+from dataporter.fetch.collate import collate, collate_of
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, Fetched
+from dataporter.seeding.generators import GENERATORS, isolated_generators
+from dataporter.seeding.keyed import UNSEEDED, Draws, Seeds, keyed
 from dataporter.streams.leftovers import Bundle, Leftover
-from dataporter.streams.reader import Reader, ReadOptions, seed_at
+from dataporter.streams.reader import Bookmark, Reader, ReadOptions, seed_at
+from dataporter.streams.refusals import unrepeatable
 from dataporter.streams.request import JoinRequest, StreamRequest
+from dataporter.streams.shard import always_draws
 from dataporter.streams.sharding import Sharding
 
 __all__ = ["StreamFetch"]
+
+T = TypeVar("T")
+# So many samples of a shard are looked at, one by one, after it is opened; at least a batch.
+_LOOKED_AT = 64
+# How many samples are replayed at a time.
+_REPLAYED_AT_ONCE = 1024
 
 
 class StreamFetch:
@@ -60,6 +70,8 @@ class StreamFetch:
         self._drop_last = drop_last
         self._snapshot_every = snapshot_every
         self._whole = whole or nullcontext()
+        self._always_seeds = always_draws(sharding.dataset)
+        self._draws = Draws()
         self._pass: str | None = None
         self._open: dict[int, Reader] = {}
 
@@ -67,37 +79,87 @@ class StreamFetch:
         if isinstance(request, JoinRequest):
             return self._joined(request)
         reader = self._take_reader(request)
-        before = reader.state(request.batches)
+        fetched, reader = self._attempted(reader, self._fetched, request)
+        self._open[request.start.shard] = reader
+        return fetched
+
+    def _attempted(
+        self,
+        reader: Reader,
+        read: Callable[[StreamRequest, Reader, Seeds], T],
+        request: StreamRequest,
+    ) -> tuple[T, Reader]:
+        """What ``read`` returns with a reader and the seeds of this fetch; and the reader, which is
+        another one where something had to be read again.
+        """
+        if self._options.seeds_each == "nothing":
+            return read(request, reader, UNSEEDED), reader
+        if self._options.seeds_each == "batch":
+            with isolated_generators():
+                return read(request, reader, UNSEEDED), reader
+        if reader.read_since_opened < _LOOKED_AT:
+            # All generators are seeded, so nothing is read twice before enough samples were
+            # delivered to show whether the stream repeats them.
+            self._draws.is_known = False
+            if self._always_seeds or reader.never_begins_anew:
+                self._draws.add(GENERATORS, of_samples=True)
+        bookmark: Bookmark | None = None
+
+        def attempt(seeds: Seeds) -> T:
+            nonlocal reader, bookmark
+            if bookmark is None:
+                bookmark = reader.bookmark(request.batches)
+            else:
+                reader = self._reopened(reader, bookmark, seeds)
+            return read(request, reader, seeds)
+
+        return keyed(self._draws, attempt), reader
+
+    def _reopened(self, reader: Reader, bookmark: Bookmark, seeds: Seeds) -> Reader:
+        try:
+            return reader.reopened(bookmark, seeds)
+        except (StateMismatchError, DatasetChangedError) as error:
+            kind, state = type(self._sharding.dataset).__name__, bookmark.state
+            raise unrepeatable(kind, state.shard, state.offset, error) from error
+
+    def _fetched(self, request: StreamRequest, reader: Reader, seeds: Seeds) -> Fetched:
         captures = request.length > 0 and (request.batches + 1) % self._snapshot_every == 0
-        samples, failures = reader.read(request.length, request.step, captures=captures)
+        held = reader.state(request.batches) if self._joins else None
+        if reader.offset == 0:
+            seeds = _BehindFirst(seeds, self._draws)
+        samples, failures = reader.read(request.length, request.step, seeds, captures=captures)
         left_out = failures if self._options.on_error == "skip" else ()
         found = len(samples) + len(left_out)
         if self._joins and 0 < found < request.length:
             reader.close()
-            held = before._replace(offset=request.offset)
-            self._open[held.shard] = reader
             leftover = _leftover(request, samples, failures, left_out)
-            return Fetched(NO_BATCH, shard=held, leftover=leftover)
+            assert held is not None
+            return Fetched(NO_BATCH, shard=held._replace(offset=request.offset), leftover=leftover)
         counts = found == request.length if self._drop_last else found > 0
         state = reader.state(request.batches + (counts and request.length > 0))
+        if not samples or not counts:
+            if reader.ended:
+                reader.close()
+            return Fetched(NO_BATCH, failures, shard=state)
+        if self._options.seeds_each == "sample" and self._collate is not collate:
+            seeds.collating(reader.key_of_last())
+        batch = self._collated(samples, request)
         if reader.ended:
             reader.close()
-        self._open[state.shard] = reader
-        if not samples or not counts:
-            return Fetched(NO_BATCH, failures, shard=state)
         notice, reader.notice = reader.notice, None
-        batch = self._collated(samples, request)
         return Fetched(batch, failures, shard=state, notice=notice)
 
     def _joined(self, request: JoinRequest) -> Fetched:
         samples = [sample for leftover in request.leftovers for sample in leftover.samples()]
         if not samples:
             return Fetched(NO_BATCH)
-        if self._options.seeds_each != "nothing":
+        if self._options.seeds_each == "nothing":
+            return Fetched(self._collated(samples, request))
+        with isolated_generators():
             # As after reading the last sample, although another worker may have read that.
             last = request.leftovers[-1]
             seed_at(request.seed, last.shard, request.epoch, last.stop - 1)
-        return Fetched(self._collated(samples, request))
+            return Fetched(self._collated(samples, request))
 
     def _collated(self, samples: list[Any], request: StreamRequest | JoinRequest) -> Any:
         try:
@@ -120,15 +182,60 @@ class StreamFetch:
         # An earlier epoch that this one continues may have read ahead.
         ahead = reader is not None and reader.offset > request.offset
         if reader is None or ahead or (request.length and not reader.is_at(request.offset)):
-            reader = Reader(
-                self._sharding, request.start, request.seed, request.epoch, self._options
-            )
-        if request.length:
-            # If this worker replaces another, batches were delivered since ``start``.
-            reader.advance(request.offset)
-        else:
-            reader.return_to(request.offset)
+            del reader
+            start = request.start
+            reader = Reader(self._sharding, start, request.seed, request.epoch, self._options)
+            reader = self._returned(reader, start.offset, request)
+        if not request.length:
+            return self._returned(reader, request.offset, request)
+        # If this worker replaces another, batches were delivered since ``start``.
+        return self._advanced(reader, request.offset, request)
+
+    def _returned(self, reader: Reader, offset: int, request: StreamRequest) -> Reader:
+        """The reader, where the shard must not end before."""
+        reader = self._advanced(reader, offset, request)
+        reader.return_to(offset, UNSEEDED)  # reads nothing any more
         return reader
+
+    def _advanced(self, reader: Reader, offset: int, request: StreamRequest) -> Reader:
+        while reader.offset < offset and not reader.ended:
+            at_once = _LOOKED_AT if reader.read_since_opened < _LOOKED_AT else _REPLAYED_AT_ONCE
+            to = min(offset, reader.offset + at_once)
+
+            def advance(_: StreamRequest, reader: Reader, seeds: Seeds, to: int = to) -> None:
+                reader.advance(to, seeds)
+
+            _, reader = self._attempted(reader, advance, request)
+        return reader
+
+
+class _BehindFirst:
+    """Seeds for a batch with the first sample of a shard.
+
+    What that draws does not count: many streams shuffle their files before they yield it, and the
+    others need no seed for that. It is always seeded itself.
+    """
+
+    def __init__(self, seeds: Seeds, draws: Draws) -> None:
+        self._seeds = seeds
+        self._draws = draws
+        self._known = draws.samples
+        self._count = 0
+        self.each: Callable[[int], None] | None = seeds.each and self._first_each
+
+    def _first_each(self, key: int) -> None:
+        assert self._seeds.each is not None
+        self._seeds.each(key)
+        self._count += 1
+        if self._count == 2:
+            self._draws.samples, self.each = self._known, self._seeds.each
+
+    def failed(self, key: int) -> None:
+        self._seeds.failed(key)
+        self.each = self._seeds.each
+
+    def collating(self, key: int) -> None:
+        self._seeds.collating(key)
 
 
 def _leftover(

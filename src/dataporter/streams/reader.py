@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from inspect import isgenerator
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from dataporter.datasets.names import stream_name
-from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError, add_note
+from dataporter.errors import DatasetChangedError, SampleError, StateMismatchError
 from dataporter.fetch.failure import Failure, failure_of
 from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.schedule import snapshot
 from dataporter.seeding.generators import (
-    global_state,
     isolated_generators,
     restore_generators,
     saved_generators,
     seed_generators,
 )
-from dataporter.seeding.hashing import STREAM_OPENING, STREAM_SHARD, fold, sample_key, sample_keys
+from dataporter.seeding.hashing import STREAM_OPENING, STREAM_SHARD, fold, sample_key
+from dataporter.seeding.keyed import Seeds
 from dataporter.seeding.samples import CurrentSamples, reading
-from dataporter.streams.digest import FAILED, digested, is_digested
+from dataporter.streams.digest import FAILED, digested, digested_offsets, is_digested
+from dataporter.streams.refusals import other_samples, raise_unless_tolerated
 from dataporter.streams.shard import ShardState, draws_in_threads
 from dataporter.streams.sharding import Sharding
 from dataporter.streams.source import Source
 
-__all__ = ["ReadOptions", "Reader", "seed_at"]
+__all__ = ["Bookmark", "ReadOptions", "Reader", "seed_at"]
 
-# How many replayed samples are seeded and read at a time.
-_REPLAYED_AT_ONCE = 1024
 # So many samples of a batch are read again after a resume from a snapshot: few enough to cost
 # nothing, and enough that a wrong order does not show the same ones.
-_COMPARED = 4
+_COMPARED = 2
+# How many samples of a replay are in memory at once.
+_REPLAYED_AT_ONCE = 32
 # After so many failures without a sample between them, the stream is broken, not a sample.
 _MOST_FAILURES = 100
 
@@ -54,7 +51,8 @@ class ReadOptions(NamedTuple):
 
     Attributes:
         batch_size: samples per batch.
-        seeds_each: seed the global generators before each sample, before each batch, or never.
+        seeds_each: read as if the global generators were seeded before each sample, or before each
+            batch, or do not seed them.
         on_error: what to do with a sample that raises.
         carries: the next epoch reads the same dataset, as it is left.
     """
@@ -65,6 +63,16 @@ class ReadOptions(NamedTuple):
     carries: bool
 
 
+class Bookmark(NamedTuple):
+    """Where a reader is between two batches, for :meth:`Reader.reopened`."""
+
+    state: ShardState
+    drawn: bool
+    failures: int
+    notice: str | None
+    delivered: tuple[int, int]
+
+
 def seed_at(seed: int, shard: int, epoch: int, offset: int) -> None:
     """Seed the global generators as for the sample at an offset of a shard."""
     seed_generators(sample_key(fold(seed, shard, STREAM_SHARD), epoch, offset))
@@ -73,15 +81,19 @@ def seed_at(seed: int, shard: int, epoch: int, offset: int) -> None:
 class Reader:
     """Reads a shard from a state on.
 
+    Opening it seeds the global generators, and returns them to their states.
+
     Args:
         sharding: opens the shard.
-        start: the state of the shard.
+        start: the state of the shard. The reader begins at its snapshot: :meth:`return_to` rereads
+            the samples up to its offset.
         seed, epoch: of the loader.
         options: how to read it.
 
     Attributes:
         offset: number of samples of the shard that were read, or failed.
         ended: whether the shard has no more samples.
+        read_since_opened: number of samples that this reader has read.
         notice: a warning that is to be shown once.
     """
 
@@ -93,11 +105,13 @@ class Reader:
         self.notice: str | None = None
         self._sharding = sharding
         self._shard = start.shard
+        self._seed = seed
         self._epoch = epoch
         self._key = fold(seed, start.shard, STREAM_SHARD)
         self._options = options
         on_error = options.on_error
         self._substitute = substitute_of(on_error) if callable(on_error) else None
+        self._by_sample = options.seeds_each == "sample"
         self._drawn = False
         self._failures = 0
         self._step = 0
@@ -107,12 +121,12 @@ class Reader:
         self._generators: tuple[Any, ...] | None = None
         # Of the samples that were delivered after the snapshot, which are now read once more.
         self._delivered = (start.digest, start.digest_offset)
+        self._opened_at = self.offset
         self._source = self._opened(start)
-        self.return_to(start.offset)
 
     def _opened(self, start: ShardState) -> Source:
         states = None if start.snapshot is None else snapshot.decode(start.snapshot)
-        with self._sharding.reading(), self._opening():
+        with isolated_generators(), self._sharding.reading(), self._opening():
             self._seed_opening()
             opened = self._sharding.open(start, self._epoch)
             self._beginning = opened.beginning
@@ -120,7 +134,7 @@ class Reader:
 
     def _opened_again(self) -> Source | None:
         """The shard once more, if it has yielded nothing because of where its dataset was."""
-        with self._opening():
+        with isolated_generators(), self._opening():
             self._seed_opening()
             again = self._sharding.begin_again(self._epoch)
             return again and Source(again.samples, None, self._seed_opening)
@@ -134,13 +148,50 @@ class Reader:
         if self._options.seeds_each != "nothing":
             seed_generators(sample_key(fold(self._key, STREAM_OPENING), self._epoch, 0))
 
-    def return_to(self, offset: int) -> None:
+    @property
+    def read_since_opened(self) -> int:
+        return self.offset - self._opened_at
+
+    @property
+    def never_begins_anew(self) -> bool:
+        """Whether the dataset is its own iterator and has no state, so that it cannot be reopened
+        where it was.
+        """
+        return self._source.iterator is self._sharding.dataset and not self._source.keeps_state
+
+    def bookmark(self, batches: int) -> Bookmark:
+        """Where this reader is, after so many batches of the shard."""
+        state = self.state(batches)
+        return Bookmark(state, self._drawn, self._failures, self.notice, self._delivered)
+
+    def reopened(self, bookmark: Bookmark, seeds: Seeds) -> Reader:
+        """Another reader of the shard, at a bookmark of this one, which is closed.
+
+        Raises:
+            StateMismatchError: the shard does not repeat its samples.
+            DatasetChangedError: it ends before it comes to the bookmark.
+        """
+        self.close()
+        state = bookmark.state
+        reader = Reader(self._sharding, state, self._seed, self._epoch, self._options)
+        reader.return_to(state.offset, seeds)
+        reader._drawn, reader._failures, reader.notice = bookmark[1:4]
+        reader._delivered = bookmark.delivered
+        reader._opened_at = self._opened_at
+        return reader
+
+    def key_of_last(self) -> int:
+        """The key of the sample that was requested last."""
+        return sample_key(self._key, self._epoch, self.offset - (not self.ended))
+
+    def return_to(self, offset: int, seeds: Seeds) -> None:
         """Reread samples that were read before, up to an offset.
 
         Raises:
             DatasetChangedError: the shard ends before this offset.
+            StateMismatchError: the samples are others.
         """
-        self.advance(offset)
+        self.advance(offset, seeds)
         if self.offset < offset:
             raise DatasetChangedError(
                 f"shard {self._shard} of the stream ended at sample {self.offset} (epoch "
@@ -152,20 +203,17 @@ class Reader:
         """Whether the sample at this offset is next, or the shard has ended before it."""
         return self.offset == offset or (self.ended and self.offset < offset)
 
-    def advance(self, offset: int) -> None:
+    def advance(self, offset: int, seeds: Seeds) -> None:
         """Read and discard samples up to an offset, or up to the end of the shard."""
-        nothing: deque[Any] = deque(maxlen=0)
         digest, until = self._delivered
         while self.offset < offset and not self.ended:
-            stop = min(offset, self.offset + _REPLAYED_AT_ONCE)
-            if self.offset < until:
-                stop = min(stop, until)
-            self._read(stop - self.offset, nothing, None)
+            stop = min(offset, until) if self.offset < until else offset
+            self._read(stop - self.offset, None, None, seeds)
             if self.offset == until and self._digest != digest:
                 raise StateMismatchError(self._other_samples())
 
     def read(
-        self, count: int, step: int, *, captures: bool
+        self, count: int, step: int, seeds: Seeds, *, captures: bool
     ) -> tuple[list[Any], tuple[Failure, ...]]:
         """The next ``count`` samples, fewer at the end of the shard, and those that failed.
 
@@ -182,13 +230,11 @@ class Reader:
         self._step = step
         before = 0 if self._options.seeds_each == "batch" else max(0, count - _COMPARED)
         lags = self._source.samples_since_state is not None
-        captures = captures and not lags and self._keeps_snapshots
-        if captures and self.offset + before > 0 and not self.ended:
-            self._read(before, samples, failures)
-            self._capture()
-            count -= before
-        if not self.ended:
-            self._read(count, samples, failures)
+        if self.ended:
+            return samples, ()
+        at = first + before
+        captures = captures and not lags and at > 0 and self._keeps_snapshots
+        self._read(count, samples, failures, seeds, at if captures else None)
         if lags:
             self._capture_start(first, samples, failures)
         self._failures = 0 if samples else self._failures + len(failures)
@@ -221,12 +267,11 @@ class Reader:
         return self._sharding.snapshots and not self._drawn and self._source.keeps_state
 
     def _capture(self) -> None:
-        if self.ended or not self._keeps_snapshots:
+        if not self._keeps_snapshots:
             return
         if self._snapshot is not None and self._snapshot_offset == self.offset:
             return  # loaded, and no sample read since
-        with self._sharding.reading():
-            self._snapshot = snapshot.encode(self._source.states())
+        self._snapshot = snapshot.encode(self._source.states())
         self._snapshot_offset, self._digest = self.offset, 0
 
     def _capture_start(self, first: int, samples: list[Any], failures: Sequence[Failure]) -> None:
@@ -251,90 +296,148 @@ class Reader:
                 self._digest = digested(FAILED if offset in failed else sample, self._digest)
 
     def _other_samples(self) -> str:
-        where = (
-            f"shard {self._shard} of the stream (epoch {self._epoch}) does not repeat its samples "
-            f"{self._snapshot_offset} to {self.offset - 1}, which were delivered before"
-        )
-        if self._snapshot is None:
-            return (
-                f"{where}, so reading them again does not lead to the next one: a "
-                f"{type(self._sharding.dataset).__name__} probably draws from its own "
-                "generator, or reads data in no fixed order. Draw from dataporter.sample_rng(), or "
-                "from Python's, NumPy's or torch's global generator, which the loader seeds; or "
-                "seed the generator in set_epoch(epoch); or pass seed= to a Hugging Face "
-                "shuffle(); or give the dataset state_dict and load_state_dict. Or the data have "
-                "changed. load_state_dict(state, on_mismatch='warn') resumes without this "
-                "comparison"
-            )
-        return (
-            f"{where}, after its own state was loaded: state_dict() leaves out something that the "
-            "samples depend on, such as a generator or a shuffled list, or load_state_dict() does "
-            "not restore it, or the data have changed. load_state_dict(state, on_mismatch='warn') "
-            "on the loader resumes without this comparison"
+        return other_samples(
+            self._shard,
+            self._epoch,
+            self._snapshot_offset,
+            self.offset,
+            kind=type(self._sharding.dataset).__name__,
+            has_snapshot=self._snapshot is not None,
         )
 
     def _read(
-        self, count: int, samples: list[Any] | deque[Any], failures: list[Failure] | None
+        self,
+        count: int,
+        samples: list[Any] | None,
+        failures: list[Failure] | None,
+        seeds: Seeds,
+        captures_at: int | None = None,
     ) -> None:
-        """Read ``count`` samples; without ``failures``, as a replay that reports nothing."""
-        first, size = self.offset, self._options.batch_size
-        offsets = range(first, first + count)
-        each_sample, each_batch = (self._options.seeds_each == each for each in ("sample", "batch"))
-        keys: list[int] = []
-        if each_sample:
-            keys = sample_keys(self._key, self._epoch, np.asarray(offsets)).tolist()
-        # With one seed per batch, reading stops at the start of each batch.
-        stops = [*range(-first % size, count, size), count] if each_batch else [count]
-        index, iterator, take = 0, self._source.iterator, samples.append
-        digests = {
-            index
-            for index, offset in enumerate(offsets)
-            if is_digested(offset) or 0 <= offset - self._snapshot_offset < _COMPARED
-        }
-        with self._sharding.reading(), reading(self._key, self._epoch, offsets) as current:
-            watched = self._sharding.reads_ahead and not self._drawn
-            read = partial(self._watched, current) if watched else next
+        """Read ``count`` samples; without ``samples`` and ``failures``, as a replay.
+
+        Args:
+            captures_at: take a snapshot before the sample at this offset.
+        """
+        if count <= 0:
+            return
+        first, end = self.offset, self.offset + count
+        with (
+            self._sharding.reading(),
+            reading(self._key, self._epoch, range(first, end)) as current,
+        ):
             if self._generators is not None:
                 restore_generators(self._generators)
                 self._generators = None
-            while index < count:
-                if each_batch and (first + index) % size == 0:
-                    seed_generators(sample_key(self._key, self._epoch, offsets[index]))
-                stop = next(stop for stop in stops if stop > index)
-                try:
-                    # A loop that is entered anew after a failure keeps the usual case short.
-                    for index in range(index, stop):  # noqa: B020  # entered anew
-                        current.offset = index
-                        if each_sample:
-                            seed_generators(keys[index])
-                        sample = read(iterator)
-                        if index in digests:
-                            self._digest = digested(sample, self._digest)
-                        take(sample)
-                except StopIteration:
-                    if first + index == 0 and (again := self._opened_again()) is not None:
-                        self._source, iterator = again, again.iterator
-                        continue
-                    self.offset, self.ended = first + index, True
-                    self._beginning = self._sharding.end()
-                    return
-                except Exception as error:
-                    self.offset = first + index
-                    self._take_failure(error, samples, failures)
-                    if index in digests:
-                        self._digest = digested(FAILED, self._digest)
-                index += 1
-            if each_batch and (first + count) % size:
+            try:
+                for stop in (end,) if captures_at is None else (captures_at, end):
+                    due = digested_offsets(self.offset, stop, self._snapshot_offset, _COMPARED)
+                    for offset in due:
+                        last = self._read_up_to(offset + 1, samples, failures, seeds, current)
+                        self._digest = digested(last, self._digest)
+                    self._read_up_to(stop, samples, failures, seeds, current)
+                    if stop == captures_at:
+                        self._note_draws(current)
+                        self._capture()
+            except StopIteration:
+                self.ended = True
+                self._beginning = self._sharding.end()
+            self._note_draws(current)
+            within = self._options.seeds_each == "batch" and self.offset % self._options.batch_size
+            if within and not self.ended:
                 self._generators = saved_generators()
-        self.offset = first + count
+
+    def _note_draws(self, current: CurrentSamples) -> None:
+        """Note whether a sample was read ahead with its own generator."""
+        if current.generators and self._sharding.reads_ahead:
+            self._drawn = True
+
+    def _read_up_to(
+        self,
+        offset: int,
+        samples: list[Any] | None,
+        failures: list[Failure] | None,
+        seeds: Seeds,
+        current: CurrentSamples,
+    ) -> Any:
+        """Read up to an offset; returns the last sample, or ``FAILED``.
+
+        Raises:
+            StopIteration: there are no more samples.
+        """
+        last = None
+        while self.offset < offset:
+            try:
+                last = self._read_run(offset, samples, seeds, current)
+            except StopIteration:
+                again = None if self.offset else self._opened_again()
+                if again is None:
+                    raise
+                self._source = again
+            except Exception as error:
+                self._take_failure(error, samples, failures, seeds)
+                self.offset += 1
+                last = FAILED
+        return last
+
+    def _read_run(
+        self, stop: int, samples: list[Any] | None, seeds: Seeds, current: CurrentSamples
+    ) -> Any:
+        """Read up to an offset, or less; returns the last sample.
+
+        Raises:
+            StopIteration: there are no more samples.
+        """
+        iterator, first = self._source.iterator, current.positions[0]
+        each = current.seeding = seeds.each
+        if each is None and self._by_sample:
+            current.offset = self.offset - first
+            if stop - self.offset == 1:
+                sample = next(iterator)
+                if samples is not None:
+                    samples.append(sample)
+                self.offset = stop
+                return sample
+            if samples is None:
+                stop = min(stop, self.offset + _REPLAYED_AT_ONCE)
+            taken: list[Any] = []
+            current.taken = taken
+            try:
+                # An extended list holds what was read, also while it is, and after an exception.
+                taken.extend(islice(iterator, stop - self.offset))
+            finally:
+                current.taken = ()
+                self.offset += len(taken)
+                if samples is not None:
+                    samples += taken
+            if self.offset < stop:
+                raise StopIteration
+            return taken[-1]
+        if not self._by_sample:
+            current.seeding, size = seed_generators, self._options.batch_size
+            if self._options.seeds_each == "batch":
+                # Reading stops at the start of each batch.
+                if self.offset % size == 0:
+                    seed_generators(sample_key(self._key, self._epoch, self.offset))
+                stop = min(stop, self.offset - self.offset % size + size)
+        sample, watched = None, self._sharding.reads_ahead and not self._drawn
+        offsets = range(self.offset, stop)
+        for self.offset in offsets:
+            current.offset = self.offset - first
+            if each is not None:
+                each(sample_key(self._key, self._epoch, self.offset))
+            sample = self._watched(current, iterator) if watched else next(iterator)
+            if samples is not None:
+                samples.append(sample)
+        self.offset = stop
+        return sample
 
     def _watched(self, current: CurrentSamples, iterator: Iterator[Any]) -> Any:
         """The next sample, noting whether the stream draws random values for it."""
-        before = global_state()
+        before = saved_generators()
         try:
             return next(iterator)
         finally:
-            if current.generators or global_state() != before:
+            if current.generators or saved_generators() != before:
                 self._drawn = True
                 if draws_in_threads(self._sharding.dataset):
                     self.notice = _DRAWN_IN_THREADS
@@ -344,19 +447,16 @@ class Reader:
         self._source = Source(())
 
     def _take_failure(
-        self, error: Exception, samples: list[Any] | deque[Any], failures: list[Failure] | None
+        self,
+        error: Exception,
+        samples: list[Any] | None,
+        failures: list[Failure] | None,
+        seeds: Seeds,
     ) -> None:
-        shown = f"sample {self.offset} of shard {self._shard} of the stream (epoch {self._epoch})"
-        if self._options.on_error == "raise":
-            add_note(error, f"while reading {shown}")
-            raise error
-        if isgenerator(self._source.iterator):
-            raise SampleError(
-                f"{shown} raised {error!r}, and a generator cannot continue after an exception, so "
-                "on_error= does not apply: catch the exception inside the generator, or make the "
-                "stream an iterator with __next__"
-            ) from error
-        if failures is None:
+        where = f"sample {self.offset} of shard {self._shard} of the stream (epoch {self._epoch})"
+        raise_unless_tolerated(error, where, self._options.on_error, self._source.iterator)
+        seeds.failed(sample_key(self._key, self._epoch, self.offset))
+        if failures is None or samples is None:
             return
         index = (self._shard, self.offset)
         failure = failure_of(

@@ -21,8 +21,9 @@ from dataporter.schedule import snapshot
 from dataporter.schedule.snapshot import keeps_state
 from dataporter.seeding.generators import isolated_generators, seed_generators
 from dataporter.seeding.hashing import STREAM_OPENING, fold
-from dataporter.seeding.samples import current_key
+from dataporter.seeding.samples import current_key, reseed
 from dataporter.streams.shard import (
+    always_draws,
     draws_in_threads,
     is_sharded,
     node_of,
@@ -94,6 +95,11 @@ class StreamRepeat(IterableDataset[Any]):
     def reads_ahead(self) -> bool:
         """Whether the stream computes samples ahead of the requested one."""
         return reads_ahead(self.stream)
+
+    @property
+    def draws(self) -> bool:
+        """Whether all generators are seeded before each sample, whatever it draws from."""
+        return always_draws(self.stream)
 
     @property
     def draws_in_threads(self) -> bool:
@@ -265,10 +271,9 @@ class _Passes(Iterator[Any]):
         if self._source is None:
             self._source = self._part.open(self._number, self._key, self._states)
             self._states = None
-            key = current_key()
-            if self._number and not self._given and key is not None:
+            if self._number and not self._given:
                 # The end of the pass before may have drawn, and a resume does not read it.
-                seed_generators(key)
+                reseed()
         return self._source
 
 

@@ -13,6 +13,7 @@ from dataporter.errors import ConfigurationError
 __all__ = [
     "ShardState",
     "ShardedStream",
+    "always_draws",
     "contents_of",
     "draws_in_threads",
     "is_from_hugging_face",
@@ -39,7 +40,8 @@ class ShardedStream(Protocol):
     this shard. If the stream or the shard has ``set_epoch``, the loader calls it with the epoch.
 
     A stream whose samples depend on how it is split (it takes the first 100, say) names the reason
-    in an attribute ``unsplittable``. By default it is then read as a whole, by one worker.
+    in an attribute ``unsplittable``. By default it is then read as a whole, by one worker. A stream
+    that does not repeat its samples and seldom draws from a global generator has ``draws = True``.
 
     Example:
         >>> from torch.utils.data import IterableDataset
@@ -191,6 +193,11 @@ def draws_in_threads(stream: Any) -> bool:
     if is_from_hugging_face(stream):
         return hf.draws_in_threads(stream)
     return _declared(stream, "draws_in_threads", otherwise=False)
+
+
+def always_draws(stream: Any) -> bool:
+    """Whether all generators are seeded before each sample of a stream, whatever it draws from."""
+    return draws_in_threads(stream) or _declared(stream, "draws", otherwise=False)
 
 
 def unsplittable(stream: Any) -> str | None:
