@@ -20,6 +20,8 @@ __all__ = ["restore", "save"]
 # the index of the next word, 624 words of MT19937, and two kept normal numbers, a float and a
 # double, each followed by whether there is one.
 _BEFORE_WORDS = 8 + 4 + 4 + 4
+# Three bytes behind the byte that says whether it was seeded.
+_GAP = 8 + 4 + 1
 _KEPT = 4 + 8 + 8 + 1
 _Memory = ctypes.c_char * (_BEFORE_WORDS + 624 * 4 + _KEPT)
 # The words begin within so many bytes of the object.
@@ -61,7 +63,8 @@ def save() -> bytes:
     if _MEMORY is None:
         return torch.default_generator.get_state().numpy().tobytes()
     raw: bytes = _MEMORY.raw
-    return raw
+    # Seeding leaves whatever was there between the fields.
+    return raw[:_GAP] + b"\0\0\0" + raw[_GAP + 3 :]
 
 
 def restore(state: bytes) -> None:
