@@ -61,7 +61,7 @@ def test_padding_adds_the_value_and_nothing_else(
     made: tuple[Ragged, list[torch.Tensor]], value: int
 ) -> None:
     form, rows = made
-    padded, mask = form.padded(value)
+    padded, mask = form.padded(torch.tensor([value]).to(form.flat.dtype))
     longest = max(map(len, rows))
     assert padded.dtype is form.flat.dtype
     assert padded.shape == (len(rows), longest, *form.flat.shape[1:])
@@ -127,7 +127,9 @@ def pad_at_the_end_of_memory() -> None:
     flat = torch.frombuffer(pages, dtype=torch.int32)
     count = mmap.PAGESIZE // 4
     starts, lengths = np.array([0, count - 1, count - 7]), np.array([1000, 1, 7])
-    padded, _ = Ragged(flat, lengths, starts, np.full(3, count)).padded(5)
+    padded, _ = Ragged(flat, lengths, starts, np.full(3, count)).padded(
+        torch.tensor([5], dtype=torch.int32)
+    )
     assert padded[1].tolist() == [0] + [5] * 999
 
 

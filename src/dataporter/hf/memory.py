@@ -118,6 +118,7 @@ class Memory:
             if held
             else torch.empty(0, dtype=torch.uint8)
         )
+        self._by_dtype: dict[torch.dtype, torch.Tensor] = {}
 
     def read(
         self, where: Where, item: int, shape: tuple[int, ...], dtype: torch.dtype
@@ -184,7 +185,11 @@ class Memory:
         return Ragged(self._numbers(dtype), lengths, starts, ends)
 
     def _numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        return self._bytes[: len(self._bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
+        numbers = self._by_dtype.get(dtype)
+        if numbers is None:
+            whole = len(self._bytes) // dtype.itemsize * dtype.itemsize
+            numbers = self._by_dtype[dtype] = self._bytes[:whole].view(dtype)
+        return numbers
 
     def bits(self, where: Where, skipped: NDArray[np.int64]) -> NDArray[np.bool_]:
         """One bit per element; ``skipped`` bits precede the first of each chunk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,24 @@ def _padded(form: Any, value: float, name: str) -> tuple[torch.Tensor, torch.Ten
         return form, torch.ones(form.shape[:2], dtype=torch.int8)
     ragged = form if isinstance(form, Ragged) else _ragged(form, name)
     dtype = ragged.flat.dtype
-    if torch.tensor(value, dtype=torch.float64).to(dtype).item() != value:
+    fitting = _fitting(value, str(value), dtype)
+    if fitting is None:
         raise ConfigurationError(
             f"pad value {value!r} for {name!r} does not fit the column's dtype, "
             f"{str(dtype).removeprefix('torch.')}: pad with another value, or widen the "
             "column with dtype_conversions"
         )
-    return ragged.padded(value)
+    return ragged.padded(fitting)
+
+
+@cache
+def _fitting(value: float, text: str, dtype: torch.dtype) -> torch.Tensor | None:
+    """The value as a tensor of shape (1,), or None if the dtype does not hold it.
+
+    Its text tells -0.0 from 0.0, which are equal as keys of the cache.
+    """
+    found = torch.tensor([value], dtype=torch.float64).to(dtype)
+    return found if found.item() == value else None
 
 
 def _ragged(rows: Sequence[Any], name: str) -> Ragged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -52,15 +53,18 @@ class Ragged:
         """Each row, as a view."""
         return list(self.joined().split(self.lengths.tolist()))  # type: ignore[no-untyped-call]  # torch's
 
-    def padded(self, value: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows, filled with ``value`` up to the longest, and an int8 mask of their numbers."""
+    def padded(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows, filled with ``value`` up to the longest, and an int8 mask of their numbers.
+
+        Args:
+            value: of shape (1,), in the dtype of ``flat``.
+        """
         longest = int(self.lengths.max())
-        padding = np.arange(longest) >= self.lengths[:, None]
+        padding = _from_length_on(self.lengths, longest)
         rows = self._to_longest(longest)
-        bits = _bits_of(torch.tensor([value]).to(self.flat.dtype)).item()
-        inner = (1,) * (rows.ndim - 2)
-        np.copyto(rows.numpy(), bits, where=padding.reshape(*padding.shape, *inner))
-        return rows.view(self.flat.dtype), torch.from_numpy((~padding).view(np.int8))
+        where = padding.view(np.bool_).reshape(*padding.shape, *(1,) * (rows.ndim - 2))
+        np.copyto(rows.numpy(), _bits_of(value).item(), where=where)
+        return rows.view(self.flat.dtype), torch.from_numpy(padding ^ 1)
 
     def _to_longest(self, longest: int) -> torch.Tensor:
         """The bits from each row's start on, as many numbers as the longest row has.
@@ -83,6 +87,20 @@ class Ragged:
             start, length = starts[row], lengths[row]
             rows[row, :length] = flat[start : start + length]
         return rows
+
+
+def _from_length_on(lengths: NDArray[np.int64], longest: int) -> NDArray[np.int8]:
+    """For each row zeros up to its length, and ones from there to the longest."""
+    room = 1 << longest.bit_length()
+    # Each row is copied from the zeros and ones around the edge: faster than any comparison.
+    rows = _edge(room).as_strided((room + 1, longest), (1, 1))
+    return rows.index_select(0, torch.from_numpy(room - lengths)).numpy()
+
+
+@cache
+def _edge(room: int) -> torch.Tensor:
+    """As many zeros as ones, in this order."""
+    return torch.arange(2 * room).ge(room).to(torch.int8)
 
 
 def _bits_of(numbers: torch.Tensor) -> torch.Tensor:
