@@ -230,25 +230,28 @@ class SampleFetch:
     ) -> tuple[list[Any], tuple[Failure, ...]]:
         samples: list[Any] = []
         failures: list[Failure] = []
-        dataset, take, numbered = self.dataset, samples.append, enumerate(indices)
+        dataset, take, upcoming, offset = self.dataset, samples.append, iter(indices), 0
         keys: list[int] = []
+        current.taken = samples
         # Entered again behind a failed sample, so that the loop has nothing to do but read.
         while True:
+            current.offset = offset - len(samples)
             seed = seeds.each if self.seeds_each == "sample" else None
             if seed is not None and not keys:
                 keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
             try:
                 if seed is None:
-                    for current.offset, index in numbered:
+                    for index in upcoming:
                         take(dataset[index])
                 else:
-                    for current.offset, index in numbered:
-                        seed(keys[current.offset])
+                    for key, index in zip(keys[offset:], upcoming):
+                        seed(key)
                         take(dataset[index])
                 break
             except Exception as error:
-                failed = current.offset
+                failed = current.sample
                 assert failed is not None
+                offset = failed + 1
                 if self.on_error == "raise":
                     _raise(error, request, indices[failed], failed)
                 seeds.failed(_key(request, failed if self.seeds_each == "sample" else 0))
@@ -283,7 +286,7 @@ class SampleFetch:
         failures: list[Failure],
     ) -> Any:
         """Another sample in the place of the failed one, drawing what the place draws."""
-        offset = current.offset
+        offset = current.sample
         assert offset is not None
         first = failures[-1]
         for index in self._replacements(request, indices, offset):
