@@ -304,6 +304,9 @@ def test_a_stream_and_its_states_are_those_of_seeding_everything(
     assert lazy.failures == twin.failures
     event(f"{len(lazy.failures) > 0} failures")
     assert delivered(batches) == expected(kind, lengths, habits)
+    for batch, other in zip(lazy, twin, strict=True):  # the next epoch
+        assert batch == other
+        assert lazy.state_dict() == twin.state_dict()
 
 
 @pytest.mark.filterwarnings("ignore:worker .* has delivered the same samples")

@@ -142,7 +142,13 @@ def _mapping(value: Mapping[Any, Any], digest: int, depth: int) -> int:
     total, deeper = 0, depth + 1
     for key, item in value.items():
         of_key = _keys.get(key) if type(key) is str else None
-        total += _of(item, _of_key(key, deeper) if of_key is None else of_key, deeper)
+        if of_key is None:
+            of_key = _of_key(key, deeper)
+        if deeper <= _DEEPEST:  # as _of() does, without a call for each item
+            kind = type(item)
+            function, mark = _known.get(kind) or _learnt(kind)
+            of_key = function(item, (of_key * 31 + mark) & 0xFFFFFFFF, deeper)
+        total += of_key
     return zlib.crc32(b"%d:%d" % (len(value), total), digest)
 
 

@@ -53,10 +53,7 @@ class Source:
             parts["iterator"] = self.iterator
             warn_of_arguments(self.iterator)
         self._parts = {name: part for name, part in parts.items() if keeps_state(part)}
-
-    @property
-    def keeps_state(self) -> bool:
-        return bool(self._parts)
+        self.keeps_state = bool(self._parts)
 
     @property
     def samples_since_state(self) -> int | None:
