@@ -1,4 +1,4 @@
-"""Collation: torch's default_collate, with a faster path for dicts, tuples and numbers."""
+"""Collation: torch's default_collate, with a faster path for dicts, lists, tuples and numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
 def collate(samples: list[Any]) -> Any:
     """The same batch as ``torch.utils.data.default_collate`` makes, in less time.
 
-    Plain dicts and tuples are collated here, and numbers go through one NumPy array, since
+    Plain dicts, lists and tuples are collated here, and numbers go through one NumPy array, since
     ``torch.tensor`` reads a list number by number. torch collates everything else, and every batch
     once the user has added types to its ``default_collate_fn_map``.
 
@@ -41,7 +41,7 @@ def _collate(samples: Any) -> Any:
     kind = type(first)
     if kind is dict:
         return {key: _collate([sample[key] for sample in samples]) for key in first}
-    if kind is tuple:
+    if kind is tuple or kind is list:
         width = len(first)
         if all(len(sample) == width for sample in samples):
             return [_collate(column) for column in zip(*samples)]
