@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,10 @@ __all__ = [
     "default_collate_is_extended",
     "index_sampler",
     "is_observed",
+    "is_profiled",
     "lock_pages",
     "numpy_seed",
     "pin_function",
-    "profiled",
     "stack_with",
     "typed_storage",
     "unlock_pages",
@@ -181,15 +181,13 @@ def default_collate_is_extended() -> bool:
     return _utils.collate.default_collate_fn_map != _COLLATE_FUNCTIONS
 
 
-def profiled(name: str) -> AbstractContextManager[Any]:
-    """A span in torch's profiler, as its own loader makes one for each batch.
+def is_profiled() -> bool:
+    """Whether torch's profiler runs, for which its own loader marks each batch.
 
     ``record_function`` costs 13 us whether a profiler runs or not; whether one runs is not
     published.
     """
-    if torch._C._autograd._profiler_enabled():
-        return torch.autograd.profiler.record_function(name)
-    return nullcontext()
+    return torch._C._autograd._profiler_enabled()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1179,6 +1179,15 @@ def test_a_dict_of_arrays_is_read_by_row() -> None:
     assert len(list(ResumableDataLoader(columns))) == 3
 
 
+@pytest.mark.parametrize("loader", [DataLoader, ResumableDataLoader])
+def test_a_profiler_finds_a_span_for_each_batch(loader: Any) -> None:
+    with torch.autograd.profiler.profile() as profile:
+        list(loader(Indices(4), 2))
+    spans = [event.name for event in profile.function_events if "__next__" in event.name]
+    assert len(spans) == 3, "two batches and the end"
+    assert all(name.startswith("enumerate(DataLoader)#") for name in spans)
+
+
 def test_an_empty_dataset_may_be_shuffled() -> None:
     """torch refuses; here the last shard of a split may well be empty."""
     assert outcome(lambda: DataLoader([], shuffle=True)) is ValueError

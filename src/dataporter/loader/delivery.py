@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
-from dataporter._torch import profiled
+from torch.autograd.profiler import record_function
+
+from dataporter._torch import is_profiled
 from dataporter.engines.engine import Reply
 from dataporter.errors import ConfigurationError
 from dataporter.fetch.failure import Failure
@@ -95,39 +97,41 @@ class Delivery(Generic[Batch], Iterator[Batch]):
     def __next__(self) -> Batch:
         asked = perf_counter()
         try:
+            if is_profiled():
+                with record_function("enumerate(DataLoader)#ResumableDataLoader.__next__"):
+                    return self._next()
             return self._next()
         finally:
             self._time.count(asked, self._delivered)
 
     def _next(self) -> Batch:
-        with profiled("enumerate(DataLoader)#ResumableDataLoader.__next__"):
-            replies = self._settle()
-            try:
-                reply = self._upcoming(replies)
-            except StopIteration as end:
-                closing = end.value or PassEnd()
-                self._left += closing.failures
-                self._cursor.close(self._pass, closing.delivers)
-                if self._has_begun_over():
-                    return self._next()
-                if self.under_way and not self._delivered:
-                    self._on_nothing()
-                # Ends for good, whichever pass the workers serve next.
-                self._replies, self._over = iter(()), True
-                if not self._broken:
-                    self._finish()
-                raise
-            except BaseException:
-                # The engine or a custom sampler failed: this pass is over, but its epoch is not.
-                self._replies, self._broken = iter(()), True
-                raise
-            try:
-                return self._deliver(reply)
-            finally:
-                # A failure's traceback holds this frame. With the failure in the frame, that is a
-                # cycle, which keeps the workers until the garbage collector runs, and stalls it
-                # for 5 s each.
-                del reply
+        replies = self._settle()
+        try:
+            reply = self._upcoming(replies)
+        except StopIteration as end:
+            closing = end.value or PassEnd()
+            self._left += closing.failures
+            self._cursor.close(self._pass, closing.delivers)
+            if self._has_begun_over():
+                return self._next()
+            if self.under_way and not self._delivered:
+                self._on_nothing()
+            # Ends for good, whichever pass the workers serve next.
+            self._replies, self._over = iter(()), True
+            if not self._broken:
+                self._finish()
+            raise
+        except BaseException:
+            # The engine or a custom sampler failed: this pass is over, but its epoch is not.
+            self._replies, self._broken = iter(()), True
+            raise
+        try:
+            return self._deliver(reply)
+        finally:
+            # A failure's traceback holds this frame. With the failure in the frame, that is a
+            # cycle, which keeps the workers until the garbage collector runs, and stalls it
+            # for 5 s each.
+            del reply
 
     def __len__(self) -> int:
         return self._length()
