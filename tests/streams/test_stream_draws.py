@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -366,6 +369,53 @@ def test_it_is_so_for_repeated_and_shuffled_streams(
                 resumed = built(kind, wrapper)
                 resumed.load_state_dict(through_json(states[stop][1]))
                 assert list(resumed) == rest
+
+
+class KilledOnce(StatefulShards):
+    """Kills the process that reads a sample, once."""
+
+    def __init__(self, lengths: list[int], habits: tuple[Habit, ...], at: int, done: Path) -> None:
+        super().__init__(lengths, habits)
+        self.at, self.done = at, done
+
+    def shard(self, num_shards: int, index: int) -> Any:
+        shard = super().shard(num_shards, index)
+        return Lethal(shard, self.at, self.done) if index == 1 else shard
+
+
+@dataclass
+class Lethal:
+    shard: Shard
+    at: int
+    done: Path
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self.shard)
+        return LethalSamples(iterator.shard, iterator.numbers, iterator.habits, self.at, self.done)
+
+
+class LethalSamples(StatefulSamples):
+    def __init__(self, shard: int, numbers: range, habits: Any, lethal: int, done: Path) -> None:
+        super().__init__(shard, numbers, habits)
+        self.lethal, self.done = lethal, done
+
+    def __next__(self) -> Any:
+        if self.at == self.lethal and not self.done.exists():
+            self.done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__next__()
+
+
+@pytest.mark.filterwarnings("ignore:worker")
+@pytest.mark.parametrize("at", [30, 131, 140, 190])
+def test_a_killed_worker_changes_no_draw(at: int, tmp_path: Path) -> None:
+    """... before the first draw, in its batch, just after it, and later."""
+    habits = (Habit(("numpy",), 130, 50), Habit(("python",), 130, 7))
+    lengths = [200, 230, 150]
+    dataset = KilledOnce(lengths, habits, at, tmp_path / "done")
+    lazy = loader_of(dataset, 16, num_workers=2)
+    assert list(lazy) == list(loader_of(eager(StatefulShards)(lengths, habits), 16))
+    assert dataset.done.exists()
 
 
 # ---- Hugging Face
