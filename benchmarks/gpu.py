@@ -1,8 +1,9 @@
 """With a GPU: do batches reach it as fast as a bare copy does, and does the training wait for them?
 
-One run takes at most 8 minutes and writes `benchmarks/gpu.md`. It needs torch with CUDA and pytest,
-and none of the other libraries. Without a GPU it rehearses: every part runs on torch's `meta`
-device, and no figure is shown.
+One run takes at most 8 minutes and writes `benchmarks/gpu.md`. It needs torch with CUDA,
+DataPorter's dependencies, and for the tests pytest, pytest-timeout, hypothesis and psutil; no other
+loader. Without a GPU it rehearses: every part runs on torch's `meta` device, and no figure is
+shown.
 
 The exit status is 0 if all tests passed and all goals were reached, 1 if not, 3 without a GPU.
 """
