@@ -166,9 +166,7 @@ def _read(path: Path, way: Way, *, seed: int, at_most: float) -> Pass:
     dataset = MappedRows(path)
     if way.advice is not None:
         advise(path, way.advice)
-    loader = ResumableDataLoader(
-        dataset, BATCH, order=way.order, seed=seed, strategy="simple", collate_fn=_stacked
-    )
+    loader = ResumableDataLoader(dataset, BATCH, order=way.order, seed=seed, collate_fn=_stacked)
     room = path.stat().st_size // THIRD
     before, seconds, count = bytes_read(), 0.0, 0
     batches = iter(loader)

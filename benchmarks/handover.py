@@ -68,7 +68,7 @@ def unchanged(batch: Any) -> Any:
 
 
 def measure(quick: bool) -> Table:
-    rounds, at_most = (2, 0.3) if quick else (7, 1.5)
+    rounds, at_most = (2, 0.3) if quick else (5, 1.0)
     rows: list[tuple[str, ...]] = []
     goals: list[Goal] = []
     for width, times in SIZES:

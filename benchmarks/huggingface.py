@@ -39,11 +39,11 @@ INLINE_GOAL, BARE_GOAL, WORKERS_GOAL, BYTES_GOAL, RESUME_GOAL = 7.0, 0.5, 10.0, 
 def measure(quick: bool) -> Table:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        tokens = _saved(_tokens(), Path(folder, "tokens"))
+        tokens = saved(token_rows(), Path(folder, "tokens"))
         inline = _inline(tokens, quick)
         workers = _with_workers(tokens, quick)
         sizes = {name: _bytes(next(iter(loader))) for name, loader in _loaders(tokens).items()}
-        resumed = _resumed(_saved(_labels(), Path(folder, "labels")), rounds=3 if quick else 15)
+        resumed = _resumed(saved(_labels(), Path(folder, "labels")), rounds=3 if quick else 15)
     rows = [
         *_speeds("no workers", inline),
         *_speeds("2 workers", workers),
@@ -92,7 +92,7 @@ def measure(quick: bool) -> Table:
             "gather: `index_select` on in-memory tensors of the stored dtypes, with slices of a "
             "precomputed permutation; and on the same tensors as int64, which the torch format "
             "delivers. Without workers the loaders take turns of 20 batches. With workers, which "
-            "persist, each loader runs alone for 2 s over several epochs; the first 20 batches are "
+            "persist, each loader runs alone for 1 s over several epochs; the first 20 batches are "
             "not timed.",
             f"Resume: {ROWS_TO_RESUME:,} rows of 16 ids and a label, no workers, the loader built "
             "before the clock starts. The Trainer calls Accelerate's `skip_first_batches`, which "
@@ -116,9 +116,7 @@ def _inline(dataset: Dataset, quick: bool) -> Rounds:
         BARE_WIDE: _BareGather([column.long() for column in columns.values()]),
         **_loaders(dataset),
     }
-    return race(
-        loaders, batch_size=BATCH_SIZE, at_most=0.5 if quick else 2.5, rounds=3 if quick else 7
-    )
+    return race(loaders, batch_size=BATCH_SIZE, quick=quick)
 
 
 def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
@@ -127,7 +125,7 @@ def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
             samples_per_second,
             chain.from_iterable(repeat(loader)),
             batch_size=BATCH_SIZE,
-            at_most=0.5 if quick else 2.0,
+            at_most=0.3 if quick else 1.0,
             warm_up=20,
         )
         for name, loader in _loaders(dataset, num_workers=2, persistent_workers=True).items()
@@ -171,9 +169,9 @@ def _resumed(dataset: Dataset, rounds: int) -> Rounds:
     def loader() -> ResumableDataLoader[Any]:
         return ResumableDataLoader(wrapper, BATCH_SIZE, shuffle=True, seed=1)
 
-    saved = loader()
-    saved.seek(step=skipped)
-    state = saved.state_dict()
+    stopped = loader()
+    stopped.seek(step=skipped)
+    state = stopped.state_dict()
 
     def ours() -> float:
         resumed = loader()
@@ -196,7 +194,7 @@ def _resumed(dataset: Dataset, rounds: int) -> Rounds:
     return play({WRAPPED: ours, TRAINER: trainer}, rounds)
 
 
-def _tokens() -> Dataset:
+def token_rows(count: int = ROWS) -> Dataset:
     rng = np.random.default_rng(0)
     features = Features(
         {
@@ -206,13 +204,13 @@ def _tokens() -> Dataset:
             "label": ClassLabel(num_classes=10),
         }
     )
-    shape = (ROWS, LENGTH)
+    shape = (count, LENGTH)
     return Dataset.from_dict(
         {
             "input_ids": rng.integers(0, 30_522, shape, dtype=np.int32),
             "token_type_ids": np.zeros(shape, dtype=np.int8),
             "attention_mask": np.ones(shape, dtype=np.int8),
-            "label": rng.integers(0, 10, ROWS),
+            "label": rng.integers(0, 10, count),
         },
         features=features,
     )
@@ -230,7 +228,7 @@ def _labels() -> Dataset:
     )
 
 
-def _saved(dataset: Dataset, path: Path) -> Dataset:
+def saved(dataset: Dataset, path: Path) -> Dataset:
     dataset.save_to_disk(path)
     return datasets.load_from_disk(path)
 

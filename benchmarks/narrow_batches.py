@@ -70,7 +70,7 @@ def loader_named(name: str) -> DataLoader[Any]:
 
 
 def measure(quick: bool) -> Table:
-    rounds, batches = (1, 15) if quick else (5, 60)
+    rounds, batches = (1, 15) if quick else (3, 60)
     names = [TORCH, OURS, *RULES]
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):

@@ -50,7 +50,7 @@ class DrawingDicts(Dicts):
 
 def measure(quick: bool) -> Table:
     dataset = Dicts()
-    nothing = _race(
+    nothing = race(
         {
             OURS: our_loader(dataset),
             SIMPLE: our_loader(dataset, strategy="simple"),
@@ -58,18 +58,14 @@ def measure(quick: bool) -> Table:
             TORCHDATA: torchdata_loader(dataset),
             GRAIN: grain_loader(NumpyDicts()),
         },
-        quick,
-        at_most=2.5,
+        batch_size=BATCH_SIZE,
+        quick=quick,
     )
     rows = _rows("nothing", nothing)
     for what, draw in DRAWS.items():
         drawing = DrawingDicts(draw)
-        loaders = {
-            OURS: our_loader(drawing),
-            SIMPLE: our_loader(drawing, strategy="simple"),
-            TORCH: torch_loader(drawing),
-        }
-        rows += _rows(what, _race(loaders, quick, at_most=1.0))
+        loaders = {OURS: our_loader(drawing), TORCH: torch_loader(drawing)}
+        rows += _rows(what, race(loaders, batch_size=BATCH_SIZE, quick=quick))
     reached = nothing.ratio(OURS, TORCH)
     return Table(
         "Per sample: a dataset of dicts (64 float32, 1 int), shuffled, batch 256, no workers",
@@ -86,19 +82,10 @@ def measure(quick: bool) -> Table:
             "The default strategy seeds a generator before each sample if the dataset draws from "
             "it, which makes random augmentation the same after a resume; no peer does it. "
             "'simple' seeds all three once per batch.",
-            PROCEDURE + " Where something is drawn, 1 s of it.",
+            PROCEDURE,
             "Grain reads the same rows as NumPy values and batches them with NumPy; its reader "
             "threads are off.",
         ),
-    )
-
-
-def _race(loaders: dict[str, Any], quick: bool, at_most: float) -> Rounds:
-    return race(
-        loaders,
-        batch_size=BATCH_SIZE,
-        at_most=0.5 if quick else at_most,
-        rounds=3 if quick else 7,
     )
 
 

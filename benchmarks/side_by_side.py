@@ -17,28 +17,26 @@ from benchmarks.rounds import Rounds
 
 __all__ = ["PROCEDURE", "race"]
 
+# Of a pass, and how many there are; the second of each with --quick.
+SECONDS = (1.5, 0.4)
+ROUNDS = (7, 3)
 PROCEDURE = (
     "A round is one pass over each loader; the loaders take turns of 20 batches in random order. A "
-    "pass is the whole epoch, including its start, or 2.5 s of it (0.5 s with --quick). Medians of "
-    "the rounds, and of the ratios within a round."
+    f"pass is the whole epoch, including its start, or {SECONDS[0]} s of it ({SECONDS[1]} s with "
+    "--quick). Medians of the rounds, and of the ratios within a round."
 )
 
 # Enough for a loader to fill the processor's caches again after its neighbour's turn.
 BATCHES_IN_TURN = 20
 
 
-def race(
-    loaders: Mapping[str, Iterable[Any]], *, batch_size: int, at_most: float, rounds: int
-) -> Rounds:
-    """Samples per second of a whole pass, from ``iter()`` on, or of ``at_most`` seconds of it.
-
-    A round is one pass over each loader.
-    """
+def race(loaders: Mapping[str, Iterable[Any]], *, batch_size: int, quick: bool) -> Rounds:
+    """Samples per second of each pass, from ``iter()`` on."""
     figures: dict[str, list[float]] = {name: [] for name in loaders}
     shuffled = Random(0)
-    for _ in range(rounds):
+    for _ in range(ROUNDS[quick]):
         gc.collect()
-        passes = {name: _Pass(loader, at_most) for name, loader in loaders.items()}
+        passes = {name: _Pass(loader, SECONDS[quick]) for name, loader in loaders.items()}
         running = list(passes.values())
         while running:
             for this_pass in running:

@@ -141,9 +141,9 @@ def _ours(num_workers: int) -> dict[str, Callable[[], Any]]:
 
 
 def _rates(loaders: dict[str, Any], num_workers: int, quick: bool) -> Rounds:
-    at_most, rounds = (0.4, 3) if quick else (2.0, 7)
     if num_workers == 0:
-        return race(loaders, batch_size=BATCH_SIZE, at_most=at_most, rounds=rounds)
+        return race(loaders, batch_size=BATCH_SIZE, quick=quick)
+    at_most, rounds = (0.4, 3) if quick else (1.0, 7)
     # Workers keep reading during other loaders' turns, so each loader has the machine to itself.
     return play(
         {

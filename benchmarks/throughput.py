@@ -38,8 +38,7 @@ def measure(quick: bool) -> Table:
             GRAIN: grain_loader(NumpyPairs()),
         },
         batch_size=BATCH_SIZE,
-        at_most=0.5 if quick else 2.5,
-        rounds=3 if quick else 7,
+        quick=quick,
     )
     rows = []
     for name in rounds.figures:

@@ -32,7 +32,6 @@ def measure(quick: bool) -> Table:
         "wrapped, with a map": lambda: UnifiedHFDatasetWrapper(rows().map(_counted)),
         "as it is": rows,
     }
-    at_most, rounds = (0.4, 3) if quick else (2.5, 7)
     lines: list[tuple[str, ...]] = []
     reached = {}
     for stream, build in streams.items():
@@ -41,7 +40,7 @@ def measure(quick: bool) -> Table:
             OURS: create_resumable_dataloader(build(), BATCH_SIZE),
             SIMPLE: create_resumable_dataloader(build(), BATCH_SIZE, strategy="simple"),
         }
-        found = race(loaders, batch_size=BATCH_SIZE, at_most=at_most, rounds=rounds)
+        found = race(loaders, batch_size=BATCH_SIZE, quick=quick)
         for name in loaders:
             low, high = found.range(name)
             reached[stream, name] = found.ratio(name, TORCH)
