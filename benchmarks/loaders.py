@@ -70,16 +70,17 @@ def torchdata_loader(
 def grain_loader(source: Any, batch_size: int = BATCH_SIZE, *, num_workers: int = 0) -> Any:
     """Grain's dataset pipeline: source, shuffle, batch; it never ends, epoch follows epoch.
 
-    Its reader threads are on by default. They would read ahead while the other loaders have their
-    turn, and are a second engine where reading a row involves no waiting: they are off here.
+    Without workers its reader threads are off: no other loader reads beside the training there,
+    and they would read ahead while the others have their turn.
     """
+    options = grain.ReadOptions() if num_workers else grain.ReadOptions(num_threads=0)
     batches = (
         grain.MapDataset.source(source)
         .seed(_SEED)
         .shuffle()
         .repeat()
         .batch(batch_size)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0))
+        .to_iter_dataset(options)
     )
     if num_workers == 0:
         return batches

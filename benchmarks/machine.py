@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__ = ["describe"]
+__all__ = ["cpu_model", "describe"]
 
 _LIBRARIES = ("dataporter", "torch", "numpy", "torchdata", "grain", "spdl", "datasets")
 
@@ -21,7 +21,7 @@ def describe(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
     """Facts by name, including the versions of ``libraries``."""
     return {
         "date": date.today().isoformat(),
-        "CPU": f"{_cpu_model()}, {psutil.cpu_count(logical=False)} cores, "
+        "CPU": f"{cpu_model()}, {psutil.cpu_count(logical=False)} cores, "
         f"{psutil.cpu_count()} threads",
         "load": f"{os.getloadavg()[0]:.1f} (1 minute, before the run)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -32,7 +32,7 @@ def describe(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

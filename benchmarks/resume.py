@@ -33,6 +33,12 @@ GOAL_BYTES = 2e6
 TRILLION = 10**12
 # torch's RandomSampler makes a list of all indices: at this length it takes half a gigabyte.
 LENGTH_FOR_PEERS = 10**7
+_HOW = {
+    OURS: "next(iter())",
+    TORCH: "islice",
+    TORCHDATA: "next(iter())",
+    GRAIN: "next(iter())",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +117,26 @@ def _of_a_trillion(repetitions: int) -> tuple[list[tuple[str, ...]], list[Goal]]
     return rows, goals
 
 
-def _beside_the_peers(length: int, rounds: int) -> list[tuple[str, ...]]:
+def half_way(length: int) -> dict[str, Case]:
+    """How each library resumes half-way through an epoch."""
     step = length // BATCH_SIZE // 2
-    ways = {
-        f"{OURS}, next(iter())": _ours(length, step),
-        f"{TORCH}, islice": Case(
+    return {
+        OURS: _ours(length, step),
+        TORCH: Case(
             build=lambda: torch_loader(Indices(length), generator=torch.Generator().manual_seed(1)),
             resume=lambda loader: next(islice(loader, step, None)),
         ),
         TORCHDATA: _torchdata(length, step),
-        f"{GRAIN}, next(iter())": _grain(length, step),
+        GRAIN: _grain(length, step),
     }
+
+
+def _beside_the_peers(length: int, rounds: int) -> list[tuple[str, ...]]:
+    ways = half_way(length)
     played = play({name: case.seconds for name, case in ways.items()}, rounds)
     return [
         (
-            name,
+            f"{name}, {_HOW[name]}",
             f"{length:,}",
             "half",
             _time(median(played.figures[name])),
