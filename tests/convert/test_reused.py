@@ -19,7 +19,7 @@ from dataporter import KeyBasedDtypeConverter
 from dataporter.convert import reused
 from dataporter.convert.reused import Reused
 
-LARGE = 1 << 19  # numbers
+LARGE = 1 << 20  # numbers
 HELD: list[Callable[[torch.Tensor], Any]] = [
     lambda made: made,
     lambda made: made[3:],
@@ -54,7 +54,7 @@ def test_memory_is_used_again_once_its_last_view_is_gone(
 def test_what_is_held_never_changes(steps: list[tuple[int, int]]) -> None:
     """Each step makes a tensor of some size, and drops one of those that are held."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reused, "_LARGE", 1)
+        patch.setattr(reused, "LARGE", 1)
         empty, held = Reused(), []
         for number, (size, dropped) in enumerate(steps):
             made = empty((size, 2), torch.int64)
@@ -109,7 +109,7 @@ def test_a_converter_is_copied_and_pickled_without_its_memory() -> None:
 
 @pytest.mark.parametrize("original", [torch.float64, torch.float32, torch.int64, torch.bool])
 def test_widening_gives_the_values_and_strides_of_torch(original: torch.dtype) -> None:
-    like = torch.ones(4, 3, 8, 8).to(original)
+    like = torch.ones(64, 3, 224, 224).to(original)
     for source in (like, like.to(memory_format=torch.channels_last), like.movedim(1, 3), like[::2]):
         converter = KeyBasedDtypeConverter({"x": "uint8"})
         narrow = converter.convert_batch({"x": source})["x"]

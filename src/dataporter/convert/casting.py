@@ -21,6 +21,7 @@ from dataporter.convert.changes import PARTS, changes_in, exact_whole_numbers, r
 
 __all__ = [
     "BLOCK",
+    "LARGE",
     "Empty",
     "Loss",
     "OnLoss",
@@ -37,6 +38,8 @@ OnLoss = Literal["error", "saturate", "wrap"]
 # Makes an uninitialised, contiguous tensor on the CPU: with torch.empty, or in a worker's slot.
 Empty = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 
+# Bytes: from this size, it matters where a result gets its memory.
+LARGE = 1 << 22
 # Elements: in the widest dtype, half of a core's usual L2 cache.
 BLOCK = 1 << 17
 # Narrow floats, in which large values become infinite: the bits of infinity, and integers of the
@@ -124,7 +127,8 @@ def cast(
 
 def widened(source: torch.Tensor, dtype: torch.dtype, empty: Empty) -> torch.Tensor:
     """``source.to(dtype)``, unchecked; a plain tensor's result is made by ``empty``."""
-    if source.dtype is dtype or not _is_plain(source) or source.is_complex():
+    is_small = source.numel() * dtype.itemsize < LARGE
+    if is_small or source.dtype is dtype or not _is_plain(source) or source.is_complex():
         return source.to(dtype)
     rows, order = dense(source)
     return seen_as(empty(rows.shape, dtype).copy_(rows), order)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataporter.convert.casting import LARGE
+
 __all__ = ["Reused"]
 
-# Bytes: smaller blocks mostly stay with the process when they are freed.
-_LARGE = 1 << 20
 # Blocks: three leaves of a batch, and those of the batch before, which a loop still holds.
 _MOST = 6
 # Bytes, as torch aligns its memory.
@@ -40,7 +40,7 @@ class Reused:
 
     def __call__(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         size = prod(shape) * dtype.itemsize
-        if size < _LARGE:
+        if size < LARGE:
             return torch.empty(tuple(shape), dtype=dtype)
         return torch.from_numpy(self._leased(size)).view(dtype).view(tuple(shape))
 
