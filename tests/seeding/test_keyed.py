@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import time
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import getstate as _getstate
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,17 @@ from dataporter import ResumableDataLoader, SampleError, sample_rng
 from dataporter.fetch.fetch import fetch_for
 from dataporter.schedule.request import Request
 from dataporter.seeding import keyed as keyed_module
-from dataporter.seeding.generators import isolated_generators, saved_generators, seed_generators
+from dataporter.seeding.generators import (
+    NUMPY,
+    PYTHON,
+    isolated_generators,
+    saved_generators,
+    seed_generators,
+)
 from dataporter.seeding.hashing import sample_keys
 from dataporter.seeding.samples import reading
 
-BATCH, BATCHES = 8, 10
+BATCH, BATCHES = 8, 16
 
 
 def _forked() -> float:
@@ -247,13 +256,14 @@ def reads(dataset: Any, batches: int) -> list[int]:
 def test_a_first_draw_after_many_batches_is_the_seeded_one(
     draw: str, of: str, seeds_each: Any
 ) -> None:
-    index = 19 if of == "samples" else 16
+    # Where a batch has one seed, the first eight batches are looked at.
+    index = 83 if of == "samples" else 80
     rules = [at(index, draw), at(index + BATCH, draw)]
     dataset = Drawing(rules) if of == "samples" else Drawing([], rules)
     fetch = fetch_for(
         dataset, dataset.collate, batched=True, seeds_each=seeds_each, on_error="raise"
     )
-    for step in range(5):
+    for step in range(13):
         positions = np.arange(step * BATCH, step * BATCH + BATCH)
         request = Request(7, 0, step, positions, positions)
         expected = seeding_everything(dataset, request, seeds_each, "raise")
@@ -268,6 +278,95 @@ def test_a_batch_is_read_again_once_for_a_generator_that_was_not_known() -> None
     assert reads(Drawing([], [at(16, "python"), at(24, "python")]), 5) == [1, 1, 2, 1, 1]
     both = [at(20, "python"), at(21, "torch")]
     assert reads(Drawing(both), 4) == [1, 1, 2, 1]
+
+
+class Slow(Drawing):
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.001)
+        return super().__getitem__(index)
+
+
+def test_samples_that_are_slow_to_read_are_never_read_twice() -> None:
+    late = [at(20, "python"), at(30, "torch"), at(40, "torch, read")]
+    assert reads(Slow(late), 7) == [1] * 7
+
+
+def test_a_generator_that_only_collation_draws_from_is_seeded_once_a_batch() -> None:
+    """Also where a batch is made again, because another one was drawn from late."""
+    dataset = Drawing([], [Rule(None, "python"), at(24, "numpy")])
+    fetch: Any = fetch_for(
+        dataset, dataset.collate, batched=True, seeds_each="sample", on_error="raise"
+    )
+    for step in range(6):
+        positions = np.arange(step * BATCH, step * BATCH + BATCH)
+        fetch(Request(7, 0, step, positions, positions))
+    assert fetch.draws.samples == ()
+    assert fetch.draws.batch == (PYTHON, NUMPY)
+
+
+def _forks() -> float:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(random.random)
+
+
+OTHER_WAYS: dict[str, Callable[[], Any]] = {
+    "a name of its own": lambda: zlib.crc32(repr(_getstate()).encode()),
+    "a bit generator": lambda: int(np.random.get_bit_generator().state["state"]["key"][7]),
+    "a fork": _forks,
+    "the seed of a loader within": lambda: ResumableDataLoader(range(9), shuffle=True).seed,
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_a_state_that_is_read_in_another_way_counts_as_a_draw(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DRAWS, way, OTHER_WAYS[way])
+    dataset = Drawing([at(20, way), at(37, way)])
+    fetch = fetch_for(dataset, list, batched=True, seeds_each="sample", on_error="raise")
+    made = []
+    for seed in (1, 2):  # of the training's generators
+        seed_generators(seed)
+        positions = [np.arange(step * BATCH, step * BATCH + BATCH) for step in range(6)]
+        made.append([fetch(Request(7, 0, 0, each, each)).batch for each in positions])
+        fetch = fetch_for(dataset, list, batched=True, seeds_each="sample", on_error="raise")
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("index", [3, 20])
+def test_a_bit_generator_that_a_sample_sets_is_taken_out_again(index: int) -> None:
+    class Sets(Drawing):
+        def __getitem__(self, asked: int) -> Any:
+            if asked == index:
+                np.random.set_bit_generator(np.random.PCG64(5))
+            return asked, float(np.random.rand())
+
+    ours = np.random.get_bit_generator()
+    before = saved_generators()
+    loader: Any = ResumableDataLoader(Sets([]), BATCH, collate_fn=list, seed=1)
+    first = [batch for _, batch in zip(range(4), loader)]
+    assert np.random.get_bit_generator() is ours
+    assert saved_generators()[:2] == before[:2]
+    loader = ResumableDataLoader(Sets([]), BATCH, collate_fn=list, seed=1, num_workers=2)
+    assert [batch for _, batch in zip(range(4), loader)] == first
+
+
+def test_an_exit_that_depends_on_a_draw_is_the_seeded_one() -> None:
+    class Exits(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            if index >= 20 and random.random() < 0.3:
+                raise SystemExit(f"at {index}")
+            return index
+
+    outcomes = set()
+    for seed in range(6):
+        random.seed(seed)
+        loader: Any = ResumableDataLoader(Exits([]), BATCH, collate_fn=list, seed=1)
+        try:
+            outcomes.add(str([batch for _, batch in zip(range(6), loader)]))
+        except SystemExit as exit:
+            outcomes.add(str(exit))
+    assert len(outcomes) == 1
 
 
 def test_only_generators_that_are_drawn_from_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +393,28 @@ def test_a_warning_of_a_batch_that_is_read_again_is_shown_once() -> None:
         for _ in zip(range(3), loader):
             pass
     assert [str(each.message) for each in shown] == [f"sample {index}" for index in range(24)]
+
+
+def test_what_a_sample_does_to_the_showing_of_warnings_is_no_loop() -> None:
+    class Wraps(Drawing):
+        def __getitem__(self, index: int) -> Any:
+            if index == 20:
+                plain = warnings.showwarning
+                warnings.showwarning = lambda *shown: plain(*shown)
+            if index % BATCH == 0:
+                warnings.warn(f"sample {index}", UserWarning, stacklevel=1)
+            return super().__getitem__(index)
+
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            for epoch in range(2):
+                loader: Any = ResumableDataLoader(
+                    Wraps([at(28, "python")]), BATCH, collate_fn=list, seed=epoch
+                )
+                for _, _batch in zip(range(5), loader):
+                    pass
+        assert [str(each.message) for each in shown] == 2 * [f"sample {8 * n}" for n in range(5)]
 
 
 def test_the_functions_that_read_a_state_are_put_back() -> None:

@@ -22,6 +22,8 @@ from example_streams import (
 )
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dataporter import ResumableDataLoader
+
 pytestmark = pytest.mark.filterwarnings("ignore:the stream has no exact state")
 DRAWN = ("python", "numpy", "torch", "explicit")
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -233,3 +235,39 @@ def test_the_generators_of_the_training_stay_untouched() -> None:
     torch.manual_seed(1)
     rest(loader_of(Generated(9)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+class BeginsAnew(IterableDataset[int]):
+    """Its own iterator, which each ``iter()`` sets back to the start."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> BeginsAnew:
+        self.next = 0
+        return self
+
+    def __next__(self) -> int:
+        if self.next == 200:
+            raise StopIteration
+        self.next += 1
+        return self.next - 1
+
+
+class BeginsAnewWithAState(BeginsAnew):
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("strategy", ["simple", "advanced"])
+@pytest.mark.parametrize("kind", [BeginsAnew, BeginsAnewWithAState])
+def test_an_iterator_is_asked_for_an_iterator_once(
+    kind: type[BeginsAnew], strategy: str, workers: int
+) -> None:
+    loader: Any = ResumableDataLoader(kind(), 8, strategy=strategy, num_workers=workers)
+    batches = [batch.tolist() for batch in itertools.islice(loader, 40)]
+    assert batches == [list(range(first, first + 8)) for first in range(0, 200, 8)]

@@ -11,7 +11,9 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from dataporter.loader.setup import Setup
 from dataporter.schedule.sampler_parts import generators_of, parts_of_sampler
+from dataporter.seeding.generators import TORCH
 from dataporter.seeding.hashing import fold
+from dataporter.seeding.watching import note_read
 
 __all__ = ["Draws", "draws_of", "unlike_others"]
 
@@ -38,6 +40,7 @@ class Draws:
     def seed(self) -> int:
         """The first value that would be drawn now. Moves no generator."""
         source = torch.default_generator if self.generator is None else self.generator
+        note_read(TORCH)  # for a loader whose dataset uses this one
         copy = torch.Generator(source.device)
         copy.set_state(source.get_state())
         return _drawn(copy)

@@ -8,7 +8,9 @@ counts as drawn from ever after. So whatever was seen before, the batch is the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from dataporter.seeding.generators import (
@@ -24,6 +26,12 @@ __all__ = ["UNSEEDED", "Draws", "Seeds", "keyed"]
 
 T = TypeVar("T")
 
+# So many samples are looked at before some generators are left alone.
+_LOOKED_AT = 8
+# Seconds. Beside a sample that takes longer, seeding all generators costs less than a twentieth, so
+# all are seeded, and no sample that is slow to read is ever read twice.
+_SLOW = 0.0002
+
 
 class Draws:
     """The generators that a dataset draws from, as far as its batches have shown.
@@ -31,15 +39,19 @@ class Draws:
     Attributes:
         samples: those drawn from while samples are read.
         batch: those drawn from while samples are made a batch.
-        is_known: whether a first batch was looked at sample by sample.
+        is_known: whether enough samples were looked at, one by one.
+        looked_at: how many were, or how many batches, where each has one seed.
+        fastest: seconds that the fastest of these took.
     """
 
-    __slots__ = ("batch", "is_known", "samples")
+    __slots__ = ("batch", "fastest", "is_known", "looked_at", "samples")
 
     def __init__(self) -> None:
         self.samples: tuple[GlobalGenerator, ...] = ()
         self.batch: tuple[GlobalGenerator, ...] = ()
         self.is_known = False
+        self.looked_at = 0
+        self.fastest = math.inf
 
     def add(self, drawn: Iterable[GlobalGenerator], *, of_samples: bool) -> None:
         """Count generators as drawn from."""
@@ -87,10 +99,12 @@ def keyed(draws: Draws, make: Callable[[Seeds], T]) -> T:
                     break
                 except _MakeAgain:
                     pass
-                except Exception:
-                    # Other seeds might not have led here.
+                except (KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException:  # sys.exit() too: other seeds might not have led here
                     if not seeds.has_missed():
                         raise
+                restore_generators(before)
                 watch.begin_again()
         except BaseException:
             restore_generators(before)
@@ -106,7 +120,16 @@ class _MakeAgain(Exception):
 class _Seeds:
     """Seeds for ``keyed``: those generators that are known to be drawn from, or at first all."""
 
-    __slots__ = ("_before", "_draws", "_left_alone", "_looks", "_of_samples", "_watch", "each")
+    __slots__ = (
+        "_before",
+        "_draws",
+        "_left_alone",
+        "_looks",
+        "_of_samples",
+        "_seeded_at",
+        "_watch",
+        "each",
+    )
 
     def __init__(self, draws: Draws, before: tuple[Any, ...], watch: Watch) -> None:
         self._draws = draws
@@ -155,10 +178,13 @@ class _Seeds:
         if self.has_missed():
             raise _MakeAgain
         self._look()
-        self._draws.is_known = True
+        draws = self._draws
+        draws.is_known = draws.looked_at >= _LOOKED_AT
+        if draws.is_known and draws.fastest > _SLOW:
+            draws.add(GENERATORS, of_samples=True)
 
     def has_missed(self) -> bool:
-        """Whether a generator was drawn from that was not seeded; puts it back and learns it."""
+        """Whether a generator was drawn from that was not seeded; learns which."""
         read = self._watch.read
         all_alone = not read and len(self._left_alone) == len(_NUMBERS)
         if all_alone and saved_generators() == self._before:
@@ -168,8 +194,6 @@ class _Seeds:
             for number in self._left_alone
             if GENERATORS[number].save() != self._before[number] or GENERATORS[number] in read
         ]
-        for number in missed:
-            GENERATORS[number].restore(self._before[number])
         if missed:
             self._draws.add(map(GENERATORS.__getitem__, missed), of_samples=self._of_samples)
         return bool(missed)
@@ -184,11 +208,15 @@ class _Seeds:
         self._look()
         seed_generators(key)
         self._looks = saved_generators()
+        self._seeded_at = perf_counter()
 
     def _look(self) -> None:
         """Note which generators were drawn from since they were seeded."""
         if self._looks is None:
             return
+        if self._of_samples:
+            self._draws.looked_at += 1
+            self._draws.fastest = min(self._draws.fastest, perf_counter() - self._seeded_at)
         read = self._watch.read
         drawn = [
             generator

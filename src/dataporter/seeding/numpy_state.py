@@ -14,7 +14,7 @@ import struct
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.random.mtrand import get_bit_generator
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 __all__ = ["restore", "save", "seed"]
 
@@ -97,19 +97,22 @@ def save() -> Any:
     """The state of ``numpy.random``, to compare with others, and for :func:`restore`."""
     generator, words = _words()
     if words is None:
-        return _Whole(_get_state(legacy=False))
+        return _Whole(generator, _get_state(legacy=False))
     with generator.lock:
         kept = _KEPT.value.value if _KEPT.is_kept.value else None  # type: ignore[union-attr]
-        return words.raw, kept
+        return generator, words.raw, kept
 
 
 def restore(state: Any) -> None:
     """Return ``numpy.random`` to the saved state."""
+    saved = state.generator if isinstance(state, _Whole) else state[0]
+    if get_bit_generator() is not saved:  # numpy.random.set_bit_generator set another
+        set_bit_generator(saved)
     if isinstance(state, _Whole):
         _set_state(state.state)
         return
-    generator, words = _words()
-    raw, kept = state
+    _, words = _words()
+    generator, raw, kept = state
     with generator.lock:
         words.raw = raw
         _KEPT.is_kept.value = kept is not None  # type: ignore[union-attr]
@@ -119,12 +122,14 @@ def restore(state: Any) -> None:
 class _Whole:
     """The state of a generator whose memory layout is not known."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, generator: Any, state: Any) -> None:
+        self.generator = generator
         self.state = state
         self._shown = repr(state)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Whole) and self._shown == other._shown
+        same = isinstance(other, _Whole) and self.generator is other.generator
+        return same and self._shown == other._shown  # type: ignore[attr-defined]
 
     __hash__ = None  # type: ignore[assignment]
 

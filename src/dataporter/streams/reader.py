@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 from dataporter.datasets.names import stream_name
@@ -403,7 +403,8 @@ class Reader:
             current.taken = taken
             try:
                 # An extended list holds what was read, also while it is, and after an exception.
-                taken.extend(islice(iterator, stop - self.offset))
+                # islice() would ask the iterator for an iterator, at which some begin anew.
+                taken.extend(map(next, repeat(iterator, stop - self.offset)))
             finally:
                 current.taken = ()
                 self.offset += len(taken)
