@@ -140,6 +140,15 @@ def test_at_most_one_batch_of_a_rank_is_incomplete(
     drop_last=False,
     replaces=False,
 )
+@example(
+    lengths=[2, 2],
+    batch_size=3,
+    stops=[1, 1],
+    failing=frozenset(),
+    snapshot_every=1,
+    drop_last=False,
+    replaces=False,
+)
 @given(
     lengths=lengths,
     batch_size=st.integers(1, 6),
@@ -184,12 +193,18 @@ def test_a_resume_is_exact_wherever_it_was_stopped(
         if state["epoch"] == 1:
             break
         if state["step"]:
-            assert state == states[state["step"] - 1]
+            assert without_digests(state) == without_digests(states[state["step"] - 1])
     assert found == expected
     failures = [(one.index, one.epoch, one.position) for one in resumed.failures]
     assert sorted(failures) == sorted(
         (one.index, one.epoch, one.position) for one in whole.failures
     )
+
+
+def without_digests(state: dict[str, Any]) -> dict[str, Any]:
+    """A resume that rereads a part of a leftover has a digest of that, which its state holds."""
+    shards = [[*shard[:6], *shard[8:]] for shard in state["shards"]]
+    return {**state, "shards": shards}
 
 
 def rest_of(batches: list[Any]) -> list[str]:
