@@ -300,8 +300,8 @@ def test_a_generator_that_only_collation_draws_from_is_seeded_once_a_batch() -> 
     for step in range(6):
         positions = np.arange(step * BATCH, step * BATCH + BATCH)
         fetch(Request(7, 0, step, positions, positions))
-    assert fetch.draws.samples == ()
-    assert fetch.draws.batch == (PYTHON, NUMPY)
+    assert fetch.drawn_from.samples == ()
+    assert fetch.drawn_from.batch == (PYTHON, NUMPY)
 
 
 def _forks() -> float:

@@ -23,7 +23,7 @@ from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.fetch.on_error import OnError, Substitute, substitute_of
 from dataporter.schedule.request import Request
 from dataporter.seeding.hashing import STREAM_REPLACEMENT, fold, sample_key, sample_keys
-from dataporter.seeding.keyed import UNSEEDED, Draws, Seeds, keyed
+from dataporter.seeding.keyed import UNSEEDED, DrawnFrom, Seeds, keyed
 from dataporter.seeding.samples import CurrentSamples, reading
 
 __all__ = [
@@ -183,14 +183,14 @@ class SampleFetch:
     substitute: Substitute | None
     replacement: Replacement | None
     whole: AbstractContextManager[Any]
-    draws: Draws = field(default_factory=Draws)
+    drawn_from: DrawnFrom = field(default_factory=DrawnFrom)
 
     def __call__(self, request: Request) -> Fetched:
         return self.keyed(partial(self._make, request))
 
     def keyed(self, make: Callable[[Seeds], Fetched]) -> Fetched:
         """What ``make`` returns with the seeds of this fetch."""
-        return make(UNSEEDED) if self.seeds_each == "nothing" else keyed(self.draws, make)
+        return make(UNSEEDED) if self.seeds_each == "nothing" else keyed(self.drawn_from, make)
 
     def _make(self, request: Request, seeds: Seeds) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:

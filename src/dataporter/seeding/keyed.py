@@ -22,7 +22,7 @@ from dataporter.seeding.generators import (
 )
 from dataporter.seeding.watching import Watch
 
-__all__ = ["UNSEEDED", "Draws", "Seeds", "keyed"]
+__all__ = ["UNSEEDED", "DrawnFrom", "Seeds", "keyed"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _LOOKED_AT = 8
 _SLOW = 0.0002
 
 
-class Draws:
+class DrawnFrom:
     """The generators that a dataset draws from, as far as its batches have shown.
 
     Attributes:
@@ -53,11 +53,13 @@ class Draws:
         self.looked_at = 0
         self.fastest = math.inf
 
-    def add(self, drawn: Iterable[GlobalGenerator], *, of_samples: bool) -> None:
-        """Count generators as drawn from."""
-        name = "samples" if of_samples else "batch"
-        either = {*getattr(self, name), *drawn}
-        setattr(self, name, tuple(each for each in GENERATORS if each in either))
+    def add_of_samples(self, drawn: Iterable[GlobalGenerator]) -> None:
+        """Count generators as drawn from while samples are read."""
+        self.samples = _joined(self.samples, drawn)
+
+    def add_of_batch(self, drawn: Iterable[GlobalGenerator]) -> None:
+        """Count generators as drawn from while samples are made a batch."""
+        self.batch = _joined(self.batch, drawn)
 
 
 class Seeds(Protocol):
@@ -80,11 +82,11 @@ class Seeds(Protocol):
         """All samples are read, the last one with this key, and are now made a batch."""
 
 
-def keyed(draws: Draws, make: Callable[[Seeds], T]) -> T:
+def keyed(drawn_from: DrawnFrom, make: Callable[[Seeds], T]) -> T:
     """What ``make`` returns or raises if all generators are seeded; afterwards they are as before.
 
     Args:
-        draws: what is known of the dataset; learns more.
+        drawn_from: what is known of the dataset; learns more.
         make: makes a batch, and seeds as it is told. May be called several times, up to the last of
             which each result is discarded.
     """
@@ -92,7 +94,7 @@ def keyed(draws: Draws, make: Callable[[Seeds], T]) -> T:
     with Watch() as watch:
         try:
             while True:
-                seeds = _Seeds(draws, before, watch)
+                seeds = _Seeds(drawn_from, before, watch)
                 try:
                     made = make(seeds)
                     seeds.finish()
@@ -122,7 +124,7 @@ class _Seeds:
 
     __slots__ = (
         "_before",
-        "_draws",
+        "_drawn_from",
         "_left_alone",
         "_looks",
         "_of_samples",
@@ -131,8 +133,8 @@ class _Seeds:
         "each",
     )
 
-    def __init__(self, draws: Draws, before: tuple[Any, ...], watch: Watch) -> None:
-        self._draws = draws
+    def __init__(self, drawn_from: DrawnFrom, before: tuple[Any, ...], watch: Watch) -> None:
+        self._drawn_from = drawn_from
         self._before = before
         self._watch = watch
         self._of_samples = True
@@ -140,9 +142,9 @@ class _Seeds:
         self._looks: tuple[Any, ...] | None = None
         self._left_alone: list[int]
         self.each: Callable[[int], None] | None
-        if draws.is_known:
-            self._left_alone = [n for n in _NUMBERS if GENERATORS[n] not in draws.samples]
-            self.each = _seeding(draws.samples)
+        if drawn_from.is_known:
+            self._left_alone = [n for n in _NUMBERS if GENERATORS[n] not in drawn_from.samples]
+            self.each = _seeding(drawn_from.samples)
         else:
             self._left_alone = []
             self.each = self._look_and_seed
@@ -153,7 +155,7 @@ class _Seeds:
         for number in self._left_alone:
             GENERATORS[number].seed(key)
         self._left_alone = []
-        if self._draws.is_known:
+        if self._drawn_from.is_known:
             self.each = seed_generators
 
     def collating(self, key: int) -> None:
@@ -165,7 +167,7 @@ class _Seeds:
         if self._looks is not None:
             self._looks = saved_generators()
         for number in list(self._left_alone):
-            if GENERATORS[number] in self._draws.batch:
+            if GENERATORS[number] in self._drawn_from.batch:
                 self._left_alone.remove(number)
                 GENERATORS[number].seed(key)
 
@@ -178,10 +180,10 @@ class _Seeds:
         if self.has_missed():
             raise _MakeAgain
         self._look()
-        draws = self._draws
-        draws.is_known = draws.looked_at >= _LOOKED_AT
-        if draws.is_known and draws.fastest > _SLOW:
-            draws.add(GENERATORS, of_samples=True)
+        known = self._drawn_from
+        known.is_known = known.looked_at >= _LOOKED_AT
+        if known.is_known and known.fastest > _SLOW:
+            known.add_of_samples(GENERATORS)
 
     def has_missed(self) -> bool:
         """Whether a generator was drawn from that was not seeded; learns which."""
@@ -194,8 +196,7 @@ class _Seeds:
             for number in self._left_alone
             if GENERATORS[number].save() != self._before[number] or GENERATORS[number] in read
         ]
-        if missed:
-            self._draws.add(map(GENERATORS.__getitem__, missed), of_samples=self._of_samples)
+        self._learn([GENERATORS[number] for number in missed])
         return bool(missed)
 
     def put_back(self) -> None:
@@ -215,16 +216,23 @@ class _Seeds:
         if self._looks is None:
             return
         if self._of_samples:
-            self._draws.looked_at += 1
-            self._draws.fastest = min(self._draws.fastest, perf_counter() - self._seeded_at)
+            self._drawn_from.looked_at += 1
+            self._drawn_from.fastest = min(
+                self._drawn_from.fastest, perf_counter() - self._seeded_at
+            )
         read = self._watch.read
         drawn = [
             generator
             for generator, state in zip(GENERATORS, self._looks)
             if generator in read or generator.save() != state
         ]
-        if drawn:
-            self._draws.add(drawn, of_samples=self._of_samples)
+        self._learn(drawn)
+
+    def _learn(self, drawn: list[GlobalGenerator]) -> None:
+        if drawn and self._of_samples:
+            self._drawn_from.add_of_samples(drawn)
+        elif drawn:
+            self._drawn_from.add_of_batch(drawn)
 
 
 class _Unseeded:
@@ -237,6 +245,13 @@ class _Unseeded:
 
     def collating(self, key: int) -> None:
         """Seed nothing."""
+
+
+def _joined(
+    known: tuple[GlobalGenerator, ...], drawn: Iterable[GlobalGenerator]
+) -> tuple[GlobalGenerator, ...]:
+    either = {*known, *drawn}
+    return tuple(generator for generator in GENERATORS if generator in either)
 
 
 UNSEEDED: Seeds = _Unseeded()

@@ -13,7 +13,7 @@ from dataporter.fetch.collate import collate, collate_of
 from dataporter.fetch.failure import Failure
 from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.seeding.generators import GENERATORS, isolated_generators
-from dataporter.seeding.keyed import UNSEEDED, Draws, Seeds, keyed
+from dataporter.seeding.keyed import UNSEEDED, DrawnFrom, Seeds, keyed
 from dataporter.streams.leftovers import Bundle, Leftover
 from dataporter.streams.reader import Bookmark, Reader, ReadOptions, seed_at
 from dataporter.streams.refusals import unrepeatable
@@ -46,6 +46,9 @@ class StreamFetch:
         drop_last: drop them, if they are not joined.
         snapshot_every: take a snapshot after this many batches of a shard.
         whole: a context for collating a batch; samples are read outside it.
+
+    Attributes:
+        drawn_from: the global generators that the stream draws from, as far as is known.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class StreamFetch:
         self._snapshot_every = snapshot_every
         self._whole = whole or nullcontext()
         self._always_seeds = always_draws(sharding.dataset)
-        self._draws = Draws()
+        self.drawn_from = DrawnFrom()
         self._pass: str | None = None
         self._open: dict[int, Reader] = {}
 
@@ -100,9 +103,9 @@ class StreamFetch:
         if reader.read_since_opened < _LOOKED_AT:
             # All generators are seeded, so nothing is read twice before enough samples were
             # delivered to show whether the stream repeats them.
-            self._draws.is_known = False
+            self.drawn_from.is_known = False
             if self._always_seeds or reader.never_begins_anew:
-                self._draws.add(GENERATORS, of_samples=True)
+                self.drawn_from.add_of_samples(GENERATORS)
         bookmark: Bookmark | None = None
 
         def attempt(seeds: Seeds) -> T:
@@ -113,7 +116,7 @@ class StreamFetch:
                 reader = self._reopened(reader, bookmark, seeds)
             return read(request, reader, seeds)
 
-        return keyed(self._draws, attempt), reader
+        return keyed(self.drawn_from, attempt), reader
 
     def _reopened(self, reader: Reader, bookmark: Bookmark, seeds: Seeds) -> Reader:
         try:
@@ -126,7 +129,7 @@ class StreamFetch:
         captures = request.length > 0 and (request.batches + 1) % self._snapshot_every == 0
         held = reader.state(request.batches) if self._joins else None
         if reader.offset == 0:
-            seeds = _BehindFirst(seeds, self._draws)
+            seeds = _BehindFirst(seeds, self.drawn_from)
         samples, failures = reader.read(request.length, request.step, seeds, captures=captures)
         left_out = failures if self._options.on_error == "skip" else ()
         found = len(samples) + len(left_out)
@@ -216,10 +219,10 @@ class _BehindFirst:
     others need no seed for that. It is always seeded itself.
     """
 
-    def __init__(self, seeds: Seeds, draws: Draws) -> None:
+    def __init__(self, seeds: Seeds, drawn_from: DrawnFrom) -> None:
         self._seeds = seeds
-        self._draws = draws
-        self._known = draws.samples
+        self._drawn_from = drawn_from
+        self._known = drawn_from.samples
         self._count = 0
         self.each: Callable[[int], None] | None = seeds.each and self._first_each
 
@@ -228,7 +231,7 @@ class _BehindFirst:
         self._seeds.each(key)
         self._count += 1
         if self._count == 2:
-            self._draws.samples, self.each = self._known, self._seeds.each
+            self._drawn_from.samples, self.each = self._known, self._seeds.each
 
     def failed(self, key: int) -> None:
         self._seeds.failed(key)

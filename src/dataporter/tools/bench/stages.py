@@ -25,6 +25,7 @@ from dataporter.fetch.fetched import NO_BATCH, Fetched
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.seeding.generators import GENERATORS, GlobalGenerator, isolated_generators
 from dataporter.seeding.hashing import sample_keys
+from dataporter.streams.fetch import StreamFetch
 from dataporter.tools.bench.copies import is_stream
 
 __all__ = ["Stages", "measure_stages"]
@@ -168,7 +169,7 @@ def _drawn_from(fetch: Fetch) -> tuple[GlobalGenerator, ...]:
     """The generators that a fetch seeds for each sample, as far as its batches have shown."""
     if isinstance(fetch, WholeFetch):
         fetch = fetch.otherwise
-    return fetch.draws.samples if isinstance(fetch, SampleFetch) else GENERATORS
+    return fetch.drawn_from.samples if isinstance(fetch, SampleFetch | StreamFetch) else ()
 
 
 def _seconds_to_seed() -> dict[GlobalGenerator, float]:
