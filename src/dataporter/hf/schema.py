@@ -117,6 +117,10 @@ class _Builder:
         return _Built(Objects(arrays))
 
     def _decoder(self, feature: Any) -> Callable[[Any], Any] | None:
+        if isinstance(feature, dict):
+            return (
+                None  # of a struct; concatenating streams makes it a Features, which decodes rows
+            )
         decode = getattr(feature, "decode_example", None)
         if decode is None or not getattr(feature, "decode", True):
             return None
