@@ -117,12 +117,8 @@ class _Builder:
         return _Built(Objects(arrays))
 
     def _decoder(self, feature: Any) -> Callable[[Any], Any] | None:
-        if isinstance(feature, dict):
-            return (
-                None  # of a struct; concatenating streams makes it a Features, which decodes rows
-            )
-        decode = getattr(feature, "decode_example", None)
-        if decode is None or not getattr(feature, "decode", True):
+        decode = _decode_of(feature)
+        if decode is None:
             return None
         return lambda value: decode(value, token_per_repo_id=None)
 
@@ -183,9 +179,17 @@ def is_list_feature(feature: Any) -> bool:
     return isinstance(feature, list | tuple) or hasattr(feature, "feature")
 
 
+def _decode_of(feature: Any) -> Any:
+    """What decodes an element of a feature, or None."""
+    # Concatenating streams makes a Features of a struct, which decodes whole rows.
+    if isinstance(feature, dict) or not getattr(feature, "decode", True):
+        return None
+    return getattr(feature, "decode_example", None)
+
+
 def _needs_reading(kind: Any, feature: Any) -> bool:
     """Whether a node must read it, because it holds more than Arrow's Python objects."""
-    if getattr(feature, "decode_example", None) is not None and getattr(feature, "decode", True):
+    if _decode_of(feature) is not None:
         return True
     if isinstance(kind, pa.ExtensionType) or pa.types.is_boolean(kind) or str(kind) in _DTYPES:
         return True
