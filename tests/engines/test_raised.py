@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from budgets import cases
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from subjects import Indices
 
@@ -220,6 +220,7 @@ RAISED = st.builds(
 
 
 @settings(max_examples=cases(200))
+@example(OSError(None, None), [], [])
 @given(RAISED, st.lists(st.text(max_size=3), max_size=2), st.lists(RAISED, max_size=3))
 def test_any_exception_arrives_as_it_was(
     error: Exception, notes: list[str], causes: list[Exception]

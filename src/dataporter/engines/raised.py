@@ -198,8 +198,11 @@ def _members(error: BaseException) -> dict[str, Any]:
     for name, descriptor in _descriptors(type(error)):
         with contextlib.suppress(Exception):  # it was never set
             members[name] = descriptor.__get__(error)
-    # CPython leaves a name of None unset, and an OSError prints one that was set.
-    return {name: value for name, value in members.items() if value is not None}
+    # CPython leaves a name of None unset, and an OSError prints what was set, also to None.
+    is_set = set()
+    if isinstance(error, OSError) and OSError.__str__(error).startswith("[Errno "):
+        is_set = {"OSError.errno", "OSError.strerror"}
+    return {name: value for name, value in members.items() if value is not None or name in is_set}
 
 
 def _descriptors(kind: type) -> Iterator[tuple[str, Any]]:
