@@ -151,8 +151,8 @@ def test_killing_workers_under_unequal_loads_changes_no_byte(
     before, expected, found = workers_of(), inline(loader), []
     for step, batch in enumerate(loader):
         found.append(digest(batch))
-        # So seldom that no batch kills two.
-        if step % 12 == 5:
+        # So seldom that no batch kills two; out of order, a batch may be late by any number.
+        if step % 12 == 5 and (step == 5 or "in_order" not in arguments):
             victims = sorted(workers_of() - before, key=lambda process: process.pid)
             os.kill(victims[step // 12 % 2].pid, signal.SIGKILL)
     order = sorted if "in_order" in arguments else list

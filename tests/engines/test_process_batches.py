@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 from worker_processes import Filled, inline, workers_of
 
 from dataporter import ResumableDataLoader
-from dataporter.engines import channel, spinning, worker
+from dataporter.engines import channel, crew, spinning, worker
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -273,7 +273,7 @@ def test_without_memfd_and_without_sending_memory_the_stream_is_the_same(
     if system == "macOS":
         monkeypatch.delattr(os, "memfd_create")
     else:
-        for module in (channel, worker):
+        for module in (channel, crew, worker):
             monkeypatch.setattr(module, "CAN_SEND_MEMORY", False)
         monkeypatch.setattr(channel, "_DO_NOT_WAIT", None)
         monkeypatch.setattr(spinning, "_CAN_YIELD", False)

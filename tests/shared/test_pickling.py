@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataporter import SharedSequence
-from dataporter.engines.messages import Failure, Task
+from dataporter.engines.messages import Failure, Task, unpacked
 from dataporter.engines.packing import Packer, packed_whole, unpack
 from dataporter.schedule.request import Request
 from dataporter.shared.pickling import dumps
@@ -228,4 +228,6 @@ def test_a_request_takes_the_bytes_of_indices_that_are_views() -> None:
     request = Request(0, 0, 0, np.arange(64), indices)
     message = Task(0, request, [], [], []).packed()
     assert len(message) < 64 * 300
-    assert list(Task.unpacked(message).request.indices) == indices  # type: ignore[attr-defined]
+    task = unpacked(message)
+    assert isinstance(task, Task)
+    assert list(task.request.indices) == indices  # type: ignore[attr-defined]

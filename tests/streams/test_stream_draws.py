@@ -342,7 +342,8 @@ def test_it_is_so_in_workers_and_after_a_resume_with_others(
     assert state == through_json(twin.state_dict())
     resumed = loader_of(kind(lengths, habits), batch_size, num_workers=second)
     resumed.load_state_dict(state)
-    batches += list(resumed)
+    if state["epoch"] == 0:  # and not stopped behind the end
+        batches += list(resumed)
     assert delivered(batches) == expected(kind, lengths, habits)
 
 
