@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataporter.convert.changes import PARTS, changes_in, exact_whole_numbers, real, saturated
+from dataporter.convert.dense import dense, index_of, seen_as
 
 __all__ = [
     "BLOCK",
@@ -26,11 +27,8 @@ __all__ = [
     "Loss",
     "OnLoss",
     "cast",
-    "dense",
-    "index_of",
     "narrowest",
     "new",
-    "seen_as",
     "widened",
 ]
 
@@ -330,7 +328,7 @@ def _all_finite(
     return passes
 
 
-# ---- memory layouts
+# ---- kinds of tensors
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -340,37 +338,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and tensor.is_cpu
         and not tensor.requires_grad
         and not tensor.is_nested
-    )
-
-
-def dense(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int] | None]:
-    """A contiguous tensor of the same elements, and the order of dimensions that makes it so.
-
-    A transposed or channels-last tensor is permuted without a copy, so that :func:`seen_as` can
-    restore its layout, as ``Tensor.to`` keeps it. The order is None if nothing is permuted.
-    """
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    if tensor.is_contiguous():
-        return tensor, None
-    strides = tensor.stride()
-    order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
-    permuted = tensor.permute(order)
-    return (permuted, order) if permuted.is_contiguous() else (tensor.contiguous(), None)
-
-
-def seen_as(rows: torch.Tensor, order: list[int] | None) -> torch.Tensor:
-    """The tensor with the dimensions back in the order before :func:`dense`."""
-    if order is None:
-        return rows
-    return rows.permute([order.index(axis) for axis in range(len(order))])
-
-
-def index_of(number: int, shape: Sequence[int], order: list[int] | None) -> tuple[int, ...]:
-    """The index in a tensor of element ``number`` of its :func:`dense` form."""
-    index = [int(axis) for axis in np.unravel_index(number, tuple(shape))]
-    return tuple(
-        index if order is None else [index[order.index(axis)] for axis in range(len(order))]
     )
 
 

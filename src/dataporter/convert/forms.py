@@ -15,13 +15,11 @@ from dataporter.convert.casting import (
     Loss,
     OnLoss,
     cast,
-    dense,
-    index_of,
     narrowest,
     new,
-    seen_as,
     widened,
 )
+from dataporter.convert.dense import dense, index_of, seen_as
 from dataporter.errors import ConfigurationError
 
 __all__ = ["Bits", "Cast", "Form", "Scaled", "dtype_named", "form_named", "name_of"]
