@@ -112,8 +112,8 @@ def _loaders(dataset: Dataset, **arguments: Any) -> dict[str, Iterable[Any]]:
 def _inline(dataset: Dataset, quick: bool) -> Rounds:
     columns = UnifiedHFDatasetWrapper(dataset).__getbatch__(np.arange(len(dataset)))
     loaders = {
-        BARE: _BareGather(list(columns.values())),
-        BARE_WIDE: _BareGather([column.long() for column in columns.values()]),
+        BARE: BareGather(list(columns.values())),
+        BARE_WIDE: BareGather([column.long() for column in columns.values()]),
         **_loaders(dataset),
     }
     return race(loaders, batch_size=BATCH_SIZE, quick=quick)
@@ -133,8 +133,8 @@ def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
     return play(contestants, 3 if quick else 7)
 
 
-class _BareGather:
-    """Only the gathers, of columns already read into memory."""
+class BareGather:
+    """Only the gathers, of columns that are in memory."""
 
     def __init__(self, columns: list[torch.Tensor]) -> None:
         self._columns = columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from benchmarks.command import run
+from benchmarks.huggingface import BareGather
 from benchmarks.loaders import OURS
 from benchmarks.rounds import Rounds, play
 from benchmarks.side_by_side import PROCEDURE, race
@@ -131,7 +132,7 @@ def _inline(dataset: Dataset, quick: bool) -> Rounds:
     wrapper = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(dataset.column_names, 0))
     padded = list(wrapper.__getbatch__(np.arange(len(dataset))).values())
     return race(
-        {BARE: _BareGather(padded), **_loaders(dataset)},
+        {BARE: BareGather(padded), **_loaders(dataset)},
         batch_size=BATCH_SIZE,
         at_most=0.5 if quick else 2.5,
         rounds=3 if quick else 7,
@@ -150,19 +151,6 @@ def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
         for name, loader in _loaders(dataset, num_workers=2, persistent_workers=True).items()
     }
     return play(contestants, 3 if quick else 7)
-
-
-class _BareGather:
-    """Only the gathers, of columns already padded in memory."""
-
-    def __init__(self, columns: list[torch.Tensor]) -> None:
-        self._columns = columns
-        self._permutation = torch.randperm(len(columns[0]))
-
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        for start in range(0, len(self._permutation) - BATCH_SIZE + 1, BATCH_SIZE):
-            rows = self._permutation[start : start + BATCH_SIZE]
-            yield [column.index_select(0, rows) for column in self._columns]
 
 
 def _tokens() -> Dataset:
