@@ -1,7 +1,7 @@
 """A training with dropout and noise, and validation by loaders without a seed.
 
 All that it draws in its own process comes from generators that its checkpoints hold. Run by a test
-in a process of its own, it resumes from the last checkpoint of its directory, and logs each step.
+in a separate process, it resumes from the last checkpoint of its directory, and logs each step.
 """
 
 from __future__ import annotations

@@ -310,7 +310,7 @@ def _forks() -> float:
 
 
 OTHER_WAYS: dict[str, Callable[[], Any]] = {
-    "a name of its own": lambda: zlib.crc32(repr(_getstate()).encode()),
+    "another name": lambda: zlib.crc32(repr(_getstate()).encode()),
     "a bit generator": lambda: int(np.random.get_bit_generator().state["state"]["key"][7]),
     "a fork": _forks,
     "the seed of a loader within": lambda: ResumableDataLoader(range(9), shuffle=True).seed,

@@ -1,4 +1,4 @@
-"""Copies to a CUDA device, on a stream of their own, from page-locked memory."""
+"""Copies to a CUDA device, on a separate stream, from page-locked memory."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def save() -> Any:
     if words is None:
         return _Whole(generator, _get_state(legacy=False))
     with generator.lock:
-        kept = _KEPT.value.value if _KEPT.is_kept.value else None  # type: ignore[union-attr]
+        kept = _KEPT.value.value if _KEPT.is_kept.value else None  # type: ignore[union-attr]  # there are words
         return generator, words.raw, kept
 
 
@@ -115,8 +115,8 @@ def restore(state: Any) -> None:
     generator, raw, kept = state
     with generator.lock:
         words.raw = raw
-        _KEPT.is_kept.value = kept is not None  # type: ignore[union-attr]
-        _KEPT.value.value = kept or 0.0  # type: ignore[union-attr]
+        _KEPT.is_kept.value = kept is not None  # type: ignore[union-attr]  # as in save()
+        _KEPT.value.value = kept or 0.0  # type: ignore[union-attr]  # as in save()
 
 
 class _Whole:
@@ -128,10 +128,11 @@ class _Whole:
         self._shown = repr(state)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Whole) and self.generator is other.generator
-        return same and self._shown == other._shown  # type: ignore[attr-defined]
+        if not isinstance(other, _Whole):
+            return NotImplemented
+        return self.generator is other.generator and self._shown == other._shown
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
 
 def _words() -> tuple[Any, Any]:

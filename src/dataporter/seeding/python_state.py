@@ -37,7 +37,7 @@ def _memory_is_the_state() -> bool:
 
 
 # The functions of the module are the methods of one hidden object.
-_GENERATOR: Any = random.random.__self__  # type: ignore[attr-defined]
+_GENERATOR: Any = random.random.__self__  # type: ignore[attr-defined]  # of a bound method
 _getstate, _setstate = random.getstate, random.setstate
 _WORDS = _words_of(_GENERATOR) if _memory_is_the_state() else None
 
