@@ -180,8 +180,12 @@ class Hanging(Indices):
         return index
 
 
+def keep_turns(worker: int) -> None:
+    """With a ``worker_init_fn``, the workers take torch's turns."""
+
+
 def test_a_worker_that_hangs_is_an_error_that_names_its_samples() -> None:
-    loader = ResumableDataLoader(Hanging(8), 2, num_workers=2, timeout=1)
+    loader = ResumableDataLoader(Hanging(8), 2, num_workers=2, timeout=1, worker_init_fn=keep_turns)
     found: list[int] = []
     began = time.monotonic()
     with pytest.raises(WorkerTimeoutError, match=r"1 seconds.*worker 0.*\[4, 5\].*step 2"):
