@@ -83,7 +83,7 @@ def _contestants(tensor: torch.Tensor, form: str) -> dict[str, Callable[[], floa
     checked = KeyBasedDtypeConverter({"x": form})
     narrow = checked.convert_batch({"x": tensor})
     bits = tensor.view(-1).view(torch.int64).numpy()
-    contestants = {
+    contestants: dict[str, Callable[[], float]] = {
         BARE: partial(_microseconds, lambda: tensor.to(dtype)),
         CHECKED: partial(_microseconds, lambda: checked.convert_batch({"x": tensor})),
         WIDENED: partial(_microseconds, lambda: checked.widen(narrow)),

@@ -110,7 +110,8 @@ def _loaders(dataset: Dataset, **arguments: Any) -> dict[str, Iterable[Any]]:
 
 
 def _inline(dataset: Dataset, quick: bool) -> Rounds:
-    columns = UnifiedHFDatasetWrapper(dataset).__getbatch__(np.arange(len(dataset)))
+    wrapper: Any = UnifiedHFDatasetWrapper(dataset)
+    columns = wrapper.__getbatch__(np.arange(len(dataset)))
     loaders = {
         BARE: BareGather(list(columns.values())),
         BARE_WIDE: BareGather([column.long() for column in columns.values()]),
@@ -184,7 +185,7 @@ def _resumed(dataset: Dataset, rounds: int) -> Rounds:
 
     def trainer() -> float:
         generator = torch.Generator().manual_seed(1)
-        sampler = BatchSampler(RandomSampler(dataset, generator=generator), BATCH_SIZE, False)  # type: ignore[arg-type]  # a length is all it needs
+        sampler = BatchSampler(RandomSampler(dataset, generator=generator), BATCH_SIZE, False)
         return seconds_once(
             lambda: next(
                 iter(DataLoader(formatted, batch_sampler=_SkippingSampler(sampler, skipped)))

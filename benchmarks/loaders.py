@@ -91,7 +91,7 @@ def spdl_loader(
     dataset: Any, batch_size: int = BATCH_SIZE, *, num_workers: int, **arguments: Any
 ) -> Iterable[Any]:
     """SPDL's loader for map-style datasets, with worker processes, in the sampler's order."""
-    return spdl.dataloader.get_pytorch_dataloader(  # type: ignore[no-any-return]  # untyped here
+    return spdl.dataloader.get_pytorch_dataloader(
         dataset,
         batch_size,
         shuffle=True,
@@ -105,7 +105,7 @@ def spdl_loader(
 def spdl_threads(dataset: Any, batch_size: int, *, num_threads: int) -> Iterable[Any]:
     """SPDL's own pipeline: threads that read samples, in the sampler's order, and stack them."""
     sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(_SEED))
-    return spdl.dataloader.DataLoader(  # type: ignore[no-any-return]  # untyped here
+    return spdl.dataloader.DataLoader(
         sampler,
         preprocessor=dataset.__getitem__,
         batch_size=batch_size,

@@ -76,7 +76,7 @@ def measure(quick: bool) -> Table:
 
 def _loaders(dataset: Dataset, **arguments: Any) -> dict[str, Iterable[Any]]:
     columns = dataset.column_names
-    wrapper = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(columns, 0))
+    wrapper: Any = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(columns, 0))
     plain = {"shuffle": True, "drop_last": True, **arguments}
     return {
         WRAPPED: ResumableDataLoader(wrapper, BATCH_SIZE, **plain),
@@ -119,7 +119,7 @@ def _check(dataset: Dataset) -> None:
     """Raise unless all pad alike."""
     chosen = range(BATCH_SIZE)
     names = dataset.column_names
-    wrapper = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(names, 0))
+    wrapper: Any = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(names, 0))
     ours = wrapper.__getbatch__(np.arange(BATCH_SIZE))
     for collate, kind in ((_padded_by_torch, "torch"), (_padded_by_numpy, "numpy")):
         formatted = dataset.with_format(kind)
@@ -129,14 +129,9 @@ def _check(dataset: Dataset) -> None:
 
 
 def _inline(dataset: Dataset, quick: bool) -> Rounds:
-    wrapper = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(dataset.column_names, 0))
+    wrapper: Any = UnifiedHFDatasetWrapper(dataset, pad=dict.fromkeys(dataset.column_names, 0))
     padded = list(wrapper.__getbatch__(np.arange(len(dataset))).values())
-    return race(
-        {BARE: BareGather(padded), **_loaders(dataset)},
-        batch_size=BATCH_SIZE,
-        at_most=0.5 if quick else 2.5,
-        rounds=3 if quick else 7,
-    )
+    return race({BARE: BareGather(padded), **_loaders(dataset)}, batch_size=BATCH_SIZE, quick=quick)
 
 
 def _with_workers(dataset: Dataset, quick: bool) -> Rounds:
@@ -170,7 +165,7 @@ def _boxes() -> Dataset:
 
 
 def _speeds(what: str, rounds: Rounds) -> list[tuple[str, ...]]:
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for name in rounds.figures:
         low, high = rounds.range(name)
         cells.append(

@@ -25,7 +25,7 @@ def resident(path: Path) -> int:
         del start  # a mapping with a view cannot be closed
     if failed:
         raise OSError(ctypes.get_errno(), f"mincore of {path}")
-    return int((np.frombuffer(held, dtype=np.uint8) & 1).sum()) * page
+    return int((np.frombuffer(bytes(held), dtype=np.uint8) & 1).sum()) * page
 
 
 def forget(path: Path) -> None:

@@ -90,7 +90,7 @@ def measure(quick: bool) -> Table:
 
 
 def _rows(drawn: str, rounds: Rounds) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in rounds.figures:
         low, high = rounds.range(name)
         rows.append(

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -25,7 +26,7 @@ class Photographs:
         ]
 
     @staticmethod
-    def _encoded(pixels: np.ndarray) -> bytes:  # type: ignore[type-arg]  # uint8, (400, 400, 3)
+    def _encoded(pixels: NDArray[np.uint8]) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=90)
         return buffer.getvalue()

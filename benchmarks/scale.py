@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.command import run
 from benchmarks.datasets import Indices
@@ -123,9 +123,7 @@ def _loader(rank: int, world_size: int, batch_size: int) -> ResumableDataLoader[
 def _load_check(rounds: int) -> tuple[float, float, str]:
     """Median seconds of a load with and without the check, and the bytes that a rank passed."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(
-            _rank, (REAL_RANKS, Path(folder), rounds), nprocs=REAL_RANKS, join=True
-        )
+        spawn(_rank, (REAL_RANKS, Path(folder), rounds), nprocs=REAL_RANKS, join=True)
         checked, alone, sent = json.loads((Path(folder) / "found.json").read_text())
     return checked, alone, f"{sent} B"
 

@@ -39,7 +39,7 @@ class Serialized:
 
     def __getitem__(self, index: int) -> Any:
         start = 0 if index == 0 else self.ends[index - 1].item()
-        return pickle.loads(memoryview(self.pickles[start : self.ends[index].item()]))
+        return pickle.loads(self.pickles[start : self.ends[index].item()].data)
 
 
 class Made:

@@ -107,7 +107,8 @@ class SavingGenerators:
         self.passes, self.batches = self.passes + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        kind, keys, offset, has_gauss, cached = np.random.get_state()
+        numpys: Any = np.random.get_state()
+        kind, keys, offset, has_gauss, cached = numpys
         return {
             "loader": self.loader.state_dict() if self.has_state else None,
             "position": [self.passes, self.batches],

@@ -60,11 +60,11 @@ class TrainState:
 
 def build_dataloader(kind: str, dp_world_size: int, dp_rank: int) -> Any:
     """A loader as from ``build_dataloader_fn`` in a ``TrainSpec``."""
+    loader: Any = build_loader_of_rank(kind, dp_rank, dp_world_size)
     if kind == "dataporter":
         from dataporter.integrations.torchtitan import EndlessLoader
 
-        return EndlessLoader(build_loader_of_rank(kind, dp_rank, dp_world_size))
-    loader = build_loader_of_rank(kind, dp_rank, dp_world_size)
+        return EndlessLoader(loader)
     if kind == "torchdata":
         return ParallelAwareDataloader(
             Digits(),
