@@ -49,6 +49,7 @@ def test_every_position_comes_once_and_padding_is_the_least_that_evens_the_ranks
         shares = [plan.positions(step, rank).size for step in range(plan.end(rank))]
         assert plan.rank_length(rank) == sum(shares)
         assert 0 not in shares
+    assert plan.total_length == sum(map(plan.rank_length, range(world_size)))
 
 
 @given(length=LENGTHS, batch_size=BATCH_SIZES, world_size=WORLDS)

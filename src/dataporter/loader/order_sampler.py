@@ -55,7 +55,7 @@ class OrderSampler(DistributedSampler[int]):
         )
         # torch counts sample by sample, and not by whole global batches.
         self.num_samples = len(self)
-        self.total_size = sum(map(plan.rank_length, range(plan.world_size)))
+        self.total_size = plan.total_length
 
     def __iter__(self) -> Iterator[int]:
         schedule, cursor = self._schedule(), self._followed()

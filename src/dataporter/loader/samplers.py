@@ -195,7 +195,7 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         # torch counts sample by sample, and not by whole global batches.
         plan = position.requests.plan
         self.num_samples = position.length
-        self.total_size = sum(map(plan.rank_length, range(world.size)))
+        self.total_size = plan.total_length
 
     def __iter__(self) -> Iterator[int]:
         return self._position.indices()

@@ -73,6 +73,17 @@ class Plan:
         whole = self.left // self.global_batch_size
         return whole * self.batch_size + self._share(rank)[1]
 
+    @property
+    def total_length(self) -> int:
+        """How many samples all ranks get together, repeats included."""
+        rest = self.left % self.global_batch_size
+        whole = self.left - rest
+        if self.tail == "drop":
+            return whole
+        if self.tail == "pad":
+            return whole + -(-rest // self.world_size) * self.world_size
+        return whole + rest
+
     def resumed(self, step: int, position: int, done: tuple[Stretch, ...] = ()) -> Plan:
         """The plan for what is left after ``step`` batches and ``position`` samples of the epoch.
 
