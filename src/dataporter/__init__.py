@@ -4,6 +4,8 @@ from dataporter._version import __version__
 from dataporter.checkpoints.atomic import load_latest, save_atomically
 from dataporter.checkpoints.preemption import PreemptionGuard
 from dataporter.convert import KeyBasedDtypeConverter
+from dataporter.datasets.mixture import Mixture
+from dataporter.datasets.mixture_arguments import LinearWeights
 from dataporter.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
@@ -66,9 +68,11 @@ __all__ = [
     "Failure",
     "InvalidStateError",
     "KeyBasedDtypeConverter",
+    "LinearWeights",
     "LossyConversionError",
     "MemoryReport",
     "MissingLibraryError",
+    "Mixture",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",

@@ -1,4 +1,4 @@
-"""The state on disk: the keys of schema 2, in their order, and the types of their values (C5)."""
+"""The state on disk: the keys of schema 3, in their order, and the types of their values (C5)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ INDEX = State(
     ),
 )
 INDEX_ON_DISK = (
-    '{"dataporter": 2, "strategy": "simple", "seed": 7, "epoch": 1, "step": 2, "position": 8, '
+    '{"dataporter": 3, "strategy": "simple", "seed": 7, "epoch": 1, "step": 2, "position": 8, '
     '"early": [[12, 16, 5], [20, 24, 6]], "order": "torch", "order_version": 3, '
     '"order_digest": 9, "dataset_length": 100, "dataset_fingerprint": "fp", "batch_size": 4, '
     '"world_size": 2, "tail": "pad", '
     '"failures": [9, 3, [[5, "a.png", 0, 1, 4, "OSError", "truncated", 2], '
     '[[1, 7], null, 1, 0, 2, "ValueError", "", 1]]], '
-    '"rank": null, "sampler": null, "ranks": null}'
+    '"rank": null, "sampler": null, "ranks": null, "mixture": null}'
 )
 SHARDS = StreamState(
     StreamIdentity("distributed", "shards", 8, None, None, None, 2, "drop"),
@@ -56,7 +56,7 @@ SHARDS = StreamState(
     ),
 )
 SHARDS_ON_DISK = (
-    '{"dataporter": 2, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
+    '{"dataporter": 3, "stream": "shards", "strategy": "distributed", "seed": 7, "epoch": 1, '
     '"step": 5, "continued": 1, "earlier": 9, "rank": 1, '
     '"shards": [[1, 3, 12, false, 0, null, 5, 12, null], '
     '[3, 2, 8, true, 6, "{\\"dataset\\":1}", 0, 0, null]], "num_shards": 8, "num_workers": null, '
@@ -70,7 +70,7 @@ WORKERS = StreamState(
     progress=StreamProgress(0, 1, {0: ShardState(0, 1, 4, False, 4, "{}")}),
 )
 WORKERS_ON_DISK = (
-    '{"dataporter": 2, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
+    '{"dataporter": 3, "stream": "snapshots", "strategy": "advanced", "seed": 0, "epoch": 0, '
     '"step": 1, "continued": 0, "earlier": 0, "rank": null, '
     '"shards": [[0, 1, 4, false, 4, "{}", 0, 0, null]], '
     '"num_shards": null, "num_workers": 2, "dataset_fingerprint": "fp", "batch_size": 4, '
@@ -88,7 +88,7 @@ ON_DISK = pytest.mark.parametrize(
 
 
 @ON_DISK
-def test_the_state_on_disk_is_that_of_schema_2(room: Any, state: Any, text: str) -> None:
+def test_the_state_on_disk_is_that_of_schema_3(room: Any, state: Any, text: str) -> None:
     assert json.dumps(room.build(state)) == text
     assert room.parse(json.loads(text)) == state
 
@@ -114,6 +114,7 @@ def test_a_field_of_another_type_is_named_with_the_types_it_may_have(
         "rank": "int or null",
         "sampler": "str or null",
         "ranks": "list or tuple or null",
+        "mixture": "list or tuple or null",
         "shards": "list or tuple",
         "num_shards": "int or null",
         "num_workers": "int or null",

@@ -29,12 +29,14 @@ class Mark:
         seed, progress: of the loader at that batch.
         format: of its states then: its batch size or its workers may change later.
         ledger: the failures up to that batch.
+        revoked: how often the position had been set to another batch.
     """
 
     seed: int
     progress: Any
     format: StateFormat
     ledger: Ledger
+    revoked: int = 0
 
 
 @dataclass(slots=True)
@@ -155,6 +157,22 @@ class Cursor(Generic[P]):
             return self.progress, self.ledger
         trail = self._trail or ((self.progress, self.ledger),)
         return trail[max(0, len(trail) - 1 - max(0, read_ahead - self._ends))]
+
+    def mix(self, phases: Any) -> None:
+        """Take these phases of a mixture, which change nothing before the next request."""
+
+        def mixed(progress: Any) -> Any:
+            return progress._replace(mixture=phases)
+
+        self.progress, self.origin = mixed(self.progress), mixed(self.origin)
+        self._trail = tuple((mixed(progress), ledger) for progress, ledger in self._trail)
+
+    def as_mixed(self, mark: Mark) -> Any:
+        """The progress of a mark, with the changes of a mixture that were set since."""
+        if mark.revoked != self.revoked or getattr(self.progress, "mixture", None) is None:
+            return mark.progress
+        present: Any = self.progress
+        return mark.progress._replace(mixture=present.mixture)
 
     def begin_again(self) -> None:
         """Let the pass that has begun, and has delivered nothing, begin anew."""

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from dataporter.loader.setup import Setup
+from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.schedule.sampler_parts import generators_of, parts_of_sampler
 from dataporter.seeding.generators import TORCH
 from dataporter.seeding.hashing import fold
@@ -62,9 +63,12 @@ def draws_of(setup: Setup, generator: torch.Generator | None) -> Draws:
     """
     arguments, custom = setup.arguments, setup.arguments.custom_sampler
     if custom is None:
-        is_shuffled = setup.order is not None and setup.order.name != "sequential"
+        order = setup.order
+        if isinstance(order, MixtureOrder):
+            order = order.inner
+        is_shuffled = order is not None and order.name != "sequential"
         # The state of the generator is the beginning of this order, also for the next loader.
-        is_beginning = setup.order is not None and setup.order.name == "torch"
+        is_beginning = order is not None and order.name == "torch"
         draws_for_order = is_shuffled and arguments.generator is None
     else:
         # The sampler's order depends on it; and each epoch sets its state.

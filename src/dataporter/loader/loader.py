@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from dataporter.loader.draws import draws_of
 from dataporter.loader.failures import Failures, Reporter, Reporting
 from dataporter.loader.hooks import installed
 from dataporter.loader.joining import Membership
+from dataporter.loader.mixing import Mixing
 from dataporter.loader.order_sampler import OrderSampler
 from dataporter.loader.outer_loop import (
     epochs_until,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["ResumableDataLoader"]
 
 Batch = TypeVar("Batch", covariant=True)
+Indices: TypeAlias = NDArray[np.int64] | list[Any]
 
 
 class ResumableDataLoader(DataLoader[Batch]):
@@ -258,6 +260,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         may_join = not given_world and arguments.custom_sampler is None and world == (0, 1, None)
         self._membership = Membership(setup, may_join)
         self._serving = Serving()
+        self._mixing = Mixing(self) if setup.is_mixed else None
         self._reporter = Reporter()
         self._adapter: Adapter | None = None
         self._said_length: int | None = None
@@ -377,7 +380,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         if self.setup.arguments.is_planned:
             progress = self._cursor.upcoming()
             setup = self._membership.upcoming(self._cursor, next_pass=True)
-            for upcoming in (progress, setup.beginning(progress.epoch + 1)):
+            for upcoming in (progress, setup.start(progress.epoch + 1, progress)):
                 reply = next(self._replies(setup, upcoming), None)
                 if reply is not None:
                     return cast("Batch", _peeked(reply))
@@ -390,7 +393,9 @@ class ResumableDataLoader(DataLoader[Batch]):
         """Batches of a whole epoch on this rank, wherever in it the loader stands (C4)."""
         under_way = any(batches.under_way for batches in self._in_use())
         setup = self._membership.upcoming(self._cursor, next_pass=not under_way)
-        self._said_length = length = setup.schedule.steps(setup.beginning(0))
+        upcoming = self._cursor.upcoming()
+        whole = setup.start(upcoming.epoch, upcoming) if setup.is_mixed else setup.beginning(0)
+        self._said_length = length = setup.schedule.steps(whole)
         return length
 
     def _begin(self, time: PassTime, this_pass: object) -> Iterator[Reply]:
@@ -444,12 +449,14 @@ class ResumableDataLoader(DataLoader[Batch]):
                 )
 
     def _replies(self, setup: Setup, progress: Any) -> Iterator[Reply]:
+        if setup.is_mixed and self._mixing is None:  # of a copy
+            self._mixing = Mixing(self)
         self.converter = converter_for(self.converter)
         check_on_error(self.on_error, setup.arguments)
         own = OwnAttributes(self.on_error, self.converter, self.worker_kind, self.worker_restarts)
         self._cursor.draws = draws_of(setup, self.generator)
         seed, anew = self._cursor.settled_seed(), self._cursor.set_since
-        return self._serving.begin(self, own, setup, progress, seed, anew=anew)
+        return self._serving.begin(self, own, setup, progress, seed, anew=anew, mixing=self._mixing)
 
     def _reporting(self, setup: Setup) -> Reporting:
         return Reporting(
@@ -520,7 +527,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             at = self.mark()
         elif not isinstance(at, Mark):
             raise ConfigurationError(f"at={at!r}: expected what mark() returned, or None")
-        state = at.format.build(at.seed, at.progress, at.ledger)
+        state = at.format.build(at.seed, self._cursor.as_mixed(at), at.ledger)
         is_part = state.get("rank") is not None
         if gather is None:
             driven = self._adapter is not None and self._adapter.gathers_state
@@ -560,7 +567,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             )
         progress, ledger = self._cursor.behind(read_ahead)
         format = self._membership.format_at(self._cursor, progress)
-        return Mark(self._cursor.settled_seed(), progress, format, ledger)
+        return Mark(self._cursor.settled_seed(), progress, format, ledger, self._cursor.revoked)
 
     @names_keywords
     def load_state_dict(
@@ -650,7 +657,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             if step == 0:
                 progress = self._cursor.progress.start_of(epoch, chosen=chosen)
             else:
-                lookup = self._membership.in_world().of_present_length().lookup
+                present = self._membership.in_world().of_present_length()
+                lookup = present.knowing(self._cursor.progress).lookup
                 self._check_limit(epoch, step)
                 lookup.check(epoch, step)
                 progress = lookup.progress_at(epoch, step, self.seed)
@@ -659,7 +667,7 @@ class ResumableDataLoader(DataLoader[Batch]):
             self._show(setup)
         self._jump(progress)
 
-    def samples_at(self, epoch: int, step: int) -> NDArray[np.int64] | list[Any]:
+    def samples_at(self, epoch: int, step: int) -> Indices:
         """The samples of a batch, on this rank, without reading any.
 
         In an epoch in which the batch size or the world changed, this is known while the loader is
@@ -667,7 +675,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Returns:
             Indices into the dataset, int64 of shape (batch,); with a custom sampler a list of what
-            it yields (it is walked through up to the step).
+            it yields (it is walked through up to the step); of a mixture a list of
+            ``(source, index in it)``.
 
         Raises:
             ConfigurationError: there is no such epoch or step.
@@ -675,11 +684,11 @@ class ResumableDataLoader(DataLoader[Batch]):
         epoch, step = whole_number("epoch", epoch), whole_number("step", step)
         setup, _, origin = self._membership.standing(self._cursor)
         self._check_limit(epoch, step + 1)
-        setup.lookup.check(epoch, 0)
-        origin = origin if epoch == self.epoch else setup.beginning(epoch)
-        return setup.lookup.samples_at(origin, step, self.seed)
+        setup.knowing(origin).lookup.check(epoch, 0)
+        origin = origin if epoch == self.epoch else setup.start(epoch, origin)
+        return _named(setup, setup.lookup.samples_at(origin, step, self.seed))
 
-    def seen(self) -> NDArray[np.int64]:
+    def seen(self) -> Indices:
         """The samples of this epoch that were delivered, over all ranks, without reading any.
 
         Known from the state alone, whatever batch sizes and worlds the epoch has had. A sample
@@ -688,7 +697,8 @@ class ResumableDataLoader(DataLoader[Batch]):
 
         Returns:
             int64: indices into the dataset, in the order in which they came. After the end of a
-            pass none: the next epoch is the current one then.
+            pass none: the next epoch is the current one then. Of a mixture a list of
+            ``(source, index in it)``.
 
         Raises:
             ConfigurationError: (a ``ValueError``) a custom sampler cannot be walked through, or
@@ -703,15 +713,15 @@ class ResumableDataLoader(DataLoader[Batch]):
             ([1, 0, 5, 3], [2, 4])
         """
         setup, progress, origin = self._membership.standing(self._cursor)
-        return setup.lookup.seen(progress, origin, self.seed)
+        return _named(setup, setup.lookup.seen(progress, origin, self.seed))
 
-    def unseen(self) -> NDArray[np.int64]:
+    def unseen(self) -> Indices:
         """The samples of this epoch that were not delivered; otherwise as :meth:`seen`.
 
         With those that ``drop_last`` or ``steps_per_epoch`` leave out of the epoch.
         """
         setup, progress, origin = self._membership.standing(self._cursor)
-        return setup.lookup.unseen(progress, origin, self.seed)
+        return _named(setup, setup.lookup.unseen(progress, origin, self.seed))
 
     def padding(self, step: int) -> NDArray[np.bool_]:
         """Which samples of a batch of the current epoch are repeats added as padding, on this rank.
@@ -962,8 +972,16 @@ class ResumableDataLoader(DataLoader[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a loader sent to another process, has its own workers and no framework.
         without: dict[str, Any] = {"_adapter": None, "_passes": [], "_peeked": None}
-        without["_time"] = PassTime()
+        without |= {"_time": PassTime(), "_mixing": None}
         return {**self.__dict__, "_serving": Serving(), "_reporter": Reporter(), **without}
+
+
+def _named(setup: Setup, indices: Indices) -> Indices:
+    """Indices as a user knows them: of a mixture, each with its source."""
+    if not setup.is_mixed:
+        return indices
+    named: list[Any] = setup.rows.named(indices)
+    return named
 
 
 def _peeked(reply: Reply) -> Any:

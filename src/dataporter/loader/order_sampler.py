@@ -43,7 +43,8 @@ class OrderSampler(DistributedSampler[int]):
 
     def show(self, setup: Setup) -> None:
         """Set the attributes of torch's class by a loader's setup."""
-        schedule: Any = setup.lookup
+        lookup: Any = setup.lookup
+        schedule = lookup.of_epoch(self._followed().progress)
         plan = schedule.plan
         super().__init__(
             range(schedule.dataset_length),  # type: ignore[arg-type]  # needs a length alone
@@ -67,7 +68,7 @@ class OrderSampler(DistributedSampler[int]):
                 "use_distributed_sampler=False, and torch's DataLoader for predict()), or leave "
                 "the sharding to the framework with world_size=1, rank=0"
             )
-        epoch = Progress(cursor.progress.epoch)
+        epoch = cursor.progress.start_of(cursor.progress.epoch)
         for scheduled in schedule.requests(epoch, cursor.settled_seed()):
             request: Any = scheduled.request
             yield from (int(index) for index in request.indices)
@@ -99,8 +100,9 @@ class OrderSampler(DistributedSampler[int]):
 
     def _schedule(self) -> PlannedSchedule:
         assert self._membership is not None
-        schedule: Any = self._membership.upcoming(self._followed()).lookup
-        return schedule  # type: ignore[no-any-return]  # loaders with an order have one
+        cursor = self._followed()
+        lookup: Any = self._membership.upcoming(cursor).lookup
+        return lookup.of_epoch(cursor.progress)  # type: ignore[no-any-return]  # of an order
 
     def _followed(self) -> Cursor[Progress]:
         assert self._cursor is not None

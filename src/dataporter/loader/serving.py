@@ -32,9 +32,11 @@ from dataporter.fetch.fetched import Fetched
 from dataporter.fetch.on_error import OnError
 from dataporter.loader.arguments import SETTABLE, WorkerKind
 from dataporter.loader.kinds import kinds_checked
+from dataporter.loader.mixing import Mixing
 from dataporter.loader.pickled import refuse_unpicklable
 from dataporter.loader.setup import Setup
 from dataporter.schedule.request import Scheduled
+from dataporter.schedule.schedule import PassRequests
 
 __all__ = ["OwnAttributes", "Serving", "engine_for"]
 
@@ -65,19 +67,26 @@ class Serving:
         seed: int,
         *,
         anew: bool,
+        mixing: Mixing | None = None,
     ) -> Iterator[Reply]:
         """The replies of a pass over the rest of an epoch.
 
         Args:
             anew: discard what was read ahead for this pass.
+            mixing: lets changes of a mixture reach the requests.
         """
         setup.check_dataset()
         kinds_checked({name: getattr(loader, name) for name in SETTABLE})
         engine = self._engine_of(loader, own, setup, continues=progress.continues and not anew)
-        requests = setup.schedule.requests(progress, seed)
-        ahead = None
-        if setup.arguments.prefetch_next_epoch:
-            ahead = setup.schedule.ahead(progress.epoch + 1, seed)
+        requests: PassRequests
+        ahead: PassRequests | None
+        if mixing is not None:
+            requests, ahead = mixing.followed(setup, progress, seed, anew=anew)
+        else:
+            requests = setup.schedule.requests(progress, seed)
+            ahead = setup.schedule.ahead(progress, seed)
+        if not setup.arguments.prefetch_next_epoch:
+            ahead = None
         try:
             replies = engine.start(_Anew(requests) if anew else requests, ahead)
         except Exception as error:

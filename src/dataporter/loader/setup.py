@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from dataporter.datasets.fingerprint import explicit_fingerprint
+from dataporter.datasets.mixture import Mixture
 from dataporter.datasets.rows import length_if_any, length_of, rows_of
 from dataporter.errors import ConfigurationError, DatasetChangedError
 from dataporter.fetch.fetch import Fetch, fetch_for
@@ -15,9 +16,11 @@ from dataporter.fetch.on_error import OnError
 from dataporter.loader.arguments import Arguments, tail_checked
 from dataporter.orders import Order
 from dataporter.orders.by_name import generator_seed, order_for, sampler_name
+from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.ranks.agreement import Ranks
 from dataporter.ranks.world import World, seed_of_sampler, world_of_sampler
 from dataporter.schedule.limited import LimitedSchedule
+from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
@@ -26,6 +29,7 @@ from dataporter.schedule.sampler_epochs import SamplerEpochs
 from dataporter.schedule.schedule import Lookup, Schedule
 from dataporter.state.format import IndexFormat, StateFormat
 from dataporter.state.identified import Identified
+from dataporter.state.mixed_format import MixedFormat
 from dataporter.state.sampled_format import SampledFormat
 from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
@@ -86,6 +90,19 @@ class Setup:
             return Progress(epoch)
         return StreamProgress(epoch, limit=self.arguments.steps_per_epoch)
 
+    def start(self, epoch: int, progress: Any) -> Any:
+        """The start of an epoch of the run that a progress is of."""
+        beginning = self.beginning(epoch)
+        return beginning._replace(mixture=progress.mixture) if self.is_mixed else beginning
+
+    def knowing(self, progress: Any) -> Setup:
+        """This setup in the run that a progress is of: with the phases of its mixture."""
+        schedule = self.lookup
+        if not isinstance(schedule, MixedSchedule) or (known := schedule.at(progress)) is schedule:
+            return self
+        limited = _limited(known, self.arguments.steps_per_epoch)
+        return replace(self, lookup=known, schedule=limited)
+
     def terms(self) -> dict[str, Any]:
         """By name, the values that must be equal on every rank that builds this loader."""
         arguments = self.arguments
@@ -111,7 +128,8 @@ class Setup:
     def reacting(self, on_error: OnError) -> dict[str, Any]:
         """The arguments of ``fetch`` for a reaction to samples that fail."""
         # The order goes to the workers only where they need it: a custom one may be large.
-        if on_error == "replace" and isinstance(self.schedule, PlannedSchedule):
+        planned = isinstance(self.schedule, PlannedSchedule | MixedSchedule)
+        if on_error == "replace" and planned:
             return {"on_error": on_error, "replacement": self.schedule}
         return {"on_error": on_error}
 
@@ -133,7 +151,7 @@ class Setup:
 
     def renewed(self) -> Setup:
         """The setup for the dataset as it is now: for its length and its content."""
-        if self.identified is None:
+        if self.identified is None or self.is_mixed:
             return self
         rows = rows_of(self.arguments.dataset)
         length = length_if_any(rows)
@@ -163,7 +181,14 @@ class Setup:
             "loader.set_epoch(loader.epoch + 1), from which on the new length counts"
         )
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it reads a mixture, which knows its sources as they were at its construction."""
+        return isinstance(self.lookup, MixedSchedule)
+
     def _present_length(self) -> int | None:
+        if self.is_mixed:
+            return self.dataset_length
         return length_if_any(rows_of(self.arguments.dataset))
 
 
@@ -227,11 +252,20 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         )
     rows = rows_of(arguments.dataset)
     order, epochs, seed = None, SamplerEpochs(), arguments.seed
-    schedule: PlannedSchedule | SampledSchedule
+    schedule: PlannedSchedule | MixedSchedule | SampledSchedule
+    is_mixed = custom is None and isinstance(arguments.dataset, Mixture)
     if custom is None:
         order = order_for(arguments.order, arguments.shuffle)
         seed = generator_seed(order, arguments.generator) if seed is None else seed
         batch_size = arguments.batch_size or 1
+    if is_mixed:
+        assert order is not None
+        rows = arguments.dataset.rows
+        most = arguments.steps_per_epoch
+        most = None if most is None else most * batch_size * world.size
+        order = MixtureOrder.of(replace(arguments.dataset.blend, most=most), order)
+        schedule = MixedSchedule(order, batch_size, world.rank, world.size, tail)
+    elif order is not None:
         schedule = PlannedSchedule.for_rank(
             order, length_of(rows), batch_size, world.rank, world.size, tail
         )
@@ -254,13 +288,15 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
         strategy=strategy.name,
         order=sampler_name(custom) if order is None else order.name,
         order_version=0 if order is None else order.version,
-        dataset_length=length_if_any(rows),
+        # Of a mixture, the state says the length of each source.
+        dataset_length=None if is_mixed else length_if_any(rows),
         dataset_fingerprint=None,
         batch_size=None if arguments.batch_sampler is not None else arguments.batch_size,
         world_size=world.size,
         tail=tail,
     )
-    identified = Identified(fields, arguments.dataset, arguments.fingerprint)
+    dataset = None if is_mixed else arguments.dataset
+    identified = Identified(fields, dataset, arguments.fingerprint)
     return Setup(
         **common,
         order=order,
@@ -276,11 +312,13 @@ def _parts_of_rows(
     arguments: Arguments,
     identified: Identified,
     strategy: ResumptionStrategy,
-    schedule: PlannedSchedule | SampledSchedule,
+    schedule: PlannedSchedule | MixedSchedule | SampledSchedule,
 ) -> dict[str, Any]:
     format: StateFormat
     if isinstance(schedule, SampledSchedule):
         format = SampledFormat(identified, strategy, schedule, schedule.rank)
+    elif isinstance(schedule, MixedSchedule):
+        format = MixedFormat(identified, strategy, schedule, arguments.dataset.fingerprints)
     else:
         format = IndexFormat(identified, strategy, schedule)
     return {

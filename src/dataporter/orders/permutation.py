@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dataporter.seeding.hashing import GOLDEN_GAMMA, fold, fold_each, mix
 
-__all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each"]
+__all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each", "permute_keyed"]
 
 # Up to this length the permutation sorts hashed keys: exactly uniform, which a Feistel network over
 # so few values is not, and as cheap (tens of microseconds).
@@ -39,11 +39,17 @@ def permute_each(
     Both arrays are one-dimensional. Values of few owners cost little more than those of one.
     """
     some, which = distinct(owners)
-    keys = fold_each(np.array([key], dtype=np.uint64), some)
+    return permute_keyed(values, which, length, fold_each(np.array([key], dtype=np.uint64), some))
+
+
+def permute_keyed(
+    values: NDArray[np.uint64], which: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """:func:`permute` with ``keys[which]`` for each value."""
     if length <= SORTED_LENGTH:
         return _by_sorting(values, which, length, keys)
     rounds = fold_each(keys, np.arange(ROUNDS, dtype=np.uint64)[:, None])
-    return _feistel(values, length, rounds if len(some) == 1 else rounds[:, which])
+    return _feistel(values, length, rounds if len(keys) == 1 else rounds[:, which])
 
 
 def distinct(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.orders.permutation import permute
-from dataporter.seeding.hashing import STREAM_ORDER, fold
+from dataporter.orders.permutation import distinct, permute, permute_keyed
+from dataporter.seeding.hashing import STREAM_ORDER, fold, fold_epochs
 
 __all__ = ["ShuffledOrder"]
 
@@ -37,3 +37,17 @@ class ShuffledOrder:
         """Indices of the samples at these positions; both int64 of the same shape."""
         key = fold(seed, epoch, STREAM_ORDER)
         return permute(positions.astype(np.uint64), dataset_length, key).view(np.int64)
+
+    def over_epochs(
+        self,
+        positions: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        *,
+        seed: int,
+        dataset_length: int,
+    ) -> NDArray[np.int64]:
+        """:meth:`indices`, each position in its own epoch; all of shape (k,)."""
+        some, which = distinct(epochs.astype(np.uint64))
+        keys = fold_epochs(seed, some, STREAM_ORDER)
+        values = positions.astype(np.uint64)
+        return permute_keyed(values, which, dataset_length, keys).view(np.int64)

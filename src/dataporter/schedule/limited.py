@@ -20,8 +20,8 @@ class LimitedSchedule:
     def requests(self, progress: Any, seed: int) -> PassRequests:
         return self.schedule.requests(progress, seed).limited(self._left(progress))
 
-    def ahead(self, epoch: int, seed: int) -> PassRequests | None:
-        ahead = self.schedule.ahead(epoch, seed)
+    def ahead(self, progress: Any, seed: int) -> PassRequests | None:
+        ahead = self.schedule.ahead(progress, seed)
         return None if ahead is None else ahead.limited(self.limit)
 
     def steps(self, progress: Any) -> int:

@@ -39,6 +39,7 @@ class Plan:
         first_step: number of the plan's first step within the epoch.
         first_position: the positions before it are done.
         done: stretches after ``first_position`` that are done as well.
+        repeats_from: the position from which ``"pad"`` repeats samples.
     """
 
     length: int
@@ -48,6 +49,7 @@ class Plan:
     first_step: int = 0
     first_position: int = 0
     done: tuple[Stretch, ...] = ()
+    repeats_from: int = 0
 
     @property
     def global_batch_size(self) -> int:
@@ -177,7 +179,7 @@ class Plan:
         return begin + rank * count + min(rank, more), count + (rank < more)
 
     def _positions_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Offsets in the plan → positions; offsets past the end wrap to the epoch's start."""
+        """Offsets in the plan → positions; offsets past the end wrap to ``repeats_from``."""
         positions = offsets + self.first_position
         if self.done:
             starts, stops = np.array(self.done, dtype=np.int64).T
@@ -188,5 +190,6 @@ class Plan:
             positions += np.concatenate(([0], skipped))[passed]
         repeated = offsets >= self.left
         if repeated.any():
-            positions[repeated] = (offsets[repeated] - self.left) % self.length
+            again = (offsets[repeated] - self.left) % (self.length - self.repeats_from)
+            positions[repeated] = self.repeats_from + again
         return positions

@@ -70,13 +70,17 @@ class PlannedSchedule:
                 # A list, since a generator takes longer than all the rest of this loop.
                 yield Scheduled(request, tuple([Delivered(*stretch) for stretch in done]))
 
-    def ahead(self, epoch: int, seed: int) -> Requests:
-        return Requests(self, Progress(epoch), seed)
+    def ahead(self, progress: Progress, seed: int) -> Requests:
+        return Requests(self, Progress(progress.epoch + 1), seed)
 
     def steps(self, progress: Progress) -> int:
         return max(0, self._plan(progress).end(self.rank) - progress.step)
 
-    def epoch_steps(self) -> int:
+    def of_epoch(self, progress: Progress) -> PlannedSchedule:
+        """The schedule of the epoch that a progress is in: each has the same."""
+        return self
+
+    def epoch_steps(self, epoch: int) -> int:
         return self.plan.last_step
 
     def is_over(
@@ -89,7 +93,7 @@ class PlannedSchedule:
         return progress.step >= plan.last_step
 
     def check(self, epoch: int, step: int) -> None:
-        if step > (steps := self.epoch_steps()):
+        if step > (steps := self.epoch_steps(epoch)):
             raise ConfigurationError(
                 f"step={step} of epoch {epoch}: an epoch has {steps} steps, so step must be within "
                 f"0..{steps}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+from dataporter.orders.mixture.phase import Phase
 from dataporter.schedule.plan import Stretch
 from dataporter.schedule.sampler_record import Place, SamplerRecord
 
@@ -72,6 +73,7 @@ class Progress(NamedTuple):
         position: all positions before this one are done.
         early: done as well, past ``position``: delivered ahead of their turn (``in_order=False``).
         digest, sampler: see :class:`Delivered`; of the indices before ``position``.
+        mixture: the phases of a mixture, as far as they are known; None where it has not changed.
     """
 
     epoch: int = 0
@@ -80,6 +82,7 @@ class Progress(NamedTuple):
     early: tuple[Delivered, ...] = ()
     digest: int = 0
     sampler: SamplerRecord | None = None
+    mixture: tuple[Phase, ...] | None = None
 
     def closed(self, delivers: Any) -> Progress:
         return self
@@ -92,7 +95,7 @@ class Progress(NamedTuple):
             ended: this pass ran to its end.
         """
         if self.sampler is None:
-            return Progress(epoch)
+            return Progress(epoch, mixture=self.mixture)
         record = self.sampler.following(self.place(), chosen=chosen, ended=ended)
         return Progress(epoch, sampler=record)
 
@@ -129,6 +132,7 @@ class Progress(NamedTuple):
                     (),
                     delivered.digest,
                     delivered.sampler,
+                    self.mixture,
                 )
         position, digest, sampler = self.position, self.digest, self.sampler
         early: list[Delivered] = []
@@ -140,7 +144,9 @@ class Progress(NamedTuple):
                 early[-1] = stretch._replace(start=early[-1].start)
             else:
                 early.append(stretch)
-        return Progress(self.epoch, self.step + 1, position, tuple(early), digest, sampler)
+        return Progress(
+            self.epoch, self.step + 1, position, tuple(early), digest, sampler, self.mixture
+        )
 
     @property
     def delivered(self) -> int:

@@ -89,7 +89,7 @@ class SampledSchedule:
                 (Delivered(start, stop, walk.digest, record),),
             )
 
-    def ahead(self, epoch: int, seed: int) -> None:
+    def ahead(self, progress: Any, seed: int) -> None:
         # A sampler has one position, which a walk through a later epoch would lose.
         return None
 

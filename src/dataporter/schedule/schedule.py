@@ -34,8 +34,8 @@ class Schedule(Protocol):
     def requests(self, progress: Any, seed: int) -> PassRequests:
         """The rest of the epoch, batch by batch."""
 
-    def ahead(self, epoch: int, seed: int) -> PassRequests | None:
-        """A later epoch; None where its requests cannot be drawn early."""
+    def ahead(self, progress: Any, seed: int) -> PassRequests | None:
+        """The epoch after that of a progress; None where it cannot be drawn early."""
 
     def steps(self, progress: Any) -> int:
         """Number of batches in the rest of the epoch."""
@@ -66,7 +66,7 @@ class Lookup(Protocol):
 class Recount(Protocol):
     """Checks a saved progress against what an epoch of this schedule can be."""
 
-    def epoch_steps(self) -> int:
+    def epoch_steps(self, epoch: int) -> int:
         """Batches of a whole epoch, on the ranks with the most."""
 
     def progress_at(self, epoch: int, step: int, seed: int) -> Progress:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "GOLDEN_GAMMA",
+    "STREAM_MIXTURE",
     "STREAM_OPENING",
     "STREAM_ORDER",
     "STREAM_REPLACEMENT",
@@ -16,6 +17,7 @@ __all__ = [
     "STREAM_WORKERS",
     "fold",
     "fold_each",
+    "fold_epochs",
     "mix",
     "sample_key",
     "sample_keys",
@@ -36,6 +38,7 @@ STREAM_WORKERS = 4
 STREAM_SHARD = 5
 STREAM_REPLACEMENT = 6
 STREAM_OPENING = 7
+STREAM_MIXTURE = 8
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -62,6 +65,12 @@ def fold_each(
     """``fold(key, word)`` for each pair."""
     gamma = np.uint64(GOLDEN_GAMMA)
     return mix(mix(keys + gamma) * np.uint64(_MULTIPLIER_2) + words + gamma)
+
+
+def fold_epochs(seed: int, epochs: NDArray[np.uint64], stream: int) -> NDArray[np.uint64]:
+    """``fold(seed, epoch, stream)`` for each epoch."""
+    begun = np.uint64((fold(seed) * _MULTIPLIER_2 + GOLDEN_GAMMA) & _MASK_64)
+    return mix(mix(epochs + begun) * np.uint64(_MULTIPLIER_2) + np.uint64(stream + GOLDEN_GAMMA))
 
 
 def _mix_word(word: int) -> int:

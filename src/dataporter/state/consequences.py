@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dataporter.orders.by_name import order_of_state
+from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
 from dataporter.state.schema import State
@@ -19,7 +20,9 @@ UNKNOWN = "How many samples it repeats or loses cannot be known."
 _MOST = 1 << 24
 
 
-def consequences(saved: State, schedule: PlannedSchedule, seed: int, resumed: Progress) -> str:
+def consequences(
+    saved: State, schedule: PlannedSchedule | MixedSchedule, seed: int, resumed: Progress
+) -> str:
     """How many samples the rest of an epoch repeats and loses, in a sentence.
 
     Args:
@@ -27,6 +30,8 @@ def consequences(saved: State, schedule: PlannedSchedule, seed: int, resumed: Pr
         schedule: of the loader that resumes, with its ``seed``.
         resumed: where it resumes.
     """
+    if isinstance(schedule, MixedSchedule):
+        return UNKNOWN
     identity, epoch = saved.identity, saved.progress.epoch
     order, length = schedule.order, identity.dataset_length
     if (order.name, order.version) != (identity.order, identity.order_version):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from dataporter.checks import given, is_one_of
 from dataporter.errors import ConfigurationError, InvalidStateError, StateMismatchError, warn
+from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
 from dataporter.state.consequences import UNKNOWN, consequences
@@ -35,7 +36,7 @@ def resume_at(
     saved: State,
     present: Identity,
     strategy: ResumptionStrategy,
-    schedule: PlannedSchedule,
+    schedule: PlannedSchedule | MixedSchedule,
     given_seed: int | None,
     on_mismatch: OnMismatch,
 ) -> tuple[int, Progress]:
@@ -60,11 +61,13 @@ def resume_at(
         elif strategy.counts == "batches" and step != progress.step:
             raise contradiction(progress)
     length = before.dataset_length
-    if length is not None and _has_grown(mismatches):
+    if isinstance(schedule, PlannedSchedule) and length is not None and _has_grown(mismatches):
         share = before.batch_size or 1, before.world_size
         if schedule.is_over(progress, length, *share):
             warn(_grown(saved, present, "all batches were delivered"), RuntimeWarning)
-            return seed, schedule.progress_at(progress.epoch, schedule.epoch_steps(), seed)
+            return seed, schedule.progress_at(
+                progress.epoch, schedule.epoch_steps(progress.epoch), seed
+            )
     if mismatches and on_mismatch == "error":
         raise StateMismatchError(explain(mismatches))
     resumed = schedule.within(strategy.resume(saved, present, schedule, seed))

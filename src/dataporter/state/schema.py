@@ -34,7 +34,7 @@ __all__ = [
     "types_of",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # By schema, the fields that it added, with the values that they have in earlier states.
 _ADDED: dict[int, dict[str, object]] = {
     2: {
@@ -45,6 +45,7 @@ _ADDED: dict[int, dict[str, object]] = {
         "continued": 0,
         "earlier": 0,
     },
+    3: {"mixture": None},
 }
 
 _LIMIT = 1 << 63
@@ -77,6 +78,7 @@ class State:
     Attributes:
         rank: whose part it is, where a custom sampler gives each rank's indices.
         ranks: each rank's order and progress, where their parts were joined.
+        mixture: what it holds of a mixture, as lists; None for any other dataset.
     """
 
     identity: Identity
@@ -85,6 +87,7 @@ class State:
     ledger: Ledger = NO_FAILURES
     rank: int | None = None
     ranks: tuple[tuple[str, Progress], ...] | None = None
+    mixture: Any = None
 
 
 def types_of(record: type) -> dict[str, Types]:
@@ -117,6 +120,7 @@ _FIELDS = {
     "rank": (int, type(None)),
     "sampler": (str, type(None)),
     "ranks": (list, tuple, type(None)),
+    "mixture": (list, tuple, type(None)),
 }
 _FIELDS["order_digest"] = _FIELDS.pop("digest")
 
@@ -158,6 +162,7 @@ def build(state: State) -> dict[str, Any]:
         "rank": state.rank,
         "sampler": _text(progress),
         "ranks": None if state.ranks is None else [_entry(*one) for one in state.ranks],
+        "mixture": state.mixture,
     }
 
 
@@ -178,6 +183,7 @@ def parse(state: Mapping[str, Any]) -> State:
         early=early,
         digest=state["order_digest"],
         sampler=_record(state["sampler"]),
+        mixture=None,
     )
     world_size, rank = state["world_size"], state["rank"]
     if rank is not None and not 0 <= rank < world_size:
@@ -185,7 +191,8 @@ def parse(state: Mapping[str, Any]) -> State:
             f"the state's field 'rank' is {rank}, expected 0 to {world_size - 1}"
         )
     identity, ranks = part_of(state, Identity), _ranks(state["ranks"], world_size)
-    return State(identity, state["seed"], progress, ledger_of(state), rank, ranks)
+    ledger, mixture = ledger_of(state), state["mixture"]
+    return State(identity, state["seed"], progress, ledger, rank, ranks, mixture)
 
 
 def ledger_of(state: Mapping[str, Any]) -> Ledger:

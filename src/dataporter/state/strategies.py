@@ -69,7 +69,7 @@ class ResumptionStrategy:
             for field in ("strategy", "batch_size", "world_size")
         )
         if self.counts == "batches" and not counted_alike:
-            step = min(progress.step, schedule.epoch_steps())
+            step = min(progress.step, schedule.epoch_steps(progress.epoch))
             return schedule.progress_at(progress.epoch, step, seed)
         return progress
 

@@ -111,7 +111,7 @@ class StreamSchedule:
         )
         return Turns(progress, starts, seed, options)
 
-    def ahead(self, epoch: int, seed: int) -> None:
+    def ahead(self, progress: Any, seed: int) -> None:
         # A worker has one position in each shard; reading the next epoch would lose it.
         return None
 

@@ -1,0 +1,285 @@
+"""A phase: the part of a run between two changes of a mixture, as a function of the position."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataporter.errors import ConfigurationError
+from dataporter.orders.mixture.apportion import MOST_SAMPLES, Apportionment
+from dataporter.orders.mixture.interleave import interleaved, period_for
+from dataporter.orders.mixture.streams import Consumed
+from dataporter.orders.mixture.weights import Weights
+from dataporter.seeding.hashing import STREAM_MIXTURE, fold, fold_each
+
+__all__ = ["Blend", "Phase", "Stopping", "Taken", "timeline_of"]
+
+Stopping = int | Literal["first_exhausted", "all_exhausted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """What a mixture is made of, and in which proportions.
+
+    Attributes:
+        names, lengths: of the sources.
+        weights: proportions of samples.
+        limits: for each source the number of passes after which it ends; None without an end.
+        stopping: how long an epoch is: a number of samples; or until before the first source
+            would begin another pass; or until each source had a whole pass.
+        most: samples of an epoch at most.
+    """
+
+    names: tuple[str, ...]
+    lengths: tuple[int, ...]
+    weights: Weights
+    limits: tuple[int | None, ...]
+    stopping: Stopping
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A blend from a position of a run on.
+
+    Attributes:
+        blend: what is mixed.
+        consumed: of each source before the phase.
+        absent: by name, the same of sources that are no longer part of the mixture.
+        epoch, position: where it begins.
+        epoch_length: of that epoch, which a change in its middle does not move; None: by the blend.
+    """
+
+    blend: Blend
+    consumed: tuple[Consumed, ...]
+    absent: tuple[tuple[str, Consumed], ...] = ()
+    epoch: int = 0
+    position: int = 0
+    epoch_length: int | None = None
+
+    @classmethod
+    def first(cls, blend: Blend) -> Phase:
+        """The phase with which a run begins."""
+        return cls(blend, (Consumed(),) * len(blend.names))
+
+    @property
+    def begin(self) -> int:
+        """Position of the run at which it begins: how many samples came before, over all epochs."""
+        return sum(each.count for each in self.consumed) + sum(
+            each.count for _, each in self.absent
+        )
+
+
+class Taken(NamedTuple):
+    """What comes at some positions.
+
+    Attributes:
+        sources: numbers of the sources, uint16.
+        counts: how many samples of its source the phase has before each, int64.
+    """
+
+    sources: NDArray[np.uint16]
+    counts: NDArray[np.int64]
+
+
+class _Step(NamedTuple):
+    """Constant weights within a phase.
+
+    Attributes:
+        begin, end: positions of the run; without an end None.
+        counts: how much of each source came before, within the phase, shape (sources,).
+        period: number of samples in a period.
+    """
+
+    begin: int
+    end: int | None
+    apportionment: Apportionment
+    counts: NDArray[np.int64]
+    period: int
+
+    @property
+    def active(self) -> list[int]:
+        """The numbers of the sources with weight."""
+        return [n for n, weight in enumerate(self.apportionment.weights) if weight]
+
+
+class _Epochs(NamedTuple):
+    """Neighbouring epochs of one length: the first of them, and where it begins."""
+
+    epoch: int
+    begin: int
+    length: int
+
+
+class Timeline:
+    """A phase worked out: its steps of constant weights, and where its epochs begin."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self._steps = _steps_of(phase)
+        self._begins = [step.begin for step in self._steps]
+        self._epochs = self._epochs_of(phase)
+        self._firsts = [epochs.epoch for epochs in self._epochs]
+
+    def epoch(self, epoch: int) -> tuple[int, int]:
+        """The position of the run at which an epoch begins, and the epoch's length."""
+        first, begin, length = self._epochs[max(0, bisect_right(self._firsts, epoch) - 1)]
+        return begin + (epoch - first) * length, length
+
+    def taken(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> Taken:
+        """What comes at positions of an epoch, shape (k,), which lie within the phase."""
+        begin, length = self.epoch(epoch)
+        at = positions + begin
+        which = np.searchsorted(np.asarray(self._begins), at, side="right") - 1
+        first, last = int(which.min()), int(which.max())
+        if first == last:
+            return self._within(self._steps[first], seed, at, begin, begin + length)
+        sources, counts = np.empty(len(at), np.uint16), np.empty(len(at), np.int64)
+        for number in range(first, last + 1):
+            here = np.flatnonzero(which == number)
+            if here.size:
+                found = self._within(self._steps[number], seed, at[here], begin, begin + length)
+                sources[here], counts[here] = found
+        return Taken(sources, counts)
+
+    def consumed(self, seed: int, epoch: int, position: int) -> tuple[Consumed, ...]:
+        """What was consumed of each source before a position of an epoch."""
+        begin, length = self.epoch(epoch)
+        at = begin + position
+        step = self._steps[max(0, bisect_right(self._begins, at) - 1)]
+        start = max(step.begin, begin)
+        counts = step.counts + step.apportionment.counts_of(at - step.begin)
+        if (at - start) % step.period and at != step.end and position != length:
+            # Within a period the order decides; count what comes from its beginning on.
+            start += (at - start) // step.period * step.period
+            within = np.arange(start, at, dtype=np.int64)
+            sources = self._within(step, seed, within, begin, begin + length).sources
+            counts = step.counts + step.apportionment.counts_of(start - step.begin)
+            counts = counts + np.bincount(sources, minlength=len(counts))
+        pairs = zip(self.phase.consumed, counts.tolist(), self.phase.blend.lengths)
+        return tuple(before.after(count, length) for before, count, length in pairs)
+
+    def weights(self, epoch: int, position: int) -> tuple[float, ...]:
+        """The proportions at a position of an epoch; they sum to 1."""
+        at = self.epoch(epoch)[0] + position
+        shares = self._steps[max(0, bisect_right(self._begins, at) - 1)].apportionment
+        return tuple(weight / shares.total for weight in shares.weights)
+
+    def _within(self, step: _Step, seed: int, at: NDArray[np.int64], begin: int, end: int) -> Taken:
+        """What comes at positions of the run, within one step and one epoch."""
+        start = max(step.begin, begin)
+        stop = end if step.end is None else min(step.end, end)
+        numbers = (at - start) // step.period
+        lowest, highest = int(numbers.min()), int(numbers.max())
+        if highest - lowest < 2 * len(at):
+            periods, rows = np.arange(lowest, highest + 1, dtype=np.int64), numbers - lowest
+        else:
+            periods, rows = np.unique(numbers, return_inverse=True)
+        starts = start + periods * step.period
+        edges = np.stack((starts, np.minimum(starts + step.period, stop))) - step.begin
+        counts = step.apportionment.counts(edges.ravel()).reshape(-1, 2, len(periods))
+        before, shares = counts[:, 0], counts[:, 1] - counts[:, 0]
+        key = np.array([fold(seed, STREAM_MIXTURE)], dtype=np.uint64)
+        keys = fold_each(key, starts.astype(np.uint64))
+        slots = at - starts[rows]
+        sources, ranks = interleaved(shares, keys)
+        chosen = sources[rows, slots]
+        return Taken(chosen, ranks[rows, slots] + before[chosen, rows] + step.counts[chosen])
+
+    def _epochs_of(self, phase: Phase) -> list[_Epochs]:
+        epoch, begin, length = phase.epoch, phase.begin - phase.position, phase.epoch_length
+        epochs = []
+        if length is not None:
+            epochs.append(_Epochs(epoch, begin, length))
+            epoch, begin = epoch + 1, begin + length
+        while True:
+            step = self._steps[max(0, bisect_right(self._begins, begin) - 1)]
+            length = self._length_from(begin)
+            epochs.append(_Epochs(epoch, begin, length))
+            if step.end is None or length == 0:
+                return epochs
+            # Epochs that end within the step have one length.
+            whole = max(1, (step.end - begin) // length)
+            epoch, begin = epoch + whole, begin + whole * length
+
+    def _length_from(self, begin: int) -> int:
+        """Length of an epoch that begins at a position of the run."""
+        blend, last = self.phase.blend, self._steps[-1]
+        left = MOST_SAMPLES if last.end is None else max(0, last.end - begin)
+        most = min(left, MOST_SAMPLES if blend.most is None else blend.most)
+        if isinstance(blend.stopping, int):
+            return min(most, blend.stopping)
+        needs = np.array(blend.lengths, dtype=np.int64)
+        length, first = 0, max(0, bisect_right(self._begins, begin) - 1)
+        for number, step in enumerate(self._steps[first:], start=first + 1):
+            shares, reach = step.apportionment, MOST_SAMPLES
+            if step.end is not None:
+                reach = step.end - max(step.begin, begin)
+            active = step.active
+            if blend.stopping == "first_exhausted":
+                found = min(shares.first(n, int(needs[n]) + 1) for n in active) - 1
+            else:
+                found = max((shares.first(n, int(needs[n])) for n in active), default=0)
+                # Wait for a source whose turn comes later, but not for one that has ended.
+                later = {n for each in self._steps[number:] for n in each.active}
+                if any(needs[n] > 0 for n in later.difference(active)):
+                    found = reach
+            if found < reach or step is last or length + found >= most:
+                return max(min(most, length + min(found, reach)), min(1, most))
+            needs = needs - shares.counts_of(reach)
+            length += reach
+        raise AssertionError("the last step returns")
+
+
+def _steps_of(phase: Phase) -> list[_Step]:
+    blend = phase.blend
+    left = [
+        None if limit is None else consumed.left(length, limit)
+        for consumed, length, limit in zip(phase.consumed, blend.lengths, blend.limits)
+    ]
+    counts = np.zeros(len(blend.names), dtype=np.int64)
+    begins = blend.weights.steps()
+    begin, steps = phase.begin, []
+    while True:
+        number = max(0, bisect_right([at for at, _ in begins], begin) - 1)
+        knot = begins[number + 1][0] if number + 1 < len(begins) else None
+        ended = [each is not None and each <= count for each, count in zip(left, counts.tolist())]
+        weights = [0 if over else w for over, w in zip(ended, begins[number][1])]
+        if not any(weights):
+            if knot is not None:
+                raise ConfigurationError(
+                    f"at sample {begin} of the run all sources with a weight have ended by "
+                    f"max_passes=, before the weights change at {knot}: let the change come "
+                    "earlier, or give another source a weight before it"
+                )
+            break
+        shares = Apportionment.of(weights)
+        ends = [
+            begin + shares.first(source, each - int(counts[source]))
+            for source, each in enumerate(left)
+            if each is not None and weights[source]
+        ]
+        end = min([*ends, *([] if knot is None else [knot])], default=None)
+        period = period_for(shares.total, sum(weight > 0 for weight in weights))
+        steps.append(_Step(begin, end, shares, counts, period))
+        if end is None:
+            break
+        counts = counts + shares.counts_of(end - begin)
+        begin = end
+    if not steps:
+        raise ConfigurationError(
+            "all sources of the mixture with a weight have had their max_passes=: nothing is left "
+            "to read; raise max_passes= or give another source a weight"
+        )
+    return steps
+
+
+@lru_cache(maxsize=16)
+def timeline_of(phase: Phase) -> Timeline:
+    """The phase worked out, kept for the next call."""
+    return Timeline(phase)

@@ -1,0 +1,498 @@
+"""Mixtures in loaders: stopped, resumed and changed anywhere, on any world (C6, C14)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from dataporter import (
+    ConfigurationError,
+    InvalidStateError,
+    LinearWeights,
+    Mixture,
+    ResumableDataLoader,
+    StateMismatchError,
+)
+from dataporter.orders import ShuffledOrder
+from dataporter.orders.mixture.order import source_seed
+
+BEGINS = {"web": 0, "code": 10_000, "books": 20_000, "talk": 30_000}
+
+
+def source(name: str, length: int) -> range:
+    return range(BEGINS[name], BEGINS[name] + length)
+
+
+def mixture(lengths: dict[str, int], weights: Any = None, **options: Any) -> Mixture:
+    return Mixture({name: source(name, n) for name, n in lengths.items()}, weights, **options)
+
+
+def loader_of(data: Any, batch_size: int = 8, **options: Any) -> ResumableDataLoader[Any]:
+    arguments = {"shuffle": True, "seed": 5, **options}
+    return ResumableDataLoader(data, batch_size, **arguments)
+
+
+def numbers(batches: Any) -> list[int]:
+    return [int(number) for batch in batches for number in batch]
+
+
+def by_source(run: list[int]) -> dict[str, list[int]]:
+    streams = defaultdict(list)
+    names = sorted(BEGINS, key=BEGINS.__getitem__)
+    for number in run:
+        name = names[number // 10_000]
+        streams[name].append(number - BEGINS[name])
+    return dict(streams)
+
+
+def alone(name: str, length: int, count: int, seed: int = 5) -> list[int]:
+    found: list[int] = []
+    passes = 0
+    while len(found) < count:
+        found += (
+            ShuffledOrder()
+            .indices(
+                np.arange(length),
+                seed=source_seed(seed, name),
+                epoch=passes,
+                dataset_length=length,
+            )
+            .tolist()
+        )
+        passes += 1
+    return found[:count]
+
+
+THREE = {"web": 300, "code": 90, "books": 17}
+WEIGHTS = {"web": 0.7, "code": 0.25, "books": 0.05}
+
+
+def test_a_mixture_has_its_shares_and_each_source_its_own_order() -> None:
+    loader = loader_of(mixture(THREE, WEIGHTS, stopping=1300))
+    run = numbers(loader)
+    assert len(run) == 1300
+    streams = by_source(run)
+    assert {name: len(stream) for name, stream in streams.items()} == {
+        "web": 910,
+        "code": 325,
+        "books": 65,
+    }
+    for name, stream in streams.items():
+        assert stream == alone(name, THREE[name], len(stream))
+    # The next epoch continues each source.
+    more = by_source(run + numbers(loader))
+    for name, stream in more.items():
+        assert stream == alone(name, THREE[name], len(stream))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("strategy", ["simple", "advanced", "distributed"])
+def test_it_resumes_at_the_next_sample(num_workers: int, strategy: str) -> None:
+    def load() -> ResumableDataLoader[Any]:
+        data = mixture(THREE, WEIGHTS, stopping=200)
+        return loader_of(data, num_workers=num_workers, strategy=strategy)
+
+    whole = load()
+    expected = [numbers(whole) for _ in range(3)]
+    loader = load()
+    run: list[int] = numbers(loader)
+    for number, batch in enumerate(loader):
+        run += batch.tolist()
+        if number == 11:
+            state = json.loads(json.dumps(loader.state_dict()))
+            break
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = load()
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert numbers(resumed) == expected[1][12 * 8 :]
+        assert numbers(resumed) == expected[2]
+    assert run == expected[0] + expected[1][: 12 * 8]
+
+
+chain_of = st.lists(
+    st.fixed_dictionaries(
+        {
+            "sources": st.sets(st.sampled_from(sorted(BEGINS)), min_size=1),
+            "weights": st.fixed_dictionaries(
+                {name: st.sampled_from([0, 1e-6, 0.05, 0.7, 2]) for name in BEGINS}
+            ),
+            "batch_size": st.integers(1, 9),
+            "world_size": st.integers(1, 3),
+            "steps": st.integers(0, 12),
+            "stopping": st.sampled_from(["first_exhausted", "all_exhausted", 77]),
+        }
+    ).filter(lambda one: any(one["weights"][name] for name in one["sources"])),
+    min_size=1,
+    max_size=4,
+)
+FOUR = {"web": 50, "code": 23, "books": 5, "talk": 1}
+
+
+@settings(deadline=None)
+@given(chain_of)
+def test_weights_sources_worlds_and_batch_sizes_change_at_each_stop(chain: list[Any]) -> None:
+    run: list[int] = []
+    state = None
+    for life in chain:
+        lengths = {name: FOUR[name] for name in sorted(life["sources"])}
+        weights = {name: life["weights"][name] for name in lengths}
+        world_size = life["world_size"]
+        ranks = [
+            loader_of(
+                mixture(lengths, weights, stopping=life["stopping"]),
+                life["batch_size"],
+                rank=rank,
+                world_size=world_size,
+                strategy="distributed",
+                tail="uneven",
+            )
+            for rank in range(world_size)
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for loader in ranks:
+                if state is not None:
+                    loader.load_state_dict(state)
+        batches = [iter(loader) for loader in ranks]
+        for _ in range(life["steps"]):
+            epoch, step = ranks[0].epoch, ranks[0].step
+            expected = [loader.samples_at(epoch, step) for loader in ranks if step < _end(loader)]
+            found = [next(each, None) for each in batches]
+            if found[0] is None:
+                # This pass is over; all that are behind end theirs as well.
+                batches = [iter(loader) for loader in ranks]
+                continue
+            got = [batch.tolist() for batch in found if batch is not None]
+            assert got == [[BEGINS[name] + at for name, at in each] for each in expected]
+            run += [number for batch in got for number in batch]
+        states = [loader.state_dict() for loader in ranks]
+        assert all(each == states[0] for each in states)
+        state = json.loads(json.dumps(states[0]))
+    # Padding repeats nothing here, so what came is what was consumed.
+    for name, stream in by_source(run).items():
+        assert sorted(stream) == sorted(alone(name, FOUR[name], len(stream)))
+
+
+def _end(loader: ResumableDataLoader[Any]) -> int:
+    return loader.step + loader.remaining
+
+
+def test_a_state_says_what_changed_in_one_line() -> None:
+    loader = loader_of(mixture(THREE, WEIGHTS))
+    next(iter(loader))
+    state = loader.state_dict()
+    lengths = {"web": 300, "code": 120, "talk": 40}
+    resumed = loader_of(mixture(lengths, {"web": 0.5, "code": 0.25, "talk": 0.25}))
+    with pytest.warns(UserWarning, match="the mixture has changed") as caught:
+        resumed.load_state_dict(state)
+    (warning,) = caught
+    assert str(warning.message) == (
+        "the mixture has changed since the state was saved: added 'talk', left out 'books', "
+        "'code' grew from 90 to 120 samples, weights {web: 0.7, code: 0.25, books: 0.05} → "
+        "{web: 0.5, code: 0.25, talk: 0.25}. This holds from sample 8 of the run on; each source "
+        "continues where it stands"
+    )
+    # Saved and loaded again, nothing has changed.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = loader_of(mixture(lengths, {"web": 0.5, "code": 0.25, "talk": 0.25}))
+        again.load_state_dict(resumed.state_dict())
+    assert numbers(again) == numbers(resumed)
+
+
+def test_a_source_that_was_left_out_comes_back_where_it_was() -> None:
+    run: list[int] = []
+    state = None
+    for lengths in (THREE, {"web": 300, "code": 90}, THREE):
+        data = mixture(lengths, dict.fromkeys(lengths, 1), stopping=1000)
+        loader = loader_of(data)
+        if state is not None:
+            with pytest.warns(UserWarning, match="books"):
+                loader.load_state_dict(state)
+        batches = iter(loader)
+        run += numbers(next(batches) for _ in range(9))
+        state = loader.state_dict()
+    stream = by_source(run)["books"]
+    assert stream == alone("books", 17, len(stream))
+    assert len(stream) > 30
+
+
+def test_a_source_that_has_grown_is_whole_from_its_next_pass_on() -> None:
+    loader = loader_of(mixture({"web": 300, "books": 20}, {"web": 1, "books": 1}, stopping=1000))
+    batches = iter(loader)
+    run = numbers(next(batches) for _ in range(3))
+    grown = loader_of(mixture({"web": 300, "books": 30}, {"web": 1, "books": 1}, stopping=1000))
+    with pytest.warns(UserWarning, match="'books' grew from 20 to 30"):
+        grown.load_state_dict(loader.state_dict())
+    batches = iter(grown)
+    run += numbers(next(batches) for _ in range(20))
+    stream = by_source(run)["books"]
+    assert stream[:20] == alone("books", 20, 20)
+    assert sorted(stream[20:50]) == list(range(30))
+    state = json.loads(json.dumps(grown.state_dict()))
+    again = loader_of(mixture({"web": 300, "books": 30}, {"web": 1, "books": 1}, stopping=1000))
+    again.load_state_dict(state)
+    assert numbers(again) == numbers(batches)
+
+
+def test_a_source_that_shrinks_in_the_middle_of_a_pass_is_refused() -> None:
+    loader = loader_of(mixture({"web": 300, "books": 20}, {"web": 1, "books": 1}, stopping=1000))
+    next(iter(loader))
+    other = loader_of(mixture({"web": 300, "books": 12}, {"web": 1, "books": 1}, stopping=1000))
+    with pytest.raises(StateMismatchError, match="'books' of the mixture had 20 samples"):
+        other.load_state_dict(loader.state_dict())
+    assert other.step == 0
+
+
+def test_a_source_with_another_content_is_refused() -> None:
+    data = Mixture({"web": np.arange(300), "books": np.arange(20)})
+    loader = loader_of(data)
+    next(iter(loader))
+    other = loader_of(Mixture({"web": np.arange(300), "books": np.arange(20) + 1}))
+    with pytest.raises(StateMismatchError, match="'books' of the mixture has as many samples"):
+        other.load_state_dict(loader.state_dict())
+
+
+# Changes in the middle of a pass.
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_weights_change_from_the_next_request_on(num_workers: int) -> None:
+    data = mixture(THREE, WEIGHTS, stopping=2000)
+    loader = loader_of(data, num_workers=num_workers)
+    batches = iter(loader)
+    run = numbers(next(batches) for _ in range(30))
+    assert "talk" not in by_source(run)
+    data.set_weights({"web": 0, "code": 0, "books": 1})
+    later = [next(batches).tolist() for _ in range(30)]
+    ahead = max(
+        (n + 1 for n, batch in enumerate(later) if set(by_source(batch)) != {"books"}), default=0
+    )
+    assert ahead <= num_workers * 2
+    run += [number for batch in later for number in batch]
+    for name, stream in by_source(run).items():
+        assert stream == alone(name, THREE[name], len(stream))
+    assert data.weights == {"web": 0, "code": 0, "books": 1}
+    assert data.consumed() == {name: len(stream) for name, stream in by_source(run).items()}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("delivered", [0, 1, 3, 20])
+def test_a_state_carries_a_change_that_is_yet_to_come(num_workers: int, delivered: int) -> None:
+    def load() -> tuple[Mixture, ResumableDataLoader[Any]]:
+        data = mixture(THREE, WEIGHTS, stopping=400)
+        return data, loader_of(data, num_workers=num_workers)
+
+    data, loader = load()
+    batches = iter(loader)
+    for _ in range(10):
+        next(batches)
+    data.set_weights({"web": 1, "code": 1, "books": 3})
+    for _ in range(delivered):
+        next(batches)
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest, following = numbers(batches), numbers(loader)
+    resumed_data, resumed = load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert numbers(resumed) == rest
+    assert numbers(resumed) == following
+    assert resumed_data.weights == {"web": 0.2, "code": 0.2, "books": 0.6}
+
+
+def test_weights_change_between_passes_and_while_the_next_epoch_is_prefetched() -> None:
+    data = mixture(THREE, WEIGHTS, stopping=64)
+    loader = loader_of(data, num_workers=2, persistent_workers=True, prefetch_next_epoch=True)
+    run = numbers(loader)
+    data.set_weights({"web": 1, "code": 0, "books": 0})
+    second = numbers(loader)
+    assert len(second) == 64
+    data.set_weights({"web": 0, "code": 1, "books": 0})
+    third, fourth = numbers(loader), numbers(loader)
+    assert set(by_source(fourth)) == {"code"}
+    for name, stream in by_source(run + second + third + fourth).items():
+        assert stream == alone(name, THREE[name], len(stream))
+
+
+def test_a_marks_state_carries_a_change_since() -> None:
+    data = mixture(THREE, WEIGHTS, stopping=400)
+    loader = loader_of(data)
+    batches = iter(loader)
+    run = [next(batches).tolist() for _ in range(3)]
+    mark = loader.mark()
+    run += [next(batches).tolist() for _ in range(2)]
+    data.set_weights({"web": 1, "code": 1, "books": 1})
+    run += [batch.tolist() for batch in batches]
+    resumed = loader_of(mixture(THREE, WEIGHTS, stopping=400))
+    resumed.load_state_dict(loader.state_dict(at=mark))
+    assert [batch.tolist() for batch in resumed] == run[3:]
+
+
+def test_set_weights_without_a_loader_replaces_them() -> None:
+    data = mixture(THREE, WEIGHTS, stopping=100)
+    data.set_weights({"web": 0, "code": 0, "books": 1})
+    assert set(by_source(numbers(loader_of(data)))) == {"books"}
+
+
+# What a loader and torch make of it.
+
+
+def test_len_remaining_and_samples_at_agree_with_what_comes() -> None:
+    data = mixture(THREE, WEIGHTS, stopping=100)
+    loader = loader_of(data)
+    assert len(loader) == 13
+    batches = iter(loader)
+    for step in range(13):
+        assert loader.remaining == 13 - step
+        named = loader.samples_at(0, step)
+        assert next(batches).tolist() == [BEGINS[name] + at for name, at in named]
+    later = loader.samples_at(7, 3)
+    loader.seek(epoch=7, step=3)
+    assert next(iter(loader)).tolist() == [BEGINS[name] + at for name, at in later]
+
+
+def test_by_itself_it_is_its_first_epoch_in_stored_order() -> None:
+    data = mixture(THREE, WEIGHTS)
+    plain = numbers(DataLoader(data, batch_size=8))
+    assert len(plain) == len(data)
+    streams = by_source(plain)
+    assert all(
+        stream == [n % THREE[name] for n in range(len(stream))] for name, stream in streams.items()
+    )
+    assert plain == numbers(loader_of(data, shuffle=False, seed=0))[: len(plain)]
+    assert data[-1] == plain[-1]
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_copies_and_pickles_stand_where_the_loader_does() -> None:
+    loader = loader_of(mixture(THREE, WEIGHTS))
+    batches = iter(loader)
+    next(batches)
+    copied, pickled = copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))
+    rest = numbers(batches)
+    assert numbers(copied) == rest
+    assert numbers(pickled) == rest
+
+
+def test_the_state_is_small() -> None:
+    few = loader_of(mixture(THREE, WEIGHTS))
+    next(iter(few))
+    assert len(json.dumps(few.state_dict())) < 1000
+    names = [f"s{n:03d}" for n in range(500)]
+    many = loader_of(Mixture({name: range(1000) for name in names}, dict.fromkeys(names, 1)))
+    next(iter(many))
+    assert len(json.dumps(many.state_dict())) < 1000 + 40 * 500
+
+
+def test_tokens_are_not_samples() -> None:
+    lengths = {"web": 500, "books": 5000}
+    data = Mixture(
+        {"web": range(1000), "books": range(10_000, 11_000)},
+        {"web": 0.7, "books": 0.3},
+        unit="tokens",
+        lengths={"web": 500, "books": np.full(1000, 5000)},
+        stopping=10_000,
+    )
+    run = numbers(loader_of(data, 100))
+    tokens = {
+        name: len(each) * lengths[n]
+        for n, (name, each) in zip(
+            lengths,
+            sorted(
+                {
+                    "web": [x for x in run if x < 10_000],
+                    "books": [x for x in run if x >= 10_000],
+                }.items(),
+                reverse=True,
+            ),
+        )
+    }
+    total = sum(tokens.values())
+    assert abs(tokens["books"] / total - 0.3) < 0.001
+
+
+def test_a_ramp_moves_through_epochs_and_resumes() -> None:
+    ramp = LinearWeights([(0, {"web": 1, "books": 0}), (640, {"web": 0, "books": 1})])
+    data = Mixture({"web": source("web", 300), "books": source("books", 50)}, ramp, stopping=160)
+    loader = loader_of(data)
+    shares = []
+    for _ in range(5):
+        shares.append(len(by_source(numbers(loader)).get("books", ())))
+    assert shares == sorted(shares)
+    assert shares[-1] == 160
+    assert abs(sum(shares[:4]) - 320) <= 1
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mixture({}), "expected a dict of map-style datasets by name"),
+        (lambda: Mixture([range(3)]), "expected a dict of map-style datasets by name"),  # type: ignore[arg-type]  # on purpose
+        (lambda: mixture(THREE, {"web": -1, "code": 1, "books": 1}), "has -1 for 'web'"),
+        (lambda: mixture(THREE, {"web": float("nan"), "code": 1, "books": 1}), "has nan for 'web'"),
+        (lambda: mixture(THREE, {"web": 0, "code": 0, "books": 0}), "are all 0"),
+        (lambda: mixture(THREE, {"web": 1}), "names no weight for 'code', 'books'"),
+        (lambda: mixture(THREE, {**WEIGHTS, "wob": 1}), "names 'wob', but the sources are 'web'"),
+        (lambda: mixture({**THREE, "talk": 0}, {**WEIGHTS, "talk": 1}), "source 'talk' is empty"),
+        (lambda: mixture(THREE, [(0, WEIGHTS), (9, WEIGHTS), (8, WEIGHTS)]), "goes backwards"),
+        (lambda: mixture(THREE, [(5, WEIGHTS)]), "begins at position 5"),
+        (lambda: mixture(THREE, [(0, WEIGHTS), (0, WEIGHTS)]), "goes backwards"),
+        (lambda: mixture(THREE, WEIGHTS, stopping="never"), "stopping='never'"),
+        (lambda: mixture(THREE, WEIGHTS, stopping=0), "stopping=0"),
+        (lambda: mixture(THREE, WEIGHTS, max_passes={"books": 0}), "max_passes"),
+        (lambda: mixture(THREE, WEIGHTS, unit="words"), "unit='words'"),
+        (lambda: mixture(THREE, WEIGHTS, unit="tokens"), "needs lengths= for 'web'"),
+        (lambda: Mixture({"web": range(3)}, lengths={"web": 3}), "without unit='tokens'"),
+        (lambda: mixture(THREE, WEIGHTS, transforms={"wob": str}), "transforms names 'wob'"),
+        (lambda: loader_of(mixture(THREE, WEIGHTS), order="torch").order, ""),
+    ],
+)
+def test_bad_input_is_one_clear_error(make: Any, message: str) -> None:
+    if not message:
+        make()
+        return
+    with pytest.raises(ConfigurationError, match=message.replace("[", r"\[")):
+        make()
+
+
+@pytest.mark.parametrize(
+    "damage", ["[]", "[null, [], []]", "7", "[null, [[[0,0,null],1,[],[]]], []]"]
+)
+def test_a_damaged_state_is_refused(damage: str) -> None:
+    loader = loader_of(mixture(THREE, WEIGHTS))
+    state = {**loader.state_dict(), "mixture": json.loads(damage)}
+    with pytest.raises(InvalidStateError, match="'mixture'"):
+        loader.load_state_dict(state)
+
+
+def test_states_of_mixtures_and_others_are_told_apart() -> None:
+    mixed, plain = loader_of(mixture(THREE, WEIGHTS)), loader_of(range(100))
+    with pytest.raises(StateMismatchError, match="no mixture"):
+        mixed.load_state_dict(plain.state_dict())
+    with pytest.raises(StateMismatchError, match="mixture"):
+        plain.load_state_dict(mixed.state_dict())
+
+
+def test_tensors_come_whole() -> None:
+    data = Mixture({"a": torch.arange(8), "b": torch.arange(100, 104)})
+    run = numbers(loader_of(data))
+    assert sorted(run) == [*range(8), *range(100, 104)]
