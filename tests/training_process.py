@@ -24,7 +24,7 @@ from example_streams import KINDS
 from subjects import digest, ids
 from torch import nn
 
-from dataporter import ResumableDataLoader
+from dataporter import LinearWeights, Mixture, ResumableDataLoader
 
 DRAWN = ("python", "numpy", "torch", "explicit")
 LENGTH, BATCH_SIZE, EPOCHS = 40, 4, 6
@@ -45,6 +45,13 @@ class Augmented(torch.utils.data.Dataset[dict[str, Any]]):
         return {"index": index, "features": features}
 
 
+def mixture() -> Mixture:
+    """Two sources whose weights move, of which one ends in the middle of an epoch."""
+    weights = LinearWeights([(0, {"a": 3, "b": 1}), (2 * LENGTH, {"a": 1, "b": 1})])
+    sources = {"a": Augmented(), "b": Augmented()}
+    return Mixture(sources, weights, stopping=LENGTH, max_passes={"b": 2})
+
+
 def features_of(batch: dict[str, Any]) -> torch.Tensor:
     """What the model sees: of a stream, all that its samples have drawn."""
     if "features" in batch:
@@ -62,7 +69,9 @@ def training(
     # Dropout draws from the training process's generator, which the loader must leave alone.
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     arguments: dict[str, Any] = {"seed": 5, "num_workers": workers}
-    if strategy in KINDS:
+    if strategy == "mixture":
+        loader = ResumableDataLoader(mixture(), BATCH_SIZE, shuffle=True, **arguments)
+    elif strategy in KINDS:
         loader = ResumableDataLoader(KINDS[strategy](LENGTH), BATCH_SIZE, **arguments)
     else:
         loader = ResumableDataLoader(

@@ -101,6 +101,7 @@ class Run:
     [
         (True, "advanced", (2, 0, 1), 2),
         (True, "shards", (2, 0, 3), 2),
+        (True, "mixture", (2, 0, 1), 2),
         *slow(
             (False, "simple", (0, 0, 0), 1),
             (False, "advanced", (0, 0, 0), 3),
@@ -110,11 +111,13 @@ class Run:
             (False, "shards", (2, 0, 3), 2),
             (False, "dataset state", (1, 1, 1), 1),
             (False, "replay", (0, 1, 1), 3),
+            (False, "mixture", (2, 2, 0), 3),
         ),
     ],
     ids=[
         "advanced-changing-forked",
         "shards-changing-forked",
+        "mixture-changing-forked",
         "simple-0",
         "advanced-0",
         "simple-2",
@@ -123,6 +126,7 @@ class Run:
         "shards-changing",
         "snapshots-1",
         "replay-1",
+        "mixture-2",
     ],
 )
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from worlds import outcome, ranks_of
 
-from dataporter import ResumableDataLoader
+from dataporter import Mixture, ResumableDataLoader
 from dataporter.integrations.torchtitan import EndlessLoader
 
 LENGTH = 50
@@ -115,6 +115,36 @@ def test_another_world_resumes_one_that_was_killed(tmp_path: Path, asynchronous:
     resumed = ranks_of(1, resumed_rank, tmp_path)
     assert resumed[0][0] == 2
     assert sorted(done + resumed[0][1]) == list(range(LENGTH))
+
+
+def mixture_of(**weights: float) -> ResumableDataLoader[Any]:
+    begins = {"a": 0, "b": 100, "c": 200}
+    sources = {name: range(begins[name], begins[name] + 30) for name in weights}
+    return ResumableDataLoader(Mixture(sources, weights, stopping=48), 4, shuffle=True)
+
+
+def mixture_saving_rank(folder: Path) -> list[int]:
+    loader = mixture_of(a=1, b=1)
+    seen = [int(number) for batch in islice(loader, 3) for number in batch]
+    dcp.save({"loader": loader}, checkpoint_id=folder / "mixture")
+    return seen
+
+
+def mixture_loading_rank(folder: Path) -> list[int]:
+    loader = mixture_of(b=1, c=1)
+    with pytest.warns(UserWarning, match="added 'c', left out 'a'"):
+        dcp.load({"loader": loader}, checkpoint_id=folder / "mixture")
+    return [int(number) for batch in loader for number in batch]
+
+
+def test_other_sources_resume_a_distributed_checkpoint_of_a_mixture(tmp_path: Path) -> None:
+    done = [number for rank in ranks_of(2, mixture_saving_rank, tmp_path) for number in rank]
+    for world_size in (1, 2):
+        loaded = ranks_of(world_size, mixture_loading_rank, tmp_path)
+        rest = [number for rank in loaded for number in rank]
+        assert len(done + rest) == 48
+        of_b = [number for number in done + rest if 100 <= number < 200]
+        assert len(set(of_b)) == len(of_b) > 20
 
 
 def stream_of() -> EndlessLoader[Any]:

@@ -38,8 +38,11 @@ GivenWeights = Mapping[str, float] | Sequence[tuple[int, Mapping[str, float]]] |
 class Reader(Protocol):
     """What reads a mixture, and knows how far it has come."""
 
-    def change(self, blend: Blend) -> None:
-        """Mix like this from the next request on that was not yet asked for."""
+    def change(self, blend: Callable[[], Blend]) -> None:
+        """Mix like this from the next request on that was not yet asked for.
+
+        What the function raises is raised on all ranks.
+        """
 
     def consumed(self) -> dict[str, Consumed]:
         """By name, what was consumed of each source before the position."""
@@ -206,11 +209,15 @@ class Mixture(Dataset[Any]):
             >>> data.weights
             {'a': 0.5, 'b': 0.5}
         """
-        changed = replace(self._given, weights=weights_checked(weights, self._lengths, self._means))
+
+        def blend() -> Blend:
+            checked = weights_checked(weights, self._lengths, self._means)
+            return replace(self._given, weights=checked)
+
         if not self._readers:
-            self._given = changed
-        for reader in self._readers:
-            reader.change(changed)
+            self._given = blend()
+        for reader in list(self._readers):
+            reader.change(blend)
 
     def consumed(self) -> dict[str, int]:
         """By source, how many samples the loader's position has behind it, over all epochs."""

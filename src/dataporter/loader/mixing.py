@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,7 +97,7 @@ class Mixing:
         )
         return next(passes), next(passes)
 
-    def change(self, blend: Blend) -> None:
+    def change(self, blend: Callable[[], Blend]) -> None:
         loader = self._loader()
         if loader is None:
             return
@@ -114,10 +114,11 @@ class Mixing:
             )
         begins = max(self.asked.next, (progress.epoch, progress.step))
         with setup.ranks.agreed("Mixture.set_weights()") as terms:
+            present = replace(blend(), most=schedule.order.blend.most)
             terms.equal = {
                 "epoch": progress.epoch,
                 "step": progress.step,
-                "weights": repr(blend.weights),
+                "weights": repr(present.weights),
             }
         epoch, step = max(setup.ranks.gathered(begins)) if setup.ranks.several else begins
         known = schedule.at(progress)
@@ -126,7 +127,7 @@ class Mixing:
         position = plan.position_before(step)
         phases = changed(
             known.order,
-            replace(blend, most=known.order.blend.most),
+            present,
             seed=cursor.settled_seed(),
             epoch=epoch,
             position=position,

@@ -61,6 +61,11 @@ def converted(
         StateMismatchError: this loader has another order, or its order cannot be compared.
     """
     theirs = _parsed(state, setup)
+    if setup.is_mixed:
+        raise StateMismatchError(
+            "this loader reads a Mixture, whose order torchdata does not have: begin the mixture "
+            "with a new epoch, without loading that state"
+        )
     if setup.order is None:
         progress = _in_sampler(theirs, setup, epoch)
     elif setup.world_size > 1:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dataporter.seeding.hashing import GOLDEN_GAMMA, fold, fold_each, mix
 
-__all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each", "permute_keyed"]
+__all__ = ["SORTED_LENGTH", "distinct", "permute", "permute_each", "permute_many"]
 
 # Up to this length the permutation sorts hashed keys: exactly uniform, which a Feistel network over
 # so few values is not, and as cheap (tens of microseconds).
@@ -39,10 +39,32 @@ def permute_each(
     Both arrays are one-dimensional. Values of few owners cost little more than those of one.
     """
     some, which = distinct(owners)
-    return permute_keyed(values, which, length, fold_each(np.array([key], dtype=np.uint64), some))
+    return _permute_keyed(values, which, length, fold_each(np.array([key], dtype=np.uint64), some))
 
 
-def permute_keyed(
+def permute_many(
+    values: NDArray[np.uint64],
+    which: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    """:func:`permute` with ``lengths[which]`` and ``keys[which]`` for each value."""
+    permuted = np.empty_like(values)
+    short = lengths <= SORTED_LENGTH
+    for length in np.unique(lengths[short]).tolist():
+        owners = np.flatnonzero(lengths == length)
+        here = np.flatnonzero(lengths[which] == length)
+        among = np.searchsorted(owners, which[here])
+        permuted[here] = _permute_keyed(values[here], among, length, keys[owners])
+    if not short.all():
+        here = np.flatnonzero(~short[which])
+        rounds = fold_each(keys, np.arange(ROUNDS, dtype=np.uint64)[:, None])
+        owners = which[here]
+        permuted[here] = _feistel(values[here], lengths[owners], rounds[:, owners])
+    return permuted
+
+
+def _permute_keyed(
     values: NDArray[np.uint64], which: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
     """:func:`permute` with ``keys[which]`` for each value."""
@@ -87,32 +109,43 @@ def _sorted_permutations(keys: NDArray[np.uint64], length: int) -> NDArray[np.ui
 
 
 def _feistel(
-    values: NDArray[np.uint64], length: int, keys: NDArray[np.uint64]
+    values: NDArray[np.uint64], length: int | NDArray[np.int64], keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
     """Permute ``values`` within 0..length-1: encipher, and again while outside.
 
-    ``keys`` has a row for each round: one key, or one per value.
+    ``length`` is one for all values, or one for each; ``keys`` has a row for each round: one key,
+    or one per value.
     """
-    left_radix = isqrt(length - 1) + 1
-    right_radix = -(-length // left_radix)
-    bound = np.uint64(length)
+    left_radix, right_radix = _radices(length)
+    bound = np.asarray(length).astype(np.uint64)
 
-    permuted = _encipher(values, np.uint64(left_radix), np.uint64(right_radix), keys)
+    permuted = _encipher(values, left_radix, right_radix, keys)
     outside = np.flatnonzero(permuted >= bound)
     while outside.size:
+        theirs = (left_radix, right_radix, bound)
+        left, right, below = (one if one.ndim == 0 else one[outside] for one in theirs)
         their_keys = keys if keys.shape[1] == 1 else keys[:, outside]
-        walked = _encipher(
-            permuted.flat[outside], np.uint64(left_radix), np.uint64(right_radix), their_keys
-        )
+        walked = _encipher(permuted.flat[outside], left, right, their_keys)
         permuted.flat[outside] = walked
-        outside = outside[walked >= bound]
+        outside = outside[walked >= below]
     return permuted
+
+
+def _radices(length: int | NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The number of left and of right digits for each length."""
+    if isinstance(length, int):
+        left = isqrt(length - 1) + 1
+        return np.uint64(left), np.uint64(-(-length // left))
+    some, which = np.unique(length, return_inverse=True)
+    lefts = np.array([isqrt(one - 1) + 1 for one in some.tolist()], dtype=np.int64)
+    rights = -(-some // lefts)
+    return lefts.astype(np.uint64)[which], rights.astype(np.uint64)[which]
 
 
 def _encipher(
     values: NDArray[np.uint64],
-    left_radix: np.uint64,
-    right_radix: np.uint64,
+    left_radix: NDArray[np.uint64],
+    right_radix: NDArray[np.uint64],
     keys: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
     left = values // right_radix
@@ -132,7 +165,7 @@ def _add_hashed(
     target: NDArray[np.uint64],
     source: NDArray[np.uint64],
     key: NDArray[np.uint64],
-    radix: np.uint64,
+    radix: NDArray[np.uint64],
     scratch: NDArray[np.uint64],
 ) -> None:
     """``target = (target + hash(source, key)) mod radix``, in place."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataporter.orders.permutation import distinct, permute, permute_keyed
-from dataporter.seeding.hashing import STREAM_ORDER, fold, fold_epochs
+from dataporter.orders.permutation import permute, permute_many
+from dataporter.seeding.hashing import STREAM_ORDER, fold, fold_on
 
 __all__ = ["ShuffledOrder"]
 
@@ -38,16 +39,17 @@ class ShuffledOrder:
         key = fold(seed, epoch, STREAM_ORDER)
         return permute(positions.astype(np.uint64), dataset_length, key).view(np.int64)
 
-    def over_epochs(
+    def over_many(
         self,
         positions: NDArray[np.int64],
-        epochs: NDArray[np.int64],
+        which: NDArray[np.int64],
         *,
-        seed: int,
-        dataset_length: int,
+        seeds: Sequence[int],
+        epochs: NDArray[np.int64],
+        dataset_lengths: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """:meth:`indices`, each position in its own epoch; all of shape (k,)."""
-        some, which = distinct(epochs.astype(np.uint64))
-        keys = fold_epochs(seed, some, STREAM_ORDER)
+        """:meth:`indices` of positions in many epochs, of which ``which`` names each one's."""
+        bases = np.array([fold(seed) for seed in seeds], dtype=np.uint64)
+        keys = fold_on(fold_on(bases, epochs.astype(np.uint64)), np.uint64(STREAM_ORDER))
         values = positions.astype(np.uint64)
-        return permute_keyed(values, which, dataset_length, keys).view(np.int64)
+        return permute_many(values, which, dataset_lengths, keys).view(np.int64)

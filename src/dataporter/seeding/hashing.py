@@ -17,7 +17,7 @@ __all__ = [
     "STREAM_WORKERS",
     "fold",
     "fold_each",
-    "fold_epochs",
+    "fold_on",
     "mix",
     "sample_key",
     "sample_keys",
@@ -67,10 +67,11 @@ def fold_each(
     return mix(mix(keys + gamma) * np.uint64(_MULTIPLIER_2) + words + gamma)
 
 
-def fold_epochs(seed: int, epochs: NDArray[np.uint64], stream: int) -> NDArray[np.uint64]:
-    """``fold(seed, epoch, stream)`` for each epoch."""
-    begun = np.uint64((fold(seed) * _MULTIPLIER_2 + GOLDEN_GAMMA) & _MASK_64)
-    return mix(mix(epochs + begun) * np.uint64(_MULTIPLIER_2) + np.uint64(stream + GOLDEN_GAMMA))
+def fold_on(
+    folded: NDArray[np.uint64], words: NDArray[np.uint64] | np.uint64
+) -> NDArray[np.uint64]:
+    """``fold(*words_before, word)``, where ``folded`` is ``fold(*words_before)``."""
+    return mix(folded * np.uint64(_MULTIPLIER_2) + words + np.uint64(GOLDEN_GAMMA))
 
 
 def _mix_word(word: int) -> int:

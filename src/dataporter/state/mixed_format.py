@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from dataporter.errors import InvalidStateError, StateMismatchError, warn
 from dataporter.orders.mixture.change import changed, described, pruned
 from dataporter.orders.mixture.order import MixtureOrder
@@ -99,6 +101,8 @@ class MixedFormat:
             return record.phases
         # What was delivered early was read with the old weights, and so is what lies before it.
         position = progress.early[-1].stop if progress.early else progress.position
+        if progress.early:
+            self._check_gaps(order, seed, progress, position)
         phases = changed(order, self.given, seed=seed, epoch=progress.epoch, position=position)
         if (line := described(record.phases[-1].blend, self.given)) is not None:
             warn(
@@ -107,6 +111,20 @@ class MixedFormat:
                 UserWarning,
             )
         return pruned(phases, progress.epoch, progress.position)
+
+    def _check_gaps(self, order: MixtureOrder, seed: int, progress: Progress, stop: int) -> None:
+        """Refuse to leave out a source of which samples lie between batches that came early."""
+        done = np.zeros(stop - progress.position, dtype=np.bool_)
+        for begin, end in progress.done:
+            done[begin - progress.position : end - progress.position] = True
+        gaps = np.flatnonzero(~done) + progress.position
+        names = order.sources_at(gaps, seed=seed, epoch=progress.epoch)
+        if gone := sorted(names.difference(self.given.names)):
+            raise StateMismatchError(
+                f"the state was saved with in_order=False, and samples of source {gone[0]!r} lie "
+                "between batches that were delivered early: deliver these with the mixture as it "
+                "was (a batch or two), save, and leave the source out then"
+            )
 
     def _check_content(self, record: MixtureRecord) -> None:
         """Refuse a source that has kept its name and its length, but not its content."""

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from dataporter.datasets.beginning import beginning_of
 from dataporter.datasets.fingerprint import fingerprint_of, is_digest
+from dataporter.datasets.mixture import Mixture
 from dataporter.datasets.rows import length_of, rows_of
 from dataporter.errors import (
     ConfigurationError,
@@ -78,6 +79,11 @@ def remainder(
             "index; load the state into a loader of it"
         )
     saved = parse(state)
+    if isinstance(dataset, Mixture) or saved.mixture is not None:
+        raise ConfigurationError(
+            "remainder(): a mixture needs none: build it with the sources as they are now, and "
+            "load the state into a loader of it; each source continues where it stands"
+        )
     rows = rows_of(dataset)
     present = length_of(rows)
     schedule = _schedule(saved.identity, order)

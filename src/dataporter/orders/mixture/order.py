@@ -19,6 +19,9 @@ from dataporter.seeding.hashing import STREAM_MIXTURE, fold
 
 __all__ = ["MixtureOrder", "source_seed"]
 
+# Runs of one pass over one source: beyond so many, one call for all takes less time.
+_MANY = 8
+
 
 def source_seed(seed: int, name: str) -> int:
     """The seed of a source's own order, which the other sources do not change."""
@@ -90,6 +93,14 @@ class MixtureOrder:
         counted = timeline_of(phase).consumed(seed, epoch, position)
         return {**dict(zip(phase.blend.names, counted)), **dict(phase.absent)}
 
+    def sources_at(self, positions: NDArray[np.int64], *, seed: int, epoch: int) -> set[str]:
+        """The names of the sources of the samples at these positions."""
+        names = set()
+        for phase, here in self._split(positions, epoch):
+            sources = timeline_of(phase).taken(seed, epoch, positions[here]).sources
+            names |= {phase.blend.names[source] for source in np.unique(sources).tolist()}
+        return names
+
     def indices(
         self, positions: NDArray[np.int64], *, seed: int, epoch: int, dataset_length: int
     ) -> NDArray[np.int64]:
@@ -124,57 +135,78 @@ class MixtureOrder:
         self, phase: Phase, positions: NDArray[np.int64], seed: int, epoch: int
     ) -> NDArray[np.int64]:
         sources, counts = timeline_of(phase).taken(seed, epoch, positions)
-        offsets = dict(zip(self.blend.names, accumulate(self.blend.lengths, initial=0)))
-        indices = np.empty(len(positions), dtype=np.int64)
         by_source = np.argsort(sources, kind="stable")
-        sizes = np.bincount(sources, minlength=len(phase.blend.names))
-        begin = 0
-        for source in np.flatnonzero(sizes).tolist():
-            here = by_source[begin : begin + sizes[source]]
-            begin += int(sizes[source])
-            name, consumed = phase.blend.names[source], phase.consumed[source]
-            if name not in offsets:
-                raise ConfigurationError(
-                    f"position {int(positions[here[0]])} of epoch {epoch} is a sample of source "
-                    f"{name!r}, which is no longer part of the mixture"
-                )
-            indices[here] = offsets[name] + self._of_source(
-                counts[here], consumed, phase.blend.lengths[source], source_seed(seed, name)
+        sources, counts = sources[by_source], counts[by_source]
+        passes, offsets, lengths = _passes_of(phase, sources, counts)
+        # Where another source or another pass begins.
+        begins = np.flatnonzero((np.diff(sources) != 0) | (np.diff(passes) != 0)) + 1
+        begins = np.concatenate(([0], begins))
+        names = [phase.blend.names[source] for source in sources[begins].tolist()]
+        starts = dict(zip(self.blend.names, accumulate(self.blend.lengths, initial=0)))
+        if gone := [name for name in names if name not in starts]:
+            raise ConfigurationError(
+                f"epoch {epoch} has samples of source {gone[0]!r} before the mixture changed, and "
+                "that source is no longer part of it"
             )
-        return indices
-
-    def _of_source(
-        self, counts: NDArray[np.int64], consumed: Consumed, length: int, seed: int
-    ) -> NDArray[np.int64]:
-        """Indices of a source's samples, counted from what was consumed of it on."""
-        if not consumed.offset or consumed.length == length:
-            passes, offsets = np.divmod(counts + consumed.offset, length)
-            return self._over(offsets, passes + consumed.passes, length, seed)
-        rest = consumed.length - consumed.offset
-        passes, offsets = np.divmod(counts - rest, length)
-        indices = np.empty(len(counts), dtype=np.int64)
-        old = counts < rest
-        pass_under_way = np.full(int(old.sum()), consumed.passes, dtype=np.int64)
-        indices[old] = self._over(
-            counts[old] + consumed.offset, pass_under_way, consumed.length, seed
+        sizes = np.diff(begins, append=len(positions))
+        within = self._over(
+            offsets,
+            begins,
+            sizes,
+            [source_seed(seed, name) for name in names],
+            passes[begins],
+            lengths[begins],
         )
-        indices[~old] = self._over(offsets[~old], passes[~old] + consumed.passes + 1, length, seed)
+        indices = np.empty(len(positions), dtype=np.int64)
+        indices[by_source] = within + np.repeat([starts[name] for name in names], sizes)
         return indices
 
     def _over(
-        self, offsets: NDArray[np.int64], passes: NDArray[np.int64], length: int, seed: int
+        self,
+        offsets: NDArray[np.int64],
+        begins: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        seeds: list[int],
+        passes: NDArray[np.int64],
+        lengths: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Indices at places of passes over a source."""
-        if not len(offsets):
-            return offsets
-        if (first := int(passes.min())) == int(passes.max()):
-            return self.inner.indices(offsets, seed=seed, epoch=first, dataset_length=length)
-        if isinstance(self.inner, ShuffledOrder):
-            return self.inner.over_epochs(offsets, passes, seed=seed, dataset_length=length)
-        indices = np.empty(len(offsets), dtype=np.int64)
-        for number in np.unique(passes).tolist():
-            here = passes == number
-            indices[here] = self.inner.indices(
-                offsets[here], seed=seed, epoch=number, dataset_length=length
+        """Indices at offsets in passes over sources, each pass a run of the offsets."""
+        if isinstance(self.inner, ShuffledOrder) and len(seeds) > _MANY:
+            which = np.repeat(np.arange(len(seeds)), sizes)
+            return self.inner.over_many(
+                offsets, which, seeds=seeds, epochs=passes, dataset_lengths=lengths
             )
-        return indices
+        runs = zip(begins.tolist(), sizes.tolist(), seeds, passes.tolist(), lengths.tolist())
+        parts = [
+            self.inner.indices(
+                offsets[begin : begin + size], seed=seed, epoch=number, dataset_length=length
+            )
+            for begin, size, seed, number, length in runs
+        ]
+        return np.concatenate(parts)
+
+
+def _passes_of(
+    phase: Phase, sources: NDArray[np.uint16], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """For samples of sources, counted from the phase's beginning: the pass, the offset in it, and
+    its length.
+    """
+    lengths = np.array(phase.blend.lengths, dtype=np.int64)
+    done = np.array([each.passes for each in phase.consumed], dtype=np.int64)
+    begun = np.array([each.offset for each in phase.consumed], dtype=np.int64)
+    before = np.array([each.length for each in phase.consumed], dtype=np.int64)
+    each_length = lengths[sources]
+    grown = (begun > 0) & (before != lengths)
+    if not grown.any():
+        passes, offsets = np.divmod(counts + begun[sources], each_length)
+        return passes + done[sources], offsets, each_length
+    # A pass under way has the length that its source had when it began.
+    rest = np.where(grown, before - begun, 0)[sources]
+    under_way = counts < rest
+    ahead = np.where(grown, 0, begun)[sources] + counts - rest
+    passes, offsets = np.divmod(ahead, each_length)
+    passes += done[sources] + grown[sources]
+    passes = np.where(under_way, done[sources], passes)
+    offsets = np.where(under_way, counts + begun[sources], offsets)
+    return passes, offsets, np.where(under_way, before[sources], each_length)

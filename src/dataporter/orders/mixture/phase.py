@@ -182,14 +182,16 @@ class Timeline:
             periods, rows = np.unique(numbers, return_inverse=True)
         starts = start + periods * step.period
         edges = np.stack((starts, np.minimum(starts + step.period, stop))) - step.begin
-        counts = step.apportionment.counts(edges.ravel()).reshape(-1, 2, len(periods))
-        before, shares = counts[:, 0], counts[:, 1] - counts[:, 0]
+        edge_counts = step.apportionment.counts(edges.ravel()).reshape(-1, 2, len(periods))
+        before, shares = edge_counts[:, 0], edge_counts[:, 1] - edge_counts[:, 0]
         key = np.array([fold(seed, STREAM_MIXTURE)], dtype=np.uint64)
         keys = fold_each(key, starts.astype(np.uint64))
-        slots = at - starts[rows]
         sources, ranks = interleaved(shares, keys)
-        chosen = sources[rows, slots]
-        return Taken(chosen, ranks[rows, slots] + before[chosen, rows] + step.counts[chosen])
+        places = rows * sources.shape[1] + (at - starts[rows])
+        chosen = sources.ravel()[places]
+        counts = (before + step.counts[:, None]).ravel()[chosen * np.int64(len(periods)) + rows]
+        counts += ranks.ravel()[places]
+        return Taken(chosen, counts)
 
     def _epochs_of(self, phase: Phase) -> list[_Epochs]:
         epoch, begin, length = phase.epoch, phase.begin - phase.position, phase.epoch_length

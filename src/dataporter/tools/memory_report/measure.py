@@ -78,9 +78,12 @@ def _next_batch(loader: DataLoader[Any]) -> tuple[Any, int]:
     rows = rows_of(loader.dataset)
     batched = loader.batch_sampler is not None
     if isinstance(loader, ResumableDataLoader):
-        steps = len(loader)
+        steps, setup = len(loader), loader.setup
         indices: Any = ()
-        if steps:
+        if steps and setup.is_mixed:
+            rows = setup.rows
+            indices = setup.lookup.samples_at(setup.beginning(0), 0, loader.seed)
+        elif steps:
             indices = loader.samples_at(loader.epoch, min(loader.step, steps - 1))
     else:
         # Not the sampler's: it may draw from a generator before it gives its first index.

@@ -20,6 +20,7 @@ from dataporter.orders.mixture.interleave import interleaved, period_for
 from dataporter.orders.mixture.order import MixtureOrder, source_seed
 from dataporter.orders.mixture.phase import Blend, timeline_of
 from dataporter.orders.mixture.weights import Weights
+from dataporter.seeding.hashing import fold
 
 LARGEST = 10**12
 
@@ -379,3 +380,94 @@ def test_steps_and_ramps_have_their_shares() -> None:
     for begin in range(0, 10_000, 1000):
         assert abs(run[begin : begin + 1000].count("b") - (begin + 500) / 10) <= 25
     assert run[10_000:].count("a") == 0
+
+
+# Uniformity and independence, over many seeds; each bound is passed by chance once in a million.
+
+
+def drawn(shares: tuple[int, ...], count: int) -> Any:
+    """The sources of so many periods, each with a key of its own."""
+    columns = np.repeat(np.array(shares, dtype=np.int64)[:, None], count, axis=1)
+    keys = np.array([fold(seed, 99) for seed in range(count)], dtype=np.uint64)
+    return interleaved(columns, keys)[0].astype(np.int64)
+
+
+def far(statistic: float, freedom: int) -> bool:
+    """Whether a chi-square statistic is beyond what chance gives once in a million."""
+    return statistic > freedom + 5 * (2 * freedom) ** 0.5 + 15
+
+
+def test_each_place_of_a_period_holds_each_source_equally_often() -> None:
+    shares, count = (14, 5, 1), 20_000
+    sources = drawn(shares, count)
+    for source, share in enumerate(shares):
+        found = (sources == source).sum(axis=0)
+        expected = count * share / 20
+        # The places of a period have one sum, hence one degree of freedom less.
+        statistic = ((found - expected) ** 2 / expected).sum() * 19 / 20 / (1 - share / 20)
+        assert not far(statistic, 19)
+
+
+def test_neighbours_are_independent_within_a_period() -> None:
+    shares, count = (14, 5, 1), 20_000
+    sources = drawn(shares, count)
+    for distance in (1, 2, 7):
+        pairs = 3 * sources[:, :-distance] + sources[:, distance:]
+        number = pairs.size
+        statistic, freedom = 0.0, 0
+        for one, first in enumerate(shares):
+            for other, second in enumerate(shares):
+                left = second - (one == other)
+                expected = number * first * left / (20 * 19)
+                if expected:
+                    found = (pairs == 3 * one + other).sum()
+                    statistic += (found - expected) ** 2 / expected
+                    freedom += 1
+        assert not far(statistic, freedom)
+
+
+def test_runs_within_a_period_are_as_many_as_chance_gives() -> None:
+    shares, count = (40, 60), 5_000  # Wald and Wolfowitz (1940)
+    sources = drawn(shares, count)
+    runs = 1 + (np.diff(sources, axis=1) != 0).sum(axis=1)
+    product, total = 2 * 40 * 60, 100
+    mean = product / total + 1
+    variance = product * (product - total) / (total**2 * (total - 1))
+    assert abs(runs.mean() - mean) < 5 * (variance / count) ** 0.5
+    assert abs(runs.var() / variance - 1) < 5 * (2 / count) ** 0.5
+
+
+def test_all_arrangements_of_a_short_period_are_equally_likely() -> None:
+    sources = drawn((2, 2, 1), 60_000)
+    arrangements = Counter(map(tuple, sources.tolist()))
+    assert len(arrangements) == 30
+    statistic = sum((found - 2000) ** 2 / 2000 for found in arrangements.values())
+    assert not far(statistic, 29)
+
+
+def test_periods_and_seeds_are_independent_of_one_another() -> None:
+    blend = blend_of([10**6] * 2, Weights(((0, (1, 1)),)), stopping=10**6)
+    order = MixtureOrder.of(blend, SequentialOrder())
+    rows = []
+    for seed in range(40):
+        found = timeline_of(order.phases[0]).taken(seed, 0, np.arange(256 * 20, dtype=np.int64))
+        rows += list(2.0 * found.sources.reshape(20, 256) - 1)
+    periods = np.array(rows)
+    correlations = (periods @ periods.T)[np.triu_indices(len(periods), 1)] / 256
+    # 256 signs that sum to 0: the variance of a product's mean is 1 / 255.
+    assert abs(correlations.mean()) < 5 / (255 * len(correlations)) ** 0.5
+    assert abs(correlations.var() * 255 - 1) < 0.02
+
+
+def test_a_batch_is_near_its_shares() -> None:
+    """Within a batch of a period's length each source differs by no more than twice the bound."""
+    blend = blend_of([1000] * 3, Weights(((0, (0.7, 0.25, 0.05)),)), stopping=10**6)
+    order = MixtureOrder.of(blend, ShuffledOrder())
+    for seed in range(20):
+        taken = timeline_of(order.phases[0]).taken(seed, 0, np.arange(52_000, dtype=np.int64))
+        for start in range(0, 52_000, 260):
+            counts = np.bincount(taken.sources[start : start + 260], minlength=3)
+            assert counts.tolist() == [182, 65, 13]
+        running = np.cumsum(np.equal.outer(taken.sources, np.arange(3)), axis=0)
+        exact = np.outer(np.arange(1, 52_001), [0.7, 0.25, 0.05])
+        assert np.abs(running - exact).max() <= 260 / 4 + 1
