@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dataporter.errors import InvalidStateError, StateMismatchError, warn
+from dataporter.errors import StateMismatchError, warn
 from dataporter.orders.mixture.change import changed, described, pruned
 from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.orders.mixture.phase import Blend, Phase
@@ -17,7 +17,7 @@ from dataporter.schedule.progress import Progress
 from dataporter.state.format import Resumption
 from dataporter.state.identified import Identified
 from dataporter.state.ledger import NO_FAILURES, Ledger
-from dataporter.state.mixture_record import MixtureRecord, read, written
+from dataporter.state.mixture_record import MixtureRecord, check_begin, read, written
 from dataporter.state.resume import OnMismatch, resume_at
 from dataporter.state.schema import State, build, parse
 from dataporter.state.strategies import ResumptionStrategy
@@ -69,13 +69,7 @@ class MixedFormat:
         record = read(saved.mixture)
         before = self.schedule.knowing(record.phases)
         progress = saved.progress._replace(mixture=record.phases)
-        begin = record.phases[0]
-        if (begin.epoch, begin.position) > (progress.epoch, progress.position):
-            raise InvalidStateError(
-                f"the state's field 'mixture' begins at position {begin.position} of epoch "
-                f"{begin.epoch}, after position {progress.position} of epoch {progress.epoch}: "
-                "the state is damaged or was edited; load another one"
-            )
+        check_begin(record, progress.epoch, progress.position)
         seed, resumed = resume_at(
             replace(saved, progress=progress),
             self.identified.identity(),

@@ -11,7 +11,7 @@ from dataporter.orders.mixture.streams import Consumed
 from dataporter.orders.mixture.weights import Weights
 from dataporter.state.schema import DAMAGED, shown
 
-__all__ = ["MixtureRecord", "read", "written"]
+__all__ = ["MixtureRecord", "check_begin", "read", "written"]
 
 
 class MixtureRecord(NamedTuple):
@@ -64,6 +64,17 @@ def read(value: object) -> MixtureRecord:
             f"the state's field 'mixture' holds {shown(found)}, expected {expected}: {DAMAGED}"
         ) from None
     return MixtureRecord(blend, read_phases, names)
+
+
+def check_begin(record: MixtureRecord, epoch: int, position: int) -> None:
+    """Raise unless the record reaches back to the state's position."""
+    begin = record.phases[0]
+    if (begin.epoch, begin.position) > (epoch, position):
+        raise InvalidStateError(
+            f"the state's field 'mixture' begins at position {begin.position} of epoch "
+            f"{begin.epoch}, after position {position} of epoch {epoch}: the state is damaged or "
+            "was edited; load another one"
+        )
 
 
 class _Wrong(Exception):

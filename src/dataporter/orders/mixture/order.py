@@ -17,7 +17,7 @@ from dataporter.orders.order import Order
 from dataporter.orders.shuffled import ShuffledOrder
 from dataporter.seeding.hashing import STREAM_MIXTURE, fold
 
-__all__ = ["MixtureOrder", "source_seed"]
+__all__ = ["MixtureOrder", "inner_name", "source_seed"]
 
 # Runs of one pass over one source: beyond so many, one call for all takes less time.
 _MANY = 8
@@ -27,6 +27,12 @@ def source_seed(seed: int, name: str) -> int:
     """The seed of a source's own order, which the other sources do not change."""
     word = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     return fold(seed, word, STREAM_MIXTURE) >> 1
+
+
+def inner_name(name: str) -> str | None:
+    """The name of the sources' order, in the name of a mixture's; None for any other name."""
+    is_mixture = name.startswith("mixture(") and name.endswith(")")
+    return name[len("mixture(") : -1] if is_mixture else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataporter.state.schema import Identity
 from dataporter.state.strategies import ResumptionStrategy, strategy_named
 from dataporter.streams.state import StreamState
 
-__all__ = ["Changes", "index_changes", "strategy_of", "stream_changes"]
+__all__ = ["Changes", "index_changes", "mixture_changes", "strategy_of", "stream_changes"]
 
 
 class Changes(NamedTuple):
@@ -42,6 +42,25 @@ def index_changes(identity: Identity, strategy: ResumptionStrategy | None) -> Ch
     return _by_strategy(
         ["the number of workers, prefetching and pinning"],
         [dataset, order, f"tail {identity.tail!r}"],
+        strategy,
+        identity.batch_size,
+        identity.world_size,
+    )
+
+
+def mixture_changes(identity: Identity, strategy: ResumptionStrategy | None) -> Changes:
+    """The changes between two loaders of mixtures."""
+    return _by_strategy(
+        [
+            "the number of workers, prefetching and pinning",
+            "the mixture's weights, max_passes and stopping",
+            "its sources (added, left out or grown)",
+        ],
+        [
+            "the name of each source, and its content if its length stays",
+            f"order {identity.order!r}, version {identity.order_version}",
+            f"tail {identity.tail!r}",
+        ],
         strategy,
         identity.batch_size,
         identity.world_size,

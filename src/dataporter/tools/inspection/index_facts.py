@@ -9,13 +9,17 @@ from typing import Any, get_args
 from dataporter.errors import InvalidStateError
 from dataporter.orders import Order, TorchOrder
 from dataporter.orders.by_name import order_named, order_of_state, sampler_named
+from dataporter.orders.mixture.order import MixtureOrder, inner_name
+from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
 from dataporter.schedule.progress import Progress
+from dataporter.state.mixture_record import check_begin, read
 from dataporter.state.resume import resume_at
 from dataporter.state.schema import Identity, State
 from dataporter.state.strategies import strategy_named
-from dataporter.tools.inspection.changes import index_changes, strategy_of
+from dataporter.tools.inspection.changes import index_changes, mixture_changes, strategy_of
+from dataporter.tools.inspection.mixture_facts import Mixed, mixed
 from dataporter.tools.inspection.report import Next, StateReport
 
 __all__ = ["index_facts"]
@@ -47,16 +51,27 @@ def index_facts(
             f"the state's field 'tail' is {identity.tail!r}, expected one of {get_args(Tail)}"
         )
     strategy, notes = strategy_of(identity.strategy)
-    changes = index_changes(identity, strategy)
     length: int | None = None
     batches: tuple[Next, ...] = ()
-    schedule, unknown = _schedule(identity)
+    record = None if saved.mixture is None else read(saved.mixture)
+    changes = (index_changes if record is None else mixture_changes)(identity, strategy)
+    order, unknown = _order(identity)
+    mixture, report = None, None
+    schedule: PlannedSchedule | MixedSchedule | None = None
+    if order is not None and record is not None:
+        mixture = mixed(record, order, identity)
+        schedule = mixture.schedule
+        saved = replace(saved, progress=saved.progress._replace(mixture=record.phases))
+        check_begin(record, saved.progress.epoch, saved.progress.position)
+        report = mixture.report(saved.progress, saved.seed)
+    elif order is not None:
+        schedule, unknown = _schedule(order, identity)
     if schedule is None:
         notes.append(unknown)
     else:
         _, progress = resume_at(saved, identity, strategy or _COUNTING, schedule, None, "error")
         length = schedule.progress_after(progress, schedule.steps(progress)).delivered
-        batches, hidden = _next_batches(schedule, progress, saved.seed, ranks, indices)
+        batches, hidden = _next_batches(schedule, mixture, progress, saved.seed, ranks, indices)
         if hidden:
             notes.append(hidden)
         elif batches[0].epoch != progress.epoch:
@@ -78,42 +93,51 @@ def index_facts(
         failed=saved.ledger.total,
         failures=saved.ledger.records,
         next=batches,
+        mixture=report,
         notes=tuple(notes),
     )
 
 
 def _next_batches(
-    schedule: PlannedSchedule, progress: Progress, seed: int, ranks: int, indices: int
+    schedule: PlannedSchedule | MixedSchedule,
+    mixture: Mixed | None,
+    progress: Progress,
+    seed: int,
+    ranks: int,
+    indices: int,
 ) -> tuple[tuple[Next, ...], str]:
     """The next batch of each rank, in this epoch or else the next one; or why none is shown."""
     if not schedule.steps(progress):
-        progress = Progress(progress.epoch + 1)
+        progress = progress.start_of(progress.epoch + 1)
         if not schedule.steps(progress):
             return (), "there is no next batch: an epoch of this state has none"
-    if schedule.plan.batch_size > _LARGEST_BATCH:
-        return (), f"the next indices are not shown: a batch has {schedule.plan.batch_size:,}"
-    torch_samples = (progress.epoch + 1) * schedule.dataset_length
-    if isinstance(schedule.order, TorchOrder) and torch_samples > _TORCH_SAMPLES:
+    planned = schedule.of_epoch(progress)
+    if planned.plan.batch_size > _LARGEST_BATCH:
+        return (), f"the next indices are not shown: a batch has {planned.plan.batch_size:,}"
+    torch_samples = 0
+    if mixture is not None:
+        torch_samples = mixture.torch_samples(progress, seed)
+    elif isinstance(planned.order, TorchOrder):
+        torch_samples = (progress.epoch + 1) * planned.dataset_length
+    if torch_samples > _TORCH_SAMPLES:
         return (), (
             "the next indices are not shown: order 'torch' can only be run forward from epoch 0, "
             "which takes long for so many samples; loader.samples_at(epoch, step) computes them"
         )
     batches = []
-    for rank in range(min(ranks, schedule.plan.world_size)):
-        of_rank = replace(schedule, rank=rank)
+    for rank in range(min(ranks, planned.plan.world_size)):
+        of_rank = replace(planned, rank=rank)
         samples: list[int] = []
         if of_rank.steps(progress):  # with tail="uneven", a rank may have one step fewer
             samples = of_rank.samples_at(progress, progress.step, seed).tolist()
-        shown = tuple(samples[:indices])
+        first = samples[:indices]
+        shown = tuple(first) if mixture is None else mixture.named(first)
         batches.append(Next(rank, progress.epoch, progress.step, len(samples), shown))
     return tuple(batches), ""
 
 
-def _schedule(identity: Identity) -> tuple[PlannedSchedule | None, str]:
+def _schedule(order: Order, identity: Identity) -> tuple[PlannedSchedule | None, str]:
     """The schedule of the first rank; None where only the saving program knows it, and why."""
-    order, unknown = _order(identity)
-    if order is None:
-        return None, unknown
     if identity.dataset_length is None:
         return None, "the state does not say how long the dataset is"
     return PlannedSchedule.for_rank(
@@ -127,8 +151,15 @@ def _schedule(identity: Identity) -> tuple[PlannedSchedule | None, str]:
 
 
 def _order(identity: Identity) -> tuple[Order | None, str]:
-    """The order that a state names; None where this release does not have it, and why."""
-    name = identity.order
+    """The order that a state names, of a mixture that of its sources.
+
+    None where this release does not have it, and why.
+    """
+    name, inner = identity.order, inner_name(identity.order)
+    if inner is not None and identity.order_version == MixtureOrder.version:
+        name = inner
+        if (of_sources := order_named(inner)) is not None:
+            return of_sources, ""
     if (sampler := sampler_named(name)) is not None:
         return None, (
             f"the indices come from a custom sampler ({sampler}): only the program that has it "

@@ -14,10 +14,13 @@ from rich.text import Text
 
 from dataporter.fetch.failure import Failure
 from dataporter.state.ledger import Ledger
+from dataporter.tools.inspection.mixture_report import MixtureReport
 
 __all__ = ["CheckpointReport", "ConverterReport", "FileReport", "Next", "StateReport"]
 
 _BAR = 20
+_SOURCES_SHOWN = 30
+_CHANGES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Next:
         rank, epoch, step: whose batch it is, and which one.
         count: its number of samples, 0 if this rank has none left; None for a stream, where it is
             known only when the samples are read.
-        indices: the first of its samples' indices.
+        indices: the first of its samples' indices; of a mixture (source, index in it).
         shard, offset: for a stream, the shard it is read from, and its first sample in that shard.
     """
 
@@ -36,7 +39,7 @@ class Next:
     epoch: int
     step: int
     count: int | None = None
-    indices: tuple[int, ...] = ()
+    indices: tuple[int, ...] | tuple[tuple[str, int], ...] = ()
     shard: int | None = None
     offset: int | None = None
 
@@ -52,7 +55,10 @@ class Next:
             return f"shard {self.shard}, from sample {self.offset:,}"
         if not self.count:
             return "none left"
-        shown = ", ".join(map(str, self.indices))
+        shown = ", ".join(
+            f"{index[0]} {index[1]}" if isinstance(index, tuple) else str(index)
+            for index in self.indices
+        )
         more = self.count - len(self.indices)
         return f"{shown}, ... ({self.count:,} samples)" if more and shown else shown or "..."
 
@@ -71,6 +77,7 @@ class StateReport:
         failed: number of samples that failed.
         failures: the records of them that the state has.
         next: the next batch of each of the first ranks; empty if it cannot be computed here.
+        mixture: of which sources the run has had how much; None where the dataset is no mixture.
         notes: further facts, in words.
         fault: why the state cannot be loaded; None for a sound state.
     """
@@ -85,6 +92,7 @@ class StateReport:
     failed: int = 0
     failures: tuple[Failure, ...] = ()
     next: tuple[Next, ...] = ()
+    mixture: MixtureReport | None = None
     notes: tuple[str, ...] = ()
     fault: str | None = None
 
@@ -240,6 +248,8 @@ def _show_file(file: FileReport, console: Console) -> None:
             continue
         _line(console, where)
         console.print(_table(state, ascii_only=console.options.ascii_only))
+        if state.mixture is not None:
+            console.print(_sources(state.mixture))
         if state.failures:
             console.print(_failures(state.failures))
     for converter in file.converters:
@@ -265,12 +275,43 @@ def _table(state: StateReport, *, ascii_only: bool) -> Table:
     rows.add("    strategy", state.strategy)
     rows.add("    may change", ", ".join(state.may_change))
     rows.add("    must stay", ", ".join(state.must_stay))
+    if state.mixture is not None:
+        rows.add("    mixture", state.mixture)
+        changes = state.mixture.changes
+        for change in changes[:_CHANGES_SHOWN]:
+            rows.add("    weights", change)
+        if (more := len(changes) - _CHANGES_SHOWN) > 0:
+            rows.add("    weights", f"{more:,} more changes; --json lists them")
     for batch in state.next:
         name = "next batch" if len(state.next) == 1 else f"next, rank {batch.rank}"
         rows.add(f"    {name}", f"epoch {batch.epoch:,}, step {batch.step:,}: {batch}")
     for note in state.notes:
         rows.add("    note", note)
     return rows.table
+
+
+def _sources(mixture: MixtureReport) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("   ")  # an indent
+    table.add_column("source", overflow="fold")
+    for column in ("samples", "consumed", "passes", "share so far", "weight now"):
+        table.add_column(column, no_wrap=True, justify="right")
+    for source in mixture.sources[:_SOURCES_SHOWN]:
+        passes = f"{source.passes:,.2f}"
+        if source.max_passes is not None:
+            passes += f" of {source.max_passes:,}"
+        table.add_row(
+            "",
+            Text(source.name),
+            "left out" if source.length is None else f"{source.length:,}",
+            f"{source.consumed:,}",
+            passes,
+            f"{source.share:.1%}",
+            "-" if source.weight is None else f"{source.weight:.1%}",
+        )
+    if (more := len(mixture.sources) - _SOURCES_SHOWN) > 0:
+        table.add_row("", f"{more:,} more; --json lists them")
+    return table
 
 
 def _failures(failures: tuple[Failure, ...]) -> Table:
