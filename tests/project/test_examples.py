@@ -160,3 +160,43 @@ def test_huggingface_integration_kills_and_resumes_both_kinds(
     proofs = re.findall(r"^([\w-]+), local data: .*: (\d+) of (\d+) steps", printed, re.MULTILINE)
     assert [kind for kind, *_ in proofs] == ["map-style", "streaming"]
     assert all(int(same) == int(steps) > 50 for _, same, steps in proofs)
+
+
+MIXTURE_TRAINING = BASIC_RESUME.with_name("mixture_training.py")
+
+
+@pytest.mark.slow
+def test_mixture_training_resumes_with_other_weights_and_a_new_source(tmp_path: Path) -> None:
+    started = [alone := start(MIXTURE_TRAINING, tmp_path, "alone.pt")]
+    try:
+        lives = []
+        for step in (24, 44):
+            started.append(life := start(MIXTURE_TRAINING, tmp_path))
+            lives.append(until(f"epoch 0, step {step}:", life))
+            life.kill()
+        expected = steps_of(until("epoch 0, step 45:", alone))
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate(timeout=20)
+    assert lives[1][0].startswith("Resuming from checkpoint.pt with 1 processes")
+    begin = int(re.findall(r"step (\d+)\.$", lives[1][0])[0])
+    assert 0 < begin <= 30
+    first, second = map(steps_of, lives)
+    assert first == expected[: len(first)]
+    assert second == expected[begin : begin + len(second)]
+
+    weights = "code=0.4,prose=0.2,headers=0.4"
+    with torchrun(MIXTURE_TRAINING, 2, "--weights", weights, directory=tmp_path) as last:
+        output, errors = last.communicate(timeout=100)
+        assert last.returncode == 0, errors
+    lines = output.splitlines()
+    assert lines[0].startswith("Resuming from checkpoint.pt with 2 processes")
+    assert "the mixture has changed since the state was saved: added 'headers'" in errors
+    # With a line for each epoch.
+    assert len(steps_of(lines)) == 2 * 60 - int(re.findall(r"step (\d+)\.$", lines[0])[0]) + 2
+    proofs = [line for line in lines if line.endswith("a prefix of its own order")]
+    counts = {line.split(":")[0]: int(line.split()[1]) for line in proofs}
+    assert set(counts) == {"code", "prose", "headers"}
+    assert sum(counts.values()) == 2 * 60 * 32
+    assert not (tmp_path / "checkpoint.pt").exists()
