@@ -174,13 +174,14 @@ def test_weights_sources_worlds_and_batch_sizes_change_at_each_stop(chain: list[
             epoch, step = ranks[0].epoch, ranks[0].step
             expected = [loader.samples_at(epoch, step) for loader in ranks if step < _end(loader)]
             found = [next(each, None) for each in batches]
-            if found[0] is None:
-                # This pass is over; all that are behind end theirs as well.
-                batches = [iter(loader) for loader in ranks]
-                continue
             got = [batch.tolist() for batch in found if batch is not None]
             assert got == [[BEGINS[name] + at for name, at in each] for each in expected]
             run += [number for batch in got for number in batch]
+            if len(got) < world_size:
+                # Some ranks have ended their pass; after this last step so do the others.
+                behind = (each for each, batch in zip(batches, found) if batch is not None)
+                assert all(next(each, None) is None for each in behind)
+                batches = [iter(loader) for loader in ranks]
         states = [loader.state_dict() for loader in ranks]
         # A rank without a share of an epoch's last batch has ended the epoch before the others.
         epochs = {each["epoch"] for each in states}
