@@ -221,26 +221,35 @@ class Mixture(Dataset[Any]):
 
     def consumed(self) -> dict[str, int]:
         """By source, how many samples the loader's position has behind it, over all epochs."""
-        return {name: consumed.count for name, consumed in self._reader().consumed().items()}
+        return {name: consumed.count for name, consumed in self._consumed().items()}
 
     def passes(self) -> dict[str, float]:
         """By source, how many passes over it the loader's position has behind it: 1.25, say."""
-        pairs = self._reader().consumed().items()
-        return {name: each.passes + each.offset / max(1, each.length) for name, each in pairs}
+        return {
+            name: each.passes + each.offset / max(1, each.length)
+            for name, each in self._consumed().items()
+        }
 
     @property
     def weights(self) -> dict[str, float]:
         """By source, the proportions at the loader's position; they sum to 1."""
-        return self._reader().weights()
+        if (reader := self._reader()) is not None:
+            return reader.weights()
+        return dict(zip(self._given.names, self._given.weights.at(0)))
 
-    def _reader(self) -> Reader:
+    def _consumed(self) -> dict[str, Consumed]:
+        if (reader := self._reader()) is not None:
+            return reader.consumed()
+        return dict.fromkeys(self._given.names, Consumed())
+
+    def _reader(self) -> Reader | None:
         readers = list(self._readers)
-        if len(readers) == 1:
-            return readers[0]
-        raise ConfigurationError(
-            f"{len(readers)} loaders read this mixture: its weights and passes are those of one "
-            "loader; build a Mixture for each"
-        )
+        if len(readers) > 1:
+            raise ConfigurationError(
+                f"{len(readers)} loaders read this mixture, each from a position: build a Mixture "
+                "for each of them to ask for its weights and passes"
+            )
+        return readers[0] if readers else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": None}

@@ -9,10 +9,11 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from dataporter.checks import given, is_one_of, positive_number
 from dataporter.datasets.rows import length_of, rows_of
-from dataporter.errors import ConfigurationError
+from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.orders.mixture.apportion import MOST_SAMPLES
 from dataporter.orders.mixture.phase import Stopping
 from dataporter.orders.mixture.weights import Weights
@@ -56,7 +57,7 @@ def sources_checked(sources: Any) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: no sources, or names that are no texts.
-        UnsupportedDatasetError: a source has no length.
+        UnsupportedDatasetError: a source is a stream, or has no length.
     """
     if not isinstance(sources, Mapping) or not sources:
         raise ConfigurationError(
@@ -73,6 +74,12 @@ def sources_checked(sources: Any) -> dict[str, Any]:
             f"a mixture of {len(sources)} sources: expected at most {_MOST_SOURCES}; join those "
             "that need no weight of their own by torch.utils.data.ConcatDataset"
         )
+    for name, source in sources.items():
+        if isinstance(source, IterableDataset):
+            raise UnsupportedDatasetError(
+                f"source {name!r} is a {type(source).__name__}, an IterableDataset, which has no "
+                "length: mix streams by dataporter.MixtureStream"
+            )
     rows = {name: rows_of(source) for name, source in sources.items()}
     if sum(map(length_of, rows.values())) > MOST_SAMPLES:
         raise ConfigurationError(f"the sources have more than {MOST_SAMPLES} samples together")

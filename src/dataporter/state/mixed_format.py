@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dataporter.errors import StateMismatchError, warn
-from dataporter.orders.mixture.change import changed, described, pruned
+from dataporter.orders.mixture.change import changed, described, pruned, same
 from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.orders.mixture.phase import Blend, Phase
 from dataporter.schedule.mixed import MixedSchedule
@@ -91,7 +91,7 @@ class MixedFormat:
         self, record: MixtureRecord, order: MixtureOrder, seed: int, progress: Progress
     ) -> tuple[Phase, ...]:
         """The phases of the run, with one more where the mixture is another one now."""
-        if record.given == self.given:
+        if same(record.given, self.given):
             return record.phases
         # What was delivered early was read with the old weights, and so is what lies before it.
         position = progress.early[-1].stop if progress.early else progress.position

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataporter.errors import StateMismatchError
+from dataporter.orders.mixture.apportion import whole_weights
 from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.orders.mixture.phase import Blend, Phase, timeline_of
 from dataporter.orders.mixture.streams import Consumed
 
-__all__ = ["changed", "described", "pruned"]
+__all__ = ["changed", "described", "pruned", "same"]
 
 
 def changed(
@@ -49,6 +50,21 @@ def changed(
         length if position else None,
     )
     return (*earlier, new)
+
+
+def same(one: Blend, other: Blend) -> bool:
+    """Whether two blends mix alike: the order and the scale of the weights decide nothing."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(blend: Blend) -> tuple[object, ...]:
+    by_name = sorted(range(len(blend.names)), key=blend.names.__getitem__)
+    rows = [(blend.names[n], blend.lengths[n], blend.limits[n]) for n in by_name]
+    knots = [
+        (position, whole_weights([weights[n] for n in by_name]))
+        for position, weights in blend.weights.knots
+    ]
+    return rows, knots, blend.weights.linear and len(knots) > 1, blend.stopping, blend.most
 
 
 def pruned(phases: tuple[Phase, ...], epoch: int, position: int) -> tuple[Phase, ...]:
