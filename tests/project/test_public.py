@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +116,18 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("ignore:the stream has no exact state")
 @pytest.mark.filterwarnings("ignore:.*failed .on_error=")
-@pytest.mark.parametrize("document", ["streams", "huggingface", "bad-samples"])
+@pytest.mark.filterwarnings("ignore:the mixture has changed")
+@pytest.mark.parametrize("document", ["streams", "huggingface", "bad-samples", "mixtures"])
 def test_a_document_s_code_runs_as_printed(document: str) -> None:
     names: dict[str, Any] = {}
     for block in blocks_of(f"docs/{document}.md"):
         exec(block, names)
+
+
+def test_the_picture_of_a_mixture_is_what_its_program_draws() -> None:
+    program = ROOT / "docs" / "pictures" / "mixture_shares.py"
+    names = runpy.run_path(str(program))
+    assert names["picture"]() == program.with_suffix(".svg").read_text()
 
 
 def test_the_remainder_in_the_documentation_is_exact() -> None:
