@@ -19,7 +19,8 @@ from subjects import Batched, Indices, digest, ids
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, TensorDataset
 
 from dataporter import ResumableDataLoader, SampleError, sample_rng
-from dataporter.fetch.fetch import SampleFetch, WholeFetch, fetch_for
+from dataporter.fetch.fetch import WholeFetch, fetch_for
+from dataporter.fetch.samples import SampleFetch
 
 DTYPES = [
     torch.float32,

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, default_collate
 from dataporter.convert import Conversion, converter_for, new
 from dataporter.engines import InlineEngine
 from dataporter.fetch.collate import collate_of
-from dataporter.fetch.fetch import Fetch, SampleFetch, WholeFetch
+from dataporter.fetch.fetch import Fetch, WholeFetch
 from dataporter.fetch.fetched import NO_BATCH, Fetched
+from dataporter.fetch.samples import SampleFetch
 from dataporter.loader.loader import ResumableDataLoader
 from dataporter.seeding.generators import GENERATORS, GlobalGenerator, isolated_generators
 from dataporter.seeding.hashing import sample_keys
