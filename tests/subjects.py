@@ -68,7 +68,7 @@ def digest(batch: Any) -> str:
     def add(leaf: Any) -> None:
         if isinstance(leaf, torch.Tensor):
             found.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            found.update(leaf.contiguous().numpy().tobytes())
+            found.update(leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         elif isinstance(leaf, dict):
             for key, value in leaf.items():
                 found.update(repr(key).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from torch.utils.data import Subset
 
 from dataporter.datasets.columns import subset_indices
 
-__all__ = ["ReadsBatches", "batches_of"]
+__all__ = ["JoinsBatches", "ReadsBatches", "batches_of", "joining_of"]
 
 
 @runtime_checkable
@@ -32,6 +33,29 @@ class ReadsBatches(Protocol):
         """A batch of samples; replaces ``default_collate``."""
 
 
+@runtime_checkable
+class JoinsBatches(ReadsBatches, Protocol):
+    """One that makes a batch together with other datasets of its kind, for a mixture of them."""
+
+    def __joinbatch__(
+        self, parts: Sequence[tuple[Any, NDArray[np.int64], NDArray[np.int64]]]
+    ) -> Any:
+        """The batch of all parts, equal to ``__collate__`` of their samples; or ``NotImplemented``.
+
+        Args:
+            parts: datasets like this one, each with its samples' places in the batch, and their
+                indices in the dataset.
+        """
+
+
+def joining_of(dataset: Any) -> tuple[JoinsBatches, NDArray[np.int64] | None] | None:
+    """The dataset that makes batches with others, and the indices of the ``Subset`` of it."""
+    batches = batches_of(dataset)
+    inner = batches.batches if isinstance(batches, _SubsetBatches) else batches
+    chosen = batches.chosen if isinstance(batches, _SubsetBatches) else None
+    return (inner, chosen) if isinstance(inner, JoinsBatches) else None
+
+
 def batches_of(dataset: Any) -> ReadsBatches | None:
     """The dataset, or a wrapper if it is a ``Subset``, if it reads whole batches; else None."""
     if type(dataset) is Subset:
@@ -39,6 +63,8 @@ def batches_of(dataset: Any) -> ReadsBatches | None:
         if inner is None:
             return None
         chosen = subset_indices(dataset, len(dataset.dataset))  # type: ignore[arg-type]  # has one
+        if chosen is not None and isinstance(inner, _SubsetBatches):
+            return _SubsetBatches(inner.batches, inner.chosen[chosen])
         return None if chosen is None else _SubsetBatches(inner, chosen)
     return dataset if isinstance(dataset, ReadsBatches) else None
 

@@ -16,6 +16,7 @@ from dataporter.datasets.fingerprint import fingerprint_of
 from dataporter.datasets.mixture_arguments import (
     LinearWeights,
     by_source,
+    converters_checked,
     limits_checked,
     mean_lengths,
     sources_checked,
@@ -81,8 +82,9 @@ class Mixture(Dataset[Any]):
             The others take its share.
         source_key: the key under which each sample, a dict, has the name of its source.
         transforms: by source, a function of one of its samples.
-        converters: by source, a :class:`~dataporter.KeyBasedDtypeConverter` or its rules, for its
-            samples.
+        converters: by source, a :class:`~dataporter.KeyBasedDtypeConverter` for each of its
+            samples, behind the transform: for sources whose dtypes differ, to make them alike. To
+            widen batches on the device, pass the loader's ``converter=``.
 
     Raises:
         ConfigurationError: (a ``ValueError``) weights are negative, all 0, name no source or leave
@@ -128,7 +130,7 @@ class Mixture(Dataset[Any]):
             stopping_checked(stopping),
         )
         transforms = by_source("transforms", transforms, names)
-        converters = by_source("converters", converters, names)
+        converters = converters_checked(converters, names)
         if source_key is not None and not isinstance(source_key, str):
             raise ConfigurationError(f"{given('source_key', source_key)}: expected a text or None")
         self.rows = MixtureRows(

@@ -21,6 +21,7 @@ from dataporter.orders.mixture.weights import Weights
 __all__ = [
     "LinearWeights",
     "by_source",
+    "converters_checked",
     "limits_checked",
     "mean_lengths",
     "sources_checked",
@@ -96,6 +97,18 @@ def by_source(argument: str, values: Any, names: Iterable[str]) -> dict[str, Any
         )
     _refuse_unknown(argument, values, names)
     return dict(values)
+
+
+def converters_checked(converters: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The converters of some of the sources."""
+    checked = by_source("converters", converters, names)
+    for name, converter in checked.items():
+        if not callable(getattr(converter, "convert_sample", None)):
+            raise ConfigurationError(
+                f"{given('converters', converter)} for source {name!r}: expected a converter, such "
+                'as KeyBasedDtypeConverter({"label": "int32"})'
+            )
+    return checked
 
 
 def weights_checked(

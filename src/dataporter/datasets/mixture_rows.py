@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ class Source:
     Attributes:
         name, rows, length: the dataset and what it is called.
         transform: what is done to each of its samples; None if nothing.
-        converter: what converts each of its samples, or its rules; None if nothing does.
+        converter: has a method ``convert_sample``, which each of its samples goes through behind
+            the transform; None if nothing does.
     """
 
     name: str
@@ -41,56 +42,77 @@ class Part(NamedTuple):
     indices: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MixtureRows:
     """All samples of a mixture's sources, the first source's first.
 
     Attributes:
         sources: in the order of the indices.
         source_key: the key under which each sample, a dict, has the name of its source.
+        offsets: the index at which each source begins, and the number of all samples.
     """
 
     sources: tuple[Source, ...]
     source_key: str | None = None
+    offsets: NDArray[np.int64] = field(init=False)
 
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """The index at which each source begins, and the number of all samples."""
-        return np.array([0, *accumulate(source.length for source in self.sources)], dtype=np.int64)
+    def __post_init__(self) -> None:
+        lengths = (source.length for source in self.sources)
+        offsets = np.array([0, *accumulate(lengths)], dtype=np.int64)
+        object.__setattr__(self, "offsets", offsets)
 
     def __len__(self) -> int:
-        return sum(source.length for source in self.sources)
+        return int(self.offsets[-1])
+
+    def which(self, indices: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """The number of each index's source."""
+        found = self.offsets[1:].searchsorted(indices, side="right")
+        # NumPy sorts these by radix.
+        return found.astype(np.uint8 if len(self.sources) <= 1 << 8 else np.uint16)
 
     def parts(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[Part]:
         """A batch's indices by source, in the order of the sources."""
-        offsets, whole = self.offsets, np.asarray(indices, dtype=np.int64)
-        which = np.searchsorted(offsets, whole, side="right") - 1
-        for number in np.unique(which).tolist():
-            places = np.flatnonzero(which == number)
-            yield Part(number, places, whole[places] - offsets[number])
+        whole = np.asarray(indices, dtype=np.int64)
+        which = self.which(whole)
+        places, sizes = which.argsort(kind="stable"), np.bincount(which)
+        begin = 0
+        for number, size in enumerate(sizes.tolist()):
+            if size:
+                here = places[begin : begin + size]
+                begin += size
+                yield Part(number, here, whole[here] - self.offsets[number])
 
     def named(self, indices: Sequence[int] | NDArray[np.int64]) -> list[tuple[str, int]]:
         """For each index the name of its source, and its index there."""
-        offsets, whole = self.offsets, np.asarray(indices, dtype=np.int64)
-        which = np.searchsorted(offsets, whole, side="right") - 1
+        whole = np.asarray(indices, dtype=np.int64)
+        which = self.which(whole)
         names = [self.sources[number].name for number in which.tolist()]
-        return list(zip(names, (whole - offsets[which]).tolist()))
+        return list(zip(names, (whole - self.offsets[which]).tolist()))
 
     def sample_name(self, index: int) -> str | None:
         """The source of a sample, and the sample's name or index there."""
-        ((name, within),) = self.named([index])
-        rows = next(source.rows for source in self.sources if source.name == name)
-        return f"{name}: {name_of(rows, within) or within}"
+        source, within = self._at(index)
+        return f"{source.name}: {name_of(source.rows, within) or within}"
 
     def __getitem__(self, index: int) -> Any:
-        ((name, within),) = self.named([index])
-        source = next(source for source in self.sources if source.name == name)
+        source, within = self._at(index)
         return self.finished(source, source.rows[within])
 
+    def _at(self, index: int) -> tuple[Source, int]:
+        number = int(self.offsets[1:].searchsorted(index, side="right"))
+        return self.sources[number], int(index - self.offsets[number])
+
+    def finishes(self, source: Source) -> bool:
+        """Whether anything is done to the samples of a source."""
+        options = (source.transform, source.converter, self.source_key)
+        return any(option is not None for option in options)
+
     def finished(self, source: Source, sample: Any) -> Any:
-        """A sample of a source with the source's transform, and its name."""
+        """A sample of a source: transformed, converted, and with the name of the source."""
         if source.transform is not None:
             sample = source.transform(sample)
+        if source.converter is not None:
+            sample = source.converter.convert_sample(sample)
         if self.source_key is None:
             return sample
         if not isinstance(sample, Mapping):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Subset, default_collate
 
 from dataporter._torch import default_collate_is_extended
+from dataporter.errors import ConfigurationError
 
-__all__ = ["collate", "collate_of"]
+__all__ = ["collate", "collate_of", "collate_of_sources"]
 
 _DTYPES = {int: torch.int64, float: torch.float64}
 
@@ -21,6 +22,33 @@ def collate_of(dataset: Any) -> Callable[[list[Any]], Any]:
         dataset = dataset.dataset
     custom = getattr(dataset, "__collate__", None)
     return collate if custom is None else custom
+
+
+def collate_of_sources(sources: Mapping[str, Any]) -> Callable[[list[Any]], Any]:
+    """The function that collates samples of several datasets, if the loader has no ``collate_fn``.
+
+    Args:
+        sources: by name. Those with a ``__collate__`` collate alike if it is the same function,
+            and an attribute ``collation``, where they have one, is equal.
+
+    Raises:
+        ConfigurationError: (a ``ValueError``) they collate in several ways.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, dataset in sources.items():
+        while type(dataset) is Subset:
+            dataset = dataset.dataset
+        if getattr(dataset, "__collate__", None) is not None:
+            way = getattr(type(dataset), "__collate__", None), getattr(dataset, "collation", None)
+            for other, another in found.items():
+                if another != way:
+                    raise ConfigurationError(
+                        f"sources {other!r} and {name!r} make batches of their samples in "
+                        "different ways: give both the same arguments (pad=, and dtypes for its "
+                        "masks), or pass collate_fn= to the loader"
+                    )
+            found[name] = way
+    return collate_of(sources[next(iter(found))]) if found else collate
 
 
 def collate(samples: list[Any]) -> Any:

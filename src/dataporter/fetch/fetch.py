@@ -15,9 +15,11 @@ from torch.utils.data import default_collate
 from dataporter.convert import Conversion, Empty
 from dataporter.datasets.batches import batches_of
 from dataporter.datasets.columns import columns_of, gather
+from dataporter.datasets.mixture_rows import MixtureRows
 from dataporter.errors import LossyConversionError, add_note
 from dataporter.fetch.collate import collate_of
 from dataporter.fetch.fetched import NO_BATCH, Fetched
+from dataporter.fetch.mixed import MixedFetch, mixed_fetch, whole_mixed
 from dataporter.fetch.on_error import OnError, substitute_of
 from dataporter.fetch.samples import (
     Replacement,
@@ -65,10 +67,22 @@ def fetch_for(
             would share them, do neither.
         on_error: the reaction to a sample that raises: raise its exception, leave the sample out,
             replace it by another sample, or by the result of a function.
-        replacement: chooses the other sample; None chooses among those of the batch.
+        replacement: chooses the other sample; None chooses among those of the batch. In a mixture,
+            another sample of the same source takes the place.
         whole: entered while a batch is made as a whole (``__getitems__``, a gather, collation), and
             not while single samples are read.
     """
+    if isinstance(dataset, MixtureRows):
+        mixed = mixed_fetch(
+            dataset,
+            collate_fn,
+            batched=batched,
+            seeds_each=seeds_each,
+            on_error=on_error,
+            whole=whole,
+        )
+        read = whole_mixed(dataset, on_error) if mixed.is_known else None
+        return mixed if read is None else WholeFetch(read, mixed, draws=False)
     offers_batches = batched and reads_together(dataset)
     if offers_batches and seeds_each == "sample":
         seeds_each = "batch"
@@ -129,11 +143,12 @@ class _Converting:
 class WholeFetch:
     """Reads a batch in one go: gathers columns, or asks a dataset that makes its own batches.
 
-    Where nothing can draw (``draws=False``), nothing is seeded.
+    Where nothing can draw (``draws=False``), nothing is seeded. Where ``read`` returns
+    ``NotImplemented``, the samples are read.
     """
 
     read: Callable[[NDArray[np.int64]], Any]
-    otherwise: SampleFetch
+    otherwise: SampleFetch | MixedFetch
     draws: bool
 
     def __call__(self, request: Request) -> Fetched:
@@ -156,12 +171,14 @@ class WholeFetch:
     def _read(self, request: Request, indices: NDArray[np.int64]) -> Fetched:
         try:
             with self.otherwise.whole:
-                return Fetched(self.read(indices))
+                batch = self.read(indices)
         except Exception as error:
+            shown = self.otherwise.named(request).described()
             if isinstance(error, StopIteration):
-                raise stopped(error, f"the batch of {request.described()}") from error
-            add_note(error, f"while reading the batch of {request.described()}")
+                raise stopped(error, f"the batch of {shown}") from error
+            add_note(error, f"while reading the batch of {shown}")
             raise
+        return self.otherwise(request) if batch is NotImplemented else Fetched(batch)
 
 
 def _row_numbers(indices: Sequence[Any]) -> NDArray[np.int64] | None:

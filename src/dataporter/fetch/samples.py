@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NoReturn, Protocol
+from itertools import repeat
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
+from numpy.random import Generator
 from torch.utils.data import StackDataset, Subset
 
 from dataporter.datasets.names import name_of
@@ -21,7 +23,18 @@ from dataporter.seeding.hashing import STREAM_REPLACEMENT, fold, sample_key, sam
 from dataporter.seeding.keyed import UNSEEDED, DrawnFrom, Seeds, keyed
 from dataporter.seeding.samples import CurrentSamples, reading
 
-__all__ = ["Replacement", "SampleFetch", "key_of", "reads_together", "seed_once", "stopped"]
+__all__ = [
+    "Read",
+    "Replacement",
+    "SampleFetch",
+    "key_of",
+    "nothing_left",
+    "reads_together",
+    "seed_once",
+    "stopped",
+]
+
+T = TypeVar("T")
 
 # How many samples on_error="replace" tries in the place of one that fails.
 _MOST_REPLACEMENTS = 10
@@ -34,9 +47,31 @@ class Replacement(Protocol):
         """The index of a sample: a pure function, different in each attempt."""
 
 
+class Read(NamedTuple):
+    """The samples of a request, before they are made a batch.
+
+    Attributes:
+        samples: those that were read, in order.
+        failures: of those that failed.
+        left_out: offsets in the request of samples that have no place in ``samples``.
+        generators: those that :func:`sample_rng` handed out, by offset.
+    """
+
+    samples: list[Any]
+    failures: tuple[Failure, ...]
+    left_out: list[int]
+    generators: dict[int, Generator]
+
+
 @dataclass(frozen=True, slots=True)
 class SampleFetch:
-    """Reads sample by sample, or batch by batch where the dataset has ``__getitems__``."""
+    """Reads sample by sample, or batch by batch where the dataset has ``__getitems__``.
+
+    Attributes:
+        source: the name of the mixture's source that the dataset is; None if it is none.
+        finish: done to each sample that ``__getitems__`` returns, with the seed of that sample;
+            None if nothing is.
+    """
 
     dataset: Any
     collate: Callable[[Any], Any]
@@ -47,28 +82,34 @@ class SampleFetch:
     substitute: Substitute | None
     replacement: Replacement | None
     whole: AbstractContextManager[Any]
+    source: str | None = None
+    finish: Callable[[Any], Any] | None = None
     drawn_from: DrawnFrom = field(default_factory=DrawnFrom)
 
     def __call__(self, request: Request) -> Fetched:
         return self.keyed(partial(self._make, request))
 
-    def keyed(self, make: Callable[[Seeds], Fetched]) -> Fetched:
+    def read(self, request: Request) -> Read:
+        """The samples of a request, which are made a batch together with others."""
+        return self.keyed(partial(self._read, request))
+
+    def named(self, request: Request) -> Request:
+        """The request for people, who know a sample of a mixture by its source and its index."""
+        if self.source is None:
+            return request
+        return request._replace(indices=list(map(self._shown, request.plain_indices)))
+
+    def keyed(self, make: Callable[[Seeds], T]) -> T:
         """What ``make`` returns with the seeds of this fetch."""
         return make(UNSEEDED) if self.seeds_each == "nothing" else keyed(self.drawn_from, make)
 
     def _make(self, request: Request, seeds: Seeds) -> Fetched:
         with reading(request.seed, request.epoch, request.positions) as current:
-            if self.seeds_each == "batch":
-                seed_once(seeds, request)
-            indices = request.plain_indices
-            failures: tuple[Failure, ...] = ()
-            if self.offers_batches and self.on_error == "raise":
-                samples = self._read_together(request, indices)
-            else:
-                samples, failures = self._read_each(request, indices, seeds, current)
-                current.offset = None
+            samples, failures, _, _ = self._samples(request, seeds, current)
+            if failures and not samples:
+                raise nothing_left(request, failures)
             # Our own collation draws nothing.
-            if self.seeds_each == "sample" and self.collate is not collate and len(indices):
+            if self.seeds_each == "sample" and self.collate is not collate and len(request.indices):
                 seeds.collating(key_of(request, -1))
             try:
                 with self.whole:
@@ -78,22 +119,66 @@ class SampleFetch:
                 raise
             return Fetched(batch, failures)
 
+    def _read(self, request: Request, seeds: Seeds) -> Read:
+        with reading(request.seed, request.epoch, request.positions) as current:
+            return self._samples(request, seeds, current)
+
+    def _samples(self, request: Request, seeds: Seeds, current: CurrentSamples) -> Read:
+        indices = request.plain_indices
+        if not (self.offers_batches and self.on_error == "raise"):
+            if self.seeds_each == "batch":
+                seed_once(seeds, request)
+            read = self._read_each(request, indices, seeds, current)
+            current.offset = None
+            return read
+        if self.seeds_each != "nothing":
+            seed_once(seeds, request)
+        samples = self._read_together(request, indices)
+        if self.finish is not None:
+            samples = self._finished(request, indices, samples, seeds, current)
+        return Read(samples, (), [], current.generators)
+
     def _read_together(self, request: Request, indices: list[Any]) -> Any:
         try:
             with self.whole:
                 return self.dataset.__getitems__(indices)
         except Exception as error:
-            what = f"the batch of {request.described()}"
+            what = f"the batch of {self.named(request).described()}"
             if isinstance(error, StopIteration):
                 raise stopped(error, what) from error
             add_note(error, f"while reading {what}")
             raise
 
+    def _finished(
+        self,
+        request: Request,
+        indices: list[Any],
+        together: list[Any],
+        seeds: Seeds,
+        current: CurrentSamples,
+    ) -> list[Any]:
+        assert self.finish is not None
+        samples: list[Any] = []
+        current.offset, current.taken = 0, samples
+        keys: Iterable[int] = repeat(0)
+        if (seed := seeds.each if self.seeds_each == "sample" else None) is not None:
+            keys = sample_keys(request.seed, request.epoch, request.positions).tolist()
+        try:
+            for key, sample in zip(keys, together):
+                if seed is not None:
+                    seed(key)
+                samples.append(self.finish(sample))
+        except Exception as error:
+            self._raise(error, request, indices, len(samples))
+        current.offset, current.taken = None, ()
+        return samples
+
     def _read_each(
         self, request: Request, indices: list[Any], seeds: Seeds, current: CurrentSamples
-    ) -> tuple[list[Any], tuple[Failure, ...]]:
+    ) -> Read:
         samples: list[Any] = []
         failures: list[Failure] = []
+        left_out: list[int] = []
         dataset, take, upcoming, offset = self.dataset, samples.append, iter(indices), 0
         keys: list[int] = []
         current.taken = samples
@@ -117,29 +202,45 @@ class SampleFetch:
                 assert failed is not None
                 offset = failed + 1
                 if self.on_error == "raise":
-                    _raise(error, request, indices[failed], failed)
+                    self._raise(error, request, indices, failed)
                 seeds.failed(key_of(request, failed if self.seeds_each == "sample" else 0))
                 failures.append(self._failure(error, request, indices[failed], failed))
                 if self.substitute is not None:
-                    take(self.substitute(error, indices[failed], failures[-1]))
+                    take(self.substitute(error, self._shown(indices[failed]), failures[-1]))
                 elif self.on_error == "replace":
                     take(self._replaced(request, indices, current, seeds, failures))
-        if indices and not samples:
-            raise SampleError(
-                f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
-                f"failed, the first: {failures[0]}"
-            )
-        return samples, tuple(failures)
+                else:
+                    left_out.append(failed)
+        return Read(samples, tuple(failures), left_out, current.generators)
+
+    def _shown(self, index: Any) -> Any:
+        """An index as people are told of it, who know a mixture's samples by their source."""
+        return index if self.source is None else (self.source, index)
 
     def _failure(self, error: Exception, request: Request, index: Any, offset: int) -> Failure:
         return failure_of(
             error,
-            index,
+            self._shown(index),
             name_of(self.dataset, index),
             epoch=request.epoch,
             step=request.step,
             position=int(request.positions[offset]),
         )
+
+    def _raise(
+        self, error: Exception, request: Request, indices: list[Any], offset: int
+    ) -> NoReturn:
+        shown = (
+            f"sample index {self._shown(indices[offset])!r} (epoch {request.epoch}, step "
+            f"{request.step}, position {int(request.positions[offset])})"
+        )
+        if isinstance(error, StopIteration):
+            raise stopped(error, shown) from error
+        add_note(error, f"while reading {shown}")
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame, and would form a cycle with it
 
     def _replaced(
         self,
@@ -186,18 +287,12 @@ class SampleFetch:
                 yield index
 
 
-def _raise(error: Exception, request: Request, index: Any, offset: int) -> NoReturn:
-    shown = (
-        f"sample index {index!r} (epoch {request.epoch}, step {request.step}, "
-        f"position {int(request.positions[offset])})"
+def nothing_left(request: Request, failures: Sequence[Failure]) -> SampleError:
+    """What is raised where every sample of a batch was left out."""
+    return SampleError(
+        f"on_error='skip' left nothing of the batch of {request.described()}: every sample "
+        f"failed, the first: {failures[0]}"
     )
-    if isinstance(error, StopIteration):
-        raise stopped(error, shown) from error
-    add_note(error, f"while reading {shown}")
-    try:
-        raise error
-    finally:
-        del error  # its traceback holds this frame, and would form a cycle with it
 
 
 def seed_once(seeds: Seeds, request: Request) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Ragged"]
+__all__ = ["Ragged", "bits_of"]
 
 # Numbers: from this mean length, copying row by row takes less time than number by number.
 _LONG = 128
@@ -38,7 +38,7 @@ class Ragged:
         """The rows, concatenated: shape (sum of lengths, ...)."""
         if self.starts is None:
             return self.flat
-        flat, ends = _bits_of(self.flat), self.lengths.cumsum()
+        flat, ends = bits_of(self.flat), self.lengths.cumsum()
         total = int(ends[-1]) if len(ends) else 0
         if total < _LONG * len(ends):
             numbers = np.arange(total)
@@ -63,7 +63,7 @@ class Ragged:
         padding = _from_length_on(self.lengths, longest)
         rows = self._to_longest(longest)
         where = padding.view(np.bool_).reshape(*padding.shape, *(1,) * (rows.ndim - 2))
-        np.copyto(rows.numpy(), _bits_of(value).item(), where=where)
+        np.copyto(rows.numpy(), bits_of(value).item(), where=where)
         return rows.view(self.flat.dtype), torch.from_numpy(padding ^ 1)
 
     def _to_longest(self, longest: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Ragged:
 
         Copying what lies behind the shorter rows as well makes it one gather of equal runs.
         """
-        flat, lengths = _bits_of(self.flat), self.lengths
+        flat, lengths = bits_of(self.flat), self.lengths
         starts = lengths.cumsum() - lengths if self.starts is None else self.starts
         near_end = np.flatnonzero(
             starts + longest > (len(flat) if self.ends is None else self.ends)
@@ -103,6 +103,7 @@ def _edge(room: int) -> torch.Tensor:
     return torch.arange(2 * room).ge(room).to(torch.int8)
 
 
-def _bits_of(numbers: torch.Tensor) -> torch.Tensor:
+def bits_of(numbers: torch.Tensor) -> torch.Tensor:
+    """The same memory as whole numbers of the same size; complex numbers as they are."""
     bits = _BITS.get(numbers.dtype.itemsize)
     return numbers if bits is None else numbers.view(bits)

@@ -16,6 +16,7 @@ from dataporter.errors import ConfigurationError, LossyConversionError
 from dataporter.hf.conversions import conversion_for, converted, noted
 from dataporter.hf.forms import collate, rows_of, settled
 from dataporter.hf.images import Decoding
+from dataporter.hf.joined import UNLIKE, Piece, joined
 from dataporter.hf.padding import masks_of, padding_for
 from dataporter.hf.wrapper import UnifiedHFDatasetWrapper, columns_checked
 
@@ -81,6 +82,16 @@ class Rows(UnifiedHFDatasetWrapper, reads="samples"):
 
     def __collate__(self, samples: list[Any]) -> Any:
         return self.collate(samples)
+
+    @property
+    def collation(self) -> Any:
+        """What ``collate`` depends on: datasets in which it is equal make the same batches."""
+        masks = sorted(self._padding.masks.values())
+        rules: tuple[Any, ...] = ()
+        if masks and self._conversion is not None:
+            names = [form.name for form in self._conversion.forms]
+            rules = tuple(zip(self._conversion.patterns, names))
+        return dict(self._padding.values), masks, rules
 
     @property
     def fingerprint(self) -> str:
@@ -156,6 +167,16 @@ class BatchedRows(Rows, reads="batches"):
     def __getbatch__(self, indices: NDArray[np.int64]) -> Any:
         batch = self._batch(self._rows(indices))
         return batch if self.transform is None else self.transform(batch)
+
+    def __joinbatch__(
+        self, parts: Sequence[tuple[BatchedRows, NDArray[np.int64], NDArray[np.int64]]]
+    ) -> Any:
+        pieces = [
+            Piece(dataset._forms(dataset._rows(indices)), places)
+            for dataset, places, indices in parts
+        ]
+        forms = joined(pieces, sum(len(places) for _, places, _ in parts))
+        return NotImplemented if forms is UNLIKE else self._whole(forms, None)
 
     @property
     def draws(self) -> bool:

@@ -128,8 +128,7 @@ class Setup:
     def reacting(self, on_error: OnError) -> dict[str, Any]:
         """The arguments of ``fetch`` for a reaction to samples that fail."""
         # The order goes to the workers only where they need it: a custom one may be large.
-        planned = isinstance(self.schedule, PlannedSchedule | MixedSchedule)
-        if on_error == "replace" and planned:
+        if on_error == "replace" and isinstance(self.schedule, PlannedSchedule):
             return {"on_error": on_error, "replacement": self.schedule}
         return {"on_error": on_error}
 
