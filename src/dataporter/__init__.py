@@ -37,6 +37,8 @@ from dataporter.orders import (
     SequentialOrder,
     ShuffledOrder,
     TorchOrder,
+    WeightedOrder,
+    balanced,
 )
 from dataporter.seeding.samples import sample_rng
 from dataporter.shared.sequence import SharedSequence
@@ -97,9 +99,11 @@ __all__ = [
     "UnsupportedDatasetError",
     "VerificationError",
     "VerifyReport",
+    "WeightedOrder",
     "WorkerDiedError",
     "WorkerTimeoutError",
     "__version__",
+    "balanced",
     "create_resumable_dataloader",
     "inspect_checkpoint",
     "load_latest",

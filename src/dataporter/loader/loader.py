@@ -94,7 +94,8 @@ class ResumableDataLoader(DataLoader[Batch]):
             rank's.
         order: ``"shuffled"`` (the default with ``shuffle=True``), ``"sequential"``, ``"blocks"``
             (for data read from disk: :class:`~dataporter.BlockShuffledOrder`), ``"torch"`` (the
-            order of torch's loader for a generator of this seed) or an :class:`~dataporter.Order`.
+            order of torch's loader for a generator of this seed) or an :class:`~dataporter.Order`,
+            such as :class:`~dataporter.WeightedOrder`.
         rank, world_size: data-parallel rank and number of ranks; with these given, the loader
             never communicates. By default those of ``process_group``, else of
             ``torch.distributed``'s default group where it is initialised, else, with

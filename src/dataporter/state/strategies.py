@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from dataporter.checks import given
 from dataporter.errors import ConfigurationError
+from dataporter.orders.weighted.order import is_weighted
 from dataporter.schedule.progress import Progress
 from dataporter.schedule.schedule import Recount
 from dataporter.state.schema import Identity, Mismatch, State, differences
@@ -160,6 +161,12 @@ def explain(mismatches: list[Mismatch], consequences: str | None = None) -> str:
 
 
 def _with_advice(difference: Mismatch) -> Mismatch:
+    if difference.field == "order" and is_weighted(difference.saved):
+        return replace(
+            difference,
+            advice="the digest is of the weights: pass the weights, samples= and replacement= that "
+            "the state was saved with",
+        )
     if difference.field != "dataset_fingerprint" or difference.present is not None:
         return difference
     return replace(

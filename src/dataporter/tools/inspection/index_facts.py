@@ -10,6 +10,7 @@ from dataporter.errors import InvalidStateError
 from dataporter.orders import Order, TorchOrder
 from dataporter.orders.by_name import order_named, order_of_state, sampler_named
 from dataporter.orders.mixture.order import MixtureOrder, inner_name
+from dataporter.orders.weighted.order import is_weighted
 from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.plan import Tail
 from dataporter.schedule.planned import PlannedSchedule
@@ -171,6 +172,10 @@ def _order(identity: Identity) -> tuple[Order | None, str]:
         return None, (
             f"the state is of version {identity.order_version} of order {name!r}, and this release "
             f"has version {present.version}: the release that saved it knows the next indices"
+        )
+    if is_weighted(name):
+        return None, (
+            f"order {name!r}: only the program that has the weights knows the next indices"
         )
     return None, (
         f"order {name!r} is a custom one, or of a later release: only the program that has it "
