@@ -13,6 +13,8 @@ import pytest
 import torch
 from budgets import cases
 from datasets import Dataset as Rows
+from datasets import Sequence as ListOf
+from datasets import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Augmented, digest
@@ -83,7 +85,11 @@ def table(length: int, begin: int) -> Rows:
         "struct": [{"a": n, "b": [n] * (begin % 4)} for n in range(length)],
         "labels": [[n] * (n % 3) for n in range(length)],
     }
-    return Rows.from_dict(columns)
+    rows = Rows.from_dict(columns)
+    # One row may have empty lists alone, of which the type would be unknown.
+    for name in ("ids", "labels"):
+        rows = rows.cast_column(name, ListOf(Value("int64")))
+    return rows
 
 
 # By family, what makes a source of a length whose content begins at a number.
