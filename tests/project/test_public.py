@@ -116,6 +116,7 @@ def test_the_readmes_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("ignore:the stream has no exact state")
 @pytest.mark.filterwarnings("ignore:.*failed .on_error=")
+@pytest.mark.filterwarnings("ignore:the mixture has changed")
 @pytest.mark.parametrize(
     "document", ["streams", "huggingface", "bad-samples", "mixtures", "sampling"]
 )

@@ -40,7 +40,7 @@ from dataporter.loader.outer_loop import (
 from dataporter.loader.pass_time import PassTime
 from dataporter.loader.progress_bar import bar_over
 from dataporter.loader.replaced import Endless, OwnSampler
-from dataporter.loader.replicated import is_replicated, refuse_replicated
+from dataporter.loader.replicated import is_replicated, refuse_replicated, settle_unjoined
 from dataporter.loader.samplers import refuse_resumable
 from dataporter.loader.serving import OwnAttributes, Serving
 from dataporter.loader.setup import Setup, setup_of
@@ -404,6 +404,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         setup, cursor = self.setup, self._cursor
         if self._is_replicated:
             refuse_replicated(setup)
+        settle_unjoined(setup)
         self._look()
         progress = cursor.upcoming()
         if self._membership.follow(cursor):
