@@ -28,6 +28,7 @@ from benchmarks import (
     streams,
     summary,
     throughput,
+    weighted,
     workers,
     wrapped_streams,
 )
@@ -52,6 +53,7 @@ BENCHMARKS = (
     huggingface,
     padded_rows,
     orders,
+    weighted,
     disk,
     streams,
     wrapped_streams,
