@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,10 @@ REPLICATED: dict[str, tuple[Callable[[], Any], str]] = {
         "Write order=WeightedOrder(weights, samples=8, replacement=False) instead",
     ),
     "random": (lambda: RandomSampler(range(LENGTH)), "Write shuffle=True instead"),
+    "random, a part": (
+        lambda: RandomSampler(range(LENGTH), num_samples=5),
+        "Write order=WeightedOrder([1] * len(dataset), samples=5, replacement=False) instead",
+    ),
     "random with replacement": (
         lambda: RandomSampler(range(LENGTH), replacement=True, num_samples=50),
         "Write order=WeightedOrder([1] * len(dataset), samples=50) instead",
@@ -72,6 +77,12 @@ def test_given_ranks_refuse_a_sampler_that_all_of_them_seed_alike(name: str) -> 
         warnings.simplefilter("error")
         assert len(first(build(), rank=0, world_size=1)) == 2
         assert len(first(build())) == 2
+
+
+def test_a_strategy_that_needs_an_order_names_it() -> None:
+    sampler = WeightedRandomSampler([1.0] * LENGTH, 8)
+    with pytest.raises(ConfigurationError, match=r"or order=WeightedOrder.weights, samples=8. in"):
+        first(sampler, strategy="distributed")
 
 
 def test_a_batch_sampler_of_torch_is_refused_with_its_batch_size() -> None:
@@ -130,8 +141,9 @@ def test_torchrun_s_environment_is_named_where_no_group_joins_the_ranks(
         first(RandomSampler(range(LENGTH)))
 
 
-def before_a_group() -> dict[str, Any]:
+def before_a_group(meeting: str) -> dict[str, Any]:
     """Loaders that are built before the process group, and used after."""
+    rank, size = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
     builds: dict[str, Any] = {name: build for name, (build, _) in REPLICATED.items()}
     builds |= {
@@ -147,7 +159,7 @@ def before_a_group() -> dict[str, Any]:
     alone = ResumableDataLoader(
         Indices(LENGTH), 2, sampler=RandomSampler(range(LENGTH)), rank=0, world_size=1
     )
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
 
     def read(loader: Any) -> Any:
         with warnings.catch_warnings(record=True) as caught:
@@ -160,8 +172,8 @@ def before_a_group() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_group_that_is_initialised_later_is_found_at_the_first_pass() -> None:
-    for found in ranks_of(2, before_a_group):
+def test_a_group_that_is_initialised_later_is_found_at_the_first_pass(tmp_path: Path) -> None:
+    for found in ranks_of(2, before_a_group, f"file://{tmp_path}/meeting"):
         for name, (_, line) in REPLICATED.items():
             (kind, message, _), _ = found[name]
             assert kind == "ConfigurationError"

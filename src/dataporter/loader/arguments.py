@@ -15,6 +15,7 @@ from dataporter.convert import KeyBasedDtypeConverter, Rules
 from dataporter.errors import ConfigurationError, UnsupportedDatasetError
 from dataporter.fetch.on_error import OnError
 from dataporter.loader.hooks import installed
+from dataporter.loader.instead import line_for
 from dataporter.loader.kinds import kinds_checked, refuse_without_workers
 from dataporter.orders import Order
 from dataporter.schedule.plan import Tail
@@ -237,8 +238,8 @@ def _refuse_misplaced(arguments: Arguments) -> None:
                 "be walked through"
             )
             raise ConfigurationError(
-                f"strategy={strategy.name!r}: {reason}; use strategy='simple', or order= and "
-                f"shuffle= instead of {name}="
+                f"strategy={strategy.name!r}: {reason}; use strategy='simple', or "
+                f"{line_for(custom) or 'order= and shuffle='} instead of {name}="
             )
     if arguments.is_stream:
         refuse("an IterableDataset has no indices to order", "order")

@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch.utils.data import (
-    BatchSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from dataporter.errors import ConfigurationError, warn
+from dataporter.loader.instead import kind_of, line_for
 from dataporter.loader.setup import Setup
 from dataporter.ranks.world import find_world
 from dataporter.schedule.sampled import SampledSchedule
@@ -59,7 +54,7 @@ def settle_unjoined(setup: Setup) -> None:
     custom = setup.arguments.custom_sampler
     if custom is None or setup.ranks.several or _knows_ranks(custom):
         return
-    kind = _kind_of(custom)
+    kind = kind_of(custom)
     if setup.arguments.rank is not None or setup.ranks.group is not None:
         if setup.world_size == 1 or kind is None:
             return
@@ -89,42 +84,15 @@ def _argument(setup: Setup) -> str:
     return "sampler" if setup.arguments.batch_sampler is None else "batch_sampler"
 
 
-def _kind_of(custom: Any) -> Any:
-    """The class of torch whose draws a sampler gives; None for any other sampler."""
-    inner = custom.sampler if type(custom) is BatchSampler else custom
-    return type(inner) if type(inner) in _LINES else None
-
-
 def _instead(custom: Any) -> str:
     """What to write in place of a sampler, as a sentence."""
-    inner = custom.sampler if type(custom) is BatchSampler else custom
-    batches = f" with batch_size={custom.batch_size}" if inner is not custom else ""
-    if (kind := _kind_of(custom)) is not None:
-        return f"Write {_LINES[kind](inner)}{batches} instead, and the loader shards"
+    if (line := line_for(custom)) is not None:
+        return f"Write {line} instead, and the loader shards"
     return (
         "Write shuffle=True without a sampler, and the loader shards; or give each rank its share, "
         "by sampler=DistributedSampler(dataset), or by draws of its own, as with "
         "generator=torch.Generator().manual_seed(rank)"
     )
-
-
-def _of_weighted(sampler: Any) -> str:
-    replacement = "" if sampler.replacement else ", replacement=False"
-    return f"order=WeightedOrder(weights, samples={sampler.num_samples}{replacement})"
-
-
-def _of_random(sampler: Any) -> str:
-    if sampler.replacement:
-        return f"order=WeightedOrder([1] * len(dataset), samples={sampler.num_samples})"
-    return "shuffle=True"
-
-
-_LINES: dict[Any, Any] = {
-    WeightedRandomSampler: _of_weighted,
-    SubsetRandomSampler: lambda sampler: "Subset(dataset, indices) as the dataset, shuffle=True",
-    RandomSampler: _of_random,
-    SequentialSampler: lambda sampler: "shuffle=False",
-}
 
 
 def _launched() -> int:
