@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -123,6 +125,9 @@ class Timeline:
         self.phase = phase
         self._steps = _steps_of(phase)
         self._begins = [step.begin for step in self._steps]
+        # The sources with weight in each step or in a later one.
+        actives = (frozenset(step.active) for step in reversed(self._steps))
+        self._active_from = [sorted(one) for one in accumulate(actives, operator.or_)][::-1]
         self._epochs = self._epochs_of(phase)
         self._firsts = [epochs.epoch for epochs in self._epochs]
 
@@ -197,6 +202,8 @@ class Timeline:
         epoch, begin, length = phase.epoch, phase.begin - phase.position, phase.epoch_length
         epochs = []
         if length is not None:
+            if (end := self._steps[-1].end) is not None:
+                length = min(length, end - begin)
             epochs.append(_Epochs(epoch, begin, length))
             epoch, begin = epoch + 1, begin + length
         while True:
@@ -218,23 +225,25 @@ class Timeline:
             return min(most, blend.stopping)
         needs = np.array(blend.lengths, dtype=np.int64)
         length, first = 0, max(0, bisect_right(self._begins, begin) - 1)
-        for number, step in enumerate(self._steps[first:], start=first + 1):
-            shares, reach = step.apportionment, MOST_SAMPLES
+        first_ends = blend.stopping == "first_exhausted"
+        for number, step in enumerate(self._steps[first:], start=first):
+            shares, active = step.apportionment, step.active
             if step.end is not None:
                 reach = step.end - max(step.begin, begin)
-            active = step.active
-            if blend.stopping == "first_exhausted":
+                after = needs - shares.counts_of(reach)
+                # Wait for a source whose turn comes later, but not for one that has ended.
+                waited_for = active if first_ends else self._active_from[number]
+                continues = (
+                    min(after[waited_for]) >= 0 if first_ends else max(after[waited_for]) > 0
+                )
+                if continues and step is not last and length + reach < most:
+                    needs, length = after, length + reach
+                    continue
+            if first_ends:
                 found = min(shares.first(n, int(needs[n]) + 1) for n in active) - 1
             else:
-                found = max((shares.first(n, int(needs[n])) for n in active), default=0)
-                # Wait for a source whose turn comes later, but not for one that has ended.
-                later = {n for each in self._steps[number:] for n in each.active}
-                if any(needs[n] > 0 for n in later.difference(active)):
-                    found = reach
-            if found < reach or step is last or length + found >= most:
-                return max(min(most, length + min(found, reach)), min(1, most))
-            needs = needs - shares.counts_of(reach)
-            length += reach
+                found = max(shares.first(n, int(needs[n])) for n in active)
+            return max(min(most, length + found), min(1, most))
         raise AssertionError("the last step returns")
 
 
