@@ -74,10 +74,10 @@ def test_counts_sum_to_n_never_decrease_and_keep_to_their_shares(
 
 
 @given(shares_of, st.integers(1, LARGEST), st.data())
-def test_the_first_position_with_a_count(weights: tuple[int, ...], count: int, data: Any) -> None:
+def test_the_least_number_with_a_count(weights: tuple[int, ...], count: int, data: Any) -> None:
     shares = Apportionment.of(weights)
     source = data.draw(st.sampled_from([s for s, weight in enumerate(weights) if weight]))
-    first = shares.first(source, count)
+    first = shares.least(lambda counts: counts[source] >= count)
     if first == MOST_SAMPLES:
         return
     assert shares.counts_of(first)[source] == count

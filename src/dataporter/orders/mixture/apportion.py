@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_SAMPLES", "Apportionment", "apportioned", "whole_weights"]
+__all__ = ["MOST_SAMPLES", "Apportionment", "apportioned", "exactly_whole", "whole_weights"]
 
 # Weights are resolved to one part in 2**30, so that every product below fits into 64 bits.
 _RESOLUTION = 1 << 30
@@ -18,20 +19,14 @@ _RESOLUTION = 1 << 30
 MOST_SAMPLES = 1 << 61
 
 
-def whole_weights(weights: Iterable[float | Fraction]) -> tuple[int, ...]:
+def whole_weights(weights: Iterable[float]) -> tuple[int, ...]:
     """Whole numbers in proportion to weights, which are not negative and not all zero.
 
     Exact for decimals of up to nine digits (0.7 is 7/10, and not the nearest binary fraction). Any
     others are rounded to parts of 2**30 by largest remainder, but for those that would become 0.
     """
-    # repr() of a float is the shortest decimal that means it: what the user wrote.
-    exact = [Fraction(repr(w)) if isinstance(w, float) else Fraction(w) for w in weights]
-    denominator = lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * denominator) for weight in exact]
-    divisor = gcd(*whole)
-    whole = [weight // divisor for weight in whole]
-    total = sum(whole)
-    if total <= _RESOLUTION:
+    whole = exactly_whole(weights)
+    if sum(whole) <= _RESOLUTION:
         return tuple(whole)
     parts = apportioned(whole, _RESOLUTION)
     # The heaviest gives what keeps the lightest from vanishing.
@@ -42,11 +37,21 @@ def whole_weights(weights: Iterable[float | Fraction]) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def apportioned(weights: Sequence[int | Fraction], total: int) -> list[int]:
+def exactly_whole(weights: Iterable[float]) -> list[int]:
+    """The least whole numbers in proportion to weights, as large as they may be."""
+    # repr() of a float is the shortest decimal that means it: what the user wrote.
+    exact = [Fraction(repr(w)) if isinstance(w, float) else Fraction(w) for w in weights]
+    denominator = lcm(*(weight.denominator for weight in exact))
+    whole = [weight.numerator * (denominator // weight.denominator) for weight in exact]
+    divisor = gcd(*whole)
+    return [weight // divisor for weight in whole]
+
+
+def apportioned(weights: Sequence[int], total: int) -> list[int]:
     """Whole numbers in proportion to weights that sum to a total, by largest remainder."""
-    exact = [Fraction(weight * total) / sum(weights) for weight in weights]
-    parts = [int(part) for part in exact]
-    rests = [part - share for part, share in zip(parts, exact)]
+    whole = sum(weights)
+    parts = [weight * total // whole for weight in weights]
+    rests = [-(weight * total % whole) for weight in weights]
     for source in sorted(range(len(parts)), key=rests.__getitem__)[: total - sum(parts)]:
         parts[source] += 1
     return parts
@@ -106,20 +111,15 @@ class Apportionment:
         """Of the first n samples, of shape (sources,)."""
         return self.counts(np.array([taken], dtype=np.int64))[:, 0]
 
-    def first(self, source: int, count: int) -> int:
-        """The least n of which ``count`` samples come from a source with weight.
+    def least(self, holds: Callable[[NDArray[np.int64]], Any]) -> int:
+        """The least n for whose counts something holds, which then holds for any larger n as well.
 
-        At most ``MOST_SAMPLES``, which stands for any n beyond it as well.
+        At most ``MOST_SAMPLES``, which stands for any n beyond it, too.
         """
-        if count <= 0:
-            return 0
-        total, weight = self.total, self.weights[source]
-        margin = int((self.bound + 1) * total / weight) + 2
-        low = min(max(0, count * total // weight - margin), MOST_SAMPLES)
-        high = min(count * total // weight + margin, MOST_SAMPLES)
+        low, high = 0, MOST_SAMPLES
         while low < high:
             middle = (low + high) // 2
-            if self.counts_of(middle)[source] >= count:
+            if holds(self.counts_of(middle)):
                 high = middle
             else:
                 low = middle + 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,9 +241,9 @@ class Timeline:
                     needs, length = after, length + reach
                     continue
             if first_ends:
-                found = min(shares.first(n, int(needs[n]) + 1) for n in active) - 1
+                found = shares.least(_one_has(needs + 1, active)) - 1
             else:
-                found = max(shares.first(n, int(needs[n])) for n in active)
+                found = shares.least(_all_have(needs, active))
             return max(min(most, length + found), min(1, most))
         raise AssertionError("the last step returns")
 
@@ -270,12 +271,11 @@ def _steps_of(phase: Phase) -> list[_Step]:
                 )
             break
         shares = Apportionment.of(weights)
-        ends = [
-            begin + shares.first(source, each - int(counts[source]))
-            for source, each in enumerate(left)
-            if each is not None and weights[source]
-        ]
-        end = min([*ends, *([] if knot is None else [knot])], default=None)
+        end = knot
+        if limited := [n for n, each in enumerate(left) if each is not None and weights[n]]:
+            rest = np.array([each or 0 for each in left], dtype=np.int64) - counts
+            over = begin + shares.least(_one_has(rest, limited))
+            end = over if knot is None else min(over, knot)
         period = period_for(shares.total, sum(weight > 0 for weight in weights))
         steps.append(_Step(begin, end, shares, counts, period))
         if end is None:
@@ -288,6 +288,16 @@ def _steps_of(phase: Phase) -> list[_Step]:
             "to read; raise max_passes= or give another source a weight"
         )
     return steps
+
+
+def _one_has(wanted: NDArray[np.int64], sources: list[int]) -> Callable[[NDArray[np.int64]], Any]:
+    """Whether of one of these sources at least so many samples came."""
+    return lambda counts: (counts >= wanted)[sources].any()
+
+
+def _all_have(wanted: NDArray[np.int64], sources: list[int]) -> Callable[[NDArray[np.int64]], Any]:
+    """Whether of all of these sources at least so many samples came."""
+    return lambda counts: (counts >= wanted)[sources].all()
 
 
 @lru_cache(maxsize=16)

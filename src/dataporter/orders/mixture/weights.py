@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
+from math import lcm
 
-from dataporter.orders.mixture.apportion import apportioned, whole_weights
+from dataporter.orders.mixture.apportion import apportioned, exactly_whole, whole_weights
 
 __all__ = ["RAMP_STEPS", "Weights"]
 
@@ -40,7 +40,7 @@ class Weights:
             if not self.linear or weights == following:
                 steps.append((begin, whole_weights(weights)))
                 continue
-            steps += _ramp(begin, end, _normalised(weights), _normalised(following))
+            steps += _ramp(begin, end, weights, following)
         last, weights = self.knots[-1]
         return [*steps, (last, whole_weights(weights))]
 
@@ -51,24 +51,24 @@ class Weights:
 
 
 def _ramp(
-    begin: int, end: int, before: list[Fraction], after: list[Fraction]
+    begin: int, end: int, before: tuple[float, ...], after: tuple[float, ...]
 ) -> list[tuple[int, tuple[int, ...]]]:
     """A straight line from one position to another, as steps."""
-    pieces = min(RAMP_STEPS, end - begin)
-    edges = [piece * (end - begin) // pieces for piece in range(pieces + 1)]
+    starts, ends = exactly_whole(before), exactly_whole(after)
+    # Both as parts of one whole.
+    whole = lcm(sum(starts), sum(ends))
+    starts = [weight * (whole // sum(starts)) for weight in starts]
+    ends = [weight * (whole // sum(ends)) for weight in ends]
+    length = end - begin
+    pieces = min(RAMP_STEPS, length)
+    edges = [piece * length // pieces for piece in range(pieces + 1)]
     steps = []
-    given = [0] * len(before)
+    given = [0] * len(starts)
     for start, stop in pairwise(edges):
-        # What each source should have had by the end of the step.
-        reached = Fraction(stop * stop, 2 * (end - begin))
-        wanted = [a * stop + (b - a) * reached for a, b in zip(before, after)]
-        left = [max(want - had, Fraction(0)) for want, had in zip(wanted, given)]
+        # What each source should have had by the end of the step, in parts of 2 * length * whole.
+        wanted = [2 * a * stop * length + (b - a) * stop * stop for a, b in zip(starts, ends)]
+        left = [max(want - 2 * length * whole * had, 0) for want, had in zip(wanted, given)]
         weights = apportioned(left, stop - start)
         given = [had + weight for had, weight in zip(given, weights)]
         steps.append((begin + start, whole_weights(weights)))
     return steps
-
-
-def _normalised(weights: tuple[float, ...]) -> list[Fraction]:
-    exact = [Fraction(repr(float(weight))) for weight in weights]
-    return [weight / sum(exact) for weight in exact]
