@@ -8,6 +8,7 @@ import pickle
 import time
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from dataporter import (
     remainder,
 )
 from dataporter.orders import ShuffledOrder
+from dataporter.orders.mixture.change import changed
 from dataporter.orders.mixture.order import source_seed
+from dataporter.orders.mixture.weights import Weights
 
 BEGINS = {"web": 0, "code": 10_000, "books": 20_000, "talk": 30_000}
 
@@ -683,3 +686,44 @@ def test_torchdatas_states_and_remainder_are_refused_for_mixtures() -> None:
     with pytest.raises(ConfigurationError, match="a mixture needs none"):
         remainder(mixture(THREE, WEIGHTS), loader.state_dict())
     assert memory_report(loader).leaves
+
+
+def test_sources_of_one_length_come_in_orders_of_their_own() -> None:
+    data = mixture({"web": 90, "code": 90}, stopping=180)
+    streams = by_source(numbers(loader_of(data)))
+    assert sorted(streams["web"]) == sorted(streams["code"])
+    assert streams["web"] != streams["code"]
+
+
+@pytest.mark.parametrize("after", [4, 8, 11])
+def test_padding_after_a_change_repeats_what_a_resumed_run_knows(after: int) -> None:
+    """A state knows nothing of an epoch before the last change in it."""
+
+    def load(rank: int) -> tuple[Mixture, ResumableDataLoader[Any]]:
+        data = mixture(THREE, WEIGHTS, stopping=100)
+        return data, loader_of(data, 3, rank=rank, world_size=3, tail="pad", strategy="distributed")
+
+    for rank in range(3):
+        _, loader = load(rank)
+        batches = iter(loader)
+        for _ in range(3):
+            next(batches)
+        (phase,) = loader.setup.lookup.order.phases  # type: ignore[attr-defined]  # of a mixture
+        phases = changed(
+            loader.setup.lookup.order,  # type: ignore[attr-defined]  # of a mixture
+            replace(phase.blend, weights=Weights(((0, (1, 1, 1)),))),
+            seed=5,
+            epoch=0,
+            position=27,
+        )
+        # As set_weights() does it on the ranks of a process group.
+        loader._mixing.asked.phases = phases  # type: ignore[union-attr]  # of a mixture
+        loader._cursor.mix(phases)
+        for _ in range(after - 3):
+            next(batches)
+        state = json.loads(json.dumps(loader.state_dict()))
+        rest = numbers(batches)
+        _, resumed = load(rank)
+        resumed.load_state_dict(state)
+        assert numbers(resumed) == rest
+        assert rest
