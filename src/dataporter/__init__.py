@@ -49,7 +49,7 @@ from dataporter.state.strategies import (
     ResumptionStrategy,
     SimpleResumptionStrategy,
 )
-from dataporter.streams import ShardedStream, ShuffledStream, StreamRepeat
+from dataporter.streams import MixtureStream, ShardedStream, ShuffledStream, StreamRepeat
 from dataporter.tools.advisor.advisor import suggest_conversions
 from dataporter.tools.advisor.suggestion import ConversionPlan
 from dataporter.tools.inspection import CheckpointReport, inspect_checkpoint
@@ -75,6 +75,7 @@ __all__ = [
     "MemoryReport",
     "MissingLibraryError",
     "Mixture",
+    "MixtureStream",
     "Order",
     "PreemptionGuard",
     "RankMismatchError",

@@ -24,6 +24,7 @@ __all__ = [
     "converters_checked",
     "limits_checked",
     "mean_lengths",
+    "names_checked",
     "sources_checked",
     "stopping_checked",
     "weights_checked",
@@ -60,21 +61,7 @@ def sources_checked(sources: Any) -> dict[str, Any]:
         ConfigurationError: no sources, or names that are no texts.
         UnsupportedDatasetError: a source is a stream, or has no length.
     """
-    if not isinstance(sources, Mapping) or not sources:
-        raise ConfigurationError(
-            f"{given('sources', sources)}: expected a dict of map-style datasets by name, such as "
-            '{"web": web, "code": code}'
-        )
-    for name in sources:
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(
-                f"sources has the name {name!r}: expected a text, by which a state knows the source"
-            )
-    if len(sources) > _MOST_SOURCES:
-        raise ConfigurationError(
-            f"a mixture of {len(sources)} sources: expected at most {_MOST_SOURCES}; join those "
-            "that need no weight of their own by torch.utils.data.ConcatDataset"
-        )
+    sources = names_checked(sources, "map-style datasets")
     for name, source in sources.items():
         if isinstance(source, IterableDataset):
             raise UnsupportedDatasetError(
@@ -85,6 +72,33 @@ def sources_checked(sources: Any) -> dict[str, Any]:
     if sum(map(length_of, rows.values())) > MOST_SAMPLES:
         raise ConfigurationError(f"the sources have more than {MOST_SAMPLES} samples together")
     return rows
+
+
+def names_checked(sources: Any, kind: str) -> dict[str, Any]:
+    """The sources by name.
+
+    Args:
+        kind: what they are, for messages.
+
+    Raises:
+        ConfigurationError: no sources, or names that are no texts.
+    """
+    if not isinstance(sources, Mapping) or not sources:
+        raise ConfigurationError(
+            f"{given('sources', sources)}: expected a dict of {kind} by name, such as "
+            '{"web": web, "code": code}'
+        )
+    for name in sources:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(
+                f"sources has the name {name!r}: expected a text, by which a state knows the source"
+            )
+    if len(sources) > _MOST_SOURCES:
+        raise ConfigurationError(
+            f"a mixture of {len(sources)} sources: expected at most {_MOST_SOURCES}; join those "
+            "that need no weight of their own, such as by torch.utils.data.ConcatDataset"
+        )
+    return dict(sources)
 
 
 def by_source(argument: str, values: Any, names: Iterable[str]) -> dict[str, Any]:

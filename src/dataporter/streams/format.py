@@ -12,6 +12,7 @@ from dataporter.state.resume import OnMismatch
 from dataporter.state.strategies import ResumptionStrategy
 from dataporter.streams import state as states
 from dataporter.streams.identity import fingerprint_between_ranks
+from dataporter.streams.mixture_resume import with_present_blend
 from dataporter.streams.request import StreamProgress
 from dataporter.streams.resume import resume_at
 from dataporter.streams.shard import ShardState
@@ -60,7 +61,8 @@ class StreamFormat:
             given_seed,
             on_mismatch,
         )
-        progress = replace(progress, limit=self.stream.steps_per_epoch)
+        shards = with_present_blend(self.stream.sharding.dataset, progress.shards, on_mismatch)
+        progress = replace(progress, shards=shards, limit=self.stream.steps_per_epoch)
         terms = {"epoch": progress.epoch, "step": progress.step, "seed": seed}
         if saved.rank is None:
             terms = states.build(replace(saved, ledger=NO_FAILURES))

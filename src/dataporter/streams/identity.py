@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataporter.datasets.fingerprint import explicit_fingerprint, fingerprint_of
+from dataporter.streams.mixture import MixtureStream
 from dataporter.streams.repeat import StreamRepeat
 from dataporter.streams.shard import contents_of
 from dataporter.streams.shuffled import ShuffledStream
@@ -29,4 +30,7 @@ def fingerprint_between_ranks(stream: Stream) -> str | None:
 def _known_of(dataset: Any) -> str | None:
     if isinstance(dataset, ShuffledStream | StreamRepeat):
         return f"{dataset.fingerprint} of {_known_of(dataset.stream)}"
+    if isinstance(dataset, MixtureStream):
+        sources = {name: _known_of(stream) for name, stream in sorted(dataset.sources.items())}
+        return f"{dataset.fingerprint}: {dataset.blend} of {sources}"
     return fingerprint_of(contents_of(dataset) or dataset)

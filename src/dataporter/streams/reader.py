@@ -123,6 +123,8 @@ class Reader:
         self._delivered = (start.digest, start.digest_offset)
         self._opened_at = self.offset
         self._source = self._opened(start)
+        if self._snapshot is None and getattr(self._source.iterator, "records_its_start", False):
+            self._snapshot = snapshot.encode(self._source.states())
 
     def _opened(self, start: ShardState) -> Source:
         states = None if start.snapshot is None else snapshot.decode(start.snapshot)
@@ -235,7 +237,7 @@ class Reader:
         at = first + before
         captures = captures and not lags and at > 0 and self._keeps_snapshots
         self._read(count, samples, failures, seeds, at if captures else None)
-        if lags:
+        if self._source.samples_since_state is not None:
             self._capture_start(first, samples, failures)
         self._failures = 0 if samples else self._failures + len(failures)
         if self._failures >= _MOST_FAILURES:
@@ -257,7 +259,7 @@ class Reader:
             self._snapshot_offset,
             self._snapshot,
             self._digest,
-            self.offset,
+            0 if getattr(self._source.iterator, "has_gaps", False) else self.offset,
             self._beginning if self._options.carries else None,
         )
 
@@ -271,6 +273,8 @@ class Reader:
             return
         if self._snapshot is not None and self._snapshot_offset == self.offset:
             return  # loaded, and no sample read since
+        if self._source.samples_since_state is not None:
+            return  # a source of a mixture without a state was opened within the batch
         self._snapshot = snapshot.encode(self._source.states())
         self._snapshot_offset, self._digest = self.offset, 0
 

@@ -21,7 +21,7 @@ def raise_unless_tolerated(error: Exception, where: str, on_error: OnError, iter
     if on_error == "raise":
         add_note(error, f"while reading {where}")
         raise error
-    if isgenerator(iterator):
+    if isgenerator(iterator) or getattr(iterator, "is_broken", False):
         raise SampleError(
             f"{where} raised {error!r}, and a generator cannot continue after an exception, so "
             "on_error= does not apply: catch the exception inside the generator, or make the "
