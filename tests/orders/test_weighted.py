@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from dataporter import ConfigurationError, Order, ResumableDataLoader, WeightedOrder
+from dataporter import ConfigurationError, Mixture, Order, ResumableDataLoader, WeightedOrder
 from dataporter.orders.weighted import alias
 from dataporter.orders.weighted.alias import FULL, AliasTable
 from dataporter.orders.weighted.successive import _logarithm
@@ -172,8 +172,10 @@ def test_an_epoch_without_replacement_has_distinct_samples_of_positive_weight(
 
 def test_a_weight_that_is_too_small_to_count_comes_before_one_of_zero() -> None:
     order = WeightedOrder([0, 1e-320, 1e300], replacement=False, samples=2)
+    equal = WeightedOrder([0, 1e-320, 1e-320, 1e300], replacement=False, samples=2)
     for seed in range(20):
         assert drawn(order, [0, 1], 3, seed).tolist() == [2, 1]
+        assert drawn(equal, [0, 1], 4, seed).tolist() == [3, 1]
 
 
 def test_without_replacement_each_sample_is_drawn_by_weight_among_those_left() -> None:
@@ -311,3 +313,9 @@ def test_a_wrong_argument_is_one_clear_error(
 def test_weights_of_another_number_than_the_samples_are_refused_by_the_loader() -> None:
     with pytest.raises(ConfigurationError, match="has 3 weights and the dataset has 4 samples"):
         ResumableDataLoader(range(4), order=WeightedOrder([1, 2, 3]))
+
+
+def test_a_mixture_refuses_a_weighted_order_of_its_sources() -> None:
+    data = Mixture({"a": range(3), "b": range(3)})
+    with pytest.raises(ConfigurationError, match="weigh the sources by weights="):
+        ResumableDataLoader(data, order=WeightedOrder([1, 2, 3]))

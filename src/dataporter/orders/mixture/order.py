@@ -15,6 +15,7 @@ from dataporter.orders.mixture.phase import Blend, Phase, timeline_of
 from dataporter.orders.mixture.streams import Consumed
 from dataporter.orders.order import Order
 from dataporter.orders.shuffled import ShuffledOrder
+from dataporter.orders.weighted.order import is_weighted
 from dataporter.seeding.hashing import STREAM_MIXTURE, fold
 
 __all__ = ["MixtureOrder", "inner_name", "source_seed"]
@@ -62,6 +63,11 @@ class MixtureOrder:
         cls, blend: Blend, inner: Order, phases: tuple[Phase, ...] | None = None
     ) -> MixtureOrder:
         """The order of a mixture; of a run that begins, or of one that had these phases."""
+        if is_weighted(inner.name):
+            raise ConfigurationError(
+                f"order={inner!r}: in a mixture an order must have each sample of a source once a "
+                "pass; weigh the sources by weights=, and for classes make each one a source"
+            )
         for name, length in zip(blend.names, blend.lengths):
             if (found := inner.epoch_length(length)) != length:
                 raise ConfigurationError(
