@@ -17,6 +17,7 @@ from benchmarks import (
     disk,
     handover,
     huggingface,
+    mixture_streams,
     mixtures,
     narrow_batches,
     orders,
@@ -59,6 +60,7 @@ BENCHMARKS = (
     disk,
     streams,
     wrapped_streams,
+    mixture_streams,
 )
 
 
