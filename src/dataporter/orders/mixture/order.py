@@ -211,8 +211,13 @@ def _passes_of(
     each_length = lengths[sources]
     grown = (begun > 0) & (before != lengths)
     if not grown.any():
-        passes, offsets = np.divmod(counts + begun[sources], each_length)
-        return passes + done[sources], offsets, each_length
+        offsets = counts + begun[sources]
+        # Most batches lie within the first pass, and dividing is slow.
+        passes = done[sources]
+        if (offsets >= each_length).any():
+            whole, offsets = np.divmod(offsets, each_length)
+            passes += whole
+        return passes, offsets, each_length
     # A pass under way has the length that its source had when it began.
     rest = np.where(grown, before - begun, 0)[sources]
     under_way = counts < rest

@@ -141,10 +141,12 @@ class Timeline:
         """What comes at positions of an epoch, shape (k,), which lie within the phase."""
         begin, length = self.epoch(epoch)
         at = positions + begin
-        which = np.searchsorted(np.asarray(self._begins), at, side="right") - 1
-        first, last = int(which.min()), int(which.max())
+        first, last = (
+            bisect_right(self._begins, edge) - 1 for edge in (int(at.min()), int(at.max()))
+        )
         if first == last:
             return self._within(self._steps[first], seed, at, begin, begin + length)
+        which = np.searchsorted(np.asarray(self._begins), at, side="right") - 1
         sources, counts = np.empty(len(at), np.uint16), np.empty(len(at), np.int64)
         for number in range(first, last + 1):
             here = np.flatnonzero(which == number)
