@@ -50,20 +50,30 @@ def demo(
         str | None,
         typer.Option(help="Numbers of ranks, such as 4,2: kill the first, resume with the next."),
     ] = None,
+    mixture: Annotated[
+        bool,
+        typer.Option("--mixture", help="Train on several texts, and change the mixture midway."),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
     """Kill a training run, resume it, and compare every step with an uninterrupted run.
 
     Trains on scikit-learn's handwritten digits. With --world, the training is distributed (gloo, on
-    the CPU), resumes with another number of ranks after each kill, and draws no plot. Exit code: 0
-    if every sample, every byte and (without --world) every loss is the same, 1 if anything differs,
-    2 if the demo could not run.
+    the CPU), resumes with another number of ranks after each kill, and draws no plot. With
+    --mixture, a tiny GPT trains on texts of this machine, and resumes on two ranks with other
+    weights and one more text. Exit code: 0 if every sample, every byte and (without --world) every
+    loss is the same, 1 if anything differs, 2 if the demo could not run.
     """
+    if mixture and world is not None:
+        _fail("demo: --mixture chooses its own worlds: leave --world out")
     with _one_line("demo", debug=debug, interrupted="its training processes are stopped"):
         from dataporter.tools.demo.show import show
+        from dataporter.tools.demo.show_mixture import show_mixture
         from dataporter.tools.demo.show_worlds import show_worlds
 
-        if world is None:
+        if mixture:
+            exact = show_mixture(keep=keep)
+        elif world is None:
             exact = show(output, epochs=epochs, keep=keep)
         else:
             exact = show_worlds(world, epochs=epochs, keep=keep)

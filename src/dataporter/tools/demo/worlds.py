@@ -18,7 +18,15 @@ from dataporter.tools.demo.steps import Step, StepLog
 from dataporter.tools.demo.training import CHECKPOINT
 from dataporter.tools.demo.world_training import CHECKPOINT_EVERY
 
-__all__ = ["Chain", "WorldRun", "global_batch_size_for", "parse_worlds", "run_worlds"]
+__all__ = [
+    "Chain",
+    "World",
+    "WorldRun",
+    "global_batch_size_for",
+    "parse_worlds",
+    "run_worlds",
+    "trained_steps",
+]
 
 _MOST_RANKS = 16
 _SMALLEST_GLOBAL_BATCH = 24
@@ -117,7 +125,9 @@ def run_worlds(
     with ExitStack() as stack:
         home = directory / "alone"
         home.mkdir()
-        alone = stack.enter_context(_World("uninterrupted", 1, home, home, data, size, epochs))
+        alone = stack.enter_context(
+            _digits_world("uninterrupted", 1, home, home, data, size, epochs)
+        )
         home = directory / "worlds"
         home.mkdir()
         runs: list[WorldRun] = []
@@ -127,7 +137,7 @@ def run_worlds(
             is_last = number == len(worlds) - 1
             kill_after = None if is_last else (number + 1) * steps // len(worlds)
             before = sum(run.kept for run in runs)
-            with _World(f"run {number + 1}", ranks, home, logs, data, size, epochs) as world:
+            with _digits_world(f"run {number + 1}", ranks, home, logs, data, size, epochs) as world:
                 while world.is_running():
                     done = world.steps_done()
                     if kill_after is not None and _is_moment(done, kill_after - before):
@@ -135,12 +145,11 @@ def run_worlds(
                     alone.is_running()
                     on_progress(alone.steps_done() + before + done)
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
-            batches = world.batches()
+            batches = _batches(world)
             if is_last:
                 kept = len(batches)
             elif world.was_killed:
-                checkpoint = torch.load(home / CHECKPOINT, weights_only=True)
-                kept = int(checkpoint["trained_steps"]) - before
+                kept = trained_steps(home / CHECKPOINT) - before
             else:
                 raise DemoError(
                     f"run {number + 1} ended before it could be killed; increase --epochs"
@@ -149,7 +158,7 @@ def run_worlds(
         while alone.is_running():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             on_progress(alone.steps_done() + sum(run.kept for run in runs))
-    return Chain(tuple(runs), alone.batches())
+    return Chain(tuple(runs), _batches(alone))
 
 
 def _is_moment(done: int, wanted: int) -> bool:
@@ -157,35 +166,35 @@ def _is_moment(done: int, wanted: int) -> bool:
     return done >= max(wanted, CHECKPOINT_EVERY) and done % CHECKPOINT_EVERY == 3
 
 
-class _World:
-    """The ranks of one run; leaving the ``with`` block leaves none of them alive."""
+def trained_steps(checkpoint: Path) -> int:
+    """How many steps the model in a checkpoint was trained."""
+    return int(torch.load(checkpoint, weights_only=True)["trained_steps"])
+
+
+class World:
+    """The ranks of one run; leaving the ``with`` block leaves none of them alive.
+
+    Args:
+        name: of the run, for messages.
+        ranks: number of ranks.
+        logs: a folder for their logs.
+        command: starts a rank, which writes to the given log.
+    """
 
     def __init__(
-        self,
-        name: str,
-        ranks: int,
-        directory: Path,
-        logs: Path,
-        data: Path,
-        global_batch_size: int,
-        epochs: int,
+        self, name: str, ranks: int, logs: Path, command: Callable[[int, Path], list[str]]
     ) -> None:
         self.was_killed = False
         self._stack = ExitStack()
         self._logs = [StepLog(logs / f"rank-{rank}.jsonl") for rank in range(ranks)]
         self._processes: list[TrainingProcess] = []
         for rank, log in enumerate(self._logs):
-            command = [
-                *(sys.executable, "-m", "dataporter.tools.demo.world_training", str(directory)),
-                *(f"--data={data}", f"--log={log.path}", f"--rank={rank}"),
-                *(f"--world-size={ranks}", f"--global-batch-size={global_batch_size}"),
-                f"--epochs={epochs}",
-            ]
             output = logs / f"rank-{rank}"
             output.mkdir()
-            self._processes.append(TrainingProcess(f"{name}, rank {rank}", command, output))
+            process = TrainingProcess(f"{name}, rank {rank}", command(rank, log.path), output)
+            self._processes.append(process)
 
-    def __enter__(self) -> _World:
+    def __enter__(self) -> World:
         with self._stack:
             for process in self._processes:
                 self._stack.enter_context(process)
@@ -213,9 +222,26 @@ class _World:
         """The number of steps that every rank has logged."""
         return min(len(log.read()) for log in self._logs)
 
-    def batches(self) -> tuple[Batch, ...]:
-        """The steps that every rank has logged, as global batches."""
-        return tuple(map(_merged, zip(*(log.read() for log in self._logs))))
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
+        """The steps that every rank has logged, each with an entry for each rank."""
+        return tuple(zip(*(log.read() for log in self._logs)))
+
+
+def _digits_world(
+    name: str, ranks: int, directory: Path, logs: Path, data: Path, size: int, epochs: int
+) -> World:
+    def command(rank: int, log: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "dataporter.tools.demo.world_training", str(directory)),
+            *(f"--data={data}", f"--log={log}", f"--rank={rank}"),
+            *(f"--world-size={ranks}", f"--global-batch-size={size}", f"--epochs={epochs}"),
+        ]
+
+    return World(name, ranks, logs, command)
+
+
+def _batches(world: World) -> tuple[Batch, ...]:
+    return tuple(map(_merged, world.steps()))
 
 
 def _merged(steps: tuple[Step, ...]) -> Batch:
