@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from dataporter import (
     ConfigurationError,
@@ -478,8 +478,15 @@ def test_a_ramp_moves_through_epochs_and_resumes() -> None:
     [
         (lambda: Mixture({}), "expected a dict of map-style datasets by name"),
         (lambda: Mixture([range(3)]), "expected a dict of map-style datasets by name"),  # type: ignore[arg-type]  # on purpose
-        (lambda: mixture(THREE, {"web": -1, "code": 1, "books": 1}), "has -1 for 'web'"),
-        (lambda: mixture(THREE, {"web": float("nan"), "code": 1, "books": 1}), "has nan for 'web'"),
+        (lambda: mixture(THREE, {"web": -1, "code": 1, "books": 1}), "'web' has the weight -1"),
+        (
+            lambda: mixture(THREE, {"web": float("nan"), "code": 1, "books": 1}),
+            "'web' has the weight nan",
+        ),
+        (lambda: mixture(THREE, {**WEIGHTS, "web": 10**400}), "'web' has the weight 1000"),
+        (lambda: mixture(THREE, [0.7, 0.2, 0.1]), "are a dict by source"),
+        (lambda: mixture(THREE, LinearWeights(WEIGHTS)), "LinearWeights of such a list"),  # type: ignore[arg-type]  # on purpose
+        (lambda: Mixture({"web": range(0)}), "all sources are empty"),
         (lambda: mixture(THREE, {"web": 0, "code": 0, "books": 0}), "are all 0"),
         (lambda: mixture(THREE, {"web": 1}), "names no weight for 'code', 'books'"),
         (lambda: mixture(THREE, {**WEIGHTS, "wob": 1}), "names 'wob', but the sources are 'web'"),
@@ -727,3 +734,132 @@ def test_padding_after_a_change_repeats_what_a_resumed_run_knows(after: int) -> 
         resumed.load_state_dict(state)
         assert numbers(resumed) == rest
         assert rest
+
+
+# What a jump, a worker or a reader by index makes of other weights.
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("jump", ["seek", "load", "set_epoch"])
+def test_a_jump_forgets_what_was_asked_for(jump: str, num_workers: int) -> None:
+    data = mixture(THREE, WEIGHTS, stopping=400)
+    loader = loader_of(data, num_workers=num_workers)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    for _ in range(20):
+        next(batches)
+    if jump == "seek":
+        loader.seek(epoch=0, step=1)
+    elif jump == "load":
+        loader.load_state_dict(state)
+    else:
+        loader.set_epoch(1)
+    data.set_weights({"web": 0, "code": 1, "books": 0})
+    assert set(by_source(numbers(loader))) == {"code"}
+
+
+def test_building_it_with_the_weights_that_were_set_changes_nothing() -> None:
+    data = mixture(THREE, WEIGHTS, stopping=400)
+    loader = loader_of(data)
+    batches = iter(loader)
+    next(batches)
+    data.set_weights({"web": 3, "code": 1, "books": 1})
+    next(batches)
+    other = loader_of(mixture(THREE, [(0, {"web": 0.6, "code": 0.2, "books": 0.2})], stopping=400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(loader.state_dict())
+    assert numbers(other) == numbers(batches)
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_other_batches_a_step_do_not_change_the_epoch_under_way(steps: int) -> None:
+    def load(batch_size: int, steps: int) -> ResumableDataLoader[Any]:
+        return loader_of(mixture(THREE, WEIGHTS, stopping=999), batch_size, steps_per_epoch=steps)
+
+    loader = load(7, 20)
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    state = loader.state_dict()
+    resumed = load(14, steps)
+    resumed.load_state_dict(state)
+    assert numbers(resumed) == numbers(batches)
+    run = numbers(resumed)
+    assert len(run) == steps * 14
+    again = load(14, steps)
+    again.load_state_dict(json.loads(json.dumps(state)))
+    list(again)
+    assert numbers(again) == run
+
+
+def test_an_epoch_ends_where_its_last_source_does() -> None:
+    data = mixture(
+        {"web": 10, "code": 1000}, {"web": 1, "code": 1}, stopping=200, max_passes={"web": 1}
+    )
+    loader = loader_of(data)
+    batches = iter(loader)
+    run = numbers([next(batches)])
+    data.set_weights({"web": 1, "code": 0})
+    run += numbers(batches)
+    assert sorted(by_source(run)["web"]) == list(range(10))
+    assert numbers(loader) == []
+
+
+class Changing(Dataset[int]):
+    mixture: Mixture
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        self.mixture.set_weights({"a": 1})
+        return index
+
+
+def test_weights_that_nobody_would_hear_of_are_refused() -> None:
+    changing = Changing()
+    changing.mixture = Mixture({"a": changing}, {"a": 1})
+    with pytest.raises(ConfigurationError, match="in a worker process"):
+        next(iter(loader_of(changing.mixture, num_workers=1)))
+    inner = mixture(THREE, WEIGHTS)
+    Mixture({"inner": inner, "talk": range(3)})
+    sampled = mixture(THREE, WEIGHTS)
+    ResumableDataLoader(sampled, batch_sampler=BatchSampler(range(9), 4, drop_last=False))
+    read = mixture(THREE, WEIGHTS)
+    list(DataLoader(read, 4))
+    for data in (inner, sampled, read):
+        with pytest.raises(ConfigurationError, match="read by index"):
+            data.set_weights(WEIGHTS)
+
+
+DAMAGE = [
+    ([1, 0, 1, 4, 0], ["web", 300]),
+    ([1, 0, 1, 4, 0], []),
+    ([1, 0, 1, 4, 0], ["web", 0, 0.7]),
+    ([1, 0, 1, 4, 0], ["web", 300, 0.7, None, 1]),
+    ([1, 0, 1, 2], 2),
+    ([1, 0, 1, 1], True),
+    ([1, 0, 2, 0], 1),
+    ([1, 0, 0, 0], 1),
+    ([1, 0, 2], [0, 0]),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), DAMAGE)
+def test_each_part_of_a_record_is_checked(path: list[int], value: Any) -> None:
+    loader = loader_of(mixture(THREE, WEIGHTS))
+    next(iter(loader))
+    state = json.loads(json.dumps(loader.state_dict()))
+    part = state["mixture"]
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+    with pytest.raises((InvalidStateError, StateMismatchError), match="mixture"):
+        loader.load_state_dict(state)
+
+
+def test_more_passes_than_any_run_has_are_no_limit() -> None:
+    data = mixture(THREE, WEIGHTS, max_passes={"books": 2**60}, stopping=100)
+    assert len(numbers(loader_of(data))) == 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil, log2
 from typing import Any
@@ -358,10 +359,36 @@ def test_a_mixture_whose_sources_have_all_ended_is_over() -> None:
     assert Counter(name for name, _ in run) == {"a": 14, "b": 5}
 
 
-def test_a_schedule_that_outlives_its_sources_is_refused() -> None:
+def test_the_next_step_begins_early_where_all_sources_of_one_have_ended() -> None:
     weights = Weights(((0, (1.0, 0.0)), (100, (0.5, 0.5))))
-    with pytest.raises(ConfigurationError, match="at sample 14 of the run"):
-        MixtureOrder.of(blend_of([7, 50], weights, [2, None]), ShuffledOrder()).length_of(0)
+    order = MixtureOrder.of(blend_of([7, 50], weights, [2, None]), ShuffledOrder())
+    run = [name for name, _ in samples(order, 1, 0, 0, 300)]
+    assert run[:14] == ["a"] * 14
+    assert run[14:] == ["b"] * 286
+    ramp = Weights(((0, (1, 1)), (100, (1, 1.5))), linear=True)
+    order = MixtureOrder.of(blend_of([100, 10], ramp, [None, 1], stopping=100), ShuffledOrder())
+    assert Counter(name for name, _ in samples(order, 1, 0, 0, 100)) == {"a": 90, "b": 10}
+
+
+def test_epochs_over_a_schedule_are_as_long_as_they_may_be() -> None:
+    steps = Weights(((0, (1, 1)), (10, (2, 1))))
+    blend = replace(blend_of([1000, 1000], steps, stopping="first_exhausted"), most=100)
+    order = MixtureOrder.of(blend, ShuffledOrder())
+    assert [order.length_of(epoch) for epoch in range(3)] == [100] * 3
+    ramp = Weights(((0, (1, 1)), (1000, (2, 1))), linear=True)
+    order = MixtureOrder.of(replace(blend, weights=ramp), ShuffledOrder())
+    assert [order.length_of(epoch) for epoch in range(12)] == [100] * 12
+    ends = blend_of([10, 1000], Weights(((0, (1, 1)),)), [1, 1], stopping="all_exhausted")
+    order = MixtureOrder.of(ends, ShuffledOrder())
+    assert [order.length_of(epoch) for epoch in range(3)] == [1010, 0, 0]
+    ends = blend_of([10, 10], Weights(((0, (1, 1)),)), [1, 1], stopping="first_exhausted")
+    assert MixtureOrder.of(ends, ShuffledOrder()).length_of(0) == 20
+
+
+def test_an_epoch_beyond_every_run_is_refused() -> None:
+    blend = blend_of([10], Weights(((0, (1,)),)), stopping=10**9)
+    with pytest.raises(ConfigurationError, match="lies beyond"):
+        MixtureOrder.of(blend, ShuffledOrder()).length_of(10**12)
 
 
 # Schedules.

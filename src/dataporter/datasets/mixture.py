@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from dataporter.checks import given
 from dataporter.datasets.fingerprint import fingerprint_of
@@ -63,6 +63,8 @@ class Mixture(Dataset[Any]):
 
     To change the mixture when a run resumes, build it as it shall be from then on, and load the
     state as always. A source is known by its name.
+
+    What a loader leaves out (``drop_last``, a pass that is left early) counts as consumed.
 
     Args:
         sources: map-style datasets by name; a dict of equally long arrays counts as one.
@@ -140,6 +142,10 @@ class Mixture(Dataset[Any]):
             ),
             source_key,
         )
+        self._is_indexed = False
+        for source in self.sources.values():
+            if isinstance(source, Mixture):
+                source.read_by_index()
         self._fingerprints: tuple[str | None, ...] | None = None
         self._readers: WeakSet[Reader] = WeakSet()
 
@@ -165,7 +171,12 @@ class Mixture(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 
+    def read_by_index(self) -> None:
+        """Note that something reads it by index, so that its weights stay."""
+        self._is_indexed = True
+
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        self.read_by_index()
         length = len(self)
         wrong = [index for index in indices if not -length <= index < length]
         if wrong:
@@ -211,6 +222,17 @@ class Mixture(Dataset[Any]):
             >>> data.weights
             {'a': 0.5, 'b': 0.5}
         """
+        if get_worker_info() is not None:
+            raise ConfigurationError(
+                "set_weights() in a worker process, which has a copy of the mixture: call it in "
+                "the training process"
+            )
+        if self._is_indexed:
+            raise ConfigurationError(
+                "set_weights() of a mixture that is read by index (by torch's loader, a custom "
+                "sampler or another mixture), where it would change what an index means: read it "
+                "by a ResumableDataLoader without a sampler, or build it with other weights"
+            )
 
         def blend() -> Blend:
             checked = weights_checked(weights, self._lengths, self._means)

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _MOST_SOURCES = 1 << 15
+_HEAVIEST = 1e300
 # Digits of a proportion that follows from mean lengths.
 _DIGITS = 9
 
@@ -135,11 +136,15 @@ def weights_checked(
         lengths: of the sources.
         means: by source, the mean number of tokens of a sample, where the weights are of tokens.
     """
+    if weights is None and not any(lengths.values()):
+        raise ConfigurationError(
+            f"all sources are empty ({', '.join(map(repr, lengths))}): a mixture needs a sample"
+        )
     if weights is None:
         return Weights(((0, tuple(lengths.values())),))
     linear = isinstance(weights, LinearWeights)
     knots = weights.knots if isinstance(weights, LinearWeights) else weights
-    if isinstance(knots, Mapping):
+    if isinstance(knots, Mapping) and not linear:
         return Weights(((0, _proportions("weights", knots, lengths, means)),))
     if not isinstance(knots, Sequence) or isinstance(knots, str) or not knots:
         raise ConfigurationError(
@@ -150,7 +155,10 @@ def weights_checked(
     for number, knot in enumerate(knots):
         name = f"weights[{number}]"
         if not isinstance(knot, Sequence) or len(knot) != 2:
-            raise ConfigurationError(f"{given(name, knot)}: expected (position, dict of weights)")
+            raise ConfigurationError(
+                f"{given(name, knot)}: expected (position, dict of weights); weights that hold all "
+                'the time are a dict by source, such as {"web": 0.7, "code": 0.3}'
+            )
         position, each = knot
         if isinstance(position, bool) or not isinstance(position, int | np.integer):
             raise ConfigurationError(
@@ -188,10 +196,10 @@ def _proportions(
             "one; 0 leaves a source out"
         )
     for name, weight in weights.items():
-        sound = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not sound or not (math.isfinite(weight) and weight >= 0):
+        if not _is_weight(weight):
             raise ConfigurationError(
-                f"{argument} has {weight!r} for {name!r}: expected a number of 0 or more"
+                f"{argument}: {name!r} has the weight {weight!r}; expected a number from 0 to "
+                f"{_HEAVIEST:g}"
             )
     if not any(weights.values()):
         raise ConfigurationError(f"{argument} are all 0: give a source a weight above 0")
@@ -202,7 +210,21 @@ def _proportions(
         )
     if means is None:
         return tuple(_plain(weights[name]) for name in lengths)
-    return tuple(float(f"{weights[name] / means[name]:.{_DIGITS}g}") for name in lengths)
+    proportions = {name: weights[name] / means[name] for name in lengths}
+    for name, proportion in proportions.items():
+        if not _is_weight(proportion) or (weights[name] and not proportion):
+            raise ConfigurationError(
+                f"{argument}: {weights[name]!r} of {name!r} over its mean length {means[name]!r} "
+                "is no number of ordinary size; give weights and lengths that are"
+            )
+    return tuple(float(f"{proportion:.{_DIGITS}g}") for proportion in proportions.values())
+
+
+def _is_weight(weight: Any) -> bool:
+    if not isinstance(weight, Real) or isinstance(weight, bool):
+        return False
+    number: Any = weight
+    return bool(0 <= number <= _HEAVIEST)
 
 
 def _plain(weight: Any) -> float:
@@ -233,6 +255,10 @@ def mean_lengths(unit: Any, lengths: Any, sizes: Mapping[str, int]) -> dict[str,
 def _mean(name: str, lengths: Any, size: int) -> float:
     is_mean = isinstance(lengths, Real) and not isinstance(lengths, bool)
     values = np.asarray(lengths)
+    if values.dtype.kind not in "iuf":
+        raise ConfigurationError(
+            f"lengths of {name!r} are {values.dtype}: expected the number of tokens of each sample"
+        )
     if not is_mean and (values.ndim != 1 or len(values) != size):
         raise ConfigurationError(
             f"lengths of {name!r} has shape {values.shape}: expected a number, the mean, or one "

@@ -112,6 +112,9 @@ class Mixing:
                 "call torch.distributed.init_process_group() first, or build the mixture with "
                 "the new weights when you resume"
             )
+        if cursor.set_since:
+            # What was asked for before the position was set is discarded.
+            self.asked = Asked(next=(progress.epoch, progress.step))
         begins = max(self.asked.next, (progress.epoch, progress.step))
         with setup.ranks.agreed("Mixture.set_weights()") as terms:
             present = replace(blend(), most=schedule.order.blend.most)

@@ -253,6 +253,8 @@ def setup_of(arguments: Arguments, world: World, batches: Iterable[Any] | None =
     order, epochs, seed = None, SamplerEpochs(), arguments.seed
     schedule: PlannedSchedule | MixedSchedule | SampledSchedule
     is_mixed = custom is None and isinstance(arguments.dataset, Mixture)
+    if custom is not None and isinstance(arguments.dataset, Mixture):
+        arguments.dataset.read_by_index()
     if custom is None:
         order = order_for(arguments.order, arguments.shuffle)
         seed = generator_seed(order, arguments.generator) if seed is None else seed

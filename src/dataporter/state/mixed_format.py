@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dataporter.errors import StateMismatchError, warn
+from dataporter.errors import InvalidStateError, StateMismatchError, warn
 from dataporter.orders.mixture.change import changed, described, pruned, same
 from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.orders.mixture.phase import Blend, Phase
@@ -70,6 +70,11 @@ class MixedFormat:
         before = self.schedule.knowing(record.phases)
         progress = saved.progress._replace(mixture=record.phases)
         check_begin(record, progress.epoch, progress.position)
+        if unknown := set(record.phases[-1].blend.names).difference(record.given.names):
+            raise InvalidStateError(
+                f"the state's field 'mixture' mixes {min(unknown)!r}, which is none of its sources "
+                f"{list(record.given.names)}: the state is damaged or was edited; load another one"
+            )
         seed, resumed = resume_at(
             replace(saved, progress=progress),
             self.identified.identity(),
@@ -91,20 +96,33 @@ class MixedFormat:
         self, record: MixtureRecord, order: MixtureOrder, seed: int, progress: Progress
     ) -> tuple[Phase, ...]:
         """The phases of the run, with one more where the mixture is another one now."""
-        if same(record.given, self.given):
-            return record.phases
+        last = record.phases[-1].blend
+        if same(record.given, self.given) or same(last, self.given):
+            return self._with_most(order, seed, progress)
         # What was delivered early was read with the old weights, and so is what lies before it.
         position = progress.early[-1].stop if progress.early else progress.position
         if progress.early:
             self._check_gaps(order, seed, progress, position)
         phases = changed(order, self.given, seed=seed, epoch=progress.epoch, position=position)
-        if (line := described(record.phases[-1].blend, self.given)) is not None:
+        if (line := described(last, self.given)) is not None:
             warn(
                 f"the mixture has changed since the state was saved: {line}. This holds from "
                 f"sample {phases[-1].begin} of the run on; each source continues where it stands",
                 UserWarning,
             )
         return pruned(phases, progress.epoch, progress.position)
+
+    def _with_most(self, order: MixtureOrder, seed: int, progress: Progress) -> tuple[Phase, ...]:
+        """The phases as they were, but for the number of samples that ``steps_per_epoch`` gives the
+        epochs after the one under way.
+        """
+        last = order.phases[-1]
+        if last.blend.most == self.given.most:
+            return order.phases
+        begun = progress.position or progress.step
+        epoch = progress.epoch + 1 if begun else progress.epoch
+        blend = replace(last.blend, most=self.given.most)
+        return changed(order, blend, seed=seed, epoch=max(epoch, last.epoch), position=0)
 
     def _check_gaps(self, order: MixtureOrder, seed: int, progress: Progress, stop: int) -> None:
         """Refuse to leave out a source of which samples lie between batches that came early."""

@@ -52,7 +52,7 @@ def read(value: object) -> MixtureRecord:
         if not read_phases:
             raise _Wrong(phases, "a phase or more")
         blend = read_phases[-1].blend if given is None else _read_blend(given)
-        names = tuple(_read(each, str, type(None)) for each in _list(fingerprints))
+        names = tuple(None if each is None else _text(each) for each in _list(fingerprints))
         if len(names) != len(blend.names):
             raise _Wrong(fingerprints, f"{len(blend.names)} fingerprints")
         begins = [(phase.epoch, phase.position) for phase in read_phases]
@@ -67,8 +67,13 @@ def read(value: object) -> MixtureRecord:
 
 
 def check_begin(record: MixtureRecord, epoch: int, position: int) -> None:
-    """Raise unless the record reaches back to the state's position."""
+    """Raise unless the record fits the state's position."""
     begin = record.phases[0]
+    if begin.epoch == 0 and begin.begin != begin.position:
+        raise InvalidStateError(
+            f"the state's field 'mixture' counts {begin.begin} samples before position "
+            f"{begin.position} of epoch 0: the state is damaged or was edited; load another one"
+        )
     if (begin.epoch, begin.position) > (epoch, position):
         raise InvalidStateError(
             f"the state's field 'mixture' begins at position {begin.position} of epoch "
@@ -101,7 +106,7 @@ def _read_phase(value: object) -> Phase:
     gone = []
     for entry in _list(absent):
         name, *numbers = _list(entry, 5)
-        gone.append((_read(name, str), Consumed(*map(_number, numbers))))
+        gone.append((_text(name), Consumed(*map(_number, numbers))))
     return Phase(
         read_blend,
         tuple(_read_consumed(entry, length) for entry, length in pairs),
@@ -150,12 +155,19 @@ def _read_blend(value: object) -> Blend:
         raise _Wrong(at, "positions that begin at 0 and do not decrease")
     names, lengths, columns, limits = [], [], [], []
     for entry in _list(sources):
-        name, length, weights, *limit = _list(entry)
-        names.append(_read(name, str))
+        fields = _list(entry)
+        if len(fields) not in (3, 4):
+            raise _Wrong(entry, "[name, length, weight] or [name, length, weight, max_passes]")
+        name, length, weights, limit = (*fields, None)[:4]
+        names.append(_text(name))
         lengths.append(_number(length))
         column = _list(weights, len(positions)) if len(positions) > 1 else [weights]
         columns.append([_weight(weight) for weight in column])
-        limits.append(None if limit in ([], [None]) else _number(limit[0], 1))
+        if not length and any(columns[-1]):
+            raise _Wrong(entry, "no weight for a source without samples")
+        limits.append(None if limit is None else _number(limit, 1))
+    if linear not in (0, 1) or type(linear) is not int:
+        raise _Wrong(linear, "0 or 1")
     if not names or len(set(names)) != len(names):
         raise _Wrong(names, "sources with names of which no two are equal")
     knots = tuple(zip(positions, zip(*columns)))
@@ -164,7 +176,7 @@ def _read_blend(value: object) -> Blend:
     return Blend(
         tuple(names),
         tuple(lengths),
-        Weights(knots, bool(_number(linear))),
+        Weights(knots, bool(linear)),
         tuple(limits),
         stopping,
         None if most is None else _number(most, 1),
@@ -189,7 +201,7 @@ def _weight(value: object) -> float:
     return value  # type: ignore[return-value]  # as was just seen
 
 
-def _read(value: object, *kinds: type) -> Any:
-    if type(value) not in kinds:
-        raise _Wrong(value, " or ".join(kind.__name__ for kind in kinds))
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise _Wrong(value, "a text")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataporter.errors import StateMismatchError
-from dataporter.orders.mixture.apportion import whole_weights
 from dataporter.orders.mixture.order import MixtureOrder
 from dataporter.orders.mixture.phase import Blend, Phase, timeline_of
 from dataporter.orders.mixture.streams import Consumed
@@ -53,18 +52,21 @@ def changed(
 
 
 def same(one: Blend, other: Blend) -> bool:
-    """Whether two blends mix alike: the order and the scale of the weights decide nothing."""
+    """Whether two blends mix alike: neither the order of the sources nor the scale of the weights
+    decides anything, nor how many samples a loader's ``steps_per_epoch`` gives an epoch at most.
+    """
     return _plain(one) == _plain(other)
 
 
 def _plain(blend: Blend) -> tuple[object, ...]:
     by_name = sorted(range(len(blend.names)), key=blend.names.__getitem__)
     rows = [(blend.names[n], blend.lengths[n], blend.limits[n]) for n in by_name]
-    knots = [
-        (position, whole_weights([weights[n] for n in by_name]))
-        for position, weights in blend.weights.knots
-    ]
-    return rows, knots, blend.weights.linear and len(knots) > 1, blend.stopping, blend.most
+    steps: list[tuple[int, tuple[int, ...]]] = []
+    for position, weights in blend.weights.steps():
+        ordered = tuple(weights[n] for n in by_name)
+        if not steps or steps[-1][1] != ordered:
+            steps.append((position, ordered))
+    return rows, steps, blend.stopping
 
 
 def pruned(phases: tuple[Phase, ...], epoch: int, position: int) -> tuple[Phase, ...]:

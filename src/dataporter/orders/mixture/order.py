@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataporter.errors import ConfigurationError
+from dataporter.orders.mixture.apportion import MOST_SAMPLES
 from dataporter.orders.mixture.phase import Blend, Phase, timeline_of
 from dataporter.orders.mixture.streams import Consumed
 from dataporter.orders.order import Order
@@ -92,7 +93,7 @@ class MixtureOrder:
 
     def length_of(self, epoch: int) -> int:
         """Positions of an epoch."""
-        return timeline_of(self.phase_at(epoch, 0)).epoch(epoch)[1]
+        return timeline_of(self.phase_at(epoch, MOST_SAMPLES)).epoch(epoch)[1]
 
     def phase_at(self, epoch: int, position: int) -> Phase:
         """The phase that a position is in; the first one for what came before it."""

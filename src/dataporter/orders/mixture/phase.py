@@ -135,7 +135,13 @@ class Timeline:
     def epoch(self, epoch: int) -> tuple[int, int]:
         """The position of the run at which an epoch begins, and the epoch's length."""
         first, begin, length = self._epochs[max(0, bisect_right(self._firsts, epoch) - 1)]
-        return begin + (epoch - first) * length, length
+        begin += (epoch - first) * length
+        if begin + length > MOST_SAMPLES:
+            raise ConfigurationError(
+                f"epoch {epoch} of the mixture, of {length} samples, lies beyond the "
+                f"{MOST_SAMPLES} samples that a run may have: ask for an earlier epoch"
+            )
+        return begin, length
 
     def taken(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> Taken:
         """What comes at positions of an epoch, shape (k,), which lie within the phase."""
@@ -256,22 +262,21 @@ def _steps_of(phase: Phase) -> list[_Step]:
         None if limit is None else consumed.left(length, limit)
         for consumed, length, limit in zip(phase.consumed, blend.lengths, blend.limits)
     ]
+    left = [None if each is None or each > MOST_SAMPLES - phase.begin else each for each in left]
     counts = np.zeros(len(blend.names), dtype=np.int64)
     begins = blend.weights.steps()
+    positions = [position for position, _ in begins]
     begin, steps = phase.begin, []
     while True:
-        number = max(0, bisect_right([at for at, _ in begins], begin) - 1)
-        knot = begins[number + 1][0] if number + 1 < len(begins) else None
         ended = [each is not None and each <= count for each, count in zip(left, counts.tolist())]
-        weights = [0 if over else w for over, w in zip(ended, begins[number][1])]
-        if not any(weights):
-            if knot is not None:
-                raise ConfigurationError(
-                    f"at sample {begin} of the run all sources with a weight have ended by "
-                    f"max_passes=, before the weights change at {knot}: let the change come "
-                    "earlier, or give another source a weight before it"
-                )
+        # Where all sources of a step have ended, the next one begins early.
+        for number in range(max(0, bisect_right(positions, begin) - 1), len(begins)):
+            weights = [0 if over else w for over, w in zip(ended, begins[number][1])]
+            if any(weights):
+                break
+        else:
             break
+        knot = positions[number + 1] if number + 1 < len(begins) else None
         shares = Apportionment.of(weights)
         end = knot
         if limited := [n for n, each in enumerate(left) if each is not None and weights[n]]:
