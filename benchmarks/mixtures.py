@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import datasets
+import grain
 import numpy as np
 import torch
 import torchdata.nodes as nodes
@@ -25,7 +26,7 @@ from torch.utils.data import (
 
 from benchmarks.command import run
 from benchmarks.datasets import FEATURES, NumpyPairs, pairs
-from benchmarks.loaders import BATCH_SIZE, OURS, grain
+from benchmarks.loaders import BATCH_SIZE, OURS
 from benchmarks.rounds import Rounds, play
 from benchmarks.side_by_side import PROCEDURE, race
 from benchmarks.tables import Goal, Table
@@ -130,7 +131,7 @@ def _of_arrow(**options: Any) -> dict[str, Iterable[Any]]:
     ).with_format("torch")
     return {
         ARROW: ResumableDataLoader(mixture, BATCH_SIZE, shuffle=True, **options),
-        INTERLEAVED: DataLoader(interleaved, BATCH_SIZE, shuffle=True, **options),  # type: ignore[arg-type]  # rows
+        INTERLEAVED: DataLoader(interleaved, BATCH_SIZE, shuffle=True, **options),
     }
 
 
@@ -166,7 +167,7 @@ def _nodes() -> Any:
 
 
 def _speeds(how: str, rounds: Rounds) -> list[tuple[str, ...]]:
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for name in rounds.figures:
         low, high = rounds.range(name)
         cells.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,11 @@ from dataporter.orders.shuffled import ShuffledOrder
 from dataporter.orders.weighted.order import is_weighted
 from dataporter.seeding.hashing import STREAM_MIXTURE, fold
 
-__all__ = ["MixtureOrder", "inner_name", "source_seed"]
+__all__ = ["MixtureOrder", "inner_name", "source_seed", "version_with"]
 
 # Runs of one pass over one source: beyond so many, one call for all takes less time.
 _MANY = 8
+_VERSION = 1
 
 
 def source_seed(seed: int, name: str) -> int:
@@ -35,6 +35,11 @@ def inner_name(name: str) -> str | None:
     """The name of the sources' order, in the name of a mixture's; None for any other name."""
     is_mixture = name.startswith("mixture(") and name.endswith(")")
     return name[len("mixture(") : -1] if is_mixture else None
+
+
+def version_with(inner: Order) -> int:
+    """The version of a mixture whose sources have this order."""
+    return 100 * _VERSION + inner.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,6 @@ class MixtureOrder:
     phases: tuple[Phase, ...]
     inner: Order
     blend: Blend
-
-    version: ClassVar[int] = 1
 
     @classmethod
     def of(
@@ -81,6 +84,11 @@ class MixtureOrder:
     @property
     def name(self) -> str:
         return f"mixture({self.inner.name})"
+
+    @property
+    def version(self) -> int:
+        """Of the mixing, in hundreds, and of the order of each source."""
+        return version_with(self.inner)
 
     @property
     def length(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from dataporter.errors import InvalidStateError
 from dataporter.orders import Order, TorchOrder
 from dataporter.orders.by_name import order_named, order_of_state, sampler_named
-from dataporter.orders.mixture.order import MixtureOrder, inner_name
+from dataporter.orders.mixture.order import inner_name, version_with
 from dataporter.orders.weighted.order import is_weighted
 from dataporter.schedule.mixed import MixedSchedule
 from dataporter.schedule.plan import Tail
@@ -157,9 +157,9 @@ def _order(identity: Identity) -> tuple[Order | None, str]:
     None where this release does not have it, and why.
     """
     name, inner = identity.order, inner_name(identity.order)
-    if inner is not None and identity.order_version == MixtureOrder.version:
-        name = inner
-        if (of_sources := order_named(inner)) is not None:
+    if inner is not None:
+        of_sources = order_named(inner)
+        if of_sources is not None and identity.order_version == version_with(of_sources):
             return of_sources, ""
     if (sampler := sampler_named(name)) is not None:
         return None, (
