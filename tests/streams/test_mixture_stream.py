@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import multiprocessing
 import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -321,6 +324,43 @@ def test_ranks_resume_with_another_source_and_other_workers() -> None:
         found = [place[2] for place in came if place[:2] == [source, shard]]
         assert found == [number % LENGTHS[shard] for number in range(len(found))]
         assert found
+
+
+def train_until_killed(folder: str, names: str, workers: int, steps: int) -> None:
+    """Saves what came and the state after each batch, and kills itself in the middle of a pass."""
+    sources = {name: numbered("abc".index(name), LENGTHS, "shuffled") for name in names}
+    mixture = MixtureStream(sources, dict.fromkeys(names, 1), stopping=9000)
+    loader = ResumableDataLoader(mixture, 3, seed=3, num_workers=workers)
+    file = Path(folder) / "checkpoint.json"
+    saved = json.loads(file.read_text()) if file.exists() else {"came": [], "state": None}
+    if saved["state"] is not None:
+        loader.load_state_dict(saved["state"])
+    for batch in itertools.islice(loader, steps):
+        came = saved["came"] = [*saved["came"], *batch["id"].tolist()]
+        file.with_suffix(".new").write_text(
+            json.dumps({"came": came, "state": loader.state_dict()})
+        )
+        file.with_suffix(".new").replace(file)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_resumes_with_other_sources_and_workers(tmp_path: Path) -> None:
+    for names, workers, steps in (("ab", 2, 9), ("abc", 0, 8), ("bc", 1, 9), ("abc", 2, 20)):
+        process = multiprocessing.get_context("forkserver").Process(
+            target=train_until_killed, args=(str(tmp_path), names, workers, steps)
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    came = [
+        tuple(place) for place in json.loads((tmp_path / "checkpoint.json").read_text())["came"]
+    ]
+    assert len(came) == 3 * (9 + 8 + 9 + 20)
+    for source, shard in itertools.product(range(3), range(3)):
+        found = [place for place in came if place[:2] == (source, shard)]
+        stream = numbered(source, LENGTHS, "shuffled")
+        assert found == expected_of(stream, 3, shard, 10)[: len(found)]
 
 
 def rank_with_other_weights() -> Any:
