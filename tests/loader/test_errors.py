@@ -134,6 +134,7 @@ TAKES = {
     "rank": ("none", "int"),
     "sampler": ("none", "string"),
     "ranks": ("none",),
+    "mixture": ("none",),
 }
 
 
@@ -174,7 +175,7 @@ def test_a_number_above_its_range(field: str) -> None:
 
 
 def test_another_schema() -> None:
-    refused_state(saved_state(dataporter=99), InvalidStateError, ("99", "up to 2", "upgrade"))
+    refused_state(saved_state(dataporter=99), InvalidStateError, ("99", "up to 3", "upgrade"))
     refused_state(saved_state(dataporter=0), InvalidStateError, ("0", "expected 1 to"))
 
 

@@ -409,7 +409,7 @@ def test_a_source_without_samples_in_a_shard_is_an_error() -> None:
     [
         ({"weights": {"a": 1, "b": 1}}, "no weight for 'c'"),
         ({"weights": {"a": 1, "b": 1, "c": 1, "d": 1}}, "names 'd'"),
-        ({"weights": {"a": 1, "b": -1, "c": 1}}, "has -1 for 'b'"),
+        ({"weights": {"a": 1, "b": -1, "c": 1}}, "'b' has the weight -1"),
         ({"weights": dict.fromkeys("abc", 0)}, "all 0"),
         ({"weights": None}, "weights=None"),
         ({"weights": [(5, dict.fromkeys("abc", 1))]}, "begins at position 5"),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dataporter.errors import InvalidStateError
 from dataporter.fetch.failure import Failure
+from dataporter.orders.mixture.order import inner_name
 from dataporter.schedule.progress import Delivered, Progress
 from dataporter.schedule.sampler_record import SamplerRecord
 from dataporter.state.foreign import refuse_foreign
@@ -192,6 +193,11 @@ def parse(state: Mapping[str, Any]) -> State:
         )
     identity, ranks = part_of(state, Identity), _ranks(state["ranks"], world_size)
     ledger, mixture = ledger_of(state), state["mixture"]
+    if (inner_name(identity.order) is None) != (mixture is None):
+        raise InvalidStateError(
+            f"the state's field 'mixture' is {shown(mixture)}, which does not fit the order "
+            f"{identity.order!r}: {DAMAGED}"
+        )
     return State(identity, state["seed"], progress, ledger, rank, ranks, mixture)
 
 
