@@ -67,7 +67,7 @@ def measure(quick: bool) -> Table:
     goals = []
     inline = race(_inline(), batch_size=BATCH_SIZE, quick=quick)
     for how, rounds in (("no workers", inline), ("2 workers", _with_workers(quick))):
-        rows += _speeds(how, rounds)
+        rows += rounds.speeds(f"{how}: ", TORCH)
         for ours, theirs in ((MIXTURE, TORCH), (ARROW, INTERLEAVED)):
             times = rounds.ratio(ours, theirs)
             wanted = f"{how}: {ours}, at least {TIMES:g} times {theirs}"
@@ -164,21 +164,6 @@ def _nodes() -> Any:
     mixed = nodes.MultiNodeWeightedSampler(sources, WEIGHTS)
     batches = nodes.Batcher(mixed, BATCH_SIZE, drop_last=True)
     return nodes.Loader(nodes.Mapper(batches, default_collate))
-
-
-def _speeds(how: str, rounds: Rounds) -> list[tuple[str, ...]]:
-    cells: list[tuple[str, ...]] = []
-    for name in rounds.figures:
-        low, high = rounds.range(name)
-        cells.append(
-            (
-                f"{how}: {name}",
-                f"{rounds.median(name):,.0f}",
-                f"{low:,.0f} to {high:,.0f}",
-                f"{rounds.ratio(name, TORCH):.1f}",
-            )
-        )
-    return cells
 
 
 # ---- the order and the state

@@ -48,7 +48,7 @@ def measure(quick: bool) -> Table:
                 ("no workers", _inline(dataset, quick)),
                 ("2 workers", _with_workers(dataset, quick)),
             ):
-                rows += _speeds(f"{what}, {how}", rounds)
+                rows += rounds.speeds(f"{what}, {how}, ", TORCH_FORMAT)
                 reached = min(rounds.ratio(WRAPPED, name) for name in (TORCH_FORMAT, NUMPY_FORMAT))
                 goals.append(
                     Goal(
@@ -162,21 +162,6 @@ def _boxes() -> Dataset:
     boxes = [rng.random((length, 4), dtype=np.float32).tolist() for length in lengths]
     features = Features({"boxes": List(List(Value("float32"), length=4))})
     return Dataset.from_dict({"boxes": boxes}, features=features)
-
-
-def _speeds(what: str, rounds: Rounds) -> list[tuple[str, ...]]:
-    cells: list[tuple[str, ...]] = []
-    for name in rounds.figures:
-        low, high = rounds.range(name)
-        cells.append(
-            (
-                f"{what}, {name}",
-                f"{rounds.median(name):,.0f}",
-                f"{low:,.0f} to {high:,.0f}",
-                f"{rounds.ratio(name, TORCH_FORMAT):.1f}",
-            )
-        )
-    return cells
 
 
 if __name__ == "__main__":

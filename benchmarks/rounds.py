@@ -24,6 +24,18 @@ class Rounds:
         """The lowest and the highest figure of a contestant."""
         return min(self.figures[name]), max(self.figures[name])
 
+    def speeds(self, label: str, than: str) -> list[tuple[str, ...]]:
+        """Rows of a table: contestant, median and range of its figures, and times another's."""
+        return [
+            (
+                f"{label}{name}",
+                f"{self.median(name):,.0f}",
+                "{:,.0f} to {:,.0f}".format(*self.range(name)),
+                f"{self.ratio(name, than):.1f}",
+            )
+            for name in self.figures
+        ]
+
     def paired(self, combine: Callable[[float, float], float], name: str, other: str) -> float:
         """The median of ``combine`` over two contestants' figures of the same round."""
         return median(

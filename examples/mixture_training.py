@@ -147,7 +147,7 @@ def stream_of(name: str, count: int) -> list[int]:
 
 
 def audit() -> None:
-    """Check that each source was consumed as a prefix of its own order, step by step."""
+    """Check that each source was consumed as a prefix of its order, step by step."""
     steps: dict[str, list[list[int]]] = defaultdict(list)
     for step in seen:
         for name in {name for name, _ in step}:
@@ -159,7 +159,7 @@ def audit() -> None:
                 raise SystemExit(f"{name}: NOT the next samples of its order after {begin}")
             begin += len(part)
         passes = begin / len(sources[name]())
-        print(f"{name}: {begin} samples, {passes:.2f} passes, a prefix of its own order")
+        print(f"{name}: {begin} samples, {passes:.2f} passes, a prefix of its order")
 
 
 try:

@@ -195,7 +195,7 @@ def test_mixture_training_resumes_with_other_weights_and_a_new_source(tmp_path: 
     assert "the mixture has changed since the state was saved: added 'headers'" in errors
     # With a line for each epoch.
     assert len(steps_of(lines)) == 2 * 60 - int(re.findall(r"step (\d+)\.$", lines[0])[0]) + 2
-    proofs = [line for line in lines if line.endswith("a prefix of its own order")]
+    proofs = [line for line in lines if line.endswith("a prefix of its order")]
     counts = {line.split(":")[0]: int(line.split()[1]) for line in proofs}
     assert set(counts) == {"code", "prose", "headers"}
     assert sum(counts.values()) == 2 * 60 * 32

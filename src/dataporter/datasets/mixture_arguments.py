@@ -97,7 +97,7 @@ def names_checked(sources: Any, kind: str) -> dict[str, Any]:
     if len(sources) > _MOST_SOURCES:
         raise ConfigurationError(
             f"a mixture of {len(sources)} sources: expected at most {_MOST_SOURCES}; join those "
-            "that need no weight of their own, such as by torch.utils.data.ConcatDataset"
+            "that need no separate weight, such as by torch.utils.data.ConcatDataset"
         )
     return dict(sources)
 

@@ -214,7 +214,7 @@ class SampleFetch:
         return Read(samples, tuple(failures), left_out, current.generators)
 
     def _shown(self, index: Any) -> Any:
-        """An index as people are told of it, who know a mixture's samples by their source."""
+        """An index for people, who know a mixture's samples by their source."""
         return index if self.source is None else (self.source, index)
 
     def _failure(self, error: Exception, request: Request, index: Any, offset: int) -> Failure:

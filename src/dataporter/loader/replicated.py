@@ -90,7 +90,7 @@ def _instead(custom: Any) -> str:
         return f"Write {line} instead, and the loader shards"
     return (
         "Write shuffle=True without a sampler, and the loader shards; or give each rank its share, "
-        "by sampler=DistributedSampler(dataset), or by draws of its own, as with "
+        "by sampler=DistributedSampler(dataset), or by other draws on each, as with "
         "generator=torch.Generator().manual_seed(rank)"
     )
 

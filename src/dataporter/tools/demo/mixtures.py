@@ -203,7 +203,7 @@ class Source:
         name: of the source.
         before, after: number of its samples before the mixture changed, and after.
         passes: over it.
-        in_order: number of its samples that were the next ones of its own order.
+        in_order: number of its samples that were the next ones of its order.
     """
 
     name: str

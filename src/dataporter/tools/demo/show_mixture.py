@@ -29,7 +29,7 @@ def show_mixture(*, keep: Path | None) -> bool:
         keep: a new or empty directory for logs and checkpoints; None: discard them.
 
     Returns:
-        Whether each source was consumed as the beginning of its own order, and all losses before
+        Whether each source was consumed as the beginning of its order, and all losses before
         the change are those of an uninterrupted run.
 
     Raises:
@@ -55,7 +55,7 @@ def show_mixture(*, keep: Path | None) -> bool:
     console.print(
         "[red]NOT exact: see above.[/]"
         if proof.faults
-        else "[green]Exact: of each source the run has had the beginning of its own order; nothing "
+        else "[green]Exact: of each source the run has had the beginning of its order; nothing "
         "lost, nothing twice.[/]"
     )
     return not proof.faults
